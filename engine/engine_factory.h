@@ -1,0 +1,34 @@
+// Makes the engine that the options ask for. The only door through which
+// servers and tools get one.
+#ifndef XCACHE_ENGINE_ENGINE_FACTORY_H_
+#define XCACHE_ENGINE_ENGINE_FACTORY_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "engine/model/model.h"
+
+namespace xcache {
+
+struct EngineOptions {
+  // "cpu" or "auto".
+  std::string device = "auto";
+  // Threads of the forward pass; 0: one for each CPU that the process may use.
+  int num_threads = 0;
+  // Instruction set: "", "ref", "avx2" or "avx512"; "" takes the best there is
+  // (the environment variable XCACHE_FORCE_ISA, where set, says which).
+  std::string isa;
+  // Folder where profiles are kept and looked for; empty: made in memory.
+  std::string profile_dir;
+};
+
+// The engine keeps what it needs of `model`, which may go away afterwards.
+absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(
+    std::shared_ptr<const Model> model, const EngineOptions& options,
+    const ProgressFn& progress);
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_ENGINE_FACTORY_H_

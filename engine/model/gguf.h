@@ -1,0 +1,100 @@
+// Reads GGUF v2 and v3 files (ggml's model container) through mmap. Checks every
+// length and offset against the file before it is used; knows nothing of what
+// the keys mean.
+#ifndef XCACHE_ENGINE_MODEL_GGUF_H_
+#define XCACHE_ENGINE_MODEL_GGUF_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace xcache {
+
+// Element types of tensors; values are those of the file format.
+enum class GgufType : uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
+  kQ8_0 = 8,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
+  kBF16 = 30,
+};
+
+struct GgufTypeInfo {
+  std::string_view name;
+  int block_elements;  // elements that share scales
+  int block_bytes;
+};
+// nullopt for a type that this reader does not know.
+std::optional<GgufTypeInfo> InfoOf(GgufType type);
+
+struct GgufTensor {
+  std::string name;
+  GgufType type = GgufType::kF32;
+  std::vector<int64_t> dims;  // ne[0] (contiguous) first
+  std::span<const uint8_t> bytes;
+};
+
+// A metadata value. Integers of every width are widened; arrays are
+// homogeneous.
+using GgufValue =
+    std::variant<bool, int64_t, uint64_t, double, std::string,
+                 std::vector<bool>, std::vector<int64_t>,
+                 std::vector<uint64_t>, std::vector<double>,
+                 std::vector<std::string>>;
+
+class GgufFile {
+ public:
+  // NOT_FOUND, or INVALID_ARGUMENT saying what was expected and found, and at
+  // which byte.
+  static absl::StatusOr<std::unique_ptr<const GgufFile>> Open(
+      const std::string& path);
+  // The same, of bytes in memory, which must outlive the file.
+  static absl::StatusOr<std::unique_ptr<const GgufFile>> Parse(
+      std::span<const uint8_t> bytes, std::string_view name);
+
+  virtual ~GgufFile() = default;
+
+  uint32_t version() const { return version_; }
+  const std::string& path() const { return path_; }
+  const std::map<std::string, GgufValue, std::less<>>& metadata() const {
+    return metadata_;
+  }
+  const std::vector<GgufTensor>& tensors() const { return tensors_; }
+  // nullptr where there is none of that name.
+  const GgufTensor* FindTensor(std::string_view name) const;
+
+  // A key's value. Of another type: INVALID_ARGUMENT; absent: NOT_FOUND.
+  absl::StatusOr<std::string> GetString(std::string_view key) const;
+  absl::StatusOr<int64_t> GetInt(std::string_view key) const;
+  absl::StatusOr<double> GetFloat(std::string_view key) const;
+  absl::StatusOr<bool> GetBool(std::string_view key) const;
+  bool Has(std::string_view key) const;
+
+ protected:
+  GgufFile() = default;
+
+  uint32_t version_ = 0;
+  std::string path_;
+  std::map<std::string, GgufValue, std::less<>> metadata_;
+  std::vector<GgufTensor> tensors_;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_MODEL_GGUF_H_

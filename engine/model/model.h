@@ -1,0 +1,113 @@
+// A model as its GGUF file gives it: hyper-parameters, tensors (views of the
+// mapped file, never copied here), tokenizer data. Says nothing about how an
+// engine keeps or multiplies them.
+#ifndef XCACHE_ENGINE_MODEL_MODEL_H_
+#define XCACHE_ENGINE_MODEL_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/base/sha256.h"
+#include "engine/model/gguf.h"
+
+namespace xcache {
+
+// Which two elements of a head RoPE turns together.
+enum class RopePairs {
+  kInterleaved,  // (2i, 2i+1): architecture llama in GGUF files
+  kHalves,       // (i, i + rope_dim/2): qwen2, qwen3, gemma3
+};
+
+// Llama 3.1's frequency scaling arrives as factors, one for each pair, in the
+// tensor rope_freqs.weight: each pair's angle is divided by its factor.
+enum class RopeScaling { kNone, kLinear };
+
+struct HyperParams {
+  std::string architecture;
+  std::string name;
+  int num_layers = 0;
+  int d_model = 0;
+  int n_heads = 0;
+  int n_kv_heads = 0;
+  int head_dim = 0;
+  int d_ff = 0;
+  int vocab_size = 0;
+  int context_length = 0;
+  float rms_norm_eps = 0.0f;
+  float rope_freq_base = 10000.0f;
+  int rope_dim = 0;  // of head_dim, rotated; the rest passes through
+  RopePairs rope_pairs = RopePairs::kInterleaved;
+  RopeScaling rope_scaling = RopeScaling::kNone;
+  float rope_linear_factor = 1.0f;
+
+  int kv_dim() const { return n_kv_heads * head_dim; }  // "k" of the codecs
+};
+
+// A matrix or vector of the file. Row-major: `rows` output features, each of
+// `cols` input features (GGUF names them ne[1], ne[0]); a vector has rows 1.
+struct TensorView {
+  std::string_view name;
+  GgufType type = GgufType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  std::span<const uint8_t> bytes;
+};
+
+// Row `row` of `tensor` as FP32, `out` [cols].
+void DequantizeRow(const TensorView& tensor, int64_t row, float* out);
+
+struct LayerTensors {
+  TensorView attn_norm;                  // [d_model]
+  TensorView wq, wk, wv;                 // [n_heads*head_dim | k, d_model]
+  TensorView wo;                         // [d_model, n_heads*head_dim]
+  std::optional<TensorView> bq, bk, bv;  // biases, where the model has them
+  TensorView ffn_norm;                   // [d_model]
+  TensorView w_gate, w_up;               // [d_ff, d_model]
+  TensorView w_down;                     // [d_model, d_ff]
+};
+
+class Model {
+ public:
+  // Maps and checks the file. Errors say what was expected and found: NOT_FOUND
+  // (no such file), INVALID_ARGUMENT (not a GGUF, truncated, a missing or
+  // wrongly shaped tensor), UNIMPLEMENTED (an architecture, tensor type or
+  // hyper-parameter that would silently be a wrong model).
+  static absl::StatusOr<std::shared_ptr<const Model>> Load(
+      const std::string& path);
+
+  const HyperParams& hparams() const { return hparams_; }
+  const GgufFile& gguf() const { return *gguf_; }
+  const LayerTensors& layer(int i) const {
+    return layers_[static_cast<size_t>(i)];
+  }
+  const TensorView& token_embd() const { return token_embd_; }  // [vocab, d]
+  const TensorView& output_norm() const { return output_norm_; }
+  // [vocab, d]; the token embedding where tied.
+  const TensorView& output() const { return output_; }
+  // Llama 3.1's factors, [rope_dim / 2].
+  const std::optional<TensorView>& rope_freqs() const { return rope_freqs_; }
+  // SHA-256 of weights, hyper-parameters and tokenizer.
+  const Digest& fingerprint() const { return fingerprint_; }
+  int64_t num_parameters() const { return num_parameters_; }
+
+ private:
+  Model() = default;
+
+  std::unique_ptr<const GgufFile> gguf_;
+  HyperParams hparams_;
+  std::vector<LayerTensors> layers_;
+  TensorView token_embd_, output_norm_, output_;
+  std::optional<TensorView> rope_freqs_;
+  Digest fingerprint_{};
+  int64_t num_parameters_ = 0;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_MODEL_MODEL_H_

@@ -1,0 +1,116 @@
+// A codec turns the rows of a full block into the payload of its page, and the
+// payload back into K and V. Each codec is one file pair plus a line in the
+// registry (codec_registry.cc). Codecs run on the CPU and share no state.
+//
+// Shapes: d = d_model, k = n_kv_heads * head_dim, rows are the 64 tokens of a
+// block. In block 0 the first 4 rows are sinks: Seal does not read them and
+// Remat does not write them.
+#ifndef XCACHE_ENGINE_XCACHE_CODEC_H_
+#define XCACHE_ENGINE_XCACHE_CODEC_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/kernels/isa.h"
+#include "engine/model/model.h"
+#include "engine/xcache/profile.h"
+#include "engine/types.h"
+
+namespace xcache {
+
+// A parsed spec string: "name" or "name:option=value,option=value".
+struct CodecSpec {
+  std::string name;
+  std::vector<std::pair<std::string, std::string>> options;  // sorted by key
+
+  // INVALID_ARGUMENT on bad syntax or a repeated option.
+  static absl::StatusOr<CodecSpec> Parse(std::string_view text);
+  std::string ToString() const;
+};
+
+// Which rows Seal needs of each layer; an engine keeps these, and only these,
+// for the live block. A bit set.
+enum LiveRows : unsigned {
+  kLiveUnitX = 1,     // u = x / rms(x), [64, d]: the norm's gain is NOT applied
+  kLiveRms = 2,       // rms(x), eps inside, [64]
+  kLiveKvPre = 4,     // K and V as they leave W_k, W_v: before biases, K-norm
+                      // and RoPE, [64, k] each
+  kLiveKvFinal = 8,   // K after RoPE and V, as FP16 bits, [64, k] each
+};
+
+// The rows of one layer; pointers are null where live_rows() does not ask.
+struct LayerRows {
+  const float* unit_x = nullptr;    // [64, d]
+  const float* rms = nullptr;       // [64]
+  const float* k_pre = nullptr;     // [64, k]
+  const float* v_pre = nullptr;     // [64, k]
+  const uint16_t* k_final = nullptr;  // [64, k] fp16, head-major rows
+  const uint16_t* v_final = nullptr;  // [64, k] fp16
+};
+
+// How far the K and V that Remat yields have come.
+enum class RematStage {
+  kPre,    // before biases, K-norm and RoPE, FP32
+  kFinal,  // ready for attention, FP16
+};
+
+// One layer of a rematerialized block. Rows [first_row, 64) are valid.
+struct RematRows {
+  const float* k_pre = nullptr;       // [64, k], stage kPre
+  const float* v_pre = nullptr;       // [64, k]
+  const uint16_t* k_final = nullptr;  // [64, k], stage kFinal
+  const uint16_t* v_final = nullptr;
+};
+using RematSink = std::function<void(int layer, const RematRows& rows)>;
+
+class Codec {
+ public:
+  virtual ~Codec() = default;
+
+  // Canonical: every option spelled out, sorted.
+  virtual const CodecSpec& spec() const = 0;
+  virtual unsigned live_rows() const = 0;
+  virtual RematStage remat_stage() const = 0;
+  // Bytes of a page's payload, all layers; the same for every page.
+  virtual size_t payload_bytes() const = 0;
+
+  // Encodes a block. `rows(layer)` is called once for each layer, in order.
+  // `first_row` is 4 for block 0, else 0. `payload` has payload_bytes().
+  // INVALID_ARGUMENT, naming layer and row: a value is not finite; nothing is
+  // to be kept then. Thread-safe. Deterministic: equal rows, equal bytes,
+  // whatever the instruction set.
+  virtual absl::Status Seal(
+      const std::function<LayerRows(int layer)>& rows, int first_row,
+      std::span<uint8_t> payload) const = 0;
+
+  // Decodes a payload, layer by layer in order, into `sink`, whose argument is
+  // valid during the call only. INVALID_ARGUMENT: wrong size or a scale that is
+  // not finite. Thread-safe. The same bits for the same payload, always.
+  virtual absl::Status Remat(std::span<const uint8_t> payload, int first_row,
+                             const RematSink& sink) const = 0;
+};
+
+// Names of the codecs there are, for messages and help.
+std::vector<std::string> CodecNames();
+
+// The profile that `spec` needs on `model`; kind kNone if none.
+absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec);
+
+// Makes the codec. `profile` is null where ProfileOf says kNone; it must
+// outlive the codec. INVALID_ARGUMENT: unknown codec or option, with what is
+// known, or a value out of range.
+absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(
+    const CodecSpec& spec, const Model& model, const Profile* profile,
+    Isa isa);
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_XCACHE_CODEC_H_

@@ -1,0 +1,44 @@
+// The bytes of one sealed block: header, token ids, codec payload, checksum.
+// Layout and offsets: PAGE_FORMAT.md. Knows nothing of what the payload means.
+#ifndef XCACHE_ENGINE_XCACHE_PAGE_H_
+#define XCACHE_ENGINE_XCACHE_PAGE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "engine/base/sha256.h"
+#include "engine/types.h"
+
+namespace xcache {
+
+inline constexpr uint16_t kPageFormatVersion = 1;
+
+// A parsed page; views into the bytes it was parsed from.
+struct PageView {
+  Digest cache_fp{};
+  int64_t block_index = 0;
+  TokenId tokens[kBlockTokens] = {};
+  std::span<const uint8_t> payload;
+};
+
+// Size of a page with a payload of that many bytes.
+size_t PageBytes(size_t payload_bytes);
+
+// A page with header and tokens filled in and a zero payload, and its payload
+// to be written; FinishPage then computes the checksum.
+std::string BeginPage(const Digest& cache_fp, int64_t block_index,
+                      std::span<const TokenId> tokens, size_t payload_bytes);
+std::span<uint8_t> PagePayload(std::string& page);
+void FinishPage(std::string& page);
+
+// Checks magic, version, lengths, token ids and checksum. DATA_LOSS says which
+// field, what was expected and what was found.
+absl::StatusOr<PageView> ParsePage(std::string_view bytes);
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_XCACHE_PAGE_H_
