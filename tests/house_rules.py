@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Checks what the compiler does not: doors between rooms, registered tests,
+file lengths, words that promise work not done. Prints each breach; exits 1 if
+there is one."""
+import os
+import re
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CODE = (".h", ".cc", ".cu", ".cuh")
+MAX_LINES = 700
+TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "README.md", "proto",
+             "server", "engine", "cachestore", "client", "deploy", "tests"}
+
+# What files under a folder must not include (first match of the folder wins).
+DOORS = [
+    ("engine/base/", r"engine/(?!base/)|cachestore/|server/|client/|grpc|"
+                     r"rocksdb|prometheus|xcache/v1/"),
+    ("engine/kernels/", r"engine/(?!base/|kernels/)|cachestore/|server/|"
+                        r"client/|grpc|rocksdb|prometheus|xcache/v1/"),
+    ("engine/model/", r"engine/(?!base/|model/|types\.h)|cachestore/|server/|"
+                      r"client/|grpc|rocksdb|prometheus|xcache/v1/"),
+    ("engine/xcache/", r"engine/(?!base/|kernels/|model/|xcache/|types\.h)|"
+                       r"cachestore/|server/|client/|grpc|rocksdb|prometheus|"
+                       r"xcache/v1/"),
+    ("engine/", r"cachestore/|server/|client/|grpc|rocksdb|prometheus|"
+                r"xcache/v1/"),
+    ("cachestore/", r"engine/(?!base/)|server/|client/|grpc|prometheus|"
+                    r"xcache/v1/"),
+    ("server/core/", r"server/(?!core/)|client/|grpc|prometheus|rocksdb|"
+                     r"xcache/v1/"),
+    ("server/metrics/", r"client/|grpc|rocksdb|xcache/v1/"),
+    ("client/", r"cachestore/|server/|rocksdb|prometheus|"
+                r"engine/(?!base/)"),
+]
+CUDA = re.compile(r"^(cuda|cublas|curand|mma\.h)")
+
+
+def tracked():
+    out = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"],
+                         cwd=ROOT, capture_output=True, text=True)
+    if out.returncode == 0:
+        return [f for f in out.stdout.splitlines()
+                if os.path.exists(os.path.join(ROOT, f))]
+    found = []
+    for folder, _, names in os.walk(ROOT):
+        found += [os.path.relpath(os.path.join(folder, n), ROOT)
+                  for n in names]
+    return [f for f in found if not f.startswith((".git/", "build/"))]
+
+
+def main():
+    breaches = []
+    files = tracked()
+    cmake = ""
+    for f in files:
+        top = f.split("/")[0]
+        if not top.startswith(".") and top not in TOP_LEVEL:
+            breaches.append(f"{f}: not one of the rooms")
+        if f.endswith("CMakeLists.txt"):
+            cmake += open(os.path.join(ROOT, f), encoding="utf-8").read()
+    for f in files:
+        if not f.endswith(CODE + (".py", ".sh")):
+            continue
+        text = open(os.path.join(ROOT, f), encoding="utf-8").read()
+        lines = text.count("\n")
+        if lines > MAX_LINES:
+            breaches.append(f"{f}: {lines} lines, over {MAX_LINES}")
+        if f != "tests/house_rules.py":
+            for m in re.finditer(r"\b(TODO|FIXME)\b", text):
+                line = text.count("\n", 0, m.start()) + 1
+                breaches.append(f"{f}:{line}: {m.group(0)}")
+        if not f.endswith(CODE):
+            continue
+        includes = re.findall(r'^\s*#\s*include\s+[<"]([^">]+)[">]', text,
+                              re.MULTILINE)
+        for folder, forbidden in DOORS:
+            if f.startswith(folder):
+                breaches += [f"{f}: includes {i}, a door it must not use"
+                             for i in includes if re.match(forbidden, i)]
+                break
+        if not f.startswith("engine/cuda/"):
+            breaches += [f"{f}: includes {i} outside engine/cuda"
+                         for i in includes if CUDA.match(i)]
+        name = os.path.basename(f)
+        if name.endswith(("_test.cc", "_fuzz.cc")) and not re.search(
+                rf"(?<![\w.]){re.escape(name)}", cmake):
+            breaches.append(f"{f}: not registered in any CMakeLists.txt")
+    for breach in breaches:
+        print(breach)
+    print(f"{len(files)} files, {len(breaches)} breaches")
+    return 1 if breaches else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
