@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds, and runs all of them. Run as root on a
+# fresh Debian 12 machine, or as anybody where the packages are installed.
+#   tests/run_all.sh                 everything
+#   tests/run_all.sh --quick         dev build, unit tests: the inner loop
+#   tests/run_all.sh --require-cuda  fail where the CUDA Toolkit is not found
+#   tests/run_all.sh --only STAGE    one stage (names: see the table it prints)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+ROOT=$PWD
+
+QUICK=0 REQUIRE_CUDA=0 ONLY=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) QUICK=1 ;;
+    --require-cuda) REQUIRE_CUDA=1 ;;
+    --only) ONLY=${2:?--only needs the name of a stage}; shift ;;
+    *) echo "run_all.sh: unknown option '$1'; known: --quick, --require-cuda," \
+            "--only STAGE" >&2; exit 2 ;;
+  esac
+  shift
+done
+
+JOBS=$(nproc)
+LOGS=$ROOT/build/logs
+mkdir -p "$LOGS"
+SUMMARY=()
+FAILED=0
+
+# stage NAME COMMAND...: runs it, keeps its log, shows its end where it fails.
+stage() {
+  local name=$1; shift
+  if [ -n "$ONLY" ] && [ "$ONLY" != "$name" ]; then return 0; fi
+  local log=$LOGS/$name.log start=$SECONDS result=ok
+  echo "== $name"
+  # Not `if "$@"`: a condition would switch errexit off inside the stage.
+  set +e
+  (set -e; "$@") >"$log" 2>&1
+  local rc=$?
+  set -e
+  if [ $rc -ne 0 ]; then
+    result=FAILED
+    FAILED=1
+    tail -n 80 "$log"
+  fi
+  grep -E '^(SKIPPED|skipped:)|tests passed|[0-9]+ passed' "$log" | tail -n 5 \
+    || true
+  local took=$((SECONDS - start))
+  SUMMARY+=("$(printf '%-14s %-7s %3d min %02d s' "$name" "$result" \
+    $((took / 60)) $((took % 60)))")
+  echo "   $name: $result, $((took / 60)) min $((took % 60)) s"
+}
+
+# configure_and_build PRESET [cmake options...] -- [targets...]
+build() {
+  local preset=$1; shift
+  local options=()
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do options+=("$1"); shift; done
+  [ $# -gt 0 ] && shift
+  cmake --preset "$preset" ${options[@]+"${options[@]}"}
+  cmake --build --preset "$preset" -j "$JOBS" ${1:+--target "$@"}
+}
+
+run_ctest() {
+  local preset=$1; shift
+  ctest --preset "$preset" --no-tests=error "$@"
+}
+
+packages() { deploy/install_packages.sh build test; }
+
+model() {
+  local path
+  path=$(deploy/get_model.sh)
+  echo "$path" > "$ROOT/build/model_path"
+}
+
+release() { build release; }
+unit() { run_ctest release -L 'unit' -j "$JOBS"; }
+model_tests() { run_ctest release -L 'model' -LE 'slow'; }
+slow_tests() { run_ctest release -L 'slow'; }
+
+# The fallback paths must give what the best one gives.
+other_isas() {
+  local isa
+  for isa in ref avx2; do
+    XCACHE_FORCE_ISA=$isa build/release/tests/engine_test \
+      --gtest_filter='-*RealModel*'
+  done
+}
+
+integration() { tests/integration/run.sh build/release; }
+
+asan() {
+  build asan-ubsan
+  # Leaks of libraries' own globals are listed in the suppressions.
+  ASAN_OPTIONS=detect_stack_use_after_return=1 \
+  UBSAN_OPTIONS=print_stacktrace=1 \
+  LSAN_OPTIONS=suppressions=$ROOT/tests/lsan.supp:print_suppressions=0 \
+    run_ctest asan-ubsan -LE 'slow' -j "$JOBS"
+}
+
+tsan() {
+  build tsan -- tsan_tests
+  TSAN_OPTIONS=suppressions=$ROOT/tests/tsan.supp:halt_on_error=1 \
+    run_ctest tsan -L 'tsan' -j "$JOBS"
+}
+
+# clang checks the lock annotations and drives the fuzzers.
+fuzz() {
+  cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+    -DCMAKE_C_COMPILER=clang-14 -DCMAKE_CXX_COMPILER=clang++-14 \
+    -DXCACHE_FUZZERS=ON -DXCACHE_CUDA=OFF
+  cmake --build build/fuzz -j "$JOBS" --target fuzzers
+  tests/fuzz/run.sh build/fuzz "${XCACHE_FUZZ_SECONDS:-60}"
+}
+
+cuda() {
+  export PATH=$PATH:/usr/local/cuda/bin
+  if ! command -v nvcc >/dev/null; then
+    if [ "$REQUIRE_CUDA" = 1 ]; then
+      echo "nvcc: expected the CUDA Toolkit (nvcc on PATH or under" \
+           "/usr/local/cuda), found none" >&2
+      return 1
+    fi
+    echo "skipped: no nvcc on PATH or under /usr/local/cuda"
+    return 0
+  fi
+  build cuda -- cuda_tests
+  run_ctest cuda -L 'cuda'
+}
+
+if [ $QUICK = 1 ]; then
+  quick() { build dev; ctest --preset dev --no-tests=error -L unit -j "$JOBS"; }
+  stage rules python3 tests/house_rules.py
+  stage quick quick
+else
+  stage packages packages
+  stage model model
+  if [ -f "$ROOT/build/model_path" ]; then
+    XCACHE_TEST_MODEL=$(cat "$ROOT/build/model_path")
+    export XCACHE_TEST_MODEL
+  fi
+  stage rules python3 tests/house_rules.py
+  stage release release
+  stage cuda cuda
+  stage unit unit
+  stage model_tests model_tests
+  stage slow_tests slow_tests
+  stage other_isas other_isas
+  stage integration integration
+  stage asan asan
+  stage tsan tsan
+  stage fuzz fuzz
+fi
+
+echo
+printf '%s\n' "${SUMMARY[@]}"
+[ $FAILED = 0 ] || { echo "FAILED: see $LOGS"; exit 1; }
+echo "all stages passed"
