@@ -1,0 +1,146 @@
+// What a caller asks of the server's core and what it gets back: plain values,
+// without gRPC or protobuf. The fields mirror proto/xcache/v1.
+#ifndef XCACHE_SERVER_CORE_REQUEST_H_
+#define XCACHE_SERVER_CORE_REQUEST_H_
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/base/mutex.h"
+#include "engine/model/chat_template.h"
+#include "engine/sampler.h"
+#include "engine/types.h"
+
+namespace xcache {
+
+using SteadyTime = std::chrono::steady_clock::time_point;
+
+// Tells a request to stop. Its owner may call Cancel() at any time, before,
+// while or after the request runs; it takes effect at the next step. A
+// cancelled request finishes with CANCELLED. Thread-safe.
+class Cancellation {
+ public:
+  void Cancel() XC_EXCLUDES(mu_);
+  bool cancelled() const XC_EXCLUDES(mu_);
+
+  // For the core: what to call, once, when it is cancelled; at once where it
+  // already was. An empty function takes the last one back: it is not running
+  // any more when this returns. `waker` must not call into this object.
+  void SetWaker(std::function<void()> waker) XC_EXCLUDES(mu_);
+
+ private:
+  mutable Mutex mu_;
+  bool cancelled_ XC_GUARDED_BY(mu_) = false;
+  std::function<void()> waker_ XC_GUARDED_BY(mu_);
+};
+
+// What every request has.
+struct RequestBase {
+  std::string tenant;
+  SteadyTime deadline = SteadyTime::max();
+  std::shared_ptr<Cancellation> cancellation;  // may be null
+};
+
+struct GenerationOptions {
+  SamplingParams sampling;        // its seed is not looked at
+  std::optional<uint64_t> seed;   // unset: chosen, and returned
+  int64_t max_tokens = 512;       // at least 1
+  std::vector<std::string> stop;  // at most 16, 1 to 256 bytes each
+  // 0: none; n: each token's log-probability and its n - 1 best alternatives'.
+  int num_logprobs = 0;     // at most 21
+  bool no_cache = false;    // neither look up nor keep any page
+  bool ignore_eos = false;  // go on at the end token
+};
+
+// One turn of a chat: of a session (`session_id`) and its new messages, or,
+// with an empty `session_id`, a whole history.
+struct ChatTurn : RequestBase {
+  std::string session_id;
+  std::vector<ChatMessage> messages;
+  std::optional<uint64_t> expected_turn;
+  GenerationOptions options;
+};
+
+// Continues a raw prompt.
+struct GenerateRequest : RequestBase {
+  std::vector<TokenId> prompt;
+  GenerationOptions options;
+};
+
+// Log-probabilities of given tokens, from max(first, 1) on.
+struct ScoreRequest : RequestBase {
+  std::vector<TokenId> tokens;
+  int64_t first = 0;
+  int top_logprobs = 0;  // at most 20
+  bool no_cache = false;
+};
+
+// Tokens by where their rows came from (rule R7).
+struct ReusedCounts {
+  uint64_t device = 0;
+  uint64_t host = 0;
+  uint64_t disk = 0;
+  uint64_t remote = 0;
+  uint64_t total() const { return device + host + disk + remote; }
+};
+
+enum class FinishReason {
+  kNone,  // it failed
+  kEnd,   // the model ended its turn
+  kStop,  // a stop string
+  kMaxTokens,
+  kContext,  // the context is full
+};
+
+struct Timings {
+  int64_t queue_us = 0;
+  int64_t restore_us = 0;  // waiting for pages and rematerializing them
+  int64_t remat_us = 0;    // rematerializing alone, within restore_us
+  int64_t prefill_us = 0;
+  int64_t decode_us = 0;
+  int64_t ttft_us = 0;  // submitted to first token sampled
+  int64_t commit_us = 0;
+  int64_t total_us = 0;  // submitted to finished
+};
+
+struct FinalInfo {
+  FinishReason finish_reason = FinishReason::kNone;
+  uint64_t prompt_tokens = 0;  // the whole context that the answer was made of
+  uint64_t generated_tokens = 0;
+  ReusedCounts reused;
+  uint64_t prefilled_tokens = 0;
+  bool durable = false;  // the turn is on disk, synced
+  Timings timings;
+  uint64_t seed = 0;
+  std::string stop;   // for kStop: which
+  uint64_t turn = 0;  // turns of the session now; 0 without a session
+  // With RESOURCE_EXHAUSTED: when to try again.
+  int64_t retry_after_ms = 0;
+};
+
+// Where a request's output goes. Called from the core's own threads, one call
+// at a time, in order; must not block and must not call back into the core.
+class RequestSink {
+ public:
+  virtual ~RequestSink() = default;
+  // Some more text, whole UTF-8 characters, and where log-probabilities were
+  // asked for the tokens that it is made of; one of the two may be empty. Bytes
+  // of the model that are no UTF-8 arrive as U+FFFD. For Score: the next scored
+  // tokens.
+  virtual void OnDelta(std::string_view text,
+                       std::span<const SampledToken> tokens) = 0;
+  // The last call, exactly one for each request that was submitted.
+  virtual void OnFinish(const absl::Status& status, const FinalInfo& final) = 0;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_CORE_REQUEST_H_

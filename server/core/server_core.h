@@ -1,0 +1,175 @@
+// The server without its wire: requests and sessions in, text and tokens out.
+// Continuous batching, prefix reuse and durable sessions live behind this one
+// class; gRPC, protobuf and Prometheus do not.
+//
+// Threads: one scheduler thread owns the engine; one committer makes turns
+// durable; a few loaders read pages. All methods are thread-safe. Submit* never
+// block. The session methods may wait for the disk.
+#ifndef XCACHE_SERVER_CORE_SERVER_CORE_H_
+#define XCACHE_SERVER_CORE_SERVER_CORE_H_
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "engine/model/chat_template.h"
+#include "engine/model/tokenizer.h"
+#include "server/core/core_metrics.h"
+#include "server/core/request.h"
+
+namespace xcache {
+
+class PageStore;
+class SessionStore;
+class MemoryBudget;
+
+// What the core works with. All are borrowed and must outlive it, and while it
+// lives nobody else touches the engine.
+struct ServerCoreDeps {
+  Engine* engine = nullptr;
+  const Tokenizer* tokenizer = nullptr;
+  const ChatTemplate* chat_template = nullptr;  // null: Chat is refused
+  PageStore* pages = nullptr;
+  SessionStore* sessions = nullptr;
+  MemoryBudget* memory = nullptr;
+  CoreMetrics* metrics = nullptr;  // null: not counted
+};
+
+struct ServerCoreOptions {
+  std::string default_codec = "xquant-gqa:bits=4";
+  // Tokens of a context; 0, or more than the model's: the model's.
+  int64_t max_context = 0;
+  int max_running = 64;  // requests with a sequence at once
+  // Rows of one step, decoding and prefill together: what bounds the time
+  // between two tokens of a running chat while a long prompt is prefilled.
+  int step_rows = 128;
+  // The queue: submitted, not yet admitted.
+  int max_queue_requests = 256;
+  int64_t max_queue_tokens = 1 << 20;
+  int loader_threads = 2;
+  std::chrono::seconds default_ttl = std::chrono::hours(24 * 7);  // 0: never
+  std::chrono::milliseconds sweep_interval = std::chrono::minutes(1);
+};
+
+// A session as others see it. Times are microseconds of the Unix epoch.
+struct SessionInfo {
+  std::string id;
+  uint64_t turn = 0;
+  uint64_t num_tokens = 0;
+  uint64_t num_messages = 0;
+  std::string codec;
+  bool pinned = false;
+  int64_t create_time_us = 0;
+  int64_t update_time_us = 0;
+  int64_t expire_time_us = 0;  // 0: never
+  uint64_t page_bytes = 0;
+  bool in_memory = false;
+  std::vector<ChatMessage> messages;  // where they were asked for
+  std::string title;
+};
+
+struct CreateSessionOptions {
+  std::string tenant;
+  std::string id;             // empty: made
+  std::string system_prompt;  // empty: the template's default, if any
+  std::optional<std::chrono::seconds> ttl;  // unset: the default; 0: never
+  std::string codec;                        // empty: the default
+  std::string title;
+};
+
+struct SessionPage {
+  std::vector<SessionInfo> sessions;  // most recently used first
+  std::string next_page_token;        // empty: the last page
+};
+
+struct FlushResult {
+  uint64_t pages_written = 0;
+  uint64_t bytes_written = 0;
+};
+
+class ServerCore {
+ public:
+  // Opens the default codec (which may make a profile: `progress`), reads every
+  // session's manifest, sweeps orphaned pages, starts the threads.
+  static absl::StatusOr<std::unique_ptr<ServerCore>> Create(
+      const ServerCoreDeps& deps, const ServerCoreOptions& options,
+      const ProgressFn& progress);
+  // Cancels what runs (UNAVAILABLE), finishes commits under way, stops.
+  virtual ~ServerCore() = default;
+
+  // Requests. `sink` gets exactly one OnFinish, also for a request that is
+  // refused at once (then before Submit returns, on the caller's thread):
+  //   INVALID_ARGUMENT     parameters, roles, context too long (both numbers)
+  //   NOT_FOUND            unknown session, or another tenant's
+  //   ABORTED              another turn at once, or `expected_turn` differs
+  //   FAILED_PRECONDITION  the session is of another model or codec; no
+  //                        template
+  //   DATA_LOSS            the session's record is corrupt
+  //   RESOURCE_EXHAUSTED   queue full or no memory; final.retry_after_ms
+  //   UNAVAILABLE          draining
+  //   CANCELLED, DEADLINE_EXCEEDED
+  // A turn that does not finish OK leaves its session as it was.
+  virtual void SubmitChat(ChatTurn turn, std::shared_ptr<RequestSink> sink) = 0;
+  virtual void SubmitGenerate(GenerateRequest request,
+                              std::shared_ptr<RequestSink> sink) = 0;
+  virtual void SubmitScore(ScoreRequest request,
+                           std::shared_ptr<RequestSink> sink) = 0;
+
+  // Sessions. NOT_FOUND also for another tenant's.
+  virtual absl::StatusOr<SessionInfo> CreateSession(
+      const CreateSessionOptions& options) = 0;
+  virtual absl::StatusOr<SessionInfo> GetSession(std::string_view tenant,
+                                                 std::string_view id,
+                                                 bool with_messages) = 0;
+  // `page_size` 0: 50; at most 1000. INVALID_ARGUMENT: a token not of ours.
+  virtual absl::StatusOr<SessionPage> ListSessions(
+      std::string_view tenant, int page_size, std::string_view page_token) = 0;
+  // A turn that runs on it is cancelled.
+  virtual absl::Status DeleteSession(std::string_view tenant,
+                                     std::string_view id) = 0;
+  // `num_messages` 0: all.
+  virtual absl::StatusOr<SessionInfo> ForkSession(std::string_view tenant,
+                                                  std::string_view id,
+                                                  std::string_view new_id,
+                                                  uint64_t num_messages) = 0;
+  virtual absl::StatusOr<SessionInfo> SetPinned(std::string_view tenant,
+                                                std::string_view id,
+                                                bool pinned) = 0;
+  // ABORTED while a turn runs on it.
+  virtual absl::StatusOr<FlushResult> FlushSession(std::string_view tenant,
+                                                   std::string_view id) = 0;
+
+  // Tokens of a conversation, as Chat would make them.
+  virtual absl::StatusOr<std::vector<TokenId>> RenderChat(
+      const std::vector<ChatMessage>& messages,
+      bool add_generation_prompt) const = 0;
+
+  virtual const ModelInfo& model() const = 0;
+  virtual const CodecHandle& default_codec() const = 0;
+  virtual const Tokenizer& tokenizer() const = 0;
+  virtual const ChatTemplate* chat_template() const = 0;
+  virtual int64_t max_context() const = 0;
+
+  // Refuses new requests from now on (UNAVAILABLE), waits until those there are
+  // have finished, at `deadline` ends the rest (UNAVAILABLE), then writes what
+  // is written behind. Returns how many were ended.
+  virtual int Drain(SteadyTime deadline) = 0;
+
+  virtual CoreGauges Snapshot() const = 0;
+
+ protected:
+  ServerCore() = default;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_CORE_SERVER_CORE_H_
