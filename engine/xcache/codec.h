@@ -21,8 +21,8 @@
 #include "absl/status/statusor.h"
 #include "engine/kernels/isa.h"
 #include "engine/model/model.h"
-#include "engine/xcache/profile.h"
 #include "engine/types.h"
+#include "engine/xcache/profile.h"
 
 namespace xcache {
 
@@ -39,19 +39,19 @@ struct CodecSpec {
 // Which rows Seal needs of each layer; an engine keeps these, and only these,
 // for the live block. A bit set.
 enum LiveRows : unsigned {
-  kLiveUnitX = 1,     // u = x / rms(x), [64, d]: the norm's gain is NOT applied
-  kLiveRms = 2,       // rms(x), eps inside, [64]
-  kLiveKvPre = 4,     // K and V as they leave W_k, W_v: before biases, K-norm
-                      // and RoPE, [64, k] each
-  kLiveKvFinal = 8,   // K after RoPE and V, as FP16 bits, [64, k] each
+  kLiveUnitX = 1,    // u = x / rms(x), [64, d]: the norm's gain is NOT applied
+  kLiveRms = 2,      // rms(x), eps inside, [64]
+  kLiveKvPre = 4,    // K and V as they leave W_k, W_v: before biases, K-norm
+                     // and RoPE, [64, k] each
+  kLiveKvFinal = 8,  // K after RoPE and V, as FP16 bits, [64, k] each
 };
 
 // The rows of one layer; pointers are null where live_rows() does not ask.
 struct LayerRows {
-  const float* unit_x = nullptr;    // [64, d]
-  const float* rms = nullptr;       // [64]
-  const float* k_pre = nullptr;     // [64, k]
-  const float* v_pre = nullptr;     // [64, k]
+  const float* unit_x = nullptr;      // [64, d]
+  const float* rms = nullptr;         // [64]
+  const float* k_pre = nullptr;       // [64, k]
+  const float* v_pre = nullptr;       // [64, k]
   const uint16_t* k_final = nullptr;  // [64, k] fp16, head-major rows
   const uint16_t* v_final = nullptr;  // [64, k] fp16
 };
@@ -87,9 +87,9 @@ class Codec {
   // INVALID_ARGUMENT, naming layer and row: a value is not finite; nothing is
   // to be kept then. Thread-safe. Deterministic: equal rows, equal bytes,
   // whatever the instruction set.
-  virtual absl::Status Seal(
-      const std::function<LayerRows(int layer)>& rows, int first_row,
-      std::span<uint8_t> payload) const = 0;
+  virtual absl::Status Seal(const std::function<LayerRows(int layer)>& rows,
+                            int first_row,
+                            std::span<uint8_t> payload) const = 0;
 
   // Decodes a payload, layer by layer in order, into `sink`, whose argument is
   // valid during the call only. INVALID_ARGUMENT: wrong size or a scale that is
@@ -107,9 +107,10 @@ absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec);
 // Makes the codec. `profile` is null where ProfileOf says kNone; it must
 // outlive the codec. INVALID_ARGUMENT: unknown codec or option, with what is
 // known, or a value out of range.
-absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(
-    const CodecSpec& spec, const Model& model, const Profile* profile,
-    Isa isa);
+absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(const CodecSpec& spec,
+                                                       const Model& model,
+                                                       const Profile* profile,
+                                                       Isa isa);
 
 }  // namespace xcache
 

@@ -46,7 +46,8 @@ class Profile {
   virtual ProfileKind kind() const = 0;
   virtual const Digest& digest() const = 0;
   // The named matrix of a layer, FP32 row-major; its shape is checked against
-  // the model when the profile is parsed. Names are listed in PROFILE_FORMAT.md.
+  // the model when the profile is parsed. Names are listed in
+  // PROFILE_FORMAT.md.
   virtual std::span<const float> matrix(int layer,
                                         std::string_view name) const = 0;
   virtual std::string Serialize() const = 0;

@@ -1,0 +1,70 @@
+#include "engine/xcache/codec_impl.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace xcache {
+
+std::string OptionReader::Read(std::string_view key,
+                               const std::vector<std::string>& known,
+                               std::string_view fallback) {
+  read_.emplace_back(key);
+  known_.push_back(
+      absl::StrCat(std::string(key), "=", absl::StrJoin(known, "|")));
+  std::string value(fallback);
+  for (const auto& [given, text] : spec_.options) {
+    if (given == key) value = text;
+  }
+  if (error_.ok() &&
+      std::find(known.begin(), known.end(), value) == known.end()) {
+    error_ = absl::InvalidArgumentError(
+        absl::StrCat("codec ", spec_.name, ": option ", std::string(key), "=",
+                     value, ": expected one of ", absl::StrJoin(known, ", ")));
+  }
+  return value;
+}
+
+std::string OptionReader::Choice(std::string_view key,
+                                 const std::vector<std::string>& known,
+                                 std::string_view fallback) {
+  std::string value = Read(key, known, fallback);
+  canonical_.emplace_back(std::string(key), value);
+  return value;
+}
+
+std::string OptionReader::Preset(std::string_view key,
+                                 const std::vector<std::string>& known,
+                                 std::string_view fallback) {
+  return Read(key, known, fallback);
+}
+
+absl::StatusOr<CodecSpec> OptionReader::Finish() {
+  for (const auto& [key, value] : spec_.options) {
+    if (std::find(read_.begin(), read_.end(), key) == read_.end()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "codec ", spec_.name, ": unknown option ", key, "; ",
+          known_.empty()
+              ? "it takes none"
+              : absl::StrCat("known: ", absl::StrJoin(known_, ", "))));
+    }
+  }
+  if (!error_.ok()) return error_;
+  CodecSpec canonical{spec_.name, canonical_};
+  std::sort(canonical.options.begin(), canonical.options.end());
+  return canonical;
+}
+
+absl::Status NotFinite(std::string_view what, int layer, int row) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("cannot seal: ", std::string(what),
+                   " is not finite at layer ", layer, ", row ", row));
+}
+
+absl::Status WrongPayloadSize(size_t expected, size_t found) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("payload: expected ", expected, " bytes, found ", found));
+}
+
+}  // namespace xcache

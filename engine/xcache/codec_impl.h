@@ -1,0 +1,86 @@
+// What the files of this folder share to define codecs. Not for other rooms.
+#ifndef XCACHE_ENGINE_XCACHE_CODEC_IMPL_H_
+#define XCACHE_ENGINE_XCACHE_CODEC_IMPL_H_
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/kernels/isa.h"
+#include "engine/xcache/codec.h"
+#include "engine/xcache/profile.h"
+
+namespace xcache {
+
+// What a codec needs to know of a model.
+struct CodecShape {
+  int num_layers = 0;
+  int d_model = 0;
+  int kv_dim = 0;  // "k"
+};
+
+using MakeCodecFn = absl::StatusOr<std::unique_ptr<const Codec>> (*)(
+    const CodecSpec& spec, const CodecShape& shape, const Profile* profile,
+    Isa isa);
+
+// One line of the registry.
+struct CodecEntry {
+  std::string_view name;
+  ProfileKind profile_kind;
+  MakeCodecFn make;
+};
+
+// nullptr for an unknown name.
+const CodecEntry* FindCodec(std::string_view name);
+
+absl::StatusOr<std::unique_ptr<const Codec>> MakeKvFp16(const CodecSpec& spec,
+                                                        const CodecShape& shape,
+                                                        const Profile* profile,
+                                                        Isa isa);
+
+// Reads a spec's options one by one; each that is read is known, and what is
+// left over at the end is an error that lists the known ones.
+//   OptionReader options(spec);
+//   const std::string bits = options.Choice("bits", {"2", "3", "4", "8"}, "4");
+//   XC_ASSIGN_OR_RETURN(CodecSpec canonical, options.Finish());
+class OptionReader {
+ public:
+  explicit OptionReader(const CodecSpec& spec) : spec_(spec) {}
+
+  // The option's value, or `fallback` where it is not given. The first value
+  // that is not among `known` is what Finish reports.
+  std::string Choice(std::string_view key,
+                     const std::vector<std::string>& known,
+                     std::string_view fallback);
+  // The same of an option that only sets others' fallbacks: it does not appear
+  // in the canonical spec.
+  std::string Preset(std::string_view key,
+                     const std::vector<std::string>& known,
+                     std::string_view fallback);
+  // The canonical spec: every option spelled out, sorted. INVALID_ARGUMENT: an
+  // unknown option or value.
+  absl::StatusOr<CodecSpec> Finish();
+
+ private:
+  std::string Read(std::string_view key, const std::vector<std::string>& known,
+                   std::string_view fallback);
+
+  const CodecSpec& spec_;
+  std::vector<std::pair<std::string, std::string>> canonical_;
+  std::vector<std::string> known_;  // "bits=2|3|4|8"
+  std::vector<std::string> read_;
+  absl::Status error_;
+};
+
+// The error of a row that cannot be sealed.
+absl::Status NotFinite(std::string_view what, int layer, int row);
+// The error of a payload of another size.
+absl::Status WrongPayloadSize(size_t expected, size_t found);
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_XCACHE_CODEC_IMPL_H_
