@@ -1,0 +1,106 @@
+// The store as the server sees it: pages in host memory over pages on disk, and
+// sessions. Opens one RocksDB, runs the write-behind and the housekeeping.
+//
+//   MemoryBudget budget(memory_bytes);
+//   CacheStoreOptions options;
+//   options.dir = "/var/lib/xcache";
+//   XC_ASSIGN_OR_RETURN(auto store, CacheStore::Open(options, budget));
+//
+//   // A turn: pages as blocks seal, then the manifest, then the final message.
+//   store->PutPage(key, parent, std::move(page_bytes));
+//   final.durable = store->sessions().Commit(record).ok();
+//
+// Rules: R2 (content address), R3 (faults), R4 (durable in order), R5 (caps).
+#ifndef XCACHE_CACHESTORE_CACHE_STORE_H_
+#define XCACHE_CACHESTORE_CACHE_STORE_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cachestore/memory_budget.h"
+#include "cachestore/page_key.h"
+#include "cachestore/page_store.h"
+#include "cachestore/session_store.h"
+#include "cachestore/store_stats.h"
+
+namespace rocksdb {
+class Env;
+}
+
+namespace xcache {
+
+struct CacheStoreOptions {
+  // Made with mode 0700 where it is missing. Empty: no disk, nothing survives.
+  std::string dir;
+  // Everything in `dir`: WAL, SST and blob files, garbage in them, and what a
+  // compaction needs for a while. At least 16 MiB.
+  int64_t disk_bytes = int64_t{10} << 30;
+  // Never fill the file system further than this.
+  int64_t min_free_bytes = int64_t{256} << 20;
+  // RocksDB's block cache and memtables together; 0: 1/16 of the budget, within
+  // 8 MiB and 256 MiB.
+  int64_t rocksdb_bytes = 0;
+  // Bytes of pages that wait to be written; 0: 1/16 of the budget.
+  int64_t write_queue_bytes = 0;
+  // Background writes of RocksDB, bytes a second; 0: not limited.
+  int64_t compaction_bytes_per_s = int64_t{64} << 20;
+  // Sessions of another model are FAILED_PRECONDITION to Load.
+  Digest model_fp{};
+  // How often the housekeeping looks at disk use and the degraded mode.
+  int housekeeping_ms = 1000;
+  // Pages are given back from host memory after what registered with a lower
+  // priority (working sets).
+  int reclaim_priority = 100;
+  // For tests: RocksDB's files. Null: the real ones.
+  rocksdb::Env* env = nullptr;
+};
+
+class CacheStore {
+ public:
+  // FAILED_PRECONDITION: the store is in use, of another format version, or
+  // would not open (says that it may be repaired). PERMISSION_DENIED, ...: the
+  // folder cannot be made or read. Each message is one line and names `dir`.
+  // `budget` must outlive the store.
+  static absl::StatusOr<std::unique_ptr<CacheStore>> Open(
+      const CacheStoreOptions& options, MemoryBudget& budget);
+
+  struct RepairReport {
+    int64_t sessions_kept = 0;
+    int64_t sessions_dropped = 0;
+    int64_t pages_kept = 0;
+    int64_t pages_dropped = 0;
+  };
+  // Makes a store that will not open usable again, keeping every record that is
+  // whole; what is not is dropped, and the damaged files are kept aside in
+  // `dir`/lost. REQUIRES: no process has it open (FAILED_PRECONDITION).
+  static absl::StatusOr<RepairReport> Repair(const CacheStoreOptions& options);
+
+  // Writes what waits to be written, as far as the disk allows, and closes.
+  virtual ~CacheStore() = default;
+
+  virtual PageStore& pages() = 0;
+  virtual SessionStore& sessions() = 0;
+
+  // Makes the page and puts it in: in memory at once, on disk soon. An error
+  // means that it will have to be computed again, and no more than that.
+  virtual absl::Status PutPage(const PageKey& key, const PageKey& parent,
+                               std::string bytes) = 0;
+
+  // Waits until the pages that were put so far are written (not synced).
+  virtual absl::Status Flush() = 0;
+
+  // Drops a session's pages from host memory where no one uses them; they stay
+  // on disk. Returns the bytes given back.
+  virtual int64_t DropFromHost(std::span<const PageKey> keys) = 0;
+
+  virtual StoreStats stats() const = 0;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_CACHESTORE_CACHE_STORE_H_

@@ -1,0 +1,101 @@
+// A store of pages: immutable bytes under a content address (rule R2). It never
+// looks into a page. Implementations: MemoryPageStore (host memory),
+// DiskPageStore (RocksDB), TieredPageStore (one over the other).
+//
+// Every store is thread-safe, and a fault in it is never a wrong page (rule
+// R3): Get gives the bytes that were put, or an error. Whatever the error, the
+// caller computes the page anew.
+#ifndef XCACHE_CACHESTORE_PAGE_STORE_H_
+#define XCACHE_CACHESTORE_PAGE_STORE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cachestore/memory_budget.h"
+#include "cachestore/page_key.h"
+
+namespace xcache {
+
+// A page in memory. Its bytes stay counted in the budget until the last
+// reference goes. Immutable.
+class Page {
+ public:
+  Page(const PageKey& key, const PageKey& parent, std::string bytes,
+       MemoryReservation memory)
+      : key_(key),
+        parent_(parent),
+        bytes_(std::move(bytes)),
+        memory_(std::move(memory)) {}
+
+  const PageKey& key() const { return key_; }
+  const PageKey& parent() const { return parent_; }
+  std::string_view bytes() const { return bytes_; }
+
+ private:
+  const PageKey key_;
+  const PageKey parent_;
+  const std::string bytes_;
+  const MemoryReservation memory_;
+};
+using PageRef = std::shared_ptr<const Page>;
+
+// What a page of `num_bytes` costs in memory, bookkeeping included.
+int64_t PageMemoryBytes(size_t num_bytes);
+
+// A page with its memory reserved (kHostPages), other pages being evicted where
+// it has to be. RESOURCE_EXHAUSTED: it does not fit.
+absl::StatusOr<PageRef> MakePage(MemoryBudget& budget, const PageKey& key,
+                                 const PageKey& parent, std::string bytes);
+
+enum class PageTier { kHost, kDisk };
+
+struct PageHit {
+  PageRef page;
+  PageTier tier = PageTier::kHost;  // where it was found
+};
+
+// Counts since the store was opened, and what is in it now.
+struct PageStoreStats {
+  int64_t num_pages = 0;
+  int64_t page_bytes = 0;  // of the pages, without any overhead
+  int64_t hits = 0;
+  int64_t misses = 0;
+  int64_t puts = 0;  // pages that were new
+  int64_t put_bytes = 0;
+  int64_t get_bytes = 0;
+  int64_t evictions = 0;
+  int64_t evicted_bytes = 0;
+  int64_t corrupt = 0;        // dropped because their bytes were damaged
+  int64_t key_conflicts = 0;  // equal key, different bytes (the first stays)
+  int64_t put_failures = 0;   // pages that were refused or failed to be put
+};
+
+class PageStore {
+ public:
+  virtual ~PageStore() = default;
+
+  // NOT_FOUND: no such page. DATA_LOSS: damaged; it is counted and dropped.
+  // RESOURCE_EXHAUSTED: no memory for it. UNAVAILABLE: the disk fails.
+  virtual absl::StatusOr<PageHit> Get(const PageKey& key) = 0;
+
+  // Stores a page; OK also where it is there already. RESOURCE_EXHAUSTED: full,
+  // and nothing could be evicted.
+  virtual absl::Status Put(const PageRef& page) = 0;
+
+  // Whether Get is expected to find it. Cheap: never reads the disk.
+  virtual bool Contains(const PageKey& key) const = 0;
+
+  // OK also where there is no such page.
+  virtual absl::Status Erase(const PageKey& key) = 0;
+
+  virtual PageStoreStats stats() const = 0;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_CACHESTORE_PAGE_STORE_H_

@@ -1,0 +1,102 @@
+// Sessions by (tenant, id), durable where there is a disk (rule R4).
+//
+// A summary of every session is held in memory; manifests are read when asked
+// for. Without a disk, and while the disk is full, manifests are held in memory
+// too, counted in the budget, and written as soon as it goes.
+//
+// Thread-safe. The caller lets one turn at a time run on a session; two commits
+// of one session at once leave either, whole.
+#ifndef XCACHE_CACHESTORE_SESSION_STORE_H_
+#define XCACHE_CACHESTORE_SESSION_STORE_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cachestore/session_record.h"
+
+namespace xcache {
+
+// A session without its tokens, messages and keys.
+struct SessionSummary {
+  std::string tenant;
+  std::string id;
+  std::string title;
+  std::string codec;
+  int64_t create_ms = 0;
+  int64_t update_ms = 0;
+  int64_t expire_ms = 0;  // 0: never
+  uint64_t turn = 0;
+  uint64_t num_tokens = 0;
+  uint64_t num_messages = 0;
+  uint64_t num_pages = 0;
+  bool pinned = false;
+  bool durable = false;  // the manifest on disk is the latest one
+  bool damaged = false;  // the manifest on disk cannot be read: Load says why
+  Digest model_fp{};
+};
+
+struct SessionPage {
+  std::vector<SessionSummary> sessions;
+  std::string next_page_token;  // empty: these were the last
+};
+
+struct SessionStoreStats {
+  int64_t num_sessions = 0;
+  int64_t num_undurable = 0;  // in memory only
+  int64_t commits = 0;        // that were durable
+  int64_t commit_failures = 0;
+  int64_t corrupt = 0;  // manifests found damaged
+  int64_t expired = 0;
+  int64_t demoted = 0;  // lost their claim on pages to a full disk
+};
+
+class SessionStore {
+ public:
+  virtual ~SessionStore() = default;
+
+  // Makes `record` the session's manifest. OK: it, and every page that it names
+  // and that was put before, is on disk, synced. Else the answer is
+  // durable=false and serving goes on:
+  // RESOURCE_EXHAUSTED: the disk is full, over its cap, or there is none; the
+  // record is in memory and will be written later.
+  // UNAVAILABLE: the same, after an I/O error.
+  // INVALID_ARGUMENT: no such record can be (an empty id); nothing changed.
+  virtual absl::Status Commit(const SessionRecord& record) = 0;
+
+  // NOT_FOUND; DATA_LOSS: this session's manifest is damaged;
+  // FAILED_PRECONDITION: of another model or format version, named.
+  virtual absl::StatusOr<SessionRecord> Load(std::string_view tenant,
+                                             std::string_view id) = 0;
+
+  // NOT_FOUND. Never reads the disk; other models' and damaged sessions too.
+  virtual absl::StatusOr<SessionSummary> Find(std::string_view tenant,
+                                              std::string_view id) const = 0;
+
+  // The tenant's sessions, the most recently updated first, from where
+  // `page_token` (empty: the start) says. INVALID_ARGUMENT: not a token of
+  // ours.
+  virtual absl::StatusOr<SessionPage> List(std::string_view tenant,
+                                           std::string_view page_token,
+                                           int limit) const = 0;
+
+  // Synced before it returns. NOT_FOUND.
+  virtual absl::Status Delete(std::string_view tenant, std::string_view id) = 0;
+
+  // Deletes the sessions that expired at or before `now_ms`, pinned ones never;
+  // `in_use(tenant, id)`, where given, keeps one for now. Returns how many.
+  virtual int64_t Sweep(
+      int64_t now_ms,
+      const std::function<bool(std::string_view tenant, std::string_view id)>&
+          in_use) = 0;
+
+  virtual SessionStoreStats stats() const = 0;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_CACHESTORE_SESSION_STORE_H_

@@ -1,0 +1,61 @@
+// What the store knows of itself, for metrics: a snapshot.
+#ifndef XCACHE_CACHESTORE_STORE_STATS_H_
+#define XCACHE_CACHESTORE_STORE_STATS_H_
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cachestore/page_store.h"
+#include "cachestore/session_store.h"
+
+namespace xcache {
+
+// The write-behind from host memory to disk.
+struct SpillStats {
+  int64_t queued_pages = 0;
+  int64_t queued_bytes = 0;
+  int64_t spilled_pages = 0;  // written to disk
+  int64_t spilled_bytes = 0;
+  int64_t dropped_pages = 0;  // not written: disk full, over its cap or failing
+  int64_t loaded_pages = 0;   // read from disk
+  int64_t loaded_bytes = 0;
+};
+
+// The files of the store, and RocksDB's own figures.
+struct DiskStats {
+  bool present = false;   // there is a disk tier
+  bool degraded = false;  // writes have stopped: disk full or failing
+  std::string degraded_reason;
+  int64_t degraded_total = 0;  // how often it became so
+  int64_t cap_bytes = 0;
+  int64_t used_bytes = 0;  // everything in the folder
+  int64_t free_bytes = 0;  // of the file system
+  int64_t live_bytes = 0;  // of pages that can be found
+  int64_t wal_bytes = 0;
+  int64_t sst_bytes = 0;
+  int64_t blob_bytes = 0;
+  int64_t blob_garbage_bytes = 0;
+  int64_t compactions = 0;  // forced by the cap
+  int64_t wal_syncs = 0;
+  int64_t block_cache_bytes = 0;
+  int64_t memtable_bytes = 0;
+  int64_t table_reader_bytes = 0;
+  int64_t stall_us = 0;
+  int64_t background_errors = 0;
+  // RocksDB's tickers by their own names ("rocksdb.bytes.written", ...).
+  std::vector<std::pair<std::string, int64_t>> tickers;
+};
+
+struct StoreStats {
+  PageStoreStats host;
+  PageStoreStats disk;
+  SpillStats spill;
+  SessionStoreStats sessions;
+  DiskStats files;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_CACHESTORE_STORE_STATS_H_
