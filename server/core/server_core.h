@@ -2,15 +2,17 @@
 // Continuous batching, prefix reuse and durable sessions live behind this one
 // class; gRPC, protobuf and Prometheus do not.
 //
-// Threads: one scheduler thread owns the engine; one committer makes turns
-// durable; a few loaders read pages. All methods are thread-safe. Submit* never
-// block. The session methods may wait for the disk.
+// Threads: one scheduler thread owns the engine; committers make turns
+// durable; a few loaders read pages. All methods are thread-safe. Submit* read
+// a session's record at most, and tokenize; the session methods may wait for
+// the disk to sync.
 #ifndef XCACHE_SERVER_CORE_SERVER_CORE_H_
 #define XCACHE_SERVER_CORE_SERVER_CORE_H_
 
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -28,8 +30,7 @@
 
 namespace xcache {
 
-class PageStore;
-class SessionStore;
+class CacheStore;
 class MemoryBudget;
 
 // What the core works with. All are borrowed and must outlive it, and while it
@@ -38,9 +39,8 @@ struct ServerCoreDeps {
   Engine* engine = nullptr;
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // null: Chat is refused
-  PageStore* pages = nullptr;
-  SessionStore* sessions = nullptr;
-  MemoryBudget* memory = nullptr;
+  CacheStore* store = nullptr;
+  MemoryBudget* memory = nullptr;  // the one that `store` was opened with
   CoreMetrics* metrics = nullptr;  // null: not counted
 };
 
@@ -55,9 +55,15 @@ struct ServerCoreOptions {
   // The queue: submitted, not yet admitted.
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;
-  int loader_threads = 2;
+  int loader_threads = 2;  // read pages
+  int commit_threads = 4;  // their syncs are grouped by the store
   std::chrono::seconds default_ttl = std::chrono::hours(24 * 7);  // 0: never
   std::chrono::milliseconds sweep_interval = std::chrono::minutes(1);
+  // Whether pages found are rematerialized or their tokens computed anew.
+  enum class Restore { kByCost, kAlways, kNever };
+  Restore restore = Restore::kByCost;
+  // Milliseconds of the Unix epoch; empty: the system's clock.
+  std::function<int64_t()> wall_clock_ms;
 };
 
 // A session as others see it. Times are microseconds of the Unix epoch.
@@ -86,7 +92,7 @@ struct CreateSessionOptions {
   std::string title;
 };
 
-struct SessionPage {
+struct SessionListPage {
   std::vector<SessionInfo> sessions;  // most recently used first
   std::string next_page_token;        // empty: the last page
 };
@@ -131,7 +137,7 @@ class ServerCore {
                                                  std::string_view id,
                                                  bool with_messages) = 0;
   // `page_size` 0: 50; at most 1000. INVALID_ARGUMENT: a token not of ours.
-  virtual absl::StatusOr<SessionPage> ListSessions(
+  virtual absl::StatusOr<SessionListPage> ListSessions(
       std::string_view tenant, int page_size, std::string_view page_token) = 0;
   // A turn that runs on it is cancelled.
   virtual absl::Status DeleteSession(std::string_view tenant,
