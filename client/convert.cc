@@ -1,0 +1,262 @@
+#include "client/convert.h"
+
+#include "absl/time/time.h"
+
+namespace xcache::client {
+namespace {
+
+v1::Role ToProto(Role role) {
+  switch (role) {
+    case Role::kSystem:
+      return v1::ROLE_SYSTEM;
+    case Role::kUser:
+      return v1::ROLE_USER;
+    case Role::kAssistant:
+      return v1::ROLE_ASSISTANT;
+  }
+  return v1::ROLE_UNSPECIFIED;
+}
+
+Role FromProto(v1::Role role) {
+  switch (role) {
+    case v1::ROLE_SYSTEM:
+      return Role::kSystem;
+    case v1::ROLE_ASSISTANT:
+      return Role::kAssistant;
+    default:
+      return Role::kUser;
+  }
+}
+
+FinishReason FromProto(v1::FinishReason reason) {
+  switch (reason) {
+    case v1::FINISH_REASON_END:
+      return FinishReason::kEnd;
+    case v1::FINISH_REASON_STOP:
+      return FinishReason::kStop;
+    case v1::FINISH_REASON_MAX_TOKENS:
+      return FinishReason::kMaxTokens;
+    case v1::FINISH_REASON_CONTEXT:
+      return FinishReason::kContext;
+    default:
+      return FinishReason::kUnknown;
+  }
+}
+
+void ToProto(const SamplingParams& p, v1::SamplingParams* out) {
+  if (p.temperature) out->set_temperature(*p.temperature);
+  if (p.top_k) out->set_top_k(*p.top_k);
+  if (p.top_p) out->set_top_p(*p.top_p);
+  if (p.min_p) out->set_min_p(*p.min_p);
+  if (p.repetition_penalty) out->set_repetition_penalty(*p.repetition_penalty);
+  if (p.presence_penalty) out->set_presence_penalty(*p.presence_penalty);
+  if (p.frequency_penalty) out->set_frequency_penalty(*p.frequency_penalty);
+  if (p.penalty_last_n) out->set_penalty_last_n(*p.penalty_last_n);
+  if (p.seed) out->set_seed(*p.seed);
+}
+
+// The requests with a prompt have the same oneof.
+template <typename Request>
+void SetPrompt(const Prompt& prompt, Request* out) {
+  if (prompt.token_ids.empty()) {
+    out->set_text(prompt.text);
+  } else {
+    out->mutable_token_ids()->mutable_ids()->Add(prompt.token_ids.begin(),
+                                                 prompt.token_ids.end());
+  }
+}
+
+absl::Duration Micros(uint64_t us) {
+  return absl::Microseconds(static_cast<int64_t>(us));
+}
+
+absl::Time FromProto(const google::protobuf::Timestamp& time) {
+  return absl::FromUnixSeconds(time.seconds()) +
+         absl::Nanoseconds(time.nanos());
+}
+
+}  // namespace
+
+const char* RoleName(Role role) {
+  switch (role) {
+    case Role::kSystem:
+      return "system";
+    case Role::kUser:
+      return "user";
+    case Role::kAssistant:
+      return "assistant";
+  }
+  return "unknown";
+}
+
+const char* FinishReasonName(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kEnd:
+      return "end";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kMaxTokens:
+      return "max_tokens";
+    case FinishReason::kContext:
+      return "context";
+    case FinishReason::kUnknown:
+      break;
+  }
+  return "unknown";
+}
+
+void ToProto(const Message& message, v1::Message* out) {
+  out->set_role(ToProto(message.role));
+  out->set_content(message.content);
+}
+
+void ToProto(const GenerationParams& params, v1::GenerationParams* out) {
+  ToProto(params.sampling, out->mutable_sampling());
+  if (params.max_tokens) out->set_max_tokens(*params.max_tokens);
+  for (const std::string& stop : params.stop) out->add_stop(stop);
+  out->set_logprobs(params.logprobs);
+  out->set_no_cache(params.no_cache);
+  out->set_ignore_eos(params.ignore_eos);
+}
+
+v1::ChatRequest ToProto(const ChatRequest& request) {
+  v1::ChatRequest out;
+  out.set_session_id(request.session_id);
+  for (const Message& message : request.messages) {
+    ToProto(message, out.add_messages());
+  }
+  if (request.expected_turn) out.set_expected_turn(*request.expected_turn);
+  ToProto(request.params, out.mutable_params());
+  return out;
+}
+
+v1::GenerateRequest ToProto(const GenerateRequest& request) {
+  v1::GenerateRequest out;
+  SetPrompt(request.prompt, &out);
+  out.set_parse_special(request.parse_special);
+  ToProto(request.params, out.mutable_params());
+  return out;
+}
+
+v1::ScoreRequest ToProto(const ScoreRequest& request) {
+  v1::ScoreRequest out;
+  SetPrompt(request.prompt, &out);
+  out.set_first(request.first);
+  out.set_top_logprobs(request.top_logprobs);
+  out.set_no_cache(request.no_cache);
+  return out;
+}
+
+v1::CreateSessionRequest ToProto(const CreateSessionOptions& options) {
+  v1::CreateSessionRequest out;
+  out.set_id(options.id);
+  out.set_system_prompt(options.system_prompt);
+  if (options.ttl) {
+    absl::Duration nanos;
+    const int64_t seconds =
+        absl::IDivDuration(*options.ttl, absl::Seconds(1), &nanos);
+    out.mutable_ttl()->set_seconds(seconds);
+    out.mutable_ttl()->set_nanos(
+        static_cast<int32_t>(absl::ToInt64Nanoseconds(nanos)));
+  }
+  out.set_codec(options.codec);
+  out.set_title(options.title);
+  return out;
+}
+
+SampledToken FromProto(const v1::SampledToken& token) {
+  SampledToken out{token.token_id(), token.token(), token.logprob(), {}};
+  for (const v1::TokenLogprob& top : token.top()) {
+    out.top.push_back({top.token_id(), top.token(), top.logprob()});
+  }
+  return out;
+}
+
+ReusedTokens FromProto(const v1::ReusedTokens& reused) {
+  return {reused.device(), reused.host(), reused.disk(), reused.remote()};
+}
+
+void FromProto(const v1::Final& final, Answer* answer) {
+  answer->finish_reason = FromProto(final.finish_reason());
+  answer->stop = final.stop();
+  answer->prompt_tokens = final.prompt_tokens();
+  answer->generated_tokens = final.generated_tokens();
+  answer->prefilled_tokens = final.prefilled_tokens();
+  answer->reused = FromProto(final.reused());
+  answer->durable = final.durable();
+  answer->seed = final.seed();
+  answer->turn = final.turn();
+  const v1::Timings& t = final.timings();
+  answer->timings = {.queue = Micros(t.queue_us()),
+                     .restore = Micros(t.restore_us()),
+                     .remat = Micros(t.remat_us()),
+                     .prefill = Micros(t.prefill_us()),
+                     .decode = Micros(t.decode_us()),
+                     .ttft = Micros(t.ttft_us()),
+                     .commit = Micros(t.commit_us())};
+}
+
+SessionInfo FromProto(const v1::Session& session) {
+  SessionInfo out;
+  out.id = session.id();
+  out.title = session.title();
+  out.codec = session.codec();
+  out.turn = session.turn();
+  out.num_tokens = session.num_tokens();
+  out.num_messages = session.num_messages();
+  out.page_bytes = session.page_bytes();
+  out.pinned = session.pinned();
+  out.in_memory = session.in_memory();
+  out.create_time = FromProto(session.create_time());
+  out.update_time = FromProto(session.update_time());
+  if (session.has_expire_time()) {
+    out.expire_time = FromProto(session.expire_time());
+  }
+  for (const v1::Message& message : session.messages()) {
+    out.messages.push_back({FromProto(message.role()), message.content()});
+  }
+  return out;
+}
+
+ModelInfo FromProto(const v1::GetModelInfoResponse& info) {
+  ModelInfo out;
+  out.name = info.name();
+  out.architecture = info.architecture();
+  out.device = info.device();
+  out.numerics_id = info.numerics_id();
+  out.model_fp = info.model_fp();
+  out.codec = info.codec();
+  out.cache_fp = info.cache_fp();
+  out.num_layers = info.num_layers();
+  out.d_model = info.d_model();
+  out.n_heads = info.n_heads();
+  out.n_kv_heads = info.n_kv_heads();
+  out.head_dim = info.head_dim();
+  out.vocab_size = info.vocab_size();
+  out.context_length = info.context_length();
+  out.num_parameters = info.num_parameters();
+  out.chat_template = info.chat_template();
+  out.page_bytes_per_token = info.page_bytes_per_token();
+  out.kv_fp16_bytes_per_token = info.kv_fp16_bytes_per_token();
+  out.server_version = info.server_version();
+  return out;
+}
+
+Tokens FromProto(const v1::TokenizeResponse& response) {
+  return {{response.token_ids().begin(), response.token_ids().end()},
+          {response.tokens().begin(), response.tokens().end()}};
+}
+
+ScoreResult FromProto(const v1::ScoreResponse& response) {
+  ScoreResult out;
+  for (const v1::SampledToken& token : response.tokens()) {
+    out.tokens.push_back(FromProto(token));
+  }
+  out.sum_logprob = response.sum_logprob();
+  out.perplexity = response.perplexity();
+  out.prompt_tokens = response.prompt_tokens();
+  out.reused = FromProto(response.reused());
+  return out;
+}
+
+}  // namespace xcache::client
