@@ -1,0 +1,200 @@
+#include "engine/kernels/packed.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/kernels/scalar_math.h"
+
+namespace xcache {
+
+AlignedBytes::AlignedBytes(size_t num_bytes) : size_(num_bytes) {
+  if (num_bytes == 0) return;
+  const size_t rounded = (num_bytes + 63) / 64 * 64;
+  data_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, rounded)));
+  if (data_ == nullptr) std::abort();  // as operator new would end it
+}
+
+namespace {
+
+bool ExactInF16(float x) {
+  return std::isfinite(x) && F16ToF32(F32ToF16(x)) == x;
+}
+
+// Writes column `c`'s 32 codes into a block's chunks (quant_matmul.h).
+void PlaceCodes(const uint8_t* codes, bool u8, int c, uint8_t* block) {
+  for (int k = 0; k < kQuantBlock; ++k) {
+    if (u8) {
+      block[k / 4 * 64 + c * 4 + k % 4] = codes[k];
+    } else {
+      uint8_t& byte = block[k / 8 * 64 + c * 4 + k % 4];
+      const int shift = k % 8 < 4 ? 0 : 4;
+      byte = static_cast<uint8_t>(byte | codes[k] << shift);
+    }
+  }
+}
+
+void PlaceScale(float value, bool f32, int index, uint8_t* scales) {
+  if (f32) {
+    std::memcpy(scales + index * 4, &value, 4);
+  } else {
+    const uint16_t half = F32ToF16(value);
+    std::memcpy(scales + index * 2, &half, 2);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
+                                                const QuantFormat& format,
+                                                const BlockFn& blocks) {
+  if (rows < 1 || cols < 1 || cols % kQuantBlock != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a quantized matrix is ", rows, " x ", cols,
+        ": expected at least one row and columns in a multiple of ",
+        kQuantBlock));
+  }
+  if ((format.bits != 4 && format.bits != 8) || format.offset < 0 ||
+      format.offset > 128) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "no such format: ", format.bits, " bits, offset ", format.offset));
+  }
+  PackedMatrix result;
+  QuantMatrix& view = result.view_;
+  view.rows = rows;
+  view.cols = cols;
+  view.u8 = format.bits == 8;
+  view.f32_scales = format.f32_scales;
+  view.has_min = format.has_min;
+  view.offset = format.offset;
+  const int num_blocks = cols / kQuantBlock;
+  const int64_t code_bytes = view.u8 ? 512 : 256;
+  const int64_t scale_bytes =
+      (view.f32_scales ? 64 : 32) * (view.has_min ? 2 : 1);
+  view.panel_bytes = (num_blocks * (code_bytes + scale_bytes) + 63) / 64 * 64;
+  const int num_panels = NumPanels(view);
+  result.storage_ =
+      AlignedBytes(static_cast<size_t>(num_panels * view.panel_bytes));
+  std::memset(result.storage_.data(), 0, result.storage_.size());
+  view.data = result.storage_.data();
+
+  for (int row = 0; row < rows; ++row) {
+    uint8_t* panel =
+        result.storage_.data() + row / kPanelCols * view.panel_bytes;
+    const int c = row % kPanelCols;
+    for (int b = 0; b < num_blocks; ++b) {
+      WeightBlock block;
+      blocks(row, b, &block);
+      const uint8_t max_code =
+          *std::max_element(block.codes, block.codes + kQuantBlock);
+      if (max_code >= 1 << format.bits) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("row ", row, " block ", b, ": code ", max_code,
+                         " does not fit ", format.bits, " bits"));
+      }
+      const bool scales_fit =
+          format.f32_scales ? std::isfinite(block.d) && std::isfinite(block.m)
+                            : ExactInF16(block.d) && ExactInF16(block.m);
+      if (!scales_fit || (!format.has_min && block.m != 0.0f)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("row ", row, " block ", b, ": scale ", block.d,
+                         ", minimum ", block.m, " cannot be kept exactly in ",
+                         format.f32_scales ? "FP32" : "FP16",
+                         format.has_min ? "" : " without a minimum"));
+      }
+      PlaceCodes(block.codes, view.u8, c, panel + b * code_bytes);
+      uint8_t* scales = panel + num_blocks * code_bytes + b * scale_bytes;
+      PlaceScale(block.d, view.f32_scales, c, scales);
+      if (view.has_min) {
+        PlaceScale(block.m, view.f32_scales, kPanelCols + c, scales);
+      }
+    }
+  }
+  return result;
+}
+
+void RequantizeBlock(const float* weights, WeightBlock* out) {
+  float amax = 0.0f;
+  for (int i = 0; i < kQuantBlock; ++i) {
+    amax = std::max(amax, std::fabs(weights[i]));
+  }
+  out->d = amax / 127.0f;
+  out->m = 0.0f;
+  const float inverse = amax < kQuantTiny ? 0.0f : 127.0f / amax;
+  for (int i = 0; i < kQuantBlock; ++i) {
+    const float code = (weights[i] * inverse + kRoundMagic) - kRoundMagic;
+    out->codes[i] = static_cast<uint8_t>(static_cast<int>(code) + 128);
+  }
+}
+
+namespace {
+
+int PaddedCols(int n) { return (n + kPanelCols - 1) / kPanelCols * kPanelCols; }
+
+// Where element (k, n) of a packed B stands.
+int64_t FloatIndex(const FloatMatrix& view, int k, int n) {
+  const int panel = n / kFloatPanelCols;
+  const int width =
+      std::min(kFloatPanelCols, PaddedCols(view.n) - panel * kFloatPanelCols);
+  return static_cast<int64_t>(panel) * kFloatPanelCols * view.k +
+         static_cast<int64_t>(k) * width + n % kFloatPanelCols;
+}
+
+absl::StatusOr<AlignedBytes> FloatStorage(FloatMatrix* view) {
+  if (view->k < 1 || view->n < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a matrix has k = ", view->k, ", n = ", view->n,
+                     ": expected both to be positive"));
+  }
+  AlignedBytes storage(
+      static_cast<size_t>(static_cast<int64_t>(view->k) * PaddedCols(view->n) *
+                          FloatTypeBytes(view->type)));
+  std::memset(storage.data(), 0, storage.size());
+  view->data = storage.data();
+  return storage;
+}
+
+void PlaceFloat(float value, FloatType type, int64_t index, uint8_t* data) {
+  if (type == FloatType::kF32) {
+    std::memcpy(data + index * 4, &value, 4);
+    return;
+  }
+  const uint16_t half =
+      type == FloatType::kF16 ? F32ToF16(value) : F32ToBf16(value);
+  std::memcpy(data + index * 2, &half, 2);
+}
+
+}  // namespace
+
+absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
+    int rows, int cols, FloatType type,
+    const std::function<void(int row, float* out)>& fill) {
+  PackedFloat result;
+  result.view_ = {.k = cols, .n = rows, .type = type, .data = nullptr};
+  absl::StatusOr<AlignedBytes> storage = FloatStorage(&result.view_);
+  if (!storage.ok()) return storage.status();
+  result.storage_ = *std::move(storage);
+  std::vector<float> row_values(static_cast<size_t>(cols));
+  for (int row = 0; row < rows; ++row) {
+    fill(row, row_values.data());
+    for (int k = 0; k < cols; ++k) {
+      PlaceFloat(row_values[static_cast<size_t>(k)], type,
+                 FloatIndex(result.view_, k, row), result.storage_.data());
+    }
+  }
+  return result;
+}
+
+absl::StatusOr<PackedFloat> PackedFloat::FromMatrix(const float* b, int k,
+                                                    int n, int64_t k_stride,
+                                                    int64_t n_stride) {
+  return FromWeightRows(n, k, FloatType::kF32, [&](int row, float* out) {
+    for (int i = 0; i < k; ++i) out[i] = b[i * k_stride + row * n_stride];
+  });
+}
+
+}  // namespace xcache

@@ -1,0 +1,114 @@
+// Owners of packed weights: lay a matrix out once, as the kernels read it. They
+// know no model file: a callback yields the weights.
+#ifndef XCACHE_ENGINE_KERNELS_PACKED_H_
+#define XCACHE_ENGINE_KERNELS_PACKED_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "engine/kernels/float_matmul.h"
+#include "engine/kernels/quant_matmul.h"
+
+namespace xcache {
+
+// 64-byte aligned memory, not initialised.
+class AlignedBytes {
+ public:
+  AlignedBytes() = default;
+  explicit AlignedBytes(size_t num_bytes);
+
+  uint8_t* data() { return data_.get(); }
+  const uint8_t* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint8_t[], Free> data_;
+  size_t size_ = 0;
+};
+
+// 32 weights: w[i] = d * (codes[i] - offset) + m.
+struct WeightBlock {
+  uint8_t codes[kQuantBlock] = {};
+  float d = 0.0f;
+  float m = 0.0f;
+};
+
+// How a matrix's blocks are kept. Formats of GGUF that lose nothing:
+//   Q4_0 {4 bits, offset 8}     Q4_1 {4 bits, has_min}
+//   Q5_0 {8 bits, offset 16}    Q5_1 {8 bits, has_min}
+//   Q8_0 {8 bits, offset 128, code = int8 + 128}
+//   Q4_K {4 bits, has_min, f32_scales}   Q5_K {8 bits, has_min, f32_scales}
+// Q6_K has a scale for 16 weights: RequantizeBlock.
+struct QuantFormat {
+  int bits = 4;             // 4 or 8
+  int offset = 0;           // 0 .. 128
+  bool has_min = false;     // whether m is kept; else it must be 0
+  bool f32_scales = false;  // else d and m must be FP16 values
+};
+
+class PackedMatrix {
+ public:
+  // Fills the block of weights [32 * block, 32 * block + 32) of `row`.
+  using BlockFn = std::function<void(int row, int block, WeightBlock* out)>;
+
+  PackedMatrix() = default;
+  // Calls `blocks` once for each, rows in order. INVALID_ARGUMENT: a shape that
+  // is not positive or cols no multiple of 32, a code beyond its bits, a scale
+  // that its format cannot hold exactly or that is not finite.
+  static absl::StatusOr<PackedMatrix> Pack(int rows, int cols,
+                                           const QuantFormat& format,
+                                           const BlockFn& blocks);
+
+  const QuantMatrix& view() const { return view_; }
+  int rows() const { return view_.rows; }
+  int cols() const { return view_.cols; }
+  int num_panels() const { return NumPanels(view_); }
+  size_t bytes() const { return storage_.size(); }
+
+ private:
+  QuantMatrix view_;
+  AlignedBytes storage_;
+};
+
+// The nearest block of {8 bits, offset 128, f32_scales} to 32 weights: d = max
+// |w| / 127. Off by at most d / 2; for Q6_K, whose steps are at least max / 32
+// of the larger of its two scales, that adds up to 6 % to the variance of its
+// own error.
+void RequantizeBlock(const float* weights, WeightBlock* out);
+
+// Packed B of out = A B.
+class PackedFloat {
+ public:
+  PackedFloat() = default;
+  // `fill(row, out)` yields a weight row [cols]; out = A W^T: k = cols, n =
+  // rows. FP16 and BF16 storage rounds half to even. INVALID_ARGUMENT: a shape
+  // that is not positive.
+  static absl::StatusOr<PackedFloat> FromWeightRows(
+      int rows, int cols, FloatType type,
+      const std::function<void(int row, float* out)>& fill);
+  // Element (k, n) of B is b[k * k_stride + n * n_stride]; FP32.
+  static absl::StatusOr<PackedFloat> FromMatrix(const float* b, int k, int n,
+                                                int64_t k_stride,
+                                                int64_t n_stride);
+
+  const FloatMatrix& view() const { return view_; }
+  int k() const { return view_.k; }
+  int n() const { return view_.n; }
+  int num_panels() const { return NumPanels(view_); }
+  size_t bytes() const { return storage_.size(); }
+
+ private:
+  FloatMatrix view_;
+  AlignedBytes storage_;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_KERNELS_PACKED_H_

@@ -1,0 +1,126 @@
+// Scalar reference of the quantized product: the oracle of the tests.
+#include <cmath>
+#include <cstring>
+
+#include "engine/kernels/isa_tables.h"
+#include "engine/kernels/scalar_math.h"
+
+namespace xcache {
+namespace {
+
+void QuantizeRows(const float* x, int64_t x_stride, int num_rows,
+                  const QuantRows& out) {
+  const int num_blocks = out.cols / kQuantBlock;
+  for (int row = 0; row < num_rows; ++row) {
+    uint8_t* base = out.data + row * out.stride;
+    int8_t* codes = reinterpret_cast<int8_t*>(base);
+    float* scales = reinterpret_cast<float*>(base + out.cols);
+    float* scaled_sums = scales + num_blocks;
+    int32_t* sums = reinterpret_cast<int32_t*>(scaled_sums + num_blocks);
+    for (int b = 0; b < num_blocks; ++b) {
+      const float* in = x + row * x_stride + b * kQuantBlock;
+      float amax = 0.0f;
+      for (int i = 0; i < kQuantBlock; ++i) {
+        const float magnitude = std::fabs(in[i]);
+        if (magnitude > amax) amax = magnitude;
+      }
+      const bool tiny = amax < kQuantTiny;
+      const float scale = tiny ? 0.0f : amax / 127.0f;
+      const float inverse = tiny ? 0.0f : 127.0f / amax;
+      int32_t sum = 0;
+      for (int i = 0; i < kQuantBlock; ++i) {
+        float code = (in[i] * inverse + kRoundMagic) - kRoundMagic;
+        code = code < 127.0f ? code : 127.0f;
+        code = code > -127.0f ? code : -127.0f;
+        codes[b * kQuantBlock + i] = static_cast<int8_t>(code);
+        sum += codes[b * kQuantBlock + i];
+      }
+      scales[b] = scale;
+      scaled_sums[b] = scale * static_cast<float>(sum);
+      sums[b] = sum;
+    }
+  }
+}
+
+int CodeAt(const QuantMatrix& w, const uint8_t* panel, int block, int c,
+           int k) {
+  if (w.u8) return panel[block * 512 + k / 4 * 64 + c * 4 + k % 4];
+  const uint8_t pair = panel[block * 256 + k / 8 * 64 + c * 4 + k % 4];
+  return k % 8 < 4 ? pair & 15 : pair >> 4;
+}
+
+float ScaleAt(const QuantMatrix& w, const uint8_t* scales, int index) {
+  if (w.f32_scales) {
+    float value;
+    std::memcpy(&value, scales + index * 4, 4);
+    return value;
+  }
+  uint16_t half;
+  std::memcpy(&half, scales + index * 2, 2);
+  return F16ToF32(half);
+}
+
+// One output: activation row `base` times weight row `n`.
+float Dot(const QuantMatrix& w, const uint8_t* base, int n) {
+  const int num_blocks = w.cols / kQuantBlock;
+  const int8_t* codes = reinterpret_cast<const int8_t*>(base);
+  const float* scales = reinterpret_cast<const float*>(base + w.cols);
+  const float* scaled_sums = scales + num_blocks;
+  const uint8_t* panel = w.data + n / kPanelCols * w.panel_bytes;
+  const uint8_t* panel_scales = panel + num_blocks * (w.u8 ? 512 : 256);
+  const int c = n % kPanelCols;
+  const int block_scales = kPanelCols * (w.has_min ? 2 : 1);
+  float acc = 0.0f;
+  for (int b = 0; b < num_blocks; ++b) {
+    int32_t dot = 0;
+    for (int k = 0; k < kQuantBlock; ++k) {
+      dot +=
+          codes[b * kQuantBlock + k] * (CodeAt(w, panel, b, c, k) - w.offset);
+    }
+    const float d = ScaleAt(w, panel_scales, b * block_scales + c);
+    acc = std::fma(static_cast<float>(dot), d * scales[b], acc);
+    if (w.has_min) {
+      const float m =
+          ScaleAt(w, panel_scales, b * block_scales + kPanelCols + c);
+      acc = std::fma(m, scaled_sums[b], acc);
+    }
+  }
+  return acc;
+}
+
+int LastCol(int rows, int last_panel) {
+  const int end = last_panel * kPanelCols;
+  return end < rows ? end : rows;
+}
+
+void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
+  for (int row = 0; row < args.num_rows; ++row) {
+    const uint8_t* a = args.a.data + row * args.a.stride;
+    float* out = args.out + row * args.out_stride;
+    for (int n = first * kPanelCols; n < LastCol(args.w.rows, last); ++n) {
+      const float acc = Dot(args.w, a, n);
+      out[n] = args.epilogue == Epilogue::kAdd ? out[n] + acc : acc;
+    }
+  }
+}
+
+void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
+  for (int row = 0; row < args.num_rows; ++row) {
+    const uint8_t* a = args.a.data + row * args.a.stride;
+    float* out = args.out + row * args.out_stride;
+    for (int n = first * kPanelCols; n < LastCol(args.gate.rows, last); ++n) {
+      out[n] = Silu(Dot(args.gate, a, n)) * Dot(args.up, a, n);
+    }
+  }
+}
+
+}  // namespace
+
+void AddQuantMatmulRef(Kernels* table) {
+  table->quant_row_tile = 1;
+  table->quantize_rows = QuantizeRows;
+  table->quant_matmul = QuantMatmul;
+  table->quant_gate_up = QuantGateUp;
+}
+
+}  // namespace xcache
