@@ -1,6 +1,6 @@
-// Reads GGUF v2 and v3 files (ggml's model container) through mmap. Checks every
-// length and offset against the file before it is used; knows nothing of what
-// the keys mean.
+// Reads GGUF v2 and v3 files (ggml's model container) through mmap. Checks
+// every length and offset against the file before it is used; knows nothing of
+// what the keys mean.
 #ifndef XCACHE_ENGINE_MODEL_GGUF_H_
 #define XCACHE_ENGINE_MODEL_GGUF_H_
 
@@ -46,25 +46,27 @@ std::optional<GgufTypeInfo> InfoOf(GgufType type);
 struct GgufTensor {
   std::string name;
   GgufType type = GgufType::kF32;
-  std::vector<int64_t> dims;  // ne[0] (contiguous) first
-  std::span<const uint8_t> bytes;
+  std::vector<int64_t> dims;       // ne[0] (contiguous) first
+  std::span<const uint8_t> bytes;  // 8-byte aligned in a mapped file
 };
 
 // A metadata value. Integers of every width are widened; arrays are
 // homogeneous.
 using GgufValue =
     std::variant<bool, int64_t, uint64_t, double, std::string,
-                 std::vector<bool>, std::vector<int64_t>,
-                 std::vector<uint64_t>, std::vector<double>,
-                 std::vector<std::string>>;
+                 std::vector<bool>, std::vector<int64_t>, std::vector<uint64_t>,
+                 std::vector<double>, std::vector<std::string>>;
 
 class GgufFile {
  public:
-  // NOT_FOUND, or INVALID_ARGUMENT saying what was expected and found, and at
-  // which byte.
+  // NOT_FOUND (no such file), INVALID_ARGUMENT saying what was expected and
+  // found, and at which byte, or UNIMPLEMENTED (a tensor of a type that is not
+  // in GgufType). The file must not shrink while it is open.
   static absl::StatusOr<std::unique_ptr<const GgufFile>> Open(
       const std::string& path);
-  // The same, of bytes in memory, which must outlive the file.
+  // The same, of bytes in memory, which must outlive the file. `name` stands
+  // for the path in messages. Memory used beyond `bytes` is at most a small
+  // multiple of their number, whatever they say.
   static absl::StatusOr<std::unique_ptr<const GgufFile>> Parse(
       std::span<const uint8_t> bytes, std::string_view name);
 
@@ -72,6 +74,7 @@ class GgufFile {
 
   uint32_t version() const { return version_; }
   const std::string& path() const { return path_; }
+  std::span<const uint8_t> bytes() const { return bytes_; }  // the whole file
   const std::map<std::string, GgufValue, std::less<>>& metadata() const {
     return metadata_;
   }
@@ -85,14 +88,26 @@ class GgufFile {
   absl::StatusOr<double> GetFloat(std::string_view key) const;
   absl::StatusOr<bool> GetBool(std::string_view key) const;
   bool Has(std::string_view key) const;
+  // An array of strings, borrowed from this file.
+  absl::StatusOr<std::span<const std::string>> GetStrings(
+      std::string_view key) const;
+  absl::StatusOr<std::span<const double>> GetFloats(std::string_view key) const;
+  // An array of integers, signed or not.
+  absl::StatusOr<std::vector<int64_t>> GetInts(std::string_view key) const;
 
  protected:
   GgufFile() = default;
 
+  absl::StatusOr<const GgufValue*> Find(std::string_view key) const;
+  absl::Status WrongType(std::string_view key, std::string_view expected,
+                         const GgufValue& found) const;
+
   uint32_t version_ = 0;
   std::string path_;
+  std::span<const uint8_t> bytes_;
   std::map<std::string, GgufValue, std::less<>> metadata_;
   std::vector<GgufTensor> tensors_;
+  std::map<std::string_view, size_t> tensor_index_;  // keys live in tensors_
 };
 
 }  // namespace xcache

@@ -59,7 +59,7 @@ struct TensorView {
   std::span<const uint8_t> bytes;
 };
 
-// Row `row` of `tensor` as FP32, `out` [cols].
+// Row `row` of `tensor` as FP32, `out` [cols]. REQUIRES: 0 <= row < rows.
 void DequantizeRow(const TensorView& tensor, int64_t row, float* out);
 
 struct LayerTensors {
@@ -80,6 +80,9 @@ class Model {
   // hyper-parameter that would silently be a wrong model).
   static absl::StatusOr<std::shared_ptr<const Model>> Load(
       const std::string& path);
+  // The same, of a file already parsed.
+  static absl::StatusOr<std::shared_ptr<const Model>> FromGguf(
+      std::unique_ptr<const GgufFile> gguf);
 
   const HyperParams& hparams() const { return hparams_; }
   const GgufFile& gguf() const { return *gguf_; }
@@ -92,7 +95,7 @@ class Model {
   const TensorView& output() const { return output_; }
   // Llama 3.1's factors, [rope_dim / 2].
   const std::optional<TensorView>& rope_freqs() const { return rope_freqs_; }
-  // SHA-256 of weights, hyper-parameters and tokenizer.
+  // SHA-256 of the whole file: weights, hyper-parameters and tokenizer.
   const Digest& fingerprint() const { return fingerprint_; }
   int64_t num_parameters() const { return num_parameters_; }
 

@@ -45,8 +45,8 @@ class Tokenizer {
   virtual bool IsSpecial(TokenId token) const = 0;
   // The id of a special token's spelling, or -1.
   virtual TokenId SpecialId(std::string_view spelling) const = 0;
-  virtual TokenId bos() const = 0;  // -1: none
-  virtual TokenId eos() const = 0;  // -1: none
+  virtual TokenId bos() const = 0;   // -1: none
+  virtual TokenId eos() const = 0;   // -1: none
   virtual bool add_bos() const = 0;  // raw text starts with BOS
   // Ends a generation: EOS, end of turn, and their like.
   virtual bool IsEndOfGeneration(TokenId token) const = 0;

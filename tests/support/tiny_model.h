@@ -1,0 +1,47 @@
+// A tiny model in GGUF: real in every part - tensors of any type, a byte-level
+// BPE vocabulary with merges, special tokens, a chat template - but random in
+// its weights and a few hundred kB in size. Equal options give equal bytes.
+#ifndef XCACHE_TESTS_SUPPORT_TINY_MODEL_H_
+#define XCACHE_TESTS_SUPPORT_TINY_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "engine/model/model.h"
+#include "tests/support/gguf_writer.h"
+
+namespace xcache::testing {
+
+struct TinyModelOptions {
+  int num_layers = 2;
+  // Widths are multiples of 32 (of 256 for the K types).
+  int d_model = 64;
+  int n_heads = 2;
+  int n_kv_heads = 1;  // n_heads for MHA
+  int head_dim = 32;   // need not be d_model / n_heads
+  int d_ff = 128;
+  // 3 special tokens, 256 bytes, merges. At least 259; at most about 700.
+  int vocab_size = 384;
+  int context_length = 2048;
+  int rope_dim = 0;  // 0: head_dim
+  GgufType matrix_type = GgufType::kQ4_1;
+  GgufType embedding_type = GgufType::kQ8_0;
+  bool tied = true;
+  bool qkv_bias = false;
+  bool rope_freqs = false;  // a rope_freqs.weight as Llama 3.1 has
+  uint64_t seed = 1;
+};
+
+// Special tokens: <|endoftext|> 0, <|im_start|> 1 (BOS), <|im_end|> 2 (EOS);
+// bytes at 3 to 258; the template is ChatML with a default system prompt.
+GgufWriter TinyModelWriter(const TinyModelOptions& options);
+std::string TinyModelBytes(const TinyModelOptions& options);
+// Aborts where the file cannot be written.
+void WriteTinyModel(const TinyModelOptions& options, const std::string& path);
+// Through a temporary file that is gone when this returns.
+std::shared_ptr<const Model> MakeTinyModel(const TinyModelOptions& options);
+
+}  // namespace xcache::testing
+
+#endif  // XCACHE_TESTS_SUPPORT_TINY_MODEL_H_
