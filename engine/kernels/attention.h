@@ -17,6 +17,7 @@ namespace xcache {
 inline constexpr int kTileKeys = 64;
 inline constexpr int kChunkTiles = 8;
 inline constexpr int kChunkKeys = kTileKeys * kChunkTiles;
+inline constexpr int kMaxGroup = 64;  // query heads of one kv head
 
 // Query rows: `num_tokens` tokens of one sequence at positions first_position,
 // +1, ..., all within one block of 64, times the `group` query heads of one kv
@@ -25,8 +26,8 @@ inline constexpr int kChunkKeys = kTileKeys * kChunkTiles;
 // keys 0 .. first_position + i. Keys after the last token's may be anything,
 // NaN included.
 struct AttentionArgs {
-  int head_dim = 0;  // a multiple of 16, 16 .. 256
-  int group = 1;
+  int head_dim = 0;    // a multiple of 16, 16 .. 256
+  int group = 1;       // 1 .. kMaxGroup
   int num_tokens = 0;  // 1 .. 64
   int first_position = 0;
   float scale = 0.0f;

@@ -1,5 +1,6 @@
 #include "engine/kernels/kernels.h"
 
+#include "engine/kernels/isa.h"
 #include "engine/kernels/isa_tables.h"
 
 namespace xcache {

@@ -6,14 +6,17 @@
 
 #include "engine/kernels/attention.h"
 #include "engine/kernels/float_matmul.h"
-#include "engine/kernels/isa.h"
 #include "engine/kernels/quant_matmul.h"
 #include "engine/kernels/row_ops.h"
 
 namespace xcache {
 
+// isa.h, not included: the files compiled for one instruction set read this
+// header, and must not carry code of the standard library or Abseil.
+enum class Isa;
+
 struct Kernels {
-  Isa isa = Isa::kRef;
+  Isa isa{};
   // Row tile of quant_matmul and of float_matmul: a caller that splits work by
   // rows loses least at multiples of it.
   int quant_row_tile = 1;
