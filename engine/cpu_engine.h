@@ -1,0 +1,66 @@
+// The engine on the CPU: checks what callers hand in, runs the forward pass,
+// seals what became full, rematerializes pages. Equal inputs give equal bits on
+// every instruction set and with any number of threads.
+#ifndef XCACHE_ENGINE_CPU_ENGINE_H_
+#define XCACHE_ENGINE_CPU_ENGINE_H_
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/base/thread_pool.h"
+#include "engine/cpu_forward.h"
+#include "engine/cpu_kv.h"
+#include "engine/cpu_sequence.h"
+#include "engine/cpu_weights.h"
+#include "engine/engine.h"
+#include "engine/kernels/kernels.h"
+#include "engine/model/model.h"
+
+namespace xcache {
+
+class CpuEngine final : public Engine {
+ public:
+  // REQUIRES: IsaSupported(isa), num_threads >= 1.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(
+      std::shared_ptr<const Model> model, Isa isa, int num_threads,
+      std::string profile_dir, const ProgressFn& progress);
+
+  const ModelInfo& info() const override { return info_; }
+  absl::StatusOr<const CodecHandle*> OpenCodec(
+      std::string_view spec, const ProgressFn& progress) override;
+  size_t kv_block_bytes() const override { return CpuKvBlock::Bytes(shape_); }
+  size_t sequence_bytes(const CodecHandle& codec) const override;
+  absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
+      const CodecHandle& codec, std::span<const TokenId> tokens,
+      std::span<const KvBlockRef> blocks) override;
+  std::vector<absl::StatusOr<KvBlockRef>> Remat(
+      const CodecHandle& codec, std::span<const RematJob> jobs) override;
+  absl::Status Step(std::span<StepItem> items) override;
+
+ private:
+  CpuEngine(std::shared_ptr<const Model> model, Isa isa, int num_threads,
+            std::string profile_dir);
+
+  absl::Status CheckTokens(std::span<const TokenId> tokens) const;
+  absl::Status CheckItem(const StepItem& item) const;
+  absl::Status CheckCodec(const CodecHandle& codec) const;
+  // Seals those of the step's sequences whose live block is full.
+  absl::Status SealFullBlocks(std::span<StepItem> items);
+
+  const std::shared_ptr<const Model> model_;
+  const std::string profile_dir_;
+  const Kernels& kernels_;
+  const KvShape shape_;
+  ThreadPool pool_;
+  CpuWeights weights_;
+  std::unique_ptr<CpuForward> forward_;
+  ModelInfo info_;
+  std::map<std::string, std::unique_ptr<CpuCodecHandle>> codecs_;
+  std::map<ProfileKind, std::shared_ptr<const Profile>> profiles_;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_CPU_ENGINE_H_

@@ -1,0 +1,132 @@
+#include "engine/cpu_seal.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "engine/kernels/attention.h"
+#include "engine/xcache/page.h"
+
+namespace xcache {
+namespace {
+
+int FirstRow(int64_t block_index) { return block_index == 0 ? kSinkTokens : 0; }
+
+// K and V of a layer as rows of FP16, [64, kv_dim], out of the tiles.
+void GatherRows(const CpuKvBlock& block, int layer, uint16_t* k, uint16_t* v) {
+  const KvShape& shape = block.shape();
+  const auto head_dim = static_cast<size_t>(shape.head_dim);
+  const auto kv_dim = static_cast<size_t>(shape.kv_dim());
+  for (int head = 0; head < shape.n_kv_heads; ++head) {
+    const uint16_t* k_tile = block.k_tile(layer, head);
+    const uint16_t* v_tile = block.v_tile(layer, head);
+    const size_t column = static_cast<size_t>(head) * head_dim;
+    for (size_t row = 0; row < kBlockTokens; ++row) {
+      std::copy_n(v_tile + row * head_dim, head_dim, v + row * kv_dim + column);
+      for (size_t i = 0; i < head_dim; ++i) {
+        k[row * kv_dim + column + i] = k_tile[i * kBlockTokens + row];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> SealBlock(const CpuForward& forward,
+                                      const CpuCodecHandle& codec,
+                                      int64_t block_index,
+                                      std::span<const TokenId> tokens,
+                                      LiveBlockRows& rows, CpuKvBlock& block) {
+  const size_t kv_elements =
+      kBlockTokens * static_cast<size_t>(block.shape().kv_dim());
+  const bool wants_final = (codec.codec().live_rows() & kLiveKvFinal) != 0;
+  std::vector<uint16_t> final_rows(wants_final ? 2 * kv_elements : 0);
+  const auto layer_rows = [&](int layer) {
+    LayerRows in;
+    in.unit_x = rows.unit_x(layer);
+    in.rms = rows.rms(layer);
+    in.k_pre = rows.k_pre(layer);
+    in.v_pre = rows.v_pre(layer);
+    if (wants_final) {
+      GatherRows(block, layer, final_rows.data(),
+                 final_rows.data() + kv_elements);
+      in.k_final = final_rows.data();
+      in.v_final = final_rows.data() + kv_elements;
+    }
+    return in;
+  };
+  std::string page = BeginPage(codec.cache_fp(), block_index, tokens,
+                               codec.codec().payload_bytes());
+  absl::Status status =
+      codec.codec().Seal(layer_rows, FirstRow(block_index), PagePayload(page));
+  if (status.ok()) {
+    FinishPage(page);
+    status = RematBlock(forward, codec, block_index, PagePayload(page), block);
+  }
+  if (!status.ok()) {
+    return absl::InternalError(
+        absl::StrCat("sealing block ", block_index, ": ", status.message()));
+  }
+  return page;
+}
+
+absl::StatusOr<std::span<const uint8_t>> CheckPage(
+    const CpuCodecHandle& codec, int64_t block_index,
+    std::span<const TokenId> tokens, std::string_view page) {
+  XC_ASSIGN_OR_RETURN(const PageView view, ParsePage(page));
+  if (view.cache_fp != codec.cache_fp()) {
+    return absl::DataLossError(absl::StrCat(
+        "page of block ", block_index, ": expected cache fingerprint ",
+        ToHex(codec.cache_fp()), ", found ", ToHex(view.cache_fp)));
+  }
+  if (view.block_index != block_index) {
+    return absl::DataLossError(absl::StrCat(
+        "page: expected block ", block_index, ", found ", view.block_index));
+  }
+  if (!std::equal(tokens.begin(), tokens.end(), std::begin(view.tokens),
+                  std::end(view.tokens))) {
+    return absl::DataLossError(absl::StrCat(
+        "page of block ", block_index, " holds other tokens than expected"));
+  }
+  return view.payload;
+}
+
+absl::Status RematBlock(const CpuForward& forward, const CpuCodecHandle& codec,
+                        int64_t block_index, std::span<const uint8_t> payload,
+                        CpuKvBlock& block) {
+  const int first_row = FirstRow(block_index);
+  const int num_rows = kBlockTokens - first_row;
+  const KvShape& shape = block.shape();
+  const int kv_dim = shape.kv_dim();
+  const auto first =
+      static_cast<size_t>(first_row) * static_cast<size_t>(kv_dim);
+  const size_t count =
+      static_cast<size_t>(num_rows) * static_cast<size_t>(kv_dim);
+  const bool final_stage = codec.codec().remat_stage() == RematStage::kFinal;
+  std::vector<float> k(final_stage ? 0 : count), v(final_stage ? 0 : count);
+  const absl::Status status = codec.codec().Remat(
+      payload, first_row, [&](int layer, const RematRows& rows) {
+        if (!final_stage) {
+          std::copy_n(rows.k_pre + first, count, k.data());
+          std::copy_n(rows.v_pre + first, count, v.data());
+          forward.StoreRows(layer, block_index, first_row, num_rows, k.data(),
+                            v.data(), kv_dim, block);
+          return;
+        }
+        for (int head = 0; head < shape.n_kv_heads; ++head) {
+          const size_t at = first + static_cast<size_t>(head * shape.head_dim);
+          StoreKvF16(rows.k_final + at, rows.v_final + at, kv_dim, num_rows,
+                     shape.head_dim, first_row, block.k_tile(layer, head),
+                     block.v_tile(layer, head));
+        }
+      });
+  if (!status.ok()) {
+    return absl::DataLossError(
+        absl::StrCat("page of block ", block_index, ": ", status.message()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace xcache

@@ -1,0 +1,104 @@
+// A model's weights as the CPU kernels read them: GGUF blocks repacked once at
+// load, still quantized. Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K keep their
+// values exactly; Q6_K is converted to blocks of 32 (see RequantizeBlock);
+// F32, F16 and BF16 stay floating-point.
+#ifndef XCACHE_ENGINE_CPU_WEIGHTS_H_
+#define XCACHE_ENGINE_CPU_WEIGHTS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/base/thread_pool.h"
+#include "engine/kernels/kernels.h"
+#include "engine/kernels/packed.h"
+#include "engine/model/model.h"
+#include "engine/types.h"
+
+namespace xcache {
+
+// Input rows of a product, in the form or forms that its matrices need.
+struct Activations {
+  const float* x = nullptr;  // [num_rows, cols]
+  int64_t x_stride = 0;      // elements
+  QuantRows q;               // the same rows, quantized
+};
+
+// One weight matrix [rows, cols], quantized or floating-point.
+class CpuMatrix {
+ public:
+  CpuMatrix() = default;
+  // INVALID_ARGUMENT names the tensor and what is wrong with it.
+  static absl::StatusOr<CpuMatrix> Pack(const TensorView& tensor);
+
+  bool quantized() const {
+    return std::holds_alternative<PackedMatrix>(packed_);
+  }
+  int rows() const;
+  int cols() const;
+  size_t bytes() const;
+  // Work may be split at multiples of this many output features.
+  int granule() const { return quantized() ? kPanelCols : kFloatPanelCols; }
+  // REQUIRES: quantized().
+  const QuantMatrix& quant() const {
+    return std::get<PackedMatrix>(packed_).view();
+  }
+
+  // out[num_rows, rows] (+)= a W^T, of output features [first, last) only.
+  // REQUIRES: both are multiples of granule(), or rows().
+  void Multiply(const Kernels& kernels, const Activations& a, int num_rows,
+                int first, int last, Epilogue epilogue, float* out,
+                int64_t out_stride) const;
+
+ private:
+  std::variant<PackedMatrix, PackedFloat> packed_;
+};
+
+struct CpuLayer {
+  std::vector<float> attn_norm, ffn_norm;  // [d_model]
+  CpuMatrix wq, wk, wv, wo;
+  CpuMatrix w_gate, w_up, w_down;
+  std::vector<float> bq, bk, bv;  // empty where the model has none
+};
+
+struct CpuWeights {
+  std::vector<CpuLayer> layers;
+  std::vector<float> output_norm;
+  CpuMatrix output;
+
+  int64_t bytes() const;
+};
+
+absl::StatusOr<CpuWeights> PackWeights(const Model& model, ThreadPool& pool,
+                                       const ProgressFn& progress);
+
+// Cosines and sines of RoPE, for positions as far as they were asked for.
+class RopeTable {
+ public:
+  explicit RopeTable(const Model& model);
+
+  // Makes positions [0, num_positions) available. Not thread-safe.
+  void Extend(int64_t num_positions);
+  // [rope_dim / 2]
+  const float* cos(int64_t position) const { return At(cos_, position); }
+  const float* sin(int64_t position) const { return At(sin_, position); }
+  int rope_dim() const { return 2 * static_cast<int>(inverse_.size()); }
+  RopeOrder order() const { return order_; }
+
+ private:
+  const float* At(const std::vector<float>& table, int64_t position) const {
+    return table.data() + static_cast<size_t>(position) * inverse_.size();
+  }
+
+  std::vector<double> inverse_;  // radians a position, of each pair
+  RopeOrder order_;
+  std::vector<float> cos_, sin_;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_CPU_WEIGHTS_H_
