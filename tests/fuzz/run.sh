@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs every libFuzzer program of a build for some seconds each, two at a time.
+#   tests/fuzz/run.sh BUILD_DIR SECONDS
+# A finding ends it with the input's path. Corpora stay in BUILD_DIR/corpus.
+set -euo pipefail
+build=${1:?usage: run.sh BUILD_DIR SECONDS}
+seconds=${2:?usage: run.sh BUILD_DIR SECONDS}
+shopt -s nullglob
+programs=("$build"/fuzz/*_fuzz)
+if [ ${#programs[@]} -eq 0 ]; then
+  echo "$0: no fuzzers under $build/fuzz" >&2
+  exit 1
+fi
+
+fuzz_one() {
+  local program=$1 seconds=$2 build=$3
+  local name corpus log
+  name=$(basename "$program")
+  corpus=$build/corpus/$name
+  log=$build/corpus/$name.log
+  mkdir -p "$corpus"
+  if XCACHE_FUZZ_SEED_DIR=$corpus "$program" -max_total_time="$seconds" \
+      -max_len=65536 -timeout=20 -rss_limit_mb=4096 \
+      -artifact_prefix="$build/corpus/$name." "$corpus" >"$log" 2>&1; then
+    echo "$name: no finding; $(grep -E '^Done ' "$log" || tail -n 1 "$log")"
+  else
+    tail -n 40 "$log"
+    echo "$name: FINDING"
+    return 1
+  fi
+}
+export -f fuzz_one
+printf '%s\n' "${programs[@]}" |
+  xargs -P "$(nproc)" -I{} bash -c 'fuzz_one "$@"' _ {} "$seconds" "$build"
+echo "${#programs[@]} passed, 0 failed"
