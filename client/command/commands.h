@@ -1,0 +1,31 @@
+// The commands of `xcache`. Each adds its flags and, when it is the one that
+// was called, runs and returns what the process exits with (exit_code.h).
+#ifndef XCACHE_CLIENT_COMMAND_COMMANDS_H_
+#define XCACHE_CLIENT_COMMAND_COMMANDS_H_
+
+#include <functional>
+
+#include "CLI/CLI.hpp"
+#include "client/command/context.h"
+
+namespace xcache::command {
+
+// Set by the command line's parse to what is to be run.
+using Action = std::function<int(const Context&)>;
+
+void AddChat(CLI::App* app, Action* action);
+void AddAsk(CLI::App* app, Action* action);
+void AddSessions(CLI::App* app, Action* action);
+void AddInfo(CLI::App* app, Action* action);
+void AddStats(CLI::App* app, Action* action);
+
+// The error on stderr, or as a JSON document on stdout with --json; returns the
+// exit code.
+int Fail(const Context& context, const absl::Status& status);
+
+// The whole program.
+int Main(int argc, const char* const* argv);
+
+}  // namespace xcache::command
+
+#endif  // XCACHE_CLIENT_COMMAND_COMMANDS_H_

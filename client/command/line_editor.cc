@@ -1,0 +1,182 @@
+#include "client/command/line_editor.h"
+
+#include <histedit.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <clocale>
+#include <cstdio>
+#include <cstdlib>
+#include <cwchar>
+#include <filesystem>
+#include <iostream>
+#include <system_error>
+
+#include "client/command/terminal.h"
+
+namespace xcache::command {
+namespace {
+
+constexpr int kHistoryLines = 1000;
+
+// Whether stdin has something; false where Ctrl-C came first.
+bool WaitForInput() {
+  while (true) {
+    if (Interrupts::Pending()) return false;
+    std::array<pollfd, 2> fds = {
+        {{STDIN_FILENO, POLLIN, 0}, {Interrupts::fd(), POLLIN, 0}}};
+    const int n = poll(fds.data(), fds.size(), -1);
+    if (n < 0 && errno != EINTR) return true;  // let the read say what is wrong
+    if (n > 0 && fds[0].revents != 0) return !Interrupts::Pending();
+  }
+}
+
+// libedit retries its own read() after a signal, so Ctrl-C would go unseen.
+int ReadCharacter(EditLine*, wchar_t* out) {
+  mbstate_t state{};
+  while (WaitForInput()) {
+    char byte;
+    const ssize_t n = read(STDIN_FILENO, &byte, 1);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return static_cast<int>(n);
+    const size_t got = std::mbrtowc(out, &byte, 1, &state);
+    if (got == static_cast<size_t>(-2)) continue;  // more bytes follow
+    if (got == static_cast<size_t>(-1)) {
+      state = {};
+      *out = L'\uFFFD';
+    }
+    return 1;
+  }
+  return -1;
+}
+
+class Edited final : public LineEditor {
+ public:
+  explicit Edited(std::string history_file)
+      : history_file_(std::move(history_file)) {
+    std::setlocale(LC_CTYPE, "");
+    if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");
+    history_ = history_init();
+    HistEvent event;
+    history(history_, &event, H_SETSIZE, kHistoryLines);
+    history(history_, &event, H_SETUNIQUE, 1);
+    if (!history_file_.empty()) {
+      history(history_, &event, H_LOAD, history_file_.c_str());
+    }
+    el_ = el_init("xcache", stdin, stdout, stderr);
+    el_set(el_, EL_EDITOR, "emacs");
+    el_set(el_, EL_SIGNAL, 0);
+    el_set(el_, EL_CLIENTDATA, this);
+    // '\1' brackets what takes no columns.
+    el_set(el_, EL_PROMPT_ESC, &Edited::Prompt, '\1');
+    el_set(el_, EL_HIST, history, history_);
+    el_set(el_, EL_GETCFN, &ReadCharacter);
+    el_set(el_, EL_BIND, "^R", "em-inc-search-prev", nullptr);
+  }
+
+  ~Edited() override {
+    el_end(el_);
+    if (!history_file_.empty()) {
+      const mode_t mask = umask(077);
+      HistEvent event;
+      history(history_, &event, H_SAVE, history_file_.c_str());
+      umask(mask);
+    }
+    history_end(history_);
+  }
+
+  Result Read(const std::string& prompt, std::string* line) override {
+    prompt_ = prompt;
+    int count = 0;
+    const char* text = el_gets(el_, &count);
+    if (Interrupts::Pending()) {
+      el_reset(el_);
+      std::cout << std::endl;
+      return Result::kInterrupted;
+    }
+    if (text == nullptr || count <= 0) return Result::kEnd;
+    line->assign(text, static_cast<size_t>(count));
+    while (!line->empty() && (line->back() == '\n' || line->back() == '\r')) {
+      line->pop_back();
+    }
+    if (line->find_first_not_of(" \t") != std::string::npos) {
+      HistEvent event;
+      history(history_, &event, H_ENTER, line->c_str());
+    }
+    return Result::kLine;
+  }
+
+  bool interactive() const override { return true; }
+
+ private:
+  static char* Prompt(EditLine* el) {
+    Edited* self = nullptr;
+    el_get(el, EL_CLIENTDATA, &self);
+    return self->prompt_.data();
+  }
+
+  const std::string history_file_;
+  std::string prompt_;
+  EditLine* el_ = nullptr;
+  History* history_ = nullptr;
+};
+
+class Plain final : public LineEditor {
+ public:
+  Result Read(const std::string&, std::string* line) override {
+    while (true) {
+      if (const size_t end = buffer_.find('\n'); end != std::string::npos) {
+        *line = buffer_.substr(0, end);
+        buffer_.erase(0, end + 1);
+        if (!line->empty() && line->back() == '\r') line->pop_back();
+        return Result::kLine;
+      }
+      if (!WaitForInput()) return Result::kInterrupted;
+      std::array<char, 4096> bytes;
+      const ssize_t n = read(STDIN_FILENO, bytes.data(), bytes.size());
+      if (n < 0 && errno == EINTR) continue;
+      if (n > 0) {
+        buffer_.append(bytes.data(), static_cast<size_t>(n));
+        continue;
+      }
+      if (buffer_.empty()) return Result::kEnd;
+      buffer_.push_back('\n');  // the last line had no end of its own
+    }
+  }
+  bool interactive() const override { return false; }
+
+ private:
+  std::string buffer_;
+};
+
+}  // namespace
+
+std::unique_ptr<LineEditor> LineEditor::Create(
+    const std::string& history_file) {
+  if (IsTerminal(STDIN_FILENO) && IsTerminal(STDOUT_FILENO)) {
+    return std::make_unique<Edited>(history_file);
+  }
+  return std::make_unique<Plain>();
+}
+
+std::string DefaultHistoryFile() {
+  std::filesystem::path folder;
+  if (const char* xdg = std::getenv("XDG_STATE_HOME");
+      xdg != nullptr && *xdg == '/') {
+    folder = xdg;
+  } else if (const char* home = std::getenv("HOME");
+             home != nullptr && *home == '/') {
+    folder = std::filesystem::path(home) / ".local/state";
+  } else {
+    return "";
+  }
+  folder /= "xcache";
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  return error ? "" : (folder / "history").string();
+}
+
+}  // namespace xcache::command

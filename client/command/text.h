@@ -1,0 +1,34 @@
+// How `xcache` writes things for people: sizes, times, tables, and text from
+// elsewhere that must not steer the terminal.
+#ifndef XCACHE_CLIENT_COMMAND_TEXT_H_
+#define XCACHE_CLIENT_COMMAND_TEXT_H_
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace xcache::command {
+
+std::string HumanBytes(double bytes);                   // "1.4 MiB"
+std::string HumanCount(uint64_t n);                     // "12,345"
+std::string HumanDuration(absl::Duration d);            // "820 ms", "1.2 s"
+std::string HumanAgo(absl::Time then, absl::Time now);  // "3 min ago"
+
+// Without control characters but newline and tab: a model's answer or another
+// user's title cannot send escape sequences to the terminal.
+std::string Printable(absl::string_view text);
+// The same on one line.
+std::string OneLine(absl::string_view text);
+
+// Columns as wide as their widest cell (in characters, not bytes), two spaces
+// between them. Cells of columns named in `right` align right.
+std::string Table(const std::vector<std::vector<std::string>>& rows,
+                  const std::vector<size_t>& right = {});
+
+}  // namespace xcache::command
+
+#endif  // XCACHE_CLIENT_COMMAND_TEXT_H_
