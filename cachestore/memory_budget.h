@@ -52,6 +52,8 @@ class MemoryReservation {
   int64_t bytes() const { return bytes_; }
   // Grows (reclaiming, as Reserve does) or shrinks. False: nothing changed.
   bool Resize(int64_t bytes);
+  // The same, without calling any reclaimer.
+  bool TryResize(int64_t bytes);
   // Moves the bytes to another account (a sequence becomes a working set).
   void Transfer(MemoryAccount account);
   void Release();
@@ -60,6 +62,8 @@ class MemoryReservation {
   friend class MemoryBudget;
   MemoryReservation(MemoryBudget* budget, MemoryAccount account, int64_t bytes)
       : budget_(budget), account_(account), bytes_(bytes) {}
+
+  bool ResizeTo(int64_t bytes, bool reclaim);
 
   MemoryBudget* budget_ = nullptr;
   MemoryAccount account_ = MemoryAccount::kOther;

@@ -65,7 +65,9 @@ class SessionStore {
   // RESOURCE_EXHAUSTED: the disk is full, over its cap, or there is none; the
   // record is in memory and will be written later.
   // UNAVAILABLE: the same, after an I/O error.
-  // INVALID_ARGUMENT: no such record can be (an empty id); nothing changed.
+  // ABORTED: there was no memory to keep it in either, and
+  // INVALID_ARGUMENT: no such record can be (an empty id): nothing changed, the
+  // session is at the turn before.
   virtual absl::Status Commit(const SessionRecord& record) = 0;
 
   // NOT_FOUND; DATA_LOSS: this session's manifest is damaged;

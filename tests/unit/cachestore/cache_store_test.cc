@@ -1,0 +1,396 @@
+// Pages and sessions together, over one store that is closed and opened again.
+#include "cachestore/cache_store.h"
+
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "engine/base/crc32c.h"
+#include "rocksdb/db.h"
+#include "tests/unit/cachestore/store_test_util.h"
+
+namespace xcache {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr int64_t kMemory = 128 << 20;
+
+class CacheStoreTest : public ::testing::Test {
+ protected:
+  CacheStoreTest() {
+    options_.dir = dir_.path() + "/store";
+    options_.disk_bytes = int64_t{1} << 30;
+    options_.model_fp = Sha256Of("model");
+    options_.housekeeping_ms = 20;
+  }
+  ~CacheStoreTest() override { store_.reset(); }
+
+  void Open() {
+    store_.reset();
+    auto opened = CacheStore::Open(options_, budget_);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    store_ = *std::move(opened);
+  }
+  // Puts the pages of a record and commits it.
+  absl::Status CommitTurn(const SessionRecord& record) {
+    PageKey parent = kRootPageKey;
+    for (const PageKey& key : record.page_keys) {
+      if (!store_->pages().Contains(key)) {
+        const absl::Status put =
+            store_->PutPage(key, parent, BytesOf(key[0], 20'000));
+        if (!put.ok()) return put;
+      }
+      parent = key;
+    }
+    return store_->sessions().Commit(record);
+  }
+  absl::Status OpenStatus() {
+    MemoryBudget budget(kMemory);
+    return CacheStore::Open(options_, budget).status();
+  }
+
+  TempDir dir_;
+  CacheStoreOptions options_;
+  MemoryBudget budget_{kMemory};
+  std::unique_ptr<CacheStore> store_;
+};
+
+TEST_F(CacheStoreTest, SessionsAndPagesComeBackAfterClosing) {
+  Open();
+  std::vector<SessionRecord> records;
+  for (int i = 0; i < 5; ++i) {
+    records.push_back(RecordOf("tenant", absl::StrCat("s", i), 4));
+    ASSERT_TRUE(CommitTurn(records.back()).ok());
+  }
+  EXPECT_EQ(store_->stats().sessions.commits, 5);
+  Open();
+  EXPECT_EQ(store_->stats().sessions.num_sessions, 5);
+  EXPECT_EQ(store_->stats().disk.num_pages, 20);
+  for (const SessionRecord& record : records) {
+    const auto loaded = store_->sessions().Load("tenant", record.id);
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ(*loaded, record);
+    for (const PageKey& key : loaded->page_keys) {
+      const auto hit = store_->pages().Get(key);
+      ASSERT_TRUE(hit.ok()) << hit.status();
+      EXPECT_EQ(hit->tier, PageTier::kDisk);
+      EXPECT_EQ(hit->page->bytes(), BytesOf(key[0], 20'000));
+      EXPECT_EQ(store_->pages().Get(key)->tier, PageTier::kHost);
+    }
+  }
+  EXPECT_EQ(store_->stats().spill.loaded_pages, 20);
+}
+
+TEST_F(CacheStoreTest, LaterCommitReplacesTheRecord) {
+  Open();
+  for (uint64_t turn = 0; turn <= 6; ++turn) {
+    ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", turn)).ok());
+    const auto found = store_->sessions().Find("t", "chat");
+    ASSERT_TRUE(found.ok());
+    EXPECT_EQ(found->turn, turn);
+    EXPECT_TRUE(found->durable);
+  }
+  Open();
+  EXPECT_EQ(*store_->sessions().Load("t", "chat"), RecordOf("t", "chat", 6));
+  EXPECT_EQ(store_->stats().sessions.num_sessions, 1);
+}
+
+TEST_F(CacheStoreTest, SummaryHasWhatListsShow) {
+  Open();
+  SessionRecord record = RecordOf("t", "chat", 3);
+  record.pinned = true;
+  ASSERT_TRUE(CommitTurn(record).ok());
+  for (int round = 0; round < 2; ++round) {
+    const auto s = store_->sessions().Find("t", "chat");
+    ASSERT_TRUE(s.ok()) << s.status();
+    EXPECT_EQ(s->tenant, "t");
+    EXPECT_EQ(s->id, "chat");
+    EXPECT_EQ(s->title, "about chat");
+    EXPECT_EQ(s->codec, record.codec);
+    EXPECT_EQ(s->create_ms, record.create_ms);
+    EXPECT_EQ(s->update_ms, record.update_ms);
+    EXPECT_EQ(s->expire_ms, record.expire_ms);
+    EXPECT_EQ(s->turn, 3u);
+    EXPECT_EQ(s->num_tokens, record.tokens.size());
+    EXPECT_EQ(s->num_messages, 6u);
+    EXPECT_EQ(s->num_pages, 3u);
+    EXPECT_TRUE(s->pinned);
+    EXPECT_TRUE(s->durable);
+    EXPECT_FALSE(s->damaged);
+    EXPECT_EQ(s->model_fp, record.model_fp);
+    Open();
+  }
+}
+
+TEST_F(CacheStoreTest, ListsTheMostRecentlyUpdatedFirstInPages) {
+  Open();
+  for (int i = 0; i < 10; ++i) {
+    SessionRecord record = RecordOf("t", absl::StrCat("s", i), 0);
+    record.update_ms = 1000 + (i * 7) % 10;  // a permutation
+    ASSERT_TRUE(CommitTurn(record).ok());
+    ASSERT_TRUE(CommitTurn(RecordOf("other", absl::StrCat("o", i), 0)).ok());
+  }
+  std::vector<int64_t> seen;
+  std::string token;
+  do {
+    const auto page = store_->sessions().List("t", token, 3);
+    ASSERT_TRUE(page.ok()) << page.status();
+    for (const SessionSummary& s : page->sessions) {
+      EXPECT_EQ(s.tenant, "t");
+      seen.push_back(s.update_ms);
+    }
+    token = page->next_page_token;
+    // What is updated meanwhile moves to the front and disturbs nothing.
+    SessionRecord moved = RecordOf("t", "new", 0);
+    moved.update_ms = 5000 + static_cast<int64_t>(seen.size());
+    ASSERT_TRUE(CommitTurn(moved).ok());
+  } while (!token.empty());
+  std::vector<int64_t> expected;
+  for (int64_t ms = 1009; ms >= 1000; --ms) expected.push_back(ms);
+  EXPECT_EQ(seen, expected);
+  EXPECT_TRUE(store_->sessions().List("nobody", "", 3)->sessions.empty());
+  EXPECT_THAT(store_->sessions().List("t", "zz", 3).status(),
+              HasCode(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(store_->sessions().List("t", "ab", 3).status(),
+              HasCode(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(CacheStoreTest, DeletedSessionIsGoneForGood) {
+  Open();
+  ASSERT_TRUE(CommitTurn(RecordOf("t", "a", 2)).ok());
+  ASSERT_TRUE(CommitTurn(RecordOf("t", "b", 2)).ok());
+  EXPECT_TRUE(store_->sessions().Delete("t", "a").ok());
+  EXPECT_THAT(store_->sessions().Delete("t", "a"),
+              HasCode(absl::StatusCode::kNotFound));
+  EXPECT_THAT(store_->sessions().Delete("other", "b"),
+              HasCode(absl::StatusCode::kNotFound));
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_THAT(store_->sessions().Load("t", "a").status(),
+                HasCode(absl::StatusCode::kNotFound));
+    EXPECT_THAT(store_->sessions().Find("t", "a").status(),
+                HasCode(absl::StatusCode::kNotFound));
+    EXPECT_TRUE(store_->sessions().Load("t", "b").ok());
+    Open();
+  }
+}
+
+TEST_F(CacheStoreTest, SweepDeletesWhatExpiredAndNothingElse) {
+  Open();
+  const auto commit = [&](const std::string& id, int64_t expire_ms,
+                          bool pinned) {
+    SessionRecord record = RecordOf("t", id, 1);
+    record.expire_ms = expire_ms;
+    record.pinned = pinned;
+    ASSERT_TRUE(CommitTurn(record).ok());
+  };
+  commit("past", 1000, false);
+  commit("now", 2000, false);
+  commit("later", 2001, false);
+  commit("never", 0, false);
+  commit("pinned", 1000, true);
+  commit("busy", 1000, false);
+  const auto is_busy = [](std::string_view tenant, std::string_view id) {
+    return tenant == "t" && id == "busy";
+  };
+  EXPECT_EQ(store_->sessions().Sweep(2000, is_busy), 2);
+  EXPECT_EQ(store_->stats().sessions.expired, 2);
+  Open();
+  for (const char* id : {"later", "never", "pinned", "busy"}) {
+    EXPECT_TRUE(store_->sessions().Load("t", id).ok()) << id;
+  }
+  for (const char* id : {"past", "now"}) {
+    EXPECT_FALSE(store_->sessions().Load("t", id).ok()) << id;
+  }
+  EXPECT_EQ(store_->sessions().Sweep(2000, nullptr), 1);
+}
+
+TEST_F(CacheStoreTest, SessionOfAnotherModelIsRefusedAndKept) {
+  Open();
+  ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", 2)).ok());
+  options_.model_fp = Sha256Of("another model");
+  Open();
+  EXPECT_THAT(store_->sessions().Load("t", "chat").status(),
+              HasCode(absl::StatusCode::kFailedPrecondition));
+  EXPECT_TRUE(store_->sessions().Find("t", "chat").ok());
+  EXPECT_EQ(store_->stats().sessions.corrupt, 0);
+  options_.model_fp = Sha256Of("model");
+  Open();
+  EXPECT_TRUE(store_->sessions().Load("t", "chat").ok());
+}
+
+TEST_F(CacheStoreTest, ImpossibleRecordsAreInvalid) {
+  Open();
+  for (const SessionRecord& record :
+       {RecordOf("t", "", 1), RecordOf("t", std::string(256, 'i'), 1),
+        RecordOf(std::string(256, 't'), "i", 1)}) {
+    EXPECT_THAT(store_->sessions().Commit(record),
+                HasCode(absl::StatusCode::kInvalidArgument));
+  }
+  SessionRecord bad = RecordOf("t", "i", 1);
+  bad.messages[0].token_end = 1000;
+  EXPECT_THAT(store_->sessions().Commit(bad),
+              HasCode(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(store_->stats().sessions.num_sessions, 0);
+  const SessionRecord longest =
+      RecordOf(std::string(255, 't'), std::string(255, 'i'), 1);
+  ASSERT_TRUE(CommitTurn(longest).ok());
+  Open();
+  EXPECT_EQ(*store_->sessions().Load(longest.tenant, longest.id), longest);
+}
+
+TEST_F(CacheStoreTest, TenantAndIdDoNotRunIntoEachOther) {
+  Open();
+  ASSERT_TRUE(CommitTurn(RecordOf("ab", "c", 1)).ok());
+  EXPECT_FALSE(store_->sessions().Load("a", "bc").ok());
+  EXPECT_FALSE(store_->sessions().Load("", "abc").ok());
+  ASSERT_TRUE(CommitTurn(RecordOf("", "abc", 1)).ok());
+  EXPECT_TRUE(store_->sessions().Load("", "abc").ok());
+}
+
+TEST_F(CacheStoreTest, WithoutAFolderSessionsLiveInMemoryAndAreNotDurable) {
+  options_.dir.clear();
+  Open();
+  const SessionRecord record = RecordOf("t", "chat", 2);
+  EXPECT_THAT(CommitTurn(record),
+              HasCode(absl::StatusCode::kResourceExhausted));
+  EXPECT_EQ(*store_->sessions().Load("t", "chat"), record);
+  EXPECT_FALSE(store_->sessions().Find("t", "chat")->durable);
+  EXPECT_TRUE(store_->pages().Get(record.page_keys[1]).ok());
+  EXPECT_FALSE(store_->stats().files.present);
+  EXPECT_TRUE(store_->sessions().Delete("t", "chat").ok());
+  EXPECT_FALSE(store_->sessions().Load("t", "chat").ok());
+}
+
+TEST_F(CacheStoreTest, DropFromHostLeavesPagesOnDisk) {
+  Open();
+  const SessionRecord record = RecordOf("t", "chat", 5);
+  ASSERT_TRUE(CommitTurn(record).ok());
+  const auto held = store_->pages().Get(record.page_keys[1]);
+  ASSERT_TRUE(held.ok());
+  EXPECT_GT(store_->DropFromHost(record.page_keys), 3 * 20'000);
+  // The one that is held, and its ancestor.
+  EXPECT_EQ(store_->stats().host.num_pages, 2);
+  EXPECT_EQ(store_->stats().disk.num_pages, 5);
+  EXPECT_EQ(store_->pages().Get(record.page_keys[4])->tier, PageTier::kDisk);
+}
+
+TEST_F(CacheStoreTest, FolderIsPrivate) {
+  Open();
+  for (const std::string& path : {options_.dir, options_.dir + "/db"}) {
+    struct stat st;
+    ASSERT_EQ(::stat(path.c_str(), &st), 0);
+    EXPECT_EQ(st.st_mode & 0777, 0700u) << path;
+  }
+}
+
+TEST_F(CacheStoreTest, StoreInUseIsOneClearLine) {
+  Open();
+  const absl::Status again = OpenStatus();
+  EXPECT_THAT(again, HasCode(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(std::string(again.message()),
+              AllOf(HasSubstr(options_.dir), HasSubstr("in use")));
+  // Another process sees the same.
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const absl::Status status = OpenStatus();
+    ::_exit(absl::IsFailedPrecondition(status) &&
+                    std::string(status.message()).find("in use") !=
+                        std::string::npos
+                ? 0
+                : 1);
+  }
+  int exit_code = -1;
+  ASSERT_EQ(::waitpid(child, &exit_code, 0), child);
+  EXPECT_EQ(exit_code, 0);
+  // And it did no harm.
+  EXPECT_TRUE(CommitTurn(RecordOf("t", "chat", 1)).ok());
+}
+
+TEST_F(CacheStoreTest, AnotherFormatVersionIsRefusedNamingBoth) {
+  Open();
+  ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", 1)).ok());
+  store_.reset();
+  // A record of version 7, with its right checksum.
+  rocksdb::DB* raw = nullptr;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+  std::vector<rocksdb::ColumnFamilyDescriptor> families;
+  for (const char* name :
+       {"default", "pages", "page_index", "sessions", "session_index"}) {
+    families.emplace_back(name, rocksdb::ColumnFamilyOptions());
+  }
+  ASSERT_TRUE(rocksdb::DB::Open(rocksdb::DBOptions(), options_.dir + "/db",
+                                families, &handles, &raw)
+                  .ok());
+  std::string record;
+  ASSERT_TRUE(raw->Get({}, "format", &record).ok());
+  ASSERT_EQ(record.size(), 4u + 12 + 4 + 4);
+  record[16] = 7;
+  const uint32_t crc = Crc32c(record.data(), 20);
+  for (size_t i = 0; i < 4; ++i) {
+    record[20 + i] = static_cast<char>(crc >> (8 * i));
+  }
+  ASSERT_TRUE(raw->Put({}, "format", record).ok());
+  for (auto* handle : handles) raw->DestroyColumnFamilyHandle(handle);
+  delete raw;
+  const absl::Status status = OpenStatus();
+  EXPECT_THAT(status, HasCode(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("version 7"), HasSubstr("version 1"),
+                    HasSubstr(options_.dir)));
+}
+
+TEST_F(CacheStoreTest, ForeignDatabaseIsRefused) {
+  std::filesystem::create_directories(options_.dir + "/db");
+  rocksdb::Options raw_options;
+  raw_options.create_if_missing = true;
+  rocksdb::DB* raw = nullptr;
+  ASSERT_TRUE(rocksdb::DB::Open(raw_options, options_.dir + "/db", &raw).ok());
+  ASSERT_TRUE(raw->Put({}, "their", "data").ok());
+  delete raw;
+  EXPECT_THAT(OpenStatus(), HasCode(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST_F(CacheStoreTest, FolderThatCannotBeMadeIsOneClearLine) {
+  std::ofstream(dir_.path() + "/file") << "x";
+  options_.dir = dir_.path() + "/file/store";
+  EXPECT_THAT(OpenStatus(), HasCode(absl::StatusCode::kFailedPrecondition));
+  options_.dir = dir_.path() + "/file";
+  EXPECT_THAT(OpenStatus(), HasCode(absl::StatusCode::kFailedPrecondition));
+  options_.dir = "/proc/store";
+  EXPECT_FALSE(OpenStatus().ok());
+  options_.dir = dir_.path() + "/store";
+  options_.disk_bytes = 1000;
+  EXPECT_THAT(OpenStatus(), HasCode(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(CacheStoreTest, BudgetTooSmallForRocksDbIsOneClearLine) {
+  MemoryBudget small(4 << 20);
+  EXPECT_THAT(CacheStore::Open(options_, small).status(),
+              HasCode(absl::StatusCode::kResourceExhausted));
+}
+
+TEST_F(CacheStoreTest, StatsTellOfRocksDb) {
+  Open();
+  ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", 3)).ok());
+  const StoreStats stats = store_->stats();
+  EXPECT_TRUE(stats.files.present);
+  EXPECT_FALSE(stats.files.degraded);
+  EXPECT_GT(stats.files.used_bytes, 60'000);
+  EXPECT_GT(stats.files.free_bytes, 0);
+  EXPECT_GT(stats.files.wal_bytes, 60'000);
+  EXPECT_GE(stats.files.wal_syncs, 1);
+  EXPECT_GT(stats.files.memtable_bytes, 60'000);
+  EXPECT_EQ(stats.files.live_bytes, 60'000);
+  EXPECT_FALSE(stats.files.tickers.empty());
+  EXPECT_EQ(stats.spill.spilled_pages, 3);
+  EXPECT_EQ(stats.spill.queued_bytes, 0);
+}
+
+}  // namespace
+}  // namespace xcache

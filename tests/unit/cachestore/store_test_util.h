@@ -1,0 +1,107 @@
+// What the tests of the store share: folders, keys, bytes, chains, records.
+#ifndef XCACHE_TESTS_UNIT_CACHESTORE_STORE_TEST_UTIL_H_
+#define XCACHE_TESTS_UNIT_CACHESTORE_STORE_TEST_UTIL_H_
+
+#include <stdlib.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cachestore/page_store.h"
+#include "cachestore/session_record.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace xcache {
+
+class TempDir {
+ public:
+  TempDir() {
+    std::string name = ::testing::TempDir() + "/xcache_store_XXXXXX";
+    path_ = ::mkdtemp(name.data());
+  }
+  ~TempDir() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+inline PageKey KeyOf(int i) { return Sha256Of(absl::StrCat("page ", i)); }
+
+// Bytes that no compression would shrink, the same for the same seed.
+inline std::string BytesOf(int seed, size_t num_bytes) {
+  std::mt19937 random(static_cast<uint32_t>(seed) * 2654435761u + 1);
+  std::string bytes(num_bytes, '\0');
+  for (char& c : bytes) c = static_cast<char>(random());
+  return bytes;
+}
+
+// REQUIRES: there is memory for it.
+inline PageRef PageOf(MemoryBudget& budget, const PageKey& key,
+                      const PageKey& parent, std::string bytes) {
+  auto page = MakePage(budget, key, parent, std::move(bytes));
+  EXPECT_TRUE(page.ok()) << page.status();
+  return *page;
+}
+
+inline std::vector<PageKey> ChainOf(const std::string& name, int num_pages) {
+  std::vector<PageKey> keys;
+  PageKey parent = kRootPageKey;
+  for (int i = 0; i < num_pages; ++i) {
+    const int32_t token = i;
+    parent = ComputePageKey(Digest{}, name, parent, {&token, 1});
+    keys.push_back(parent);
+  }
+  return keys;
+}
+
+// A record with something in every field.
+inline SessionRecord RecordOf(const std::string& tenant, const std::string& id,
+                              uint64_t turn) {
+  SessionRecord record;
+  record.tenant = tenant;
+  record.id = id;
+  record.title = "about " + id;
+  record.create_ms = 1'700'000'000'000;
+  record.update_ms = record.create_ms + static_cast<int64_t>(turn) * 1000;
+  record.ttl_ms = 3'600'000;
+  record.expire_ms = record.update_ms + record.ttl_ms;
+  record.codec = "xquant-gqa:bits=4";
+  record.cache_fp = Sha256Of("cache");
+  record.model_fp = Sha256Of("model");
+  record.numerics_id = "cpu/avx2";
+  record.turn = turn;
+  uint32_t at = 0;
+  for (uint64_t i = 0; i < turn; ++i) {
+    SessionMessage question{1, absl::StrCat("question ", i, " of ", id), at,
+                            at + 3};
+    SessionMessage answer{2, absl::StrCat("answer \xf0\x9f\x90\x8e ", i),
+                          at + 3, at + 8};
+    at += 8;
+    record.messages.push_back(question);
+    record.messages.push_back(answer);
+  }
+  for (uint32_t i = 0; i < at; ++i) {
+    record.tokens.push_back(static_cast<int32_t>(i * 7));
+  }
+  record.page_keys = ChainOf(tenant + "/" + id, static_cast<int>(turn));
+  record.settings = {{"system", "be brief"}, {"empty", ""}};
+  return record;
+}
+
+MATCHER_P(HasCode, code, "") {
+  *result_listener << arg.ToString();
+  return arg.code() == code;
+}
+
+}  // namespace xcache
+
+#endif  // XCACHE_TESTS_UNIT_CACHESTORE_STORE_TEST_UTIL_H_
