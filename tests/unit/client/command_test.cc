@@ -272,7 +272,12 @@ class Terminal {
     while (More()) {
     }
     int status = 0;
-    waitpid(pid_, &status, 0);
+    // The pseudo-terminal closes when the program ends; where it did not end
+    // More() has waited long enough.
+    for (int i = 0; waitpid(pid_, &status, WNOHANG) == 0; ++i) {
+      if (i == 500) return -1;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
     waited_ = true;
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
@@ -300,6 +305,9 @@ class Terminal {
 constexpr char kCtrlC[] = "\x03";
 constexpr char kCtrlD[] = "\x04";
 constexpr char kUp[] = "\x1b[A";
+// The prompt: from here on keys go to the line editor, not to the terminal's
+// own line buffer.
+constexpr char kPrompt[] = ">\x1b[0m ";
 
 TEST_F(CommandTest, CtrlCCancelsTheAnswerAndNotTheChat) {
   Terminal terminal(Words({"chat", "--session", "t"}));
@@ -310,11 +318,16 @@ TEST_F(CommandTest, CtrlCCancelsTheAnswerAndNotTheChat) {
   terminal.Type(kCtrlC);
   ASSERT_TRUE(terminal.Expect("cancelled; the session stays at turn 0"))
       << terminal.all();
-  EXPECT_EQ(service_.cancelled(), 1);
+  // The server sees it a moment later than the client says so.
+  for (int i = 0; i < 1000 && service_.cancelled() == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  ASSERT_EQ(service_.cancelled(), 1);
   service_.set_hang(false);
   terminal.Type("second\n");
   ASSERT_TRUE(terminal.Expect("You said: second")) << terminal.all();
   ASSERT_TRUE(terminal.Expect("reused 64 (disk pages)")) << terminal.all();
+  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
   EXPECT_EQ(service_.last_chat().expected_turn(), 0U);
   // One at the prompt only warns.
   terminal.Type(std::string("half a line") + kCtrlC);
@@ -322,8 +335,10 @@ TEST_F(CommandTest, CtrlCCancelsTheAnswerAndNotTheChat) {
   terminal.Type("third\n");
   ASSERT_TRUE(terminal.Expect("You said: third")) << terminal.all();
   ASSERT_TRUE(terminal.Expect("first after")) << terminal.all();
+  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
   terminal.Type(kCtrlC);
   ASSERT_TRUE(terminal.Expect("Ctrl-C again")) << terminal.all();
+  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
   terminal.Type(kCtrlC);
   EXPECT_TRUE(terminal.Expect("session kept: xcache chat --session t"))
       << terminal.all();
@@ -338,12 +353,14 @@ TEST_F(CommandTest, LinesCanBeEditedAndRecalled) {
     ASSERT_TRUE(terminal.Expect("You said: hello w\xC3\xB6rld"))
         << terminal.all();
     ASSERT_TRUE(terminal.Expect("first after")) << terminal.all();
+    ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
     terminal.Type(kCtrlD);
     EXPECT_EQ(terminal.Wait(), 0);
   }
   Terminal terminal(Words({"chat", "--session", "t"}));
   ASSERT_TRUE(terminal.Expect("session t: 1 turn")) << terminal.all();
   ASSERT_TRUE(terminal.Expect("You said: hello")) << terminal.all();
+  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
   terminal.Type(std::string(kUp) + "!\n");
   ASSERT_TRUE(terminal.Expect("You said: hello w\xC3\xB6rld!"))
       << terminal.all();
