@@ -1,0 +1,39 @@
+// Writes a tiny model for tests that are not C++:
+//   xcache-tiny-model OUT.gguf [layers=N] [d_model=N] [n_heads=N]
+//     [n_kv_heads=N] [head_dim=N] [d_ff=N] [vocab=N] [context=N] [seed=N]
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+
+#include "tests/support/tiny_model.h"
+
+int main(int argc, char** argv) {
+  xcache::testing::TinyModelOptions options;
+  const std::map<std::string, int*> names = {
+      {"layers", &options.num_layers}, {"d_model", &options.d_model},
+      {"n_heads", &options.n_heads},   {"n_kv_heads", &options.n_kv_heads},
+      {"head_dim", &options.head_dim}, {"d_ff", &options.d_ff},
+      {"vocab", &options.vocab_size},  {"context", &options.context_length}};
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: %s OUT.gguf [name=value]...\n", argv[0]);
+    return 2;
+  }
+  for (int i = 2; i < argc; ++i) {
+    const std::string arg = argv[i];
+    const size_t equals = arg.find('=');
+    const std::string name = arg.substr(0, equals);
+    const long value =
+        equals == arg.npos ? -1 : std::atol(arg.c_str() + equals + 1);
+    if (name == "seed" && value >= 0) {
+      options.seed = static_cast<uint64_t>(value);
+    } else if (names.contains(name) && value > 0) {
+      *names.at(name) = static_cast<int>(value);
+    } else {
+      std::fprintf(stderr, "%s: not an option\n", argv[i]);
+      return 2;
+    }
+  }
+  xcache::testing::WriteTinyModel(options, argv[1]);
+  return 0;
+}
