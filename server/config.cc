@@ -1,0 +1,365 @@
+#include "server/config.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <utility>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "engine/base/status_macros.h"
+
+namespace xcache {
+namespace {
+
+namespace fs = std::filesystem;
+
+absl::string_view ToAbsl(std::string_view s) { return {s.data(), s.size()}; }
+
+// "12.5GiB" -> 12.5 and "GiB". False where it does not start with a number.
+bool SplitNumber(std::string_view text, double* number, std::string* unit) {
+  const absl::string_view stripped =
+      absl::StripAsciiWhitespace(ToAbsl(text));
+  size_t end = 0;
+  while (end < stripped.size() &&
+         (absl::ascii_isdigit(static_cast<unsigned char>(stripped[end])) ||
+          stripped[end] == '.')) {
+    ++end;
+  }
+  if (end == 0 || !absl::SimpleAtod(stripped.substr(0, end), number)) {
+    return false;
+  }
+  *unit = absl::AsciiStrToLower(
+      absl::StripAsciiWhitespace(stripped.substr(end)));
+  return true;
+}
+
+std::string Env(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+// $XDG_DATA_HOME/xcache, or ~/.local/share/xcache. Empty: neither is known.
+std::string DataHome() {
+  if (const std::string xdg = Env("XDG_DATA_HOME"); !xdg.empty()) {
+    return xdg + "/xcache";
+  }
+  const std::string home = Env("HOME");
+  return home.empty() ? "" : home + "/.local/share/xcache";
+}
+
+// "none" and "" both switch off: a shell can hardly pass an empty variable.
+bool IsOff(std::string_view value) { return value.empty() || value == "none"; }
+
+absl::Status FlagError(std::string_view flag, std::string_view takes,
+                       std::string_view value) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      ToAbsl(flag), " takes ", ToAbsl(takes), ", not \"", ToAbsl(value), "\""));
+}
+
+absl::Status CheckAddress(std::string_view flag, std::string_view value) {
+  if (!ParseHostPort(value).ok()) {
+    return FlagError(flag, "host:port (an IPv6 address in brackets)", value);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckListen(const Config& config) {
+  XC_RETURN_IF_ERROR(CheckAddress("--listen", config.listen));
+  if (!config.metrics_listen.empty()) {
+    XC_RETURN_IF_ERROR(CheckAddress("--metrics-listen",
+                                    config.metrics_listen));
+  }
+  const bool tls = !config.tls_cert.empty();
+  if (tls == config.tls_key.empty()) {
+    return absl::InvalidArgumentError(
+        "--tls-cert and --tls-key go together: only one of them is given");
+  }
+  if (!tls && !config.tls_client_ca.empty()) {
+    return absl::InvalidArgumentError(
+        "--tls-client-ca needs --tls-cert and --tls-key");
+  }
+  XC_ASSIGN_OR_RETURN(const HostPort address, ParseHostPort(config.listen));
+  if (!tls && !config.insecure && !IsLoopback(address.host)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--listen ", config.listen,
+        " can be reached from other machines: give --tls-cert and --tls-key, "
+        "or say --insecure to serve in plaintext all the same"));
+  }
+  return absl::OkStatus();
+}
+
+// Values as they are typed, before they are read.
+struct Raw {
+  std::string store_dir, profile_dir;
+  std::string memory_bytes = "2GiB";
+  std::string disk_bytes = "20GiB";
+  std::string session_ttl = "7d";
+  std::string drain = "30s";
+};
+
+absl::Status Finish(const Raw& raw, Config& config) {
+  if (config.model_path.empty()) {
+    return absl::InvalidArgumentError(
+        "--model is missing: give the GGUF file of the model to serve");
+  }
+  const auto bytes = [](std::string_view flag, const std::string& text,
+                        uint64_t* out) {
+    const auto parsed = ParseBytes(text);
+    if (!parsed.ok()) {
+      return FlagError(flag, "a size like 512MiB or 4GiB", text);
+    }
+    *out = *parsed;
+    return absl::OkStatus();
+  };
+  XC_RETURN_IF_ERROR(
+      bytes("--memory-bytes", raw.memory_bytes, &config.memory_bytes));
+  XC_RETURN_IF_ERROR(bytes("--disk-bytes", raw.disk_bytes, &config.disk_bytes));
+  const auto seconds = [](std::string_view flag, const std::string& text,
+                          std::chrono::seconds* out) {
+    const auto parsed = ParseDuration(text);
+    if (!parsed.ok()) {
+      return FlagError(flag, "a duration like 30s, 10m, 12h or 7d", text);
+    }
+    *out = *parsed;
+    return absl::OkStatus();
+  };
+  XC_RETURN_IF_ERROR(
+      seconds("--session-ttl", raw.session_ttl, &config.session_ttl));
+  XC_RETURN_IF_ERROR(seconds("--drain-seconds", raw.drain, &config.drain));
+  if (config.drain > std::chrono::hours(24)) {
+    return FlagError("--drain-seconds", "at most 24h", raw.drain);
+  }
+
+  if (IsOff(config.metrics_listen)) config.metrics_listen.clear();
+  if (raw.store_dir == "none") {
+    config.store_dir.clear();
+  } else if (!raw.store_dir.empty()) {
+    config.store_dir = raw.store_dir;
+  } else {
+    const std::string home = DataHome();
+    if (home.empty()) {
+      return absl::InvalidArgumentError(
+          "--store-dir is not given, and neither XDG_DATA_HOME nor HOME says "
+          "where it would be (\"none\" keeps everything in memory)");
+    }
+    // A store belongs to one model, so each model gets its own.
+    config.store_dir =
+        home + "/" + fs::path(config.model_path).stem().string();
+  }
+  if (raw.profile_dir == "none") {
+    config.profile_dir.clear();
+  } else if (!raw.profile_dir.empty()) {
+    config.profile_dir = raw.profile_dir;
+  } else if (!config.store_dir.empty()) {
+    config.profile_dir = config.store_dir + "/profiles";
+  }
+  return CheckListen(config);
+}
+
+}  // namespace
+
+absl::StatusOr<uint64_t> ParseBytes(std::string_view text) {
+  double number = 0;
+  std::string unit;
+  if (!SplitNumber(text, &number, &unit)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", ToAbsl(text), "\" is not a size"));
+  }
+  static constexpr std::pair<std::string_view, double> kUnits[] = {
+      {"", 1},        {"b", 1},
+      {"k", 0x1p10},  {"kib", 0x1p10}, {"kb", 1e3},
+      {"m", 0x1p20},  {"mib", 0x1p20}, {"mb", 1e6},
+      {"g", 0x1p30},  {"gib", 0x1p30}, {"gb", 1e9},
+      {"t", 0x1p40},  {"tib", 0x1p40}, {"tb", 1e12},
+  };
+  for (const auto& [name, factor] : kUnits) {
+    if (unit != name) continue;
+    const double bytes = std::floor(number * factor);
+    // 2^53: every whole number below it is exact as a double.
+    if (!(bytes < 0x1p53)) break;
+    return static_cast<uint64_t>(bytes);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("\"", ToAbsl(text), "\" is not a size"));
+}
+
+absl::StatusOr<std::chrono::seconds> ParseDuration(std::string_view text) {
+  double number = 0;
+  std::string unit;
+  if (SplitNumber(text, &number, &unit)) {
+    static constexpr std::pair<std::string_view, double> kUnits[] = {
+        {"", 1}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}};
+    for (const auto& [name, factor] : kUnits) {
+      if (unit != name) continue;
+      const double seconds = std::floor(number * factor);
+      // A hundred years: what a time stamp in any unit still holds.
+      if (!(seconds <= 36525.0 * 86400.0)) break;
+      return std::chrono::seconds(static_cast<int64_t>(seconds));
+    }
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("\"", ToAbsl(text), "\" is not a duration"));
+}
+
+absl::StatusOr<HostPort> ParseHostPort(std::string_view text) {
+  const auto bad = [&] {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", ToAbsl(text), "\" is not host:port"));
+  };
+  const size_t colon = text.rfind(':');
+  if (colon == std::string_view::npos) return bad();
+  HostPort out;
+  std::string_view host = text.substr(0, colon);
+  const std::string_view port = text.substr(colon + 1);
+  if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+  } else if (host.find(':') != std::string_view::npos) {
+    return bad();
+  }
+  if (host.empty() || host.find_first_of("[]/ ,") != std::string_view::npos ||
+      port.empty() || port.size() > 5 ||
+      port.find_first_not_of("0123456789") != std::string_view::npos ||
+      !absl::SimpleAtoi(ToAbsl(port), &out.port) || out.port > 65535) {
+    return bad();
+  }
+  out.host = std::string(host);
+  return out;
+}
+
+bool IsLoopback(std::string_view host) {
+  if (host == "localhost" || host == "::1") return true;
+  // The whole of 127.0.0.0/8, and nothing that only starts like it.
+  return absl::StartsWith(ToAbsl(host), "127.") &&
+         host.find_first_not_of("0123456789.") == std::string_view::npos;
+}
+
+absl::StatusOr<CommandLine> ParseCommandLine(int argc,
+                                             const char* const* argv) {
+  CommandLine out;
+  Config& config = out.config;
+  Raw raw;
+  CLI::App app(
+      "XCache: serves multi-turn chat over gRPC and keeps conversations as a "
+      "compressed X-cache, in memory and on disk.",
+      "xcache-server");
+  app.set_version_flag("--version",
+                       absl::StrCat("xcache-server ", ToAbsl(kServerVersion)));
+  const std::string config_file = Env("XCACHE_CONFIG");
+  app.set_config("--config", config_file,
+                 "TOML or INI file with these flags as keys (also: "
+                 "XCACHE_CONFIG)",
+                 !config_file.empty());
+
+  std::string group;
+  const auto option = [&](const char* flag, const char* env, auto& value,
+                          const char* help) {
+    return app.add_option(flag, value, help)
+        ->envname(env)
+        ->capture_default_str()
+        ->group(group);
+  };
+  const auto flag = [&](const char* name, const char* env, bool& value,
+                        const char* help) {
+    app.add_flag(name, value, help)->envname(env)->group(group);
+  };
+
+  group = "Model";
+  option("--model", "XCACHE_MODEL", config.model_path,
+         "GGUF file of the model (required)");
+  option("--codec", "XCACHE_CODEC", config.codec,
+         "Default codec of sessions; empty: xquant-gqa:bits=4 for GQA models, "
+         "xquant:bits=4 for MHA models");
+  option("--chat-template", "XCACHE_CHAT_TEMPLATE", config.chat_template,
+         "chatml, llama2, llama3, mistral or gemma; empty: the model's own");
+  option("--profile-dir", "XCACHE_PROFILE_DIR", raw.profile_dir,
+         "Where codec profiles are kept; empty: with the store; \"none\": made "
+         "at each start");
+
+  group = "Addresses";
+  option("--listen", "XCACHE_LISTEN", config.listen,
+         "gRPC address; port 0 takes a free one");
+  option("--metrics-listen", "XCACHE_METRICS_LISTEN", config.metrics_listen,
+         "HTTP address of /metrics; empty or \"none\": no metrics page");
+  option("--ready-file", "XCACHE_READY_FILE", config.ready_file,
+         "Written with the bound addresses (JSON) once requests are served");
+
+  group = "Store";
+  option("--store-dir", "XCACHE_STORE_DIR", raw.store_dir,
+         "Folder of the store; empty: "
+         "${XDG_DATA_HOME:-~/.local/share}/xcache/<name of the model file>; "
+         "\"none\": memory only");
+  option("--memory-bytes", "XCACHE_MEMORY_BYTES", raw.memory_bytes,
+         "Hard cap of page pool, working sets and RocksDB's memory");
+  option("--disk-bytes", "XCACHE_DISK_BYTES", raw.disk_bytes,
+         "Hard cap of the store on disk");
+  option("--session-ttl", "XCACHE_SESSION_TTL", raw.session_ttl,
+         "How long an unused session lives; 0: for ever");
+  flag("--repair", "XCACHE_REPAIR", config.repair,
+       "Repair a store that does not open; what is corrupt is dropped");
+
+  group = "Compute";
+  option("--device", "XCACHE_DEVICE", config.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  option("--threads", "XCACHE_THREADS", config.num_threads,
+         "Threads of the forward pass; 0: one for each CPU")
+      ->check(CLI::Range(0, 1024));
+  option("--isa", "XCACHE_ISA", config.isa,
+         "ref, avx2 or avx512; empty: the best there is")
+      ->check(CLI::IsMember({"", "ref", "avx2", "avx512"}));
+  option("--batch-rows", "XCACHE_BATCH_ROWS", config.batch_rows,
+         "Rows (tokens) of one forward step, over all requests")
+      ->check(CLI::Range(1, 1 << 16));
+  option("--max-queue-requests", "XCACHE_MAX_QUEUE_REQUESTS",
+         config.max_queue_requests,
+         "Requests that may wait; one more gets RESOURCE_EXHAUSTED")
+      ->check(CLI::Range(1, 1 << 20));
+  option("--max-queue-tokens", "XCACHE_MAX_QUEUE_TOKENS",
+         config.max_queue_tokens,
+         "Tokens of the requests that may wait, together")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+
+  group = "Security";
+  option("--tls-cert", "XCACHE_TLS_CERT", config.tls_cert,
+         "PEM file with the server's certificate chain");
+  option("--tls-key", "XCACHE_TLS_KEY", config.tls_key,
+         "PEM file with its private key");
+  option("--tls-client-ca", "XCACHE_TLS_CLIENT_CA", config.tls_client_ca,
+         "PEM file of authorities; clients must show a certificate of theirs");
+  option("--token-file", "XCACHE_TOKEN_FILE", config.token_file,
+         "Lines \"token tenant\"; without it there is no authentication and "
+         "one tenant. Read again on SIGHUP");
+  flag("--insecure", "XCACHE_INSECURE", config.insecure,
+       "Allow a --listen address that other machines can reach, without TLS");
+
+  group = "Operation";
+  option("--drain-seconds", "XCACHE_DRAIN_SECONDS", raw.drain,
+         "How long running turns may go on after SIGTERM");
+  option("--log-level", "XCACHE_LOG_LEVEL", config.log_level,
+         "trace, debug, info, warn, error or off")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error",
+                             "off"}));
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    out.print_and_exit = app.help();
+    return out;
+  } catch (const CLI::CallForVersion& version) {
+    out.print_and_exit = absl::StrCat(version.what(), "\n");
+    return out;
+  } catch (const CLI::Error& error) {
+    return absl::InvalidArgumentError(error.what());
+  }
+  XC_RETURN_IF_ERROR(Finish(raw, config));
+  return out;
+}
+
+}  // namespace xcache

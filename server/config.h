@@ -1,0 +1,85 @@
+// What the operator says on the command line, in a configuration file or in
+// XCACHE_* environment variables (in this order of precedence), checked as far
+// as it can be without opening anything.
+#ifndef XCACHE_SERVER_CONFIG_H_
+#define XCACHE_SERVER_CONFIG_H_
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace xcache {
+
+inline constexpr std::string_view kServerVersion = XCACHE_VERSION;
+
+struct Config {
+  std::string model_path;
+  std::string chat_template;  // family; empty: the model's own
+
+  std::string listen = "127.0.0.1:50051";
+  std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics page
+
+  std::string store_dir;  // empty: memory only
+  uint64_t memory_bytes = uint64_t{2} << 30;
+  uint64_t disk_bytes = uint64_t{20} << 30;
+  bool repair = false;  // repair a store that does not open
+  std::chrono::seconds session_ttl{7 * 24 * 3600};  // 0: never
+
+  // Empty: the default of the model's kind, xquant-gqa or xquant at 4 bits.
+  std::string codec;
+  std::string profile_dir;  // empty: profiles are made in memory
+
+  std::string device = "auto";
+  int num_threads = 0;  // 0: one for each CPU
+  std::string isa;      // empty: the best there is
+
+  int max_queue_requests = 256;
+  int64_t max_queue_tokens = 1 << 20;
+  int batch_rows = 512;
+
+  std::string tls_cert, tls_key;  // PEM files; empty: plaintext
+  std::string tls_client_ca;      // PEM file; clients must show a certificate
+  std::string token_file;         // empty: no authentication, one tenant
+  bool insecure = false;
+
+  std::chrono::seconds drain{30};
+  std::string log_level = "info";
+  std::string ready_file;
+};
+
+// What a command line asks for.
+struct CommandLine {
+  Config config;
+  // Text for stdout (--help, --version); the program is then to exit with 0.
+  std::string print_and_exit;
+};
+
+// INVALID_ARGUMENT: one line that names the flag, what it takes and what it
+// was given.
+absl::StatusOr<CommandLine> ParseCommandLine(int argc,
+                                             const char* const* argv);
+
+// "512MiB", "4GiB", "1.5G", "1000000": a number with an optional unit, of
+// powers of 1024 (KiB, MiB, GiB, TiB, and K, M, G, T) or of 1000 (KB, MB, GB,
+// TB).
+absl::StatusOr<uint64_t> ParseBytes(std::string_view text);
+
+// "90s", "30m", "12h", "7d", "3600": seconds where no unit is given.
+absl::StatusOr<std::chrono::seconds> ParseDuration(std::string_view text);
+
+// "host:port" or "[ipv6]:port", port in [0, 65535].
+struct HostPort {
+  std::string host;  // without brackets
+  int port = 0;
+};
+absl::StatusOr<HostPort> ParseHostPort(std::string_view text);
+
+// Whether only this machine can reach the address: 127.0.0.0/8, ::1, localhost.
+bool IsLoopback(std::string_view host);
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_CONFIG_H_

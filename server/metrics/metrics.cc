@@ -1,0 +1,413 @@
+#include "server/metrics/metrics.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/types.h"
+#include "prometheus/metric_family.h"
+
+namespace xcache {
+namespace {
+
+constexpr size_t Index(auto id) { return static_cast<size_t>(id); }
+
+using K = MetricKind;
+
+const std::vector<MetricDef>& Table() {
+  static const auto* const table = new std::vector<MetricDef>{
+      {Metric::kRequests, "xcache_requests_total", K::kCounter,
+       "Requests finished, by method and gRPC status code.",
+       {"method", "code"}},
+      {Metric::kRequestSeconds, "xcache_request_seconds", K::kHistogram,
+       "Time from a request's arrival to its status, by method.", {"method"}},
+      {Metric::kRequestsRunning, "xcache_requests_running", K::kGauge,
+       "Requests that have a sequence in the engine now.", {}},
+      {Metric::kRequestsWaiting, "xcache_requests_waiting", K::kGauge,
+       "Requests in the queue now.", {}},
+      {Metric::kWaitingTokens, "xcache_waiting_tokens", K::kGauge,
+       "Prompt tokens of the requests in the queue now.", {}},
+      {Metric::kQueueRejections, "xcache_queue_rejections_total", K::kCounter,
+       "Requests refused because the queue was full or memory short.", {}},
+      {Metric::kPreemptions, "xcache_preemptions_total", K::kCounter,
+       "Running requests that lost their sequence and started over.", {}},
+
+      {Metric::kTtftSeconds, "xcache_ttft_seconds", K::kHistogram,
+       "Time from submission to the first sampled token.", {}},
+      {Metric::kInterTokenSeconds, "xcache_inter_token_seconds", K::kHistogram,
+       "Time between two sampled tokens of one request.", {}},
+      {Metric::kScheduledSeconds, "xcache_scheduled_seconds", K::kHistogram,
+       "Time from submission to the scheduler until the request finished.",
+       {}},
+      {Metric::kQueueSeconds, "xcache_queue_seconds", K::kHistogram,
+       "Time that requests waited in the queue.", {}},
+      {Metric::kRestoreSeconds, "xcache_restore_seconds", K::kHistogram,
+       "Time that requests waited for pages and their rematerialization.", {}},
+      {Metric::kPrefillSeconds, "xcache_prefill_seconds", K::kHistogram,
+       "Time that requests spent in prefill.", {}},
+      {Metric::kDecodeSeconds, "xcache_decode_seconds", K::kHistogram,
+       "Time that requests spent decoding.", {}},
+      {Metric::kCommitSeconds, "xcache_commit_seconds", K::kHistogram,
+       "Time to make a turn durable.", {}},
+      {Metric::kStepSeconds, "xcache_step_seconds", K::kHistogram,
+       "Time of one forward step over all running sequences.", {}},
+      {Metric::kRematBlockSeconds, "xcache_remat_block_seconds", K::kHistogram,
+       "Time to rematerialize one block of 64 tokens.", {}},
+      {Metric::kPageLoadSeconds, "xcache_page_load_seconds", K::kHistogram,
+       "Time to read one batch of pages from disk.", {}},
+
+      {Metric::kPromptTokens, "xcache_prompt_tokens_total", K::kCounter,
+       "Tokens of the contexts of finished requests.", {}},
+      {Metric::kGeneratedTokens, "xcache_generated_tokens_total", K::kCounter,
+       "Tokens sampled.", {}},
+      {Metric::kReusedTokens, "xcache_reused_tokens_total", K::kCounter,
+       "Prompt tokens whose rows were reused, by where they came from.",
+       {"source"}},
+      {Metric::kPrefilledTokens, "xcache_prefilled_tokens_total", K::kCounter,
+       "Prompt tokens forwarded through the model.", {}},
+      {Metric::kRematTokens, "xcache_remat_tokens_total", K::kCounter,
+       "Tokens whose K/V were rematerialized from pages.", {}},
+      {Metric::kRematSeconds, "xcache_remat_seconds_total", K::kCounter,
+       "Time spent rematerializing.", {}},
+      {Metric::kSteps, "xcache_steps_total", K::kCounter,
+       "Forward steps of the engine.", {}},
+      {Metric::kStepRows, "xcache_step_rows_total", K::kCounter,
+       "Rows (tokens) in those steps.", {}},
+      {Metric::kPrefillRate, "xcache_prefill_tokens_per_second", K::kGauge,
+       "Running average of the prefill rate.", {}},
+      {Metric::kDecodeRate, "xcache_decode_tokens_per_second", K::kGauge,
+       "Running average of the decode rate, all sequences together.", {}},
+      {Metric::kRematBlockRate, "xcache_remat_blocks_per_second", K::kGauge,
+       "Running average of blocks rematerialized a second.", {}},
+      {Metric::kRematByteRate, "xcache_remat_bytes_per_second", K::kGauge,
+       "Running average of page bytes rematerialized a second.", {}},
+
+      {Metric::kPages, "xcache_pages", K::kGauge,
+       "Pages (device: blocks of the working sets) in each tier now.",
+       {"tier"}},
+      {Metric::kPageBytes, "xcache_page_bytes", K::kGauge,
+       "Bytes of those.", {"tier"}},
+      {Metric::kEvictions, "xcache_evictions_total", K::kCounter,
+       "Pages (device: blocks) dropped from a tier to make room.", {"tier"}},
+      {Metric::kSequenceEvictions, "xcache_sequence_evictions_total",
+       K::kCounter, "Idle sessions whose sequence left device memory.", {}},
+      {Metric::kSeals, "xcache_seals_total", K::kCounter,
+       "Blocks sealed into pages.", {}},
+      {Metric::kSingleFlightWaits, "xcache_single_flight_waits_total",
+       K::kCounter,
+       "Times a request waited for a block that another one was computing.",
+       {}},
+      {Metric::kRecomputedBlocks, "xcache_recomputed_blocks_total",
+       K::kCounter,
+       "Blocks that had a page and were computed all the same, being cheaper.",
+       {}},
+      {Metric::kMissingPages, "xcache_missing_pages_total", K::kCounter,
+       "Pages that a session named and that were not there.", {}},
+      {Metric::kCorruptPages, "xcache_corrupt_pages_total", K::kCounter,
+       "Pages that failed their checks when they were used, and were dropped.",
+       {}},
+      {Metric::kTierCorruptPages, "xcache_tier_corrupt_pages_total",
+       K::kCounter, "Pages that a tier itself found damaged, and dropped.",
+       {"tier"}},
+      {Metric::kMismatchedPages, "xcache_mismatched_pages_total", K::kCounter,
+       "Pages of an equal key with other bytes or tokens.", {}},
+      {Metric::kSpillBytes, "xcache_spill_bytes_total", K::kCounter,
+       "Page bytes written to disk.", {}},
+      {Metric::kLoadBytes, "xcache_load_bytes_total", K::kCounter,
+       "Page bytes read from disk.", {}},
+      {Metric::kSpillDroppedPages, "xcache_spill_dropped_pages_total",
+       K::kCounter,
+       "Pages not written: the disk was full, over its cap or failing.", {}},
+      {Metric::kSpillQueueBytes, "xcache_spill_queue_bytes", K::kGauge,
+       "Page bytes that wait to be written to disk now.", {}},
+      {Metric::kPageHits, "xcache_page_hits_total", K::kCounter,
+       "Page lookups that found their page, by tier.", {"tier"}},
+      {Metric::kPageMisses, "xcache_page_misses_total", K::kCounter,
+       "Page lookups that found none, by tier.", {"tier"}},
+      {Metric::kMemoryPeakBytes, "xcache_memory_peak_bytes", K::kGauge,
+       "The most that was ever in use of --memory-bytes.", {}},
+      {Metric::kMemoryRefusals, "xcache_memory_refusals_total", K::kCounter,
+       "Reservations that did not fit, also after making room.", {}},
+      {Metric::kMemoryLimitBytes, "xcache_memory_limit_bytes", K::kGauge,
+       "The cap of --memory-bytes.", {}},
+      {Metric::kMemoryBytes, "xcache_memory_bytes", K::kGauge,
+       "Bytes in use of it, by account.", {"account"}},
+      {Metric::kDiskLimitBytes, "xcache_disk_limit_bytes", K::kGauge,
+       "The cap of --disk-bytes.", {}},
+      {Metric::kDiskBytes, "xcache_disk_bytes", K::kGauge,
+       "Bytes in use of it: all files of the store.", {}},
+      {Metric::kDiskFreeBytes, "xcache_disk_free_bytes", K::kGauge,
+       "Bytes free on the store's file system.", {}},
+      {Metric::kDiskDegraded, "xcache_disk_degraded", K::kGauge,
+       "1 while nothing is written: the disk is full or failing.", {}},
+      {Metric::kDiskDegradations, "xcache_disk_degradations_total",
+       K::kCounter, "How often that began.", {}},
+      {Metric::kWalSyncs, "xcache_wal_syncs_total", K::kCounter,
+       "Syncs of RocksDB's write-ahead log.", {}},
+      {Metric::kRocksdbTicker, "xcache_rocksdb_ticker_total", K::kCounter,
+       "RocksDB's own counters, by its names.", {"ticker"}},
+      {Metric::kRocksdbProperty, "xcache_rocksdb_property", K::kGauge,
+       "RocksDB's own properties, by its names.", {"property"}},
+
+      {Metric::kSessions, "xcache_sessions", K::kGauge,
+       "Sessions that there are now.", {}},
+      {Metric::kSessionsInMemory, "xcache_sessions_in_memory", K::kGauge,
+       "Sessions with a working set in device memory now.", {}},
+      {Metric::kUndurableSessions, "xcache_undurable_sessions", K::kGauge,
+       "Sessions whose last turn is in memory only now.", {}},
+      {Metric::kCommits, "xcache_commits_total", K::kCounter,
+       "Turns made durable, or not (the answer then said durable=false).",
+       {"result"}},
+      {Metric::kExpiredSessions, "xcache_expired_sessions_total", K::kCounter,
+       "Sessions deleted because their time was over.", {}},
+      {Metric::kCorruptSessions, "xcache_corrupt_sessions_total", K::kCounter,
+       "Session records that could not be read.", {}},
+
+      {Metric::kBuildInfo, "xcache_build_info", K::kGauge,
+       "1; the labels say what runs.",
+       {"version", "model", "codec", "numerics_id"}},
+      {Metric::kReady, "xcache_ready", K::kGauge,
+       "1 while requests are served; 0 while loading or draining.", {}},
+      {Metric::kProcessCpuSeconds, "process_cpu_seconds_total", K::kCounter,
+       "CPU time of the process, user and system.", {}},
+      {Metric::kProcessResidentBytes, "process_resident_memory_bytes",
+       K::kGauge, "Resident memory of the process.", {}},
+      {Metric::kProcessVirtualBytes, "process_virtual_memory_bytes", K::kGauge,
+       "Virtual memory of the process.", {}},
+      {Metric::kProcessOpenFds, "process_open_fds", K::kGauge,
+       "Open file descriptors.", {}},
+      {Metric::kProcessMaxFds, "process_max_fds", K::kGauge,
+       "How many file descriptors may be open.", {}},
+      {Metric::kProcessStartTime, "process_start_time_seconds", K::kGauge,
+       "When the process started, seconds of the Unix epoch.", {}},
+  };
+  return *table;
+}
+
+// Which metric each of the core's counters is, and what one count stands for.
+struct CounterMap {
+  CoreCounter counter;
+  Metric metric;
+  std::string_view label;
+  double factor = 1.0;
+};
+constexpr CounterMap kCounterMap[] = {
+    {CoreCounter::kPromptTokens, Metric::kPromptTokens, ""},
+    {CoreCounter::kGeneratedTokens, Metric::kGeneratedTokens, ""},
+    {CoreCounter::kPrefilledTokens, Metric::kPrefilledTokens, ""},
+    {CoreCounter::kReusedDevice, Metric::kReusedTokens, "device"},
+    {CoreCounter::kReusedHost, Metric::kReusedTokens, "host"},
+    {CoreCounter::kReusedDisk, Metric::kReusedTokens, "disk"},
+    {CoreCounter::kReusedRemote, Metric::kReusedTokens, "remote"},
+    {CoreCounter::kBlocksSealed, Metric::kSeals, ""},
+    {CoreCounter::kBlocksRematerialized, Metric::kRematTokens, "",
+     kBlockTokens},
+    {CoreCounter::kSingleFlightWaits, Metric::kSingleFlightWaits, ""},
+    {CoreCounter::kRecomputedByCost, Metric::kRecomputedBlocks, ""},
+    {CoreCounter::kPagesMissing, Metric::kMissingPages, ""},
+    {CoreCounter::kPagesCorrupt, Metric::kCorruptPages, ""},
+    {CoreCounter::kPagesMismatched, Metric::kMismatchedPages, ""},
+    {CoreCounter::kWorkingSetEvictions, Metric::kEvictions, "device"},
+    {CoreCounter::kSequenceEvictions, Metric::kSequenceEvictions, ""},
+    {CoreCounter::kPreemptions, Metric::kPreemptions, ""},
+    {CoreCounter::kQueueRejections, Metric::kQueueRejections, ""},
+    {CoreCounter::kCommits, Metric::kCommits, "ok"},
+    {CoreCounter::kCommitFailures, Metric::kCommits, "failed"},
+    {CoreCounter::kSessionsExpired, Metric::kExpiredSessions, ""},
+    {CoreCounter::kSessionsCorrupt, Metric::kCorruptSessions, ""},
+    {CoreCounter::kSteps, Metric::kSteps, ""},
+    {CoreCounter::kStepRows, Metric::kStepRows, ""},
+};
+static_assert(std::size(kCounterMap) == Index(CoreCounter::kCount));
+
+// In the order of CoreHistogram.
+constexpr Metric kHistogramMap[] = {
+    Metric::kQueueSeconds,      Metric::kRestoreSeconds,
+    Metric::kPrefillSeconds,    Metric::kDecodeSeconds,
+    Metric::kCommitSeconds,     Metric::kTtftSeconds,
+    Metric::kInterTokenSeconds, Metric::kScheduledSeconds,
+    Metric::kStepSeconds,       Metric::kRematBlockSeconds,
+    Metric::kPageLoadSeconds,
+};
+static_assert(std::size(kHistogramMap) == Index(CoreHistogram::kCount));
+
+// 100 us (a block's remat) to 2 minutes (a long answer), 1-2-5 steps: a
+// quantile read off them is within a factor of 2.5.
+std::vector<double> SecondsBuckets() {
+  std::vector<double> bounds;
+  for (double decade = 1e-4; decade < 50.0; decade *= 10.0) {
+    for (double step : {1.0, 2.0, 5.0}) bounds.push_back(decade * step);
+  }
+  bounds.push_back(100.0);
+  bounds.push_back(200.0);
+  return bounds;
+}
+
+class FamilyWriter final : public SampleWriter {
+ public:
+  FamilyWriter() : families_(Table().size()) {
+    for (size_t i = 0; i < families_.size(); ++i) {
+      const MetricDef& def = Table()[i];
+      families_[i].name = std::string(def.name);
+      families_[i].help = std::string(def.help);
+      families_[i].type = def.kind == K::kCounter
+                              ? prometheus::MetricType::Counter
+                          : def.kind == K::kGauge
+                              ? prometheus::MetricType::Gauge
+                              : prometheus::MetricType::Histogram;
+    }
+  }
+
+  void Set(Metric metric, double value,
+           std::initializer_list<std::string_view> labels) override {
+    prometheus::ClientMetric& sample = Add(metric, labels);
+    if (Table()[Index(metric)].kind == K::kCounter) {
+      sample.counter.value = value;
+    } else {
+      sample.gauge.value = value;
+    }
+  }
+
+  void SetHistogram(Metric metric, prometheus::ClientMetric::Histogram value,
+                    std::initializer_list<std::string_view> labels) {
+    Add(metric, labels).histogram = std::move(value);
+  }
+
+  std::vector<prometheus::MetricFamily> Take() { return std::move(families_); }
+
+ private:
+  prometheus::ClientMetric& Add(
+      Metric metric, std::initializer_list<std::string_view> labels) {
+    prometheus::MetricFamily& family = families_[Index(metric)];
+    prometheus::ClientMetric& sample = family.metric.emplace_back();
+    const std::vector<std::string_view>& names = Table()[Index(metric)].labels;
+    const size_t count = std::min(names.size(), labels.size());
+    for (size_t i = 0; i < count; ++i) {
+      sample.label.push_back(
+          {std::string(names[i]), std::string(labels.begin()[i])});
+    }
+    return sample;
+  }
+
+  std::vector<prometheus::MetricFamily> families_;
+};
+
+}  // namespace
+
+std::string_view MethodName(Method method) {
+  static constexpr std::string_view kNames[] = {
+      "Chat",          "Generate",    "Tokenize",     "Detokenize",
+      "Score",         "GetModelInfo", "CreateSession", "GetSession",
+      "ListSessions",  "DeleteSession", "ForkSession", "PinSession",
+      "UnpinSession",  "FlushSession"};
+  static_assert(std::size(kNames) == Index(Method::kCount));
+  return kNames[Index(method)];
+}
+
+std::string_view CodeName(absl::StatusCode code) {
+  static constexpr std::string_view kNames[] = {
+      "OK",                  "CANCELLED",         "UNKNOWN",
+      "INVALID_ARGUMENT",    "DEADLINE_EXCEEDED", "NOT_FOUND",
+      "ALREADY_EXISTS",      "PERMISSION_DENIED", "RESOURCE_EXHAUSTED",
+      "FAILED_PRECONDITION", "ABORTED",           "OUT_OF_RANGE",
+      "UNIMPLEMENTED",       "INTERNAL",          "UNAVAILABLE",
+      "DATA_LOSS",           "UNAUTHENTICATED"};
+  const auto index = static_cast<size_t>(code);
+  return index < std::size(kNames) ? kNames[index] : "UNKNOWN";
+}
+
+std::span<const MetricDef> MetricTable() { return Table(); }
+
+Metrics::Metrics() {
+  for (size_t i = 0; i < kMethods; ++i) {
+    request_seconds_.push_back(
+        std::make_unique<prometheus::Histogram>(SecondsBuckets()));
+  }
+  for (size_t i = 0; i < kHistograms; ++i) {
+    histograms_.push_back(
+        std::make_unique<prometheus::Histogram>(SecondsBuckets()));
+  }
+}
+
+Metrics::~Metrics() = default;
+
+void Metrics::CountRequest(Method method, absl::StatusCode code,
+                           double seconds) {
+  size_t index = static_cast<size_t>(code);
+  if (index >= kCodes) index = Index(absl::StatusCode::kUnknown);
+  requests_[Index(method)][index].fetch_add(1, std::memory_order_relaxed);
+  request_seconds_[Index(method)]->Observe(seconds);
+}
+
+uint64_t Metrics::requests(Method method, absl::StatusCode code) const {
+  return requests_[Index(method)][static_cast<size_t>(code)].load(
+      std::memory_order_relaxed);
+}
+
+void Metrics::Add(CoreCounter counter, uint64_t n) {
+  counters_[Index(counter)].fetch_add(n, std::memory_order_relaxed);
+}
+
+void Metrics::Observe(CoreHistogram histogram, double seconds) {
+  histograms_[Index(histogram)]->Observe(seconds);
+  if (histogram == CoreHistogram::kRematBlock) {
+    remat_seconds_.fetch_add(seconds, std::memory_order_relaxed);
+  }
+}
+
+Metrics::SourceHandle Metrics::AddSource(SampleSource source) {
+  MutexLock lock(mu_);
+  sources_.emplace_back(next_source_, std::move(source));
+  return SourceHandle(this, next_source_++);
+}
+
+void Metrics::RemoveSource(uint64_t id) {
+  MutexLock lock(mu_);
+  std::erase_if(sources_, [id](const auto& s) { return s.first == id; });
+}
+
+Metrics::SourceHandle::SourceHandle(SourceHandle&& other) noexcept
+    : metrics_(std::exchange(other.metrics_, nullptr)), id_(other.id_) {}
+
+Metrics::SourceHandle& Metrics::SourceHandle::operator=(
+    SourceHandle&& other) noexcept {
+  std::swap(metrics_, other.metrics_);
+  std::swap(id_, other.id_);
+  return *this;
+}
+
+Metrics::SourceHandle::~SourceHandle() {
+  if (metrics_ != nullptr) metrics_->RemoveSource(id_);
+}
+
+std::vector<prometheus::MetricFamily> Metrics::Collect() const {
+  FamilyWriter writer;
+  for (size_t m = 0; m < kMethods; ++m) {
+    const std::string_view method = MethodName(static_cast<Method>(m));
+    for (size_t c = 0; c < kCodes; ++c) {
+      const uint64_t n = requests_[m][c].load(std::memory_order_relaxed);
+      // Each method's OK is there from the start, so that rates have a zero to
+      // start from; the other pairs appear when they occur.
+      if (n == 0 && c != Index(absl::StatusCode::kOk)) continue;
+      writer.Set(Metric::kRequests, static_cast<double>(n),
+                 {method, CodeName(static_cast<absl::StatusCode>(c))});
+    }
+    writer.SetHistogram(Metric::kRequestSeconds,
+                        request_seconds_[m]->Collect().histogram, {method});
+  }
+  for (const CounterMap& map : kCounterMap) {
+    const uint64_t n =
+        counters_[Index(map.counter)].load(std::memory_order_relaxed);
+    writer.Set(map.metric, static_cast<double>(n) * map.factor, {map.label});
+  }
+  for (size_t h = 0; h < kHistograms; ++h) {
+    writer.SetHistogram(kHistogramMap[h], histograms_[h]->Collect().histogram,
+                        {});
+  }
+  writer.Set(Metric::kRematSeconds,
+             remat_seconds_.load(std::memory_order_relaxed), {});
+  MutexLock lock(mu_);
+  for (const auto& [id, source] : sources_) source(writer);
+  return writer.Take();
+}
+
+}  // namespace xcache

@@ -1,0 +1,74 @@
+#include "server/metrics/store_metrics.h"
+
+namespace xcache {
+namespace {
+
+void Set(SampleWriter& writer, Metric metric, int64_t value) {
+  writer.Set(metric, static_cast<double>(value));
+}
+
+void SampleTier(const PageStoreStats& stats, std::string_view tier,
+                SampleWriter& writer) {
+  const auto set = [&](Metric metric, int64_t value) {
+    writer.Set(metric, static_cast<double>(value), {tier});
+  };
+  set(Metric::kPages, stats.num_pages);
+  set(Metric::kPageBytes, stats.page_bytes);
+  set(Metric::kEvictions, stats.evictions);
+  set(Metric::kPageHits, stats.hits);
+  set(Metric::kPageMisses, stats.misses);
+  set(Metric::kTierCorruptPages, stats.corrupt);
+}
+
+void SampleFiles(const DiskStats& files, SampleWriter& writer) {
+  Set(writer, Metric::kDiskLimitBytes, files.cap_bytes);
+  Set(writer, Metric::kDiskBytes, files.used_bytes);
+  Set(writer, Metric::kDiskFreeBytes, files.free_bytes);
+  Set(writer, Metric::kDiskDegraded, files.degraded ? 1 : 0);
+  Set(writer, Metric::kDiskDegradations, files.degraded_total);
+  Set(writer, Metric::kWalSyncs, files.wal_syncs);
+  const auto property = [&](std::string_view name, int64_t value) {
+    writer.Set(Metric::kRocksdbProperty, static_cast<double>(value), {name});
+  };
+  property("live_bytes", files.live_bytes);
+  property("wal_bytes", files.wal_bytes);
+  property("sst_bytes", files.sst_bytes);
+  property("blob_bytes", files.blob_bytes);
+  property("blob_garbage_bytes", files.blob_garbage_bytes);
+  property("block_cache_bytes", files.block_cache_bytes);
+  property("memtable_bytes", files.memtable_bytes);
+  property("table_reader_bytes", files.table_reader_bytes);
+  property("background_errors", files.background_errors);
+  property("forced_compactions", files.compactions);
+  property("stall_us", files.stall_us);
+  for (const auto& [name, value] : files.tickers) {
+    writer.Set(Metric::kRocksdbTicker, static_cast<double>(value), {name});
+  }
+}
+
+}  // namespace
+
+void SampleStore(const StoreStats& stats, SampleWriter& writer) {
+  SampleTier(stats.host, "host", writer);
+  SampleTier(stats.disk, "disk", writer);
+  SampleFiles(stats.files, writer);
+  Set(writer, Metric::kSpillBytes, stats.spill.spilled_bytes);
+  Set(writer, Metric::kLoadBytes, stats.spill.loaded_bytes);
+  Set(writer, Metric::kSpillDroppedPages, stats.spill.dropped_pages);
+  Set(writer, Metric::kSpillQueueBytes, stats.spill.queued_bytes);
+  Set(writer, Metric::kUndurableSessions, stats.sessions.num_undurable);
+}
+
+void SampleMemory(const MemoryBudget& budget, SampleWriter& writer) {
+  Set(writer, Metric::kMemoryLimitBytes, budget.cap_bytes());
+  Set(writer, Metric::kMemoryPeakBytes, budget.peak_bytes());
+  Set(writer, Metric::kMemoryRefusals, budget.num_refused());
+  for (int i = 0; i < kNumMemoryAccounts; ++i) {
+    const auto account = static_cast<MemoryAccount>(i);
+    writer.Set(Metric::kMemoryBytes,
+               static_cast<double>(budget.used_bytes(account)),
+               {MemoryAccountName(account)});
+  }
+}
+
+}  // namespace xcache

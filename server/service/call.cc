@@ -1,0 +1,87 @@
+#include "server/service/call.h"
+
+#include <optional>
+#include <utility>
+
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "server/service/status.h"
+#include "server/service/utf8.h"
+
+namespace xcache {
+namespace {
+
+// Loading takes seconds and a restart not much longer: often enough to be
+// there soon, seldom enough not to be a burden.
+constexpr int64_t kUnavailableRetryMs = 1000;
+
+std::optional<std::string_view> Authorization(
+    const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto found = metadata.find("authorization");
+  if (found == metadata.end()) return std::nullopt;
+  return std::string_view(found->second.data(), found->second.size());
+}
+
+}  // namespace
+
+SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
+                    std::chrono::system_clock::time_point system_now,
+                    SteadyTime steady_now) {
+  // Beyond a year is no deadline, and would overflow further on.
+  if (deadline > system_now + std::chrono::hours(24 * 365)) {
+    return SteadyTime::max();
+  }
+  return steady_now + std::chrono::duration_cast<SteadyTime::duration>(
+                          deadline - system_now);
+}
+
+Call::Call(const ServiceDeps& deps, Method method,
+           grpc::CallbackServerContext* context)
+    : deps_(deps),
+      method_(method),
+      context_(context),
+      start_(std::chrono::steady_clock::now()),
+      deadline_(ToSteady(context->deadline(), std::chrono::system_clock::now(),
+                         start_)) {}
+
+absl::Status Call::Admit() {
+  const std::optional<std::string_view> header = Authorization(*context_);
+  XC_ASSIGN_OR_RETURN(
+      tenant_, deps_.auth->Authenticate(header ? &*header : nullptr));
+  XC_ASSIGN_OR_RETURN(core_, deps_.gate->Enter());
+  return absl::OkStatus();
+}
+
+grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,
+                         std::string_view details) {
+  const auto now = std::chrono::steady_clock::now();
+  // gRPC cancels a call at its deadline: say which of the two it was.
+  if (status.code() == absl::StatusCode::kCancelled && now >= deadline_) {
+    status = absl::DeadlineExceededError("the request's deadline has passed");
+  }
+  if (status.code() == absl::StatusCode::kUnavailable) {
+    if (retry_after_ms == 0) retry_after_ms = kUnavailableRetryMs;
+    if (const CoreGate::Progress progress = deps_.gate->progress();
+        progress.loading) {
+      context_->AddTrailingMetadata(kLoadingPercentTrailer,
+                                    std::to_string(progress.percent));
+      context_->AddTrailingMetadata(kLoadingWhatTrailer, progress.what);
+    }
+  }
+  AddRetryAfter(*context_, retry_after_ms);
+  const double seconds = std::chrono::duration<double>(now - start_).count();
+  deps_.metrics->CountRequest(method_, status.code(), seconds);
+  const std::string error =
+      status.ok() ? ""
+                  : " error=" + LogValue(ToUtf8(std::string_view(
+                                    status.message().data(),
+                                    status.message().size())));
+  XC_LOG_INFO("request", "method={} code={} tenant={} ms={:.1f} peer={}{}{}",
+              MethodName(method_), CodeName(status.code()),
+              LogValue(tenant_.empty() ? "-" : tenant_), seconds * 1e3,
+              LogValue(context_->peer()), details, error);
+  return ToGrpcStatus(status);
+}
+
+}  // namespace xcache

@@ -1,0 +1,75 @@
+// What every RPC has in common: who calls, until when, letting it in, and one
+// place where it is counted and logged.
+#ifndef XCACHE_SERVER_SERVICE_CALL_H_
+#define XCACHE_SERVER_SERVICE_CALL_H_
+
+#include <chrono>
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "grpcpp/server_context.h"
+#include "server/core/request.h"
+#include "server/core/server_core.h"
+#include "server/metrics/metrics.h"
+#include "server/service/auth.h"
+#include "server/service/core_gate.h"
+#include "server/service/stream_watchdog.h"
+#include "server/service/worker_pool.h"
+
+namespace xcache {
+
+struct StreamLimits {
+  // A client that has not read for this long loses its answer...
+  std::chrono::milliseconds stall{30'000};
+  // ...as does one that lets this much wait.
+  size_t queued_bytes = size_t{4} << 20;
+};
+
+// What the services work with. All borrowed; all outlive every call.
+struct ServiceDeps {
+  Metrics* metrics = nullptr;
+  const Authenticator* auth = nullptr;
+  const CoreGate* gate = nullptr;
+  WorkerPool* workers = nullptr;
+  StreamWatchdog* watchdog = nullptr;
+  StreamLimits stream_limits;
+};
+
+class Call {
+ public:
+  // `context` must outlive the call up to Close.
+  Call(const ServiceDeps& deps, Method method,
+       grpc::CallbackServerContext* context);
+
+  // Authenticates and enters the gate. REQUIRES: before anything below.
+  absl::Status Admit();
+  const std::string& tenant() const { return tenant_; }
+  ServerCore& core() const { return *core_; }
+  SteadyTime deadline() const { return deadline_; }
+  const ServiceDeps& deps() const { return deps_; }
+
+  // Counts and logs the call's end (`details`: " key=value"s) and gives the
+  // status to finish it with. Call exactly once.
+  grpc::Status Close(absl::Status status, int64_t retry_after_ms,
+                     std::string_view details);
+
+ private:
+  const ServiceDeps& deps_;
+  const Method method_;
+  grpc::CallbackServerContext* const context_;
+  const SteadyTime start_;
+  SteadyTime deadline_;
+  std::string tenant_;
+  ServerCore* core_ = nullptr;
+};
+
+// `deadline` on the steady clock; max() where there is none.
+SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
+                    std::chrono::system_clock::time_point system_now,
+                    SteadyTime steady_now);
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_SERVICE_CALL_H_
