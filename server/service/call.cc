@@ -23,6 +23,13 @@ std::optional<std::string_view> Authorization(
   return std::string_view(found->second.data(), found->second.size());
 }
 
+// What gRPC takes as a header's value: it aborts on anything else.
+std::string Printable(std::string_view text) {
+  std::string out;
+  for (char c : text.substr(0, 200)) out += c >= ' ' && c <= '~' ? c : '?';
+  return out;
+}
+
 }  // namespace
 
 SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
@@ -66,7 +73,8 @@ grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,
         progress.loading) {
       context_->AddTrailingMetadata(kLoadingPercentTrailer,
                                     std::to_string(progress.percent));
-      context_->AddTrailingMetadata(kLoadingWhatTrailer, progress.what);
+      context_->AddTrailingMetadata(kLoadingWhatTrailer,
+                                    Printable(progress.what));
     }
   }
   AddRetryAfter(*context_, retry_after_ms);
