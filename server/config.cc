@@ -25,8 +25,7 @@ absl::string_view ToAbsl(std::string_view s) { return {s.data(), s.size()}; }
 
 // "12.5GiB" -> 12.5 and "GiB". False where it does not start with a number.
 bool SplitNumber(std::string_view text, double* number, std::string* unit) {
-  const absl::string_view stripped =
-      absl::StripAsciiWhitespace(ToAbsl(text));
+  const absl::string_view stripped = absl::StripAsciiWhitespace(ToAbsl(text));
   size_t end = 0;
   while (end < stripped.size() &&
          (absl::ascii_isdigit(static_cast<unsigned char>(stripped[end])) ||
@@ -36,8 +35,8 @@ bool SplitNumber(std::string_view text, double* number, std::string* unit) {
   if (end == 0 || !absl::SimpleAtod(stripped.substr(0, end), number)) {
     return false;
   }
-  *unit = absl::AsciiStrToLower(
-      absl::StripAsciiWhitespace(stripped.substr(end)));
+  *unit =
+      absl::AsciiStrToLower(absl::StripAsciiWhitespace(stripped.substr(end)));
   return true;
 }
 
@@ -74,8 +73,7 @@ absl::Status CheckAddress(std::string_view flag, std::string_view value) {
 absl::Status CheckListen(const Config& config) {
   XC_RETURN_IF_ERROR(CheckAddress("--listen", config.listen));
   if (!config.metrics_listen.empty()) {
-    XC_RETURN_IF_ERROR(CheckAddress("--metrics-listen",
-                                    config.metrics_listen));
+    XC_RETURN_IF_ERROR(CheckAddress("--metrics-listen", config.metrics_listen));
   }
   const bool tls = !config.tls_cert.empty();
   if (tls == config.tls_key.empty()) {
@@ -151,8 +149,7 @@ absl::Status Finish(const Raw& raw, Config& config) {
           "where it would be (\"none\" keeps everything in memory)");
     }
     // A store belongs to one model, so each model gets its own.
-    config.store_dir =
-        home + "/" + fs::path(config.model_path).stem().string();
+    config.store_dir = home + "/" + fs::path(config.model_path).stem().string();
   }
   if (raw.profile_dir == "none") {
     config.profile_dir.clear();
@@ -174,11 +171,10 @@ absl::StatusOr<uint64_t> ParseBytes(std::string_view text) {
         absl::StrCat("\"", ToAbsl(text), "\" is not a size"));
   }
   static constexpr std::pair<std::string_view, double> kUnits[] = {
-      {"", 1},        {"b", 1},
-      {"k", 0x1p10},  {"kib", 0x1p10}, {"kb", 1e3},
-      {"m", 0x1p20},  {"mib", 0x1p20}, {"mb", 1e6},
-      {"g", 0x1p30},  {"gib", 0x1p30}, {"gb", 1e9},
-      {"t", 0x1p40},  {"tib", 0x1p40}, {"tb", 1e12},
+      {"", 1},         {"b", 1},        {"k", 0x1p10},   {"kib", 0x1p10},
+      {"kb", 1e3},     {"m", 0x1p20},   {"mib", 0x1p20}, {"mb", 1e6},
+      {"g", 0x1p30},   {"gib", 0x1p30}, {"gb", 1e9},     {"t", 0x1p40},
+      {"tib", 0x1p40}, {"tb", 1e12},
   };
   for (const auto& [name, factor] : kUnits) {
     if (unit != name) continue;
@@ -344,8 +340,8 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "How long running turns may go on after SIGTERM");
   option("--log-level", "XCACHE_LOG_LEVEL", config.log_level,
          "trace, debug, info, warn, error or off")
-      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error",
-                             "off"}));
+      ->check(
+          CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
 
   try {
     app.parse(argc, argv);

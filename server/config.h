@@ -59,8 +59,7 @@ struct CommandLine {
 
 // INVALID_ARGUMENT: one line that names the flag, what it takes and what it
 // was given.
-absl::StatusOr<CommandLine> ParseCommandLine(int argc,
-                                             const char* const* argv);
+absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv);
 
 // "512MiB", "4GiB", "1.5G", "1000000": a number with an optional unit, of
 // powers of 1024 (KiB, MiB, GiB, TiB, and K, M, G, T) or of 1000 (KB, MB, GB,

@@ -22,6 +22,7 @@
 #include "engine/base/mutex.h"
 #include "prometheus/collectable.h"
 #include "prometheus/histogram.h"
+#include "prometheus/metric_family.h"
 #include "server/core/core_metrics.h"
 
 namespace xcache {

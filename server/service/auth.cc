@@ -6,14 +6,13 @@
 #include <cctype>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/base/status_macros.h"
+#include "server/service/read_file.h"
 
 namespace xcache {
 namespace {
@@ -83,24 +82,17 @@ absl::StatusOr<std::shared_ptr<const TokenTable>> TokenTable::Load(
   if (stat(path.c_str(), &info) != 0) {
     return absl::NotFoundError(absl::StrCat(prefix, std::strerror(errno)));
   }
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(prefix, "not a file"));
-  }
   if ((info.st_mode & S_IRWXO) != 0) {
     return absl::PermissionDeniedError(absl::StrFormat(
         "%severybody on this machine may use it (mode %04o): chmod o-rwx it",
         prefix, info.st_mode & 07777));
   }
-  if (static_cast<size_t>(info.st_size) > kMaxFileBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        prefix, info.st_size, " bytes, more than ", kMaxFileBytes));
+  const auto text = ReadSmallFile(path, kMaxFileBytes);
+  if (!text.ok()) {
+    return absl::Status(text.status().code(),
+                        absl::StrCat("token file ", text.status().message()));
   }
-  std::ifstream in(path);
-  const std::string text{std::istreambuf_iterator<char>(in), {}};
-  if (!in.good() && !in.eof()) {
-    return absl::PermissionDeniedError(absl::StrCat(prefix, "cannot be read"));
-  }
-  auto table = Parse(text);
+  auto table = Parse(*text);
   if (!table.ok()) {
     return absl::Status(table.status().code(),
                         absl::StrCat(prefix, table.status().message()));

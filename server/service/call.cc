@@ -54,8 +54,8 @@ Call::Call(const ServiceDeps& deps, Method method,
 
 absl::Status Call::Admit() {
   const std::optional<std::string_view> header = Authorization(*context_);
-  XC_ASSIGN_OR_RETURN(
-      tenant_, deps_.auth->Authenticate(header ? &*header : nullptr));
+  XC_ASSIGN_OR_RETURN(tenant_,
+                      deps_.auth->Authenticate(header ? &*header : nullptr));
   XC_ASSIGN_OR_RETURN(core_, deps_.gate->Enter());
   return absl::OkStatus();
 }
@@ -81,10 +81,10 @@ grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,
   const double seconds = std::chrono::duration<double>(now - start_).count();
   deps_.metrics->CountRequest(method_, status.code(), seconds);
   const std::string error =
-      status.ok() ? ""
-                  : " error=" + LogValue(ToUtf8(std::string_view(
-                                    status.message().data(),
-                                    status.message().size())));
+      status.ok()
+          ? ""
+          : " error=" + LogValue(ToUtf8(std::string_view(
+                            status.message().data(), status.message().size())));
   XC_LOG_INFO("request", "method={} code={} tenant={} ms={:.1f} peer={}{}{}",
               MethodName(method_), CodeName(status.code()),
               LogValue(tenant_.empty() ? "-" : tenant_), seconds * 1e3,

@@ -21,10 +21,8 @@ constexpr int64_t kMaxTtlSeconds = int64_t{36525} * 86400;
 template <typename Value>
 absl::Status Bad(std::string_view field, std::string_view takes,
                  const Value& found) {
-  return absl::InvalidArgumentError(absl::StrCat(std::string(field),
-                                                 " must be ",
-                                                 std::string(takes), ", not ",
-                                                 found));
+  return absl::InvalidArgumentError(absl::StrCat(
+      std::string(field), " must be ", std::string(takes), ", not ", found));
 }
 
 // `low` and `high` inclusive; NaN is out of every range.
@@ -54,8 +52,8 @@ constexpr uint32_t kMaxInt = 0x7fffffff;
 absl::StatusOr<SamplingParams> ToSampling(const v1::SamplingParams& params) {
   SamplingParams out;
   out.temperature = params.has_temperature() ? params.temperature() : 0.7f;
-  XC_RETURN_IF_ERROR(CheckFloat("params.sampling.temperature", out.temperature,
-                                0.0f, 100.0f));
+  XC_RETURN_IF_ERROR(
+      CheckFloat("params.sampling.temperature", out.temperature, 0.0f, 100.0f));
   // More than the vocabulary is as good as off, and no error.
   out.top_k = static_cast<int>(std::min(params.top_k(), kMaxInt));
   if (params.has_top_p()) out.top_p = params.top_p();
@@ -155,8 +153,7 @@ absl::StatusOr<std::vector<TokenId>> ToPrompt(const Request& request,
     case Request::PROMPT_NOT_SET:
       break;
   }
-  return absl::InvalidArgumentError(
-      "prompt is missing: set text or token_ids");
+  return absl::InvalidArgumentError("prompt is missing: set text or token_ids");
 }
 
 }  // namespace
@@ -256,12 +253,11 @@ absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
 
 absl::Status CheckSessionId(std::string_view field, const std::string& id,
                             bool allow_empty) {
-  const bool ok =
-      id.size() <= kMaxIdBytes && (allow_empty || !id.empty()) &&
-      std::all_of(id.begin(), id.end(), [](char c) {
-        return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '.' ||
-               c == '_' || c == '-';
-      });
+  const bool ok = id.size() <= kMaxIdBytes && (allow_empty || !id.empty()) &&
+                  std::all_of(id.begin(), id.end(), [](char c) {
+                    return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
+                           c == '.' || c == '_' || c == '-';
+                  });
   if (ok) return absl::OkStatus();
   return Bad(field, absl::StrCat("1 to ", kMaxIdBytes, " of [A-Za-z0-9._-]"),
              id.empty() ? "empty"
@@ -279,8 +275,7 @@ absl::Status CheckListSessions(const v1::ListSessionsRequest& request) {
 
 absl::StatusOr<ChatTurn> ToChatTurn(const v1::ChatRequest& request) {
   ChatTurn out;
-  XC_RETURN_IF_ERROR(
-      CheckSessionId("session_id", request.session_id(), true));
+  XC_RETURN_IF_ERROR(CheckSessionId("session_id", request.session_id(), true));
   out.session_id = request.session_id();
   XC_ASSIGN_OR_RETURN(out.messages,
                       ToMessages("messages", request.messages(), false));
@@ -325,10 +320,10 @@ absl::StatusOr<ScoreRequest> ToScore(const v1::ScoreRequest& request,
   }
   out.first = request.first();
   if (request.first() >= out.tokens.size()) {
-    return Bad("first",
-               absl::StrCat("below the prompt's ", out.tokens.size(),
-                            " tokens"),
-               request.first());
+    return Bad(
+        "first",
+        absl::StrCat("below the prompt's ", out.tokens.size(), " tokens"),
+        request.first());
   }
   return out;
 }
@@ -344,9 +339,9 @@ absl::StatusOr<CreateSessionOptions> ToCreateSession(
   if (request.has_ttl()) {
     const google::protobuf::Duration& ttl = request.ttl();
     // A part of a second rounds up, so that only zero means never.
-    const int64_t seconds =
-        ttl.seconds() < kMaxTtlSeconds && ttl.nanos() > 0 ? ttl.seconds() + 1
-                                                          : ttl.seconds();
+    const int64_t seconds = ttl.seconds() < kMaxTtlSeconds && ttl.nanos() > 0
+                                ? ttl.seconds() + 1
+                                : ttl.seconds();
     if (seconds < 0 || seconds > kMaxTtlSeconds || ttl.nanos() < 0 ||
         ttl.nanos() > 999'999'999) {
       return Bad("ttl", absl::StrCat("in [0, ", kMaxTtlSeconds, "] seconds"),

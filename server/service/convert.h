@@ -52,8 +52,8 @@ absl::StatusOr<std::vector<ChatMessage>> ToMessages(
     const google::protobuf::RepeatedPtrField<v1::Message>& messages,
     bool allow_empty);
 absl::StatusOr<std::vector<TokenId>> ToTokenIds(
-    std::string_view field, const google::protobuf::RepeatedField<uint32_t>& ids,
-    int vocab_size);
+    std::string_view field,
+    const google::protobuf::RepeatedField<uint32_t>& ids, int vocab_size);
 // The ids of a text, after BOS if `add_bos`.
 absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
                                                 const std::string& text,

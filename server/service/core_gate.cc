@@ -35,8 +35,8 @@ absl::StatusOr<ServerCore*> CoreGate::Enter() const {
     case State::kOpen:
       return core_;
     case State::kLoading:
-      return absl::UnavailableError(absl::StrCat("the model is loading: ",
-                                                 what_, ", ", percent_, " %"));
+      return absl::UnavailableError(
+          absl::StrCat("the model is loading: ", what_, ", ", percent_, " %"));
     case State::kClosed:
       break;
   }

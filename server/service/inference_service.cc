@@ -60,8 +60,7 @@ absl::Status Detokenize(const ServerCore& core,
   XC_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
                       ToTokenIds("token_ids", request.token_ids(),
                                  core.tokenizer().vocab_size()));
-  response->set_bytes(
-      core.tokenizer().Decode(tokens, request.with_special()));
+  response->set_bytes(core.tokenizer().Decode(tokens, request.with_special()));
   response->set_text(ToUtf8(response->bytes()));
   return absl::OkStatus();
 }

@@ -76,8 +76,8 @@ class RpcServerImpl final : public RpcServer {
           " (--listen): the port is in use or the address not of this "
           "machine"));
     }
-    address_ = absl::StrCat(
-        options.listen.substr(0, options.listen.rfind(':')), ":", port);
+    address_ = absl::StrCat(options.listen.substr(0, options.listen.rfind(':')),
+                            ":", port);
     return absl::OkStatus();
   }
 

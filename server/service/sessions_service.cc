@@ -20,13 +20,13 @@ absl::Status Answer(const absl::StatusOr<SessionInfo>& info,
 grpc::ServerUnaryReactor* SessionsService::CreateSession(
     grpc::CallbackServerContext* context,
     const v1::CreateSessionRequest* request, v1::Session* response) {
-  return RunUnary(
-      deps_, Method::kCreateSession, context, [=](Call& call) -> absl::Status {
-        XC_ASSIGN_OR_RETURN(CreateSessionOptions options,
-                            ToCreateSession(*request));
-        options.tenant = call.tenant();
-        return Answer(call.core().CreateSession(options), response);
-      });
+  return RunUnary(deps_, Method::kCreateSession, context,
+                  [=](Call& call) -> absl::Status {
+                    XC_ASSIGN_OR_RETURN(CreateSessionOptions options,
+                                        ToCreateSession(*request));
+                    options.tenant = call.tenant();
+                    return Answer(call.core().CreateSession(options), response);
+                  });
 }
 
 grpc::ServerUnaryReactor* SessionsService::GetSession(
@@ -81,8 +81,7 @@ grpc::ServerUnaryReactor* SessionsService::ForkSession(
         XC_RETURN_IF_ERROR(CheckSessionId("new_id", request->new_id(), true));
         return Answer(
             call.core().ForkSession(call.tenant(), request->id(),
-                                    request->new_id(),
-                                    request->num_messages()),
+                                    request->new_id(), request->num_messages()),
             response);
       });
 }

@@ -31,9 +31,9 @@ class SessionsService final : public v1::Sessions::CallbackService {
   grpc::ServerUnaryReactor* PinSession(grpc::CallbackServerContext* context,
                                        const v1::PinSessionRequest* request,
                                        v1::Session* response) override;
-  grpc::ServerUnaryReactor* UnpinSession(
-      grpc::CallbackServerContext* context,
-      const v1::UnpinSessionRequest* request, v1::Session* response) override;
+  grpc::ServerUnaryReactor* UnpinSession(grpc::CallbackServerContext* context,
+                                         const v1::UnpinSessionRequest* request,
+                                         v1::Session* response) override;
   grpc::ServerUnaryReactor* FlushSession(
       grpc::CallbackServerContext* context,
       const v1::FlushSessionRequest* request,

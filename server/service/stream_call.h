@@ -39,8 +39,8 @@ class StreamCall final
  public:
   // Converts the request and submits it with `self` as its sink. An error means
   // that it was not submitted.
-  using SubmitFn = std::function<absl::Status(
-      Call& call, std::shared_ptr<StreamCall> self)>;
+  using SubmitFn =
+      std::function<absl::Status(Call& call, std::shared_ptr<StreamCall> self)>;
 
   // Begins the RPC and returns its reactor, which keeps itself alive until gRPC
   // is done with it.
@@ -88,8 +88,7 @@ class StreamCall final
     {
       MutexLock lock(mu_);
       if (finish_.has_value() || slow_) return;
-      if (!queue_.empty() &&
-          queue_.back().bytes + bytes <= kMaxJoinedBytes) {
+      if (!queue_.empty() && queue_.back().bytes + bytes <= kMaxJoinedBytes) {
         queue_.back().bytes += bytes;
         queue_.back().message.mutable_delta()->append(text);
         queue_.back().message.mutable_logprobs()->MergeFrom(delta.logprobs());
@@ -104,7 +103,7 @@ class StreamCall final
 
   void OnFinish(const absl::Status& status, const FinalInfo& final) override {
     Complete(status, final.retry_after_ms, DescribeFinal(final),
-           status.ok() ? &final : nullptr);
+             status.ok() ? &final : nullptr);
   }
 
   // --- gRPC's threads.
@@ -153,14 +152,14 @@ class StreamCall final
   }
 
   void Complete(absl::Status status, int64_t retry_after_ms,
-                 std::string_view details, const FinalInfo* final) {
+                std::string_view details, const FinalInfo* final) {
     {
       MutexLock lock(mu_);
       if (slow_ && absl::IsCancelled(status)) {
-        status = absl::ResourceExhaustedError(absl::StrCat(
-            "the client does not read its answer: nothing for ",
-            limits_.stall.count(), " ms, or more than ", limits_.queued_bytes,
-            " bytes waiting"));
+        status = absl::ResourceExhaustedError(
+            absl::StrCat("the client does not read its answer: nothing for ",
+                         limits_.stall.count(), " ms, or more than ",
+                         limits_.queued_bytes, " bytes waiting"));
       }
     }
     const grpc::Status grpc_status =

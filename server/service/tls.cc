@@ -6,14 +6,12 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <string_view>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "server/service/read_file.h"
 
 namespace xcache {
 namespace {
@@ -26,17 +24,17 @@ struct Free {
 template <typename T>
 using Ptr = std::unique_ptr<T, Free>;
 
+// Far above any chain of certificates.
+constexpr size_t kMaxPemBytes = size_t{4} << 20;
+
 absl::StatusOr<std::string> ReadFile(const std::string& path,
                                      std::string_view flag) {
-  const auto fail = [&](std::string_view why) {
-    return absl::NotFoundError(
-        absl::StrCat(std::string(flag), " ", path, ": ", std::string(why)));
-  };
-  errno = 0;
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return fail(std::strerror(errno));
-  std::string text{std::istreambuf_iterator<char>(in), {}};
-  if (in.bad() || text.empty()) return fail("cannot be read, or is empty");
+  auto text = ReadSmallFile(path, kMaxPemBytes);
+  if (!text.ok()) {
+    return absl::Status(
+        text.status().code(),
+        absl::StrCat(std::string(flag), " ", text.status().message()));
+  }
   return text;
 }
 
@@ -74,16 +72,15 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(
       PEM_read_bio_PrivateKey(bio.get(), nullptr, nullptr, no_passphrase));
   ERR_clear_error();
   if (key == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--tls-key ", files.key,
-                     ": no private key in PEM form (without passphrase) in it"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--tls-key ", files.key,
+        ": no private key in PEM form (without passphrase) in it"));
   }
   const bool match = X509_check_private_key(cert.get(), key.get()) == 1;
   ERR_clear_error();
   if (!match) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--tls-key ", files.key, " is not the key of --tls-cert ",
-                     files.cert));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--tls-key ", files.key, " is not the key of --tls-cert ", files.cert));
   }
   grpc::SslServerCredentialsOptions options(
       files.client_ca.empty()

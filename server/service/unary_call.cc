@@ -76,8 +76,8 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   void OnFinish(const absl::Status& status, const FinalInfo& final) override {
     if (status.ok()) {
       response_->set_sum_logprob(sum_logprob_);
-      response_->set_perplexity(std::exp(
-          -sum_logprob_ / std::max(1, response_->tokens_size())));
+      response_->set_perplexity(
+          std::exp(-sum_logprob_ / std::max(1, response_->tokens_size())));
       response_->set_prompt_tokens(final.prompt_tokens);
       ToProto(final.reused, response_->mutable_reused());
     }
@@ -115,15 +115,14 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
 }  // namespace
 
 std::string DescribeFinal(const FinalInfo& final) {
-  return absl::StrCat(
-      " prompt_tokens=", final.prompt_tokens,
-      " reused_tokens=", final.reused.total(),
-      " prefilled_tokens=", final.prefilled_tokens,
-      " generated_tokens=", final.generated_tokens,
-      " queue_us=", final.timings.queue_us,
-      " restore_us=", final.timings.restore_us,
-      " ttft_us=", final.timings.ttft_us, " turn=", final.turn,
-      " durable=", final.durable ? "true" : "false");
+  return absl::StrCat(" prompt_tokens=", final.prompt_tokens,
+                      " reused_tokens=", final.reused.total(),
+                      " prefilled_tokens=", final.prefilled_tokens,
+                      " generated_tokens=", final.generated_tokens,
+                      " queue_us=", final.timings.queue_us,
+                      " restore_us=", final.timings.restore_us,
+                      " ttft_us=", final.timings.ttft_us, " turn=", final.turn,
+                      " durable=", final.durable ? "true" : "false");
 }
 
 grpc::ServerUnaryReactor* RunUnary(const ServiceDeps& deps, Method method,

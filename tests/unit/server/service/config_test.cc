@@ -1,0 +1,191 @@
+#include "server/config.h"
+
+#include <cstdlib>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace xcache {
+namespace {
+
+using ::testing::HasSubstr;
+
+class ConfigTest : public ::testing::Test {
+ protected:
+  ConfigTest() { setenv("XDG_DATA_HOME", "/data", 1); }
+  ~ConfigTest() override {
+    unsetenv("XDG_DATA_HOME");
+    for (const std::string& name : set_) unsetenv(name.c_str());
+  }
+
+  void SetEnv(const std::string& name, const std::string& value) {
+    setenv(name.c_str(), value.c_str(), 1);
+    set_.push_back(name);
+  }
+
+  static absl::StatusOr<CommandLine> Parse(std::vector<const char*> args) {
+    args.insert(args.begin(), "xcache-server");
+    return ParseCommandLine(static_cast<int>(args.size()), args.data());
+  }
+  static std::string Error(std::vector<const char*> args) {
+    const auto parsed = Parse(std::move(args));
+    EXPECT_FALSE(parsed.ok());
+    const std::string message(parsed.status().message());
+    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+    return message;
+  }
+
+ private:
+  std::vector<std::string> set_;
+};
+
+TEST_F(ConfigTest, DefaultsAreSafe) {
+  const auto parsed = Parse({"--model", "/m/some.model.gguf"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const Config& config = parsed->config;
+  EXPECT_EQ(config.listen, "127.0.0.1:50051");
+  EXPECT_EQ(config.metrics_listen, "127.0.0.1:9464");
+  EXPECT_EQ(config.store_dir, "/data/xcache/some.model");
+  EXPECT_EQ(config.profile_dir, "/data/xcache/some.model/profiles");
+  EXPECT_EQ(config.session_ttl, std::chrono::hours(24 * 7));
+  EXPECT_FALSE(config.insecure);
+  EXPECT_TRUE(parsed->print_and_exit.empty());
+}
+
+TEST_F(ConfigTest, ModelIsNeeded) {
+  EXPECT_THAT(Error({}), HasSubstr("--model"));
+}
+
+TEST_F(ConfigTest, UnknownFlagIsNamed) {
+  EXPECT_THAT(Error({"--model", "m", "--modle", "x"}), HasSubstr("--modle"));
+}
+
+TEST_F(ConfigTest, HelpAndVersionArePrinted) {
+  const auto help = Parse({"--help"});
+  ASSERT_TRUE(help.ok());
+  EXPECT_THAT(help->print_and_exit, HasSubstr("--tls-client-ca"));
+  EXPECT_THAT(help->print_and_exit, HasSubstr("XCACHE_STORE_DIR"));
+  const auto version = Parse({"--version"});
+  ASSERT_TRUE(version.ok());
+  EXPECT_EQ(version->print_and_exit,
+            "xcache-server " + std::string(kServerVersion) + "\n");
+}
+
+TEST_F(ConfigTest, EnvironmentGivesWhatTheCommandLineDoesNot) {
+  SetEnv("XCACHE_MODEL", "env.gguf");
+  SetEnv("XCACHE_MEMORY_BYTES", "3GiB");
+  SetEnv("XCACHE_INSECURE", "true");
+  SetEnv("XCACHE_METRICS_LISTEN", "none");
+  const auto parsed = Parse({"--memory-bytes", "64MiB"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->config.model_path, "env.gguf");
+  EXPECT_EQ(parsed->config.memory_bytes, uint64_t{64} << 20);
+  EXPECT_TRUE(parsed->config.insecure);
+  EXPECT_TRUE(parsed->config.metrics_listen.empty());
+}
+
+TEST_F(ConfigTest, FileGivesValues) {
+  const std::string path = ::testing::TempDir() + "/config_test.toml";
+  std::ofstream(path) << "model = \"file.gguf\"\nthreads = 3\n";
+  const auto parsed = Parse({"--config", path.c_str(), "--threads", "2"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->config.model_path, "file.gguf");
+  EXPECT_EQ(parsed->config.num_threads, 2);
+  EXPECT_THAT(Error({"--config", "/nowhere.toml"}), HasSubstr("/nowhere.toml"));
+}
+
+TEST_F(ConfigTest, StoreNoneIsMemoryOnly) {
+  const auto parsed = Parse({"--model", "m", "--store-dir", "none"});
+  ASSERT_TRUE(parsed.ok());
+  EXPECT_EQ(parsed->config.store_dir, "");
+  EXPECT_EQ(parsed->config.profile_dir, "");
+}
+
+TEST_F(ConfigTest, OtherMachinesNeedTlsOrInsecure) {
+  EXPECT_THAT(Error({"--model", "m", "--listen", "0.0.0.0:1"}),
+              HasSubstr("--insecure"));
+  EXPECT_THAT(Error({"--model", "m", "--listen", "[::]:1"}),
+              HasSubstr("--insecure"));
+  // Starts like a loopback address, and is a name that anybody may own.
+  EXPECT_THAT(Error({"--model", "m", "--listen", "127.evil.example:1"}),
+              HasSubstr("--insecure"));
+  EXPECT_TRUE(
+      Parse({"--model", "m", "--listen", "0.0.0.0:1", "--insecure"}).ok());
+  EXPECT_TRUE(Parse({"--model", "m", "--listen", "0.0.0.0:1", "--tls-cert", "c",
+                     "--tls-key", "k"})
+                  .ok());
+  EXPECT_TRUE(Parse({"--model", "m", "--listen", "[::1]:0"}).ok());
+}
+
+TEST_F(ConfigTest, TlsFlagsGoTogether) {
+  EXPECT_THAT(Error({"--model", "m", "--tls-cert", "c"}),
+              HasSubstr("--tls-key"));
+  EXPECT_THAT(Error({"--model", "m", "--tls-key", "k"}),
+              HasSubstr("--tls-cert"));
+  EXPECT_THAT(Error({"--model", "m", "--tls-client-ca", "a"}),
+              HasSubstr("--tls-client-ca"));
+}
+
+TEST_F(ConfigTest, BadValuesNameTheirFlag) {
+  EXPECT_THAT(Error({"--model", "m", "--memory-bytes", "lots"}),
+              HasSubstr("--memory-bytes"));
+  EXPECT_THAT(Error({"--model", "m", "--disk-bytes", "-1"}),
+              HasSubstr("--disk-bytes"));
+  EXPECT_THAT(Error({"--model", "m", "--session-ttl", "1 year"}),
+              HasSubstr("--session-ttl"));
+  EXPECT_THAT(Error({"--model", "m", "--drain-seconds", "2d"}),
+              HasSubstr("--drain-seconds"));
+  EXPECT_THAT(Error({"--model", "m", "--listen", "localhost"}),
+              HasSubstr("--listen"));
+  EXPECT_THAT(Error({"--model", "m", "--metrics-listen", ":1"}),
+              HasSubstr("--metrics-listen"));
+  EXPECT_THAT(Error({"--model", "m", "--isa", "sse9"}), HasSubstr("--isa"));
+  EXPECT_THAT(Error({"--model", "m", "--threads", "-1"}),
+              HasSubstr("--threads"));
+  EXPECT_THAT(Error({"--model", "m", "--log-level", "loud"}),
+              HasSubstr("--log-level"));
+  EXPECT_THAT(Error({"--model", "m", "--batch-rows", "0"}),
+              HasSubstr("--batch-rows"));
+}
+
+TEST(ParseBytesTest, UnitsAndNonsense) {
+  EXPECT_EQ(ParseBytes("1000").value(), 1000u);
+  EXPECT_EQ(ParseBytes("512MiB").value(), uint64_t{512} << 20);
+  EXPECT_EQ(ParseBytes(" 4 GiB ").value(), uint64_t{4} << 30);
+  EXPECT_EQ(ParseBytes("1.5g").value(), uint64_t{3} << 29);
+  EXPECT_EQ(ParseBytes("2GB").value(), 2'000'000'000u);
+  for (const char* bad : {"", "GiB", "-1", "1e9", "1..5", "nan", "inf",
+                          "9999999TiB", "1 PiB", "0x10", "+1"}) {
+    EXPECT_FALSE(ParseBytes(bad).ok()) << bad;
+  }
+}
+
+TEST(ParseDurationTest, UnitsAndNonsense) {
+  EXPECT_EQ(ParseDuration("0").value().count(), 0);
+  EXPECT_EQ(ParseDuration("90").value().count(), 90);
+  EXPECT_EQ(ParseDuration("1.5m").value().count(), 90);
+  EXPECT_EQ(ParseDuration("7d").value().count(), 7 * 86400);
+  for (const char* bad : {"", "d", "-1s", "1y", "99999999d", "1 2s"}) {
+    EXPECT_FALSE(ParseDuration(bad).ok()) << bad;
+  }
+}
+
+TEST(ParseHostPortTest, AddressesAndNonsense) {
+  const auto v4 = ParseHostPort("10.0.0.1:80");
+  ASSERT_TRUE(v4.ok());
+  EXPECT_EQ(v4->host, "10.0.0.1");
+  EXPECT_EQ(v4->port, 80);
+  const auto v6 = ParseHostPort("[fe80::1]:65535");
+  ASSERT_TRUE(v6.ok());
+  EXPECT_EQ(v6->host, "fe80::1");
+  for (const char* bad : {"", ":", "host", "host:", "host:x", "host:65536",
+                          "::1:80", "[]:1", "a b:1", "host:-1", "h:1:2"}) {
+    EXPECT_FALSE(ParseHostPort(bad).ok()) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace xcache
