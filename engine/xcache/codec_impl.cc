@@ -56,6 +56,16 @@ absl::StatusOr<CodecSpec> OptionReader::Finish() {
   return canonical;
 }
 
+absl::Status CheckRows(std::string_view what, const float* x, int cols,
+                       int first_row, int layer, AllFiniteFn all_finite) {
+  const float* first = x + int64_t{first_row} * cols;
+  const int64_t n = int64_t{kBlockTokens - first_row} * cols;
+  if (all_finite(first, n)) return absl::OkStatus();
+  int row = first_row;
+  while (all_finite(x + int64_t{row} * cols, cols)) ++row;
+  return NotFinite(what, layer, row);
+}
+
 absl::Status NotFinite(std::string_view what, int layer, int row) {
   return absl::InvalidArgumentError(
       absl::StrCat("cannot seal: ", std::string(what),

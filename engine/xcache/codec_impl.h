@@ -2,6 +2,7 @@
 #ifndef XCACHE_ENGINE_XCACHE_CODEC_IMPL_H_
 #define XCACHE_ENGINE_XCACHE_CODEC_IMPL_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/kernels/isa.h"
+#include "engine/kernels/quantize_groups.h"
 #include "engine/xcache/codec.h"
 #include "engine/xcache/profile.h"
 
@@ -23,9 +25,20 @@ struct CodecShape {
   int kv_dim = 0;  // "k"
 };
 
+enum class Projection { kKey, kValue };
+
+// What a codec is made from.
+struct CodecSources {
+  CodecShape shape;
+  // Row `row` of W_k or W_v of a layer (the weights of one output feature) with
+  // the norm's gain folded in, [d].
+  std::function<void(int layer, Projection projection, int row, float* out)>
+      weights;
+  const Profile* profile = nullptr;  // of the registry's kind; else null
+};
+
 using MakeCodecFn = absl::StatusOr<std::unique_ptr<const Codec>> (*)(
-    const CodecSpec& spec, const CodecShape& shape, const Profile* profile,
-    Isa isa);
+    const CodecSpec& spec, const CodecSources& sources, Isa isa);
 
 // One line of the registry.
 struct CodecEntry {
@@ -37,10 +50,12 @@ struct CodecEntry {
 // nullptr for an unknown name.
 const CodecEntry* FindCodec(std::string_view name);
 
-absl::StatusOr<std::unique_ptr<const Codec>> MakeKvFp16(const CodecSpec& spec,
-                                                        const CodecShape& shape,
-                                                        const Profile* profile,
-                                                        Isa isa);
+absl::StatusOr<std::unique_ptr<const Codec>> MakeKvFp16(
+    const CodecSpec& spec, const CodecSources& sources, Isa isa);
+absl::StatusOr<std::unique_ptr<const Codec>> MakeXquant(
+    const CodecSpec& spec, const CodecSources& sources, Isa isa);
+absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantGqa(
+    const CodecSpec& spec, const CodecSources& sources, Isa isa);
 
 // Reads a spec's options one by one; each that is read is known, and what is
 // left over at the end is an error that lists the known ones.
@@ -76,6 +91,10 @@ class OptionReader {
   absl::Status error_;
 };
 
+// INVALID_ARGUMENT, naming the first bad row, unless rows [first_row, 64) of
+// `x` [64, cols] are finite.
+absl::Status CheckRows(std::string_view what, const float* x, int cols,
+                       int first_row, int layer, AllFiniteFn all_finite);
 // The error of a row that cannot be sealed.
 absl::Status NotFinite(std::string_view what, int layer, int row);
 // The error of a payload of another size.

@@ -12,6 +12,8 @@ namespace {
 
 constexpr std::array kCodecs = {
     CodecEntry{"kv-fp16", ProfileKind::kNone, &MakeKvFp16},
+    CodecEntry{"xquant", ProfileKind::kNone, &MakeXquant},
+    CodecEntry{"xquant-gqa", ProfileKind::kGqaSvd, &MakeXquantGqa},
 };
 
 absl::Status UnknownCodec(const std::string& name) {
@@ -47,15 +49,25 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(const CodecSpec& spec,
                                                        Isa isa) {
   const CodecEntry* entry = FindCodec(spec.name);
   if (entry == nullptr) return UnknownCodec(spec.name);
-  const HyperParams& h = model.hparams();
-  const CodecShape shape{h.num_layers, h.d_model, h.kv_dim()};
   if (entry->profile_kind != ProfileKind::kNone &&
       (profile == nullptr || profile->kind() != entry->profile_kind)) {
     return absl::InternalError(
         absl::StrCat("codec ", spec.name, " needs a profile of kind ",
                      std::string(ProfileKindName(entry->profile_kind))));
   }
-  return entry->make(spec, shape, profile, isa);
+  const HyperParams& h = model.hparams();
+  CodecSources sources;
+  sources.shape = {h.num_layers, h.d_model, h.kv_dim()};
+  sources.profile = profile;
+  std::vector<float> gain(static_cast<size_t>(h.d_model));
+  sources.weights = [&](int layer, Projection projection, int row, float* out) {
+    const LayerTensors& tensors = model.layer(layer);
+    DequantizeRow(tensors.attn_norm, 0, gain.data());
+    DequantizeRow(projection == Projection::kKey ? tensors.wk : tensors.wv, row,
+                  out);
+    for (size_t i = 0; i < gain.size(); ++i) out[i] *= gain[i];
+  };
+  return entry->make(spec, sources, isa);
 }
 
 }  // namespace xcache

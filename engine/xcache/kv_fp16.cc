@@ -91,11 +91,10 @@ class KvFp16 final : public Codec {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<const Codec>> MakeKvFp16(
-    const CodecSpec& spec, const CodecShape& shape, const Profile* /*profile*/,
-    Isa /*isa*/) {
+    const CodecSpec& spec, const CodecSources& sources, Isa /*isa*/) {
   OptionReader options(spec);
   XC_ASSIGN_OR_RETURN(CodecSpec canonical, options.Finish());
-  return std::make_unique<const KvFp16>(std::move(canonical), shape);
+  return std::make_unique<const KvFp16>(std::move(canonical), sources.shape);
 }
 
 }  // namespace xcache

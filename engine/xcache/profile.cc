@@ -1,17 +1,257 @@
+// Profile files: format in PROFILE_FORMAT.md. How a profile's matrices are
+// computed is in profile_make.cc.
 #include "engine/xcache/profile.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/crc32c.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "engine/xcache/little_endian.h"
+#include "engine/xcache/profile_impl.h"
+
 namespace xcache {
+namespace {
+
+static_assert(std::endian::native == std::endian::little,
+              "matrices are copied as they lie in memory");
+
+constexpr uint32_t kMagic = 0x46504358;  // "XCPF"
+constexpr uint16_t kVersion = 1;
+constexpr size_t kHeaderBytes = 64;
+constexpr size_t kModelFpAt = 32;
+constexpr size_t kCrcBytes = 4;
+// No model comes near; keeps products of three of them within 64 bits.
+constexpr uint32_t kMaxDimension = 1u << 20;
+
+class ProfileData final : public Profile {
+ public:
+  ProfileData(const ProfileShape& shape, const Digest& model_fp,
+              std::vector<float> values)
+      : shape_(shape),
+        model_fp_(model_fp),
+        matrices_(MatricesOf(shape)),
+        values_(std::move(values)),
+        digest_(Sha256Of(Serialize())) {}
+
+  ProfileKind kind() const override { return shape_.kind; }
+  const Digest& digest() const override { return digest_; }
+
+  std::span<const float> matrix(int layer,
+                                std::string_view name) const override {
+    size_t at = static_cast<size_t>(layer) * FloatsPerLayer(shape_);
+    for (const MatrixShape& m : matrices_) {
+      const size_t n = static_cast<size_t>(m.rows) * m.cols;
+      if (m.name == name) return std::span(values_).subspan(at, n);
+      at += n;
+    }
+    return {};
+  }
+
+  std::string Serialize() const override {
+    const size_t bytes = values_.size() * sizeof(float);
+    std::string out(kHeaderBytes + bytes + kCrcBytes, '\0');
+    StoreLe32(&out[0], kMagic);
+    StoreLe16(&out[4], kVersion);
+    StoreLe16(&out[6], static_cast<uint16_t>(kHeaderBytes));
+    StoreLe32(&out[8], static_cast<uint32_t>(shape_.kind));
+    StoreLe32(&out[12], shape_.num_layers);
+    StoreLe32(&out[16], shape_.d_model);
+    StoreLe32(&out[20], shape_.kv_dim);
+    StoreLe64(&out[24], bytes);
+    std::memcpy(&out[kModelFpAt], model_fp_.data(), model_fp_.size());
+    std::memcpy(&out[kHeaderBytes], values_.data(), bytes);
+    StoreLe32(&out[kHeaderBytes + bytes],
+              Crc32c(out.data(), kHeaderBytes + bytes));
+    return out;
+  }
+
+ private:
+  const ProfileShape shape_;
+  const Digest model_fp_;
+  const std::vector<MatrixShape> matrices_;
+  const std::vector<float> values_;
+  const Digest digest_;
+};
+
+absl::Status Corrupt(std::string_view field, uint64_t expected,
+                     uint64_t found) {
+  return absl::DataLossError(absl::StrCat("profile: ", std::string(field),
+                                          ": expected ", expected, ", found ",
+                                          found));
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file) return absl::DataLossError(absl::StrCat("cannot read ", path));
+  return std::move(text).str();
+}
+
+absl::Status FileError(std::string_view what, const std::string& path) {
+  return absl::InternalError(absl::StrCat("cannot ", std::string(what), " ",
+                                          path, ": ", std::strerror(errno)));
+}
+
+absl::Status WriteAll(int fd, std::string_view bytes, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t n = write(fd, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return FileError("write", path);
+    bytes.remove_prefix(static_cast<size_t>(n));
+  }
+  return fsync(fd) == 0 ? absl::OkStatus() : FileError("sync", path);
+}
+
+// All or nothing, also when the machine stops: written under another name,
+// synced, renamed, and the folder synced.
+absl::Status WriteFileAtomically(const std::string& dir,
+                                 const std::string& path,
+                                 std::string_view bytes) {
+  std::string temporary = path + ".XXXXXX";
+  const int fd = mkostemp(temporary.data(), O_CLOEXEC);
+  if (fd < 0) return FileError("create", temporary);
+  absl::Status status = WriteAll(fd, bytes, temporary);
+  if (close(fd) != 0 && status.ok()) status = FileError("close", temporary);
+  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) {
+    status = FileError("rename to", path);
+  }
+  if (!status.ok()) {
+    unlink(temporary.c_str());
+    return status;
+  }
+  const int dir_fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (dir_fd < 0) return FileError("open", dir);
+  if (fsync(dir_fd) != 0) status = FileError("sync", dir);
+  close(dir_fd);
+  return status;
+}
+
+}  // namespace
 
 std::string_view ProfileKindName(ProfileKind kind) {
   switch (kind) {
     case ProfileKind::kNone:
       return "none";
-    case ProfileKind::kKvProjection:
-      return "kv-projection";
     case ProfileKind::kGqaSvd:
       return "gqa-svd";
   }
   return "unknown";
+}
+
+std::vector<MatrixShape> MatricesOf(const ProfileShape& shape) {
+  switch (shape.kind) {
+    case ProfileKind::kNone:
+      return {};
+    case ProfileKind::kGqaSvd:
+      return {{"k_spectrum", 1, shape.kv_dim},
+              {"k_basis", shape.kv_dim, shape.kv_dim}};
+  }
+  return {};
+}
+
+size_t FloatsPerLayer(const ProfileShape& shape) {
+  size_t n = 0;
+  for (const MatrixShape& m : MatricesOf(shape)) {
+    n += static_cast<size_t>(m.rows) * m.cols;
+  }
+  return n;
+}
+
+std::unique_ptr<const Profile> NewProfile(const ProfileShape& shape,
+                                          const Digest& model_fp,
+                                          std::vector<float> values) {
+  return std::make_unique<const ProfileData>(shape, model_fp,
+                                             std::move(values));
+}
+
+absl::StatusOr<std::unique_ptr<const Profile>> Profile::Parse(
+    std::string_view bytes, const Digest& model_fp, ProfileKind kind) {
+  const char* p = bytes.data();
+  if (bytes.size() < kHeaderBytes + kCrcBytes) {
+    return absl::DataLossError(absl::StrCat("profile: expected at least ",
+                                            kHeaderBytes + kCrcBytes,
+                                            " bytes, found ", bytes.size()));
+  }
+  if (LoadLe32(p) != kMagic) return Corrupt("magic", kMagic, LoadLe32(p));
+  if (const uint16_t version = LoadLe16(p + 4); version != kVersion) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "profile: format version: expected ", kVersion, ", found ", version));
+  }
+  const size_t covered = bytes.size() - kCrcBytes;
+  if (const uint32_t crc = Crc32c(p, covered); LoadLe32(p + covered) != crc) {
+    return Corrupt("checksum", crc, LoadLe32(p + covered));
+  }
+  if (LoadLe16(p + 6) != kHeaderBytes) {
+    return Corrupt("header bytes", kHeaderBytes, LoadLe16(p + 6));
+  }
+  if (LoadLe32(p + 8) != static_cast<uint32_t>(kind)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("profile: kind: expected ", static_cast<uint32_t>(kind),
+                     ", found ", LoadLe32(p + 8)));
+  }
+  if (std::memcmp(p + kModelFpAt, model_fp.data(), model_fp.size()) != 0) {
+    return absl::FailedPreconditionError("profile: of another model");
+  }
+  const ProfileShape shape{kind, LoadLe32(p + 12), LoadLe32(p + 16),
+                           LoadLe32(p + 20)};
+  for (uint32_t dimension : {shape.num_layers, shape.d_model, shape.kv_dim}) {
+    if (dimension == 0 || dimension > kMaxDimension) {
+      return Corrupt("a dimension", kMaxDimension, dimension);
+    }
+  }
+  // Divided, not multiplied: a product of the file's numbers could wrap.
+  const uint64_t num_bytes = covered - kHeaderBytes;
+  const uint64_t layer_bytes = FloatsPerLayer(shape) * sizeof(float);
+  if (LoadLe64(p + 24) != num_bytes || num_bytes % layer_bytes != 0 ||
+      num_bytes / layer_bytes != shape.num_layers) {
+    return Corrupt("bytes of the matrices", num_bytes, LoadLe64(p + 24));
+  }
+  std::vector<float> values(num_bytes / sizeof(float));
+  std::memcpy(values.data(), p + kHeaderBytes, num_bytes);
+  for (float v : values) {
+    if (!std::isfinite(v)) {
+      return absl::DataLossError("profile: a number is not finite");
+    }
+  }
+  return NewProfile(shape, model_fp, std::move(values));
+}
+
+absl::StatusOr<std::unique_ptr<const Profile>> Profile::LoadOrMake(
+    const std::string& dir, const Model& model, ProfileKind kind,
+    const ProgressFn& progress) {
+  if (dir.empty()) return Make(model, kind, progress);
+  const std::string path =
+      absl::StrCat(dir, "/", std::string(ProfileKindName(kind)), "-",
+                   ToHex(model.fingerprint()).substr(0, 16), ".xcpf");
+  absl::StatusOr<std::string> bytes = ReadFile(path);
+  if (bytes.ok()) {
+    auto profile = Parse(*bytes, model.fingerprint(), kind);
+    if (profile.ok()) return profile;
+    XC_LOG_WARN("profile made anew", "path={} reason={}", LogValue(path),
+                LogValue(std::string(profile.status().message())));
+  } else if (!absl::IsNotFound(bytes.status())) {
+    XC_LOG_WARN("profile made anew", "path={} reason={}", LogValue(path),
+                LogValue(std::string(bytes.status().message())));
+  }
+  XC_ASSIGN_OR_RETURN(auto profile, Make(model, kind, progress));
+  if (mkdir(dir.c_str(), 0700) != 0 && errno != EEXIST) {
+    return FileError("create", dir);
+  }
+  XC_RETURN_IF_ERROR(WriteFileAtomically(dir, path, profile->Serialize()));
+  return profile;
 }
 
 }  // namespace xcache

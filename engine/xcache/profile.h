@@ -20,9 +20,8 @@
 namespace xcache {
 
 enum class ProfileKind : uint32_t {
-  kNone = 0,
-  kKvProjection = 1,  // W_k, W_v with the norm's gain folded in (MHA forms)
-  kGqaSvd = 2,        // SVD of W_k and of W_v, each on its own
+  kNone = 0,    // computed from the model alone, fast enough to keep no file
+  kGqaSvd = 2,  // SVD of W_k, with the norm's gain folded in
 };
 std::string_view ProfileKindName(ProfileKind kind);
 

@@ -12,13 +12,17 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr CodecShape kShape{.num_layers = 3, .d_model = 20, .kv_dim = 12};
+CodecSources Sources() {
+  CodecSources sources;
+  sources.shape = {.num_layers = 3, .d_model = 20, .kv_dim = 12};
+  return sources;
+}
 constexpr size_t kSide = kBlockTokens * 12;
 
 class KvFp16Test : public ::testing::Test {
  protected:
   KvFp16Test() {
-    codec_ = *MakeKvFp16(CodecSpec{"kv-fp16", {}}, kShape, nullptr, Isa::kRef);
+    codec_ = *MakeKvFp16(CodecSpec{"kv-fp16", {}}, Sources(), Isa::kRef);
     for (size_t i = 0; i < rows_.size(); ++i) {
       // Every finite pattern is fair, subnormals and negative zero included.
       rows_[i] = static_cast<uint16_t>((i * 2654435761u >> 7) & 0xfbffu);
@@ -96,8 +100,8 @@ TEST_F(KvFp16Test, WrongPayloadSizeIsInvalidArgument) {
 }
 
 TEST_F(KvFp16Test, TakesNoOptions) {
-  const auto codec = MakeKvFp16(*CodecSpec::Parse("kv-fp16:bits=4"), kShape,
-                                nullptr, Isa::kRef);
+  const auto codec =
+      MakeKvFp16(*CodecSpec::Parse("kv-fp16:bits=4"), Sources(), Isa::kRef);
   EXPECT_EQ(codec.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(codec.status().message(),
             "codec kv-fp16: unknown option bits; it takes none");

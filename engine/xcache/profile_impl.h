@@ -1,0 +1,48 @@
+// What the files that make, write and read profiles share. Not for other rooms.
+#ifndef XCACHE_ENGINE_XCACHE_PROFILE_IMPL_H_
+#define XCACHE_ENGINE_XCACHE_PROFILE_IMPL_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "engine/xcache/profile.h"
+
+namespace xcache {
+
+struct ProfileShape {
+  ProfileKind kind = ProfileKind::kNone;
+  uint32_t num_layers = 0;
+  uint32_t d_model = 0;
+  uint32_t kv_dim = 0;
+};
+
+struct MatrixShape {
+  std::string_view name;
+  uint32_t rows = 0;
+  uint32_t cols = 0;
+};
+
+// Each layer's matrices, in the order in which they are kept.
+std::vector<MatrixShape> MatricesOf(const ProfileShape& shape);
+size_t FloatsPerLayer(const ProfileShape& shape);
+
+// `values`: every layer's matrices, one after another.
+std::unique_ptr<const Profile> NewProfile(const ProfileShape& shape,
+                                          const Digest& model_fp,
+                                          std::vector<float> values);
+
+// W_k of a layer with the norm's gain folded in, transposed: [k, d] row-major.
+using KeyWeightsFn = std::function<void(int layer, float* out)>;
+
+// The matrices of kind kGqaSvd, every layer's.
+std::vector<float> MakeGqaSvd(const ProfileShape& shape,
+                              const KeyWeightsFn& key_weights,
+                              const ProgressFn& progress);
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_XCACHE_PROFILE_IMPL_H_
