@@ -1,5 +1,7 @@
 #include "engine/kernels/packed.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,12 +13,21 @@
 #include "engine/kernels/scalar_math.h"
 
 namespace xcache {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+}  // namespace
 
 AlignedBytes::AlignedBytes(size_t num_bytes) : size_(num_bytes) {
   if (num_bytes == 0) return;
-  const size_t rounded = (num_bytes + 63) / 64 * 64;
-  data_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, rounded)));
+  const size_t alignment = num_bytes >= kHugePage ? kHugePage : 64;
+  const size_t rounded = (num_bytes + alignment - 1) / alignment * alignment;
+  data_.reset(static_cast<uint8_t*>(std::aligned_alloc(alignment, rounded)));
   if (data_ == nullptr) std::abort();  // as operator new would end it
+  // Weights are read from end to end for every token: fewer TLB misses. Where
+  // the kernel refuses, nothing is lost.
+  if (alignment == kHugePage) madvise(data_.get(), rounded, MADV_HUGEPAGE);
 }
 
 namespace {

@@ -8,6 +8,7 @@
 #define XCACHE_ENGINE_KERNELS_QUANT_MATMUL_SIMD_H_
 
 #include "engine/kernels/isa_tables.h"
+#include "engine/kernels/stream_simd.h"
 
 namespace xcache {
 namespace {
@@ -90,12 +91,28 @@ XCACHE_INLINE DotFn NextDot(const DotFns& dots, int left, int* rows) {
                      : dots.rows1;
 }
 
+// Panels to bring into the caches together.
+XCACHE_INLINE int PanelsAtATime(const QuantMatrix& w) {
+  const int64_t n = kStreamBytes / w.panel_bytes;
+  return n < 1 ? 1 : static_cast<int>(n);
+}
+// Brings panel `panel` and those after it into the caches, if it is the first
+// of a group of `step` that starts at `first`.
+XCACHE_INLINE void StreamPanels(const QuantMatrix& w, int first, int panel,
+                                int last, int step) {
+  if ((panel - first) % step != 0) return;
+  const int n = last - panel < step ? last - panel : step;
+  Stream(w.data + panel * w.panel_bytes, n * w.panel_bytes);
+}
+
 template <template <bool, bool, bool, bool> typename Panel>
 void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
   const DotFns dots = ChooseDots<Panel>(args.w);
   const bool add = args.epilogue == Epilogue::kAdd;
+  const int step = PanelsAtATime(args.w);
   alignas(64) float acc[8 * kPanelCols];
   for (int panel = first; panel < last; ++panel) {
+    StreamPanels(args.w, first, panel, last, step);
     const uint8_t* codes = args.w.data + panel * args.w.panel_bytes;
     const int cols = args.w.rows - panel * kPanelCols;
     float* out = args.out + panel * kPanelCols;
@@ -121,7 +138,11 @@ void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
   const DotFns up_dots = ChooseDots<Panel>(args.up);
   alignas(64) float gate[8 * kPanelCols];
   alignas(64) float up[8 * kPanelCols];
+  const int gate_step = PanelsAtATime(args.gate);
+  const int up_step = PanelsAtATime(args.up);
   for (int panel = first; panel < last; ++panel) {
+    StreamPanels(args.gate, first, panel, last, gate_step);
+    StreamPanels(args.up, first, panel, last, up_step);
     const int cols = args.gate.rows - panel * kPanelCols;
     float* out = args.out + panel * kPanelCols;
     int rows;
