@@ -33,7 +33,8 @@ std::vector<float> Vector(const std::optional<TensorView>& tensor) {
 
 }  // namespace
 
-absl::StatusOr<CpuMatrix> CpuMatrix::Pack(const TensorView& tensor) {
+absl::StatusOr<CpuMatrix> CpuMatrix::Pack(const TensorView& tensor,
+                                          WeightArena* arena) {
   const int rows = static_cast<int>(tensor.rows);
   const int cols = static_cast<int>(tensor.cols);
   const std::optional<QuantFormat> format = PackedFormatOf(tensor.type);
@@ -43,18 +44,20 @@ absl::StatusOr<CpuMatrix> CpuMatrix::Pack(const TensorView& tensor) {
     const size_t row_bytes =
         tensor.bytes.size() / static_cast<size_t>(tensor.rows);
     auto packed = PackedMatrix::Pack(
-        rows, cols, *format, [&](int row, int block, WeightBlock* out) {
+        rows, cols, *format,
+        [&](int row, int block, WeightBlock* out) {
           ReadWeightBlock(
               tensor.type,
               tensor.bytes.data() + static_cast<size_t>(row) * row_bytes, block,
               out);
-        });
+        },
+        arena);
     status = packed.status();
     if (packed.ok()) matrix.packed_ = *std::move(packed);
   } else {
     auto packed = PackedFloat::FromWeightRows(
         rows, cols, FloatTypeOf(tensor.type),
-        [&](int row, float* out) { DequantizeRow(tensor, row, out); });
+        [&](int row, float* out) { DequantizeRow(tensor, row, out); }, arena);
     status = packed.status();
     if (packed.ok()) matrix.packed_ = *std::move(packed);
   }
@@ -125,6 +128,7 @@ int64_t CpuWeights::bytes() const {
 absl::StatusOr<CpuWeights> PackWeights(const Model& model, ThreadPool& pool,
                                        const ProgressFn& progress) {
   CpuWeights weights;
+  weights.arena = std::make_unique<WeightArena>();
   weights.layers.resize(static_cast<size_t>(model.hparams().num_layers));
   std::vector<std::pair<TensorView, CpuMatrix*>> jobs;
   for (int i = 0; i < model.hparams().num_layers; ++i) {
@@ -152,7 +156,8 @@ absl::StatusOr<CpuWeights> PackWeights(const Model& model, ThreadPool& pool,
   const auto num_jobs = static_cast<int64_t>(jobs.size());
   pool.ParallelFor(num_jobs, [&](int64_t i, int thread) {
     const auto& [tensor, matrix] = jobs[static_cast<size_t>(i)];
-    absl::StatusOr<CpuMatrix> packed = CpuMatrix::Pack(tensor);
+    absl::StatusOr<CpuMatrix> packed =
+        CpuMatrix::Pack(tensor, weights.arena.get());
     if (packed.ok()) {
       *matrix = *std::move(packed);
     } else {

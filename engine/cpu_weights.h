@@ -32,8 +32,10 @@ struct Activations {
 class CpuMatrix {
  public:
   CpuMatrix() = default;
-  // INVALID_ARGUMENT names the tensor and what is wrong with it.
-  static absl::StatusOr<CpuMatrix> Pack(const TensorView& tensor);
+  // INVALID_ARGUMENT names the tensor and what is wrong with it. `arena` must
+  // outlive the matrix.
+  static absl::StatusOr<CpuMatrix> Pack(const TensorView& tensor,
+                                        WeightArena* arena);
 
   bool quantized() const {
     return std::holds_alternative<PackedMatrix>(packed_);
@@ -66,6 +68,7 @@ struct CpuLayer {
 };
 
 struct CpuWeights {
+  std::unique_ptr<WeightArena> arena;  // memory of all the matrices
   std::vector<CpuLayer> layers;
   std::vector<float> output_norm;
   CpuMatrix output;

@@ -30,7 +30,35 @@ AlignedBytes::AlignedBytes(size_t num_bytes) : size_(num_bytes) {
   if (alignment == kHugePage) madvise(data_.get(), rounded, MADV_HUGEPAGE);
 }
 
+uint8_t* WeightArena::Allocate(size_t num_bytes) {
+  constexpr size_t kSlab = 16 * kHugePage;
+  num_bytes = (num_bytes + 63) / 64 * 64;
+  MutexLock lock(mu_);
+  if (slabs_.empty() || slabs_.back().size() - used_ < num_bytes) {
+    slabs_.emplace_back(std::max(num_bytes, kSlab));
+    used_ = 0;
+  }
+  uint8_t* result = slabs_.back().data() + used_;
+  used_ += num_bytes;
+  return result;
+}
+
+size_t WeightArena::bytes() const {
+  MutexLock lock(mu_);
+  size_t total = 0;
+  for (const AlignedBytes& slab : slabs_) total += slab.size();
+  return total;
+}
+
 namespace {
+
+// Zeroed memory for a matrix, in `arena` or, where that is null, in `own`.
+uint8_t* MatrixMemory(size_t num_bytes, WeightArena* arena, AlignedBytes* own) {
+  if (arena == nullptr) *own = AlignedBytes(num_bytes);
+  uint8_t* data = arena == nullptr ? own->data() : arena->Allocate(num_bytes);
+  std::memset(data, 0, num_bytes);
+  return data;
+}
 
 bool ExactInF16(float x) {
   return std::isfinite(x) && F16ToF32(F32ToF16(x)) == x;
@@ -62,7 +90,8 @@ void PlaceScale(float value, bool f32, int index, uint8_t* scales) {
 
 absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
                                                 const QuantFormat& format,
-                                                const BlockFn& blocks) {
+                                                const BlockFn& blocks,
+                                                WeightArena* arena) {
   if (rows < 1 || cols < 1 || cols % kQuantBlock != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "a quantized matrix is ", rows, " x ", cols,
@@ -87,15 +116,11 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
   const int64_t scale_bytes =
       (view.f32_scales ? 64 : 32) * (view.has_min ? 2 : 1);
   view.panel_bytes = (num_blocks * (code_bytes + scale_bytes) + 63) / 64 * 64;
-  const int num_panels = NumPanels(view);
-  result.storage_ =
-      AlignedBytes(static_cast<size_t>(num_panels * view.panel_bytes));
-  std::memset(result.storage_.data(), 0, result.storage_.size());
-  view.data = result.storage_.data();
+  uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
+  view.data = data;
 
   for (int row = 0; row < rows; ++row) {
-    uint8_t* panel =
-        result.storage_.data() + row / kPanelCols * view.panel_bytes;
+    uint8_t* panel = data + row / kPanelCols * view.panel_bytes;
     const int c = row % kPanelCols;
     for (int b = 0; b < num_blocks; ++b) {
       WeightBlock block;
@@ -155,20 +180,6 @@ int64_t FloatIndex(const FloatMatrix& view, int k, int n) {
          static_cast<int64_t>(k) * width + n % kFloatPanelCols;
 }
 
-absl::StatusOr<AlignedBytes> FloatStorage(FloatMatrix* view) {
-  if (view->k < 1 || view->n < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a matrix has k = ", view->k, ", n = ", view->n,
-                     ": expected both to be positive"));
-  }
-  AlignedBytes storage(
-      static_cast<size_t>(static_cast<int64_t>(view->k) * PaddedCols(view->n) *
-                          FloatTypeBytes(view->type)));
-  std::memset(storage.data(), 0, storage.size());
-  view->data = storage.data();
-  return storage;
-}
-
 void PlaceFloat(float value, FloatType type, int64_t index, uint8_t* data) {
   if (type == FloatType::kF32) {
     std::memcpy(data + index * 4, &value, 4);
@@ -183,18 +194,22 @@ void PlaceFloat(float value, FloatType type, int64_t index, uint8_t* data) {
 
 absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
     int rows, int cols, FloatType type,
-    const std::function<void(int row, float* out)>& fill) {
+    const std::function<void(int row, float* out)>& fill, WeightArena* arena) {
+  if (cols < 1 || rows < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a matrix has k = ", cols, ", n = ", rows,
+                     ": expected both to be positive"));
+  }
   PackedFloat result;
   result.view_ = {.k = cols, .n = rows, .type = type, .data = nullptr};
-  absl::StatusOr<AlignedBytes> storage = FloatStorage(&result.view_);
-  if (!storage.ok()) return storage.status();
-  result.storage_ = *std::move(storage);
+  uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
+  result.view_.data = data;
   std::vector<float> row_values(static_cast<size_t>(cols));
   for (int row = 0; row < rows; ++row) {
     fill(row, row_values.data());
     for (int k = 0; k < cols; ++k) {
       PlaceFloat(row_values[static_cast<size_t>(k)], type,
-                 FloatIndex(result.view_, k, row), result.storage_.data());
+                 FloatIndex(result.view_, k, row), data);
     }
   }
   return result;

@@ -8,14 +8,16 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/base/mutex.h"
 #include "engine/kernels/float_matmul.h"
 #include "engine/kernels/quant_matmul.h"
 
 namespace xcache {
 
-// 64-byte aligned memory, not initialised.
+// 64-byte aligned memory, not initialised; in huge pages where it fills them.
 class AlignedBytes {
  public:
   AlignedBytes() = default;
@@ -31,6 +33,21 @@ class AlignedBytes {
   };
   std::unique_ptr<uint8_t[], Free> data_;
   size_t size_ = 0;
+};
+
+// Memory for the matrices of a model, 64-byte aligned, in huge pages: most
+// matrices are smaller than one, and memory in small pages is read at half the
+// rate. Freed as a whole. Thread-safe.
+class WeightArena {
+ public:
+  uint8_t* Allocate(size_t num_bytes);
+  // Bytes taken from the system.
+  size_t bytes() const;
+
+ private:
+  mutable Mutex mu_;
+  std::vector<AlignedBytes> slabs_ XC_GUARDED_BY(mu_);
+  size_t used_ XC_GUARDED_BY(mu_) = 0;  // of the last slab
 };
 
 // 32 weights: w[i] = d * (codes[i] - offset) + m.
@@ -61,20 +78,24 @@ class PackedMatrix {
   PackedMatrix() = default;
   // Calls `blocks` once for each, rows in order. INVALID_ARGUMENT: a shape that
   // is not positive or cols no multiple of 32, a code beyond its bits, a scale
-  // that its format cannot hold exactly or that is not finite.
+  // that its format cannot hold exactly or that is not finite. The weights are
+  // kept in `arena`, which must outlive the matrix, or on their own.
   static absl::StatusOr<PackedMatrix> Pack(int rows, int cols,
                                            const QuantFormat& format,
-                                           const BlockFn& blocks);
+                                           const BlockFn& blocks,
+                                           WeightArena* arena = nullptr);
 
   const QuantMatrix& view() const { return view_; }
   int rows() const { return view_.rows; }
   int cols() const { return view_.cols; }
   int num_panels() const { return NumPanels(view_); }
-  size_t bytes() const { return storage_.size(); }
+  size_t bytes() const {
+    return static_cast<size_t>(num_panels() * view_.panel_bytes);
+  }
 
  private:
   QuantMatrix view_;
-  AlignedBytes storage_;
+  AlignedBytes storage_;  // empty where an arena holds the weights
 };
 
 // The nearest block of {8 bits, offset 128, f32_scales} to 32 weights: d = max
@@ -92,7 +113,8 @@ class PackedFloat {
   // that is not positive.
   static absl::StatusOr<PackedFloat> FromWeightRows(
       int rows, int cols, FloatType type,
-      const std::function<void(int row, float* out)>& fill);
+      const std::function<void(int row, float* out)>& fill,
+      WeightArena* arena = nullptr);
   // Element (k, n) of B is b[k * k_stride + n * n_stride]; FP32.
   static absl::StatusOr<PackedFloat> FromMatrix(const float* b, int k, int n,
                                                 int64_t k_stride,
@@ -102,11 +124,15 @@ class PackedFloat {
   int k() const { return view_.k; }
   int n() const { return view_.n; }
   int num_panels() const { return NumPanels(view_); }
-  size_t bytes() const { return storage_.size(); }
+  size_t bytes() const {
+    return static_cast<size_t>((n() + kPanelCols - 1) / kPanelCols *
+                               int64_t{kPanelCols} * k() *
+                               FloatTypeBytes(view_.type));
+  }
 
  private:
   FloatMatrix view_;
-  AlignedBytes storage_;
+  AlignedBytes storage_;  // empty where an arena holds the weights
 };
 
 }  // namespace xcache

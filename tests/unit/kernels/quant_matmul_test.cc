@@ -1,6 +1,6 @@
 #include "engine/kernels/quant_matmul.h"
 
-#include <memory>
+#include <cstring>
 #include <vector>
 
 #include "engine/kernels/packed.h"
@@ -317,6 +317,43 @@ TEST(PackedMatrixTest, RefusesWhatItCannotHold) {
   with_min.m = 1.0f;
   EXPECT_EQ(code(3, 64, {.bits = 4}, with_min), invalid);
   EXPECT_EQ(code(3, 64, {.bits = 4, .has_min = true}, with_min), ok);
+}
+
+TEST(WeightArenaTest, HoldsManyMatricesApart) {
+  WeightArena arena;
+  std::vector<PackedMatrix> in_arena;
+  const int shapes[][2] = {{40, 64}, {1, 32}, {17, 160}, {200, 96}};
+  for (const auto& [rows, cols] : shapes) {
+    for (const QuantFormat& format : kFormats) {
+      auto packed = PackedMatrix::Pack(
+          rows, cols, format,
+          [&](int row, int block, WeightBlock* out) {
+            *out = MakeBlock(format, row, block);
+          },
+          &arena);
+      ASSERT_TRUE(packed.ok()) << packed.status();
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(packed->view().data) % 64, 0u);
+      in_arena.push_back(*std::move(packed));
+    }
+  }
+  size_t i = 0, total = 0;
+  for (const auto& [rows, cols] : shapes) {
+    for (const QuantFormat& format : kFormats) {
+      const PackedMatrix own = Pack(format, rows, cols);
+      ASSERT_EQ(own.bytes(), in_arena[i].bytes());
+      EXPECT_EQ(
+          std::memcmp(own.view().data, in_arena[i].view().data, own.bytes()),
+          0);
+      total += own.bytes();
+      ++i;
+    }
+  }
+  EXPECT_GE(arena.bytes(), total);
+  // One that is larger than what is left, and than a slab.
+  uint8_t* big = arena.Allocate(size_t{40} << 20);
+  big[0] = 1;
+  big[(size_t{40} << 20) - 1] = 2;
+  EXPECT_GE(arena.bytes(), total + (size_t{40} << 20));
 }
 
 TEST(RequantizeBlockTest, IsWithinHalfAStepAndKeepsZero) {
