@@ -1,0 +1,123 @@
+// A request's own tokens: keys of its blocks, its answer's text, its history.
+#include "server/core/job.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cachestore/page_key.h"
+#include "engine/types.h"
+
+namespace xcache {
+
+int64_t Job::target_rows() const {
+  const auto n = static_cast<int64_t>(tokens.size());
+  return kind == JobKind::kScore ? n - 1 : n;
+}
+
+int64_t Job::reusable_blocks() const {
+  if (kind == JobKind::kScore) return (next_score - 1) / kBlockTokens;
+  return (static_cast<int64_t>(tokens.size()) - 1) / kBlockTokens;
+}
+
+std::span<const TokenId> Job::TokensOfBlock(int64_t block_index) const {
+  return std::span(tokens).subspan(
+      static_cast<size_t>(block_index * kBlockTokens), kBlockTokens);
+}
+
+const PageKey& Job::KeyOfBlock(int64_t block_index) {
+  while (static_cast<int64_t>(keys.size()) <= block_index) {
+    const PageKey parent = keys.empty() ? kRootPageKey : keys.back();
+    keys.push_back(
+        ComputePageKey(codec->cache_fp(), base.tenant, parent,
+                       TokensOfBlock(static_cast<int64_t>(keys.size()))));
+  }
+  return keys[static_cast<size_t>(block_index)];
+}
+
+FinishReason Job::AcceptToken(const SampledToken& token,
+                              const Tokenizer& tokenizer, int64_t max_context) {
+  tokens.push_back(token.token);
+  ++final.generated_tokens;
+  if (options.num_logprobs > 0) undelivered.push_back(token);
+  const bool is_end =
+      !options.ignore_eos && tokenizer.IsEndOfGeneration(token.token);
+  const std::string bytes =
+      is_end ? "" : tokenizer.TokenBytes(token.token, /*with_special=*/false);
+  answer_bytes += bytes;
+  token_ends.push_back(answer_bytes.size());
+  std::string sendable;
+  const bool stopped = matcher->Append(bytes, &sendable);
+  Deliver(sendable);
+  if (is_end) return FinishReason::kEnd;
+  if (stopped) {
+    final.stop = matcher->stop();
+    return FinishReason::kStop;
+  }
+  if (generated() >= options.max_tokens) return FinishReason::kMaxTokens;
+  if (static_cast<int64_t>(tokens.size()) >= max_context) {
+    return FinishReason::kContext;
+  }
+  return FinishReason::kNone;
+}
+
+void Job::FlushText() {
+  std::string sendable;
+  if (matcher->stop().empty()) matcher->Finish(&sendable);
+  Deliver(sendable);
+}
+
+void Job::Deliver(const std::string& new_text) {
+  text += new_text;
+  // A token's log-probability goes out with the last of its bytes.
+  size_t ready = 0;
+  while (ready < undelivered.size() &&
+         token_ends[num_delivered + ready] <= matcher->sent_bytes()) {
+    ++ready;
+  }
+  if (new_text.empty() && ready == 0) return;
+  sink->OnDelta(new_text, std::span(undelivered).first(ready));
+  undelivered.erase(undelivered.begin(),
+                    undelivered.begin() + static_cast<ptrdiff_t>(ready));
+  num_delivered += ready;
+}
+
+std::vector<TokenId> Job::History(FinishReason reason,
+                                  const ChatTemplate& chat_template,
+                                  const Tokenizer& tokenizer) const {
+  std::vector<TokenId> history = tokens;
+  const std::vector<TokenId> full_end = chat_template.AssistantEnd(false);
+  bool ended = false;
+  if (reason == FinishReason::kEnd) {
+    // Models have several end tokens; the history has the template's.
+    ended = !full_end.empty() && full_end.front() == history.back() &&
+            tokenizer.IsEndOfGeneration(history.back());
+    if (!ended) history.pop_back();
+  } else if (reason == FinishReason::kStop) {
+    // Tokens that lie wholly after the text go; the one that the text ends in
+    // stays whole, since a history is never tokenized again.
+    size_t kept = 0;
+    size_t begin = 0;
+    while (kept < token_ends.size() && begin < matcher->stop_begin()) {
+      begin = token_ends[kept++];
+    }
+    history.resize(static_cast<size_t>(prompt_tokens) + kept);
+  }
+  const std::vector<TokenId> end = chat_template.AssistantEnd(ended);
+  history.insert(history.end(), end.begin(), end.end());
+  return history;
+}
+
+int64_t MicrosBetween(SteadyTime begin, SteadyTime end) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(end - begin)
+      .count();
+}
+
+double SecondsBetween(SteadyTime begin, SteadyTime end) {
+  return std::chrono::duration<double>(end - begin).count();
+}
+
+}  // namespace xcache

@@ -1,0 +1,322 @@
+// Requests: checked, rendered and tokenized, then handed to the scheduler.
+#include "server/core/server_core.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "engine/sampler.h"
+#include "server/core/server_core_impl.h"
+
+namespace xcache {
+namespace {
+
+constexpr size_t kMaxStops = 16;
+constexpr size_t kMaxStopBytes = 256;
+constexpr int kMaxLogprobs = 21;
+constexpr int kMaxScoreLogprobs = 20;
+
+int64_t SystemMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+int64_t EffectiveContext(const ServerCoreDeps& deps,
+                         const ServerCoreOptions& options) {
+  const int64_t of_model = deps.engine->info().context_length;
+  return options.max_context > 0 ? std::min(options.max_context, of_model)
+                                 : of_model;
+}
+
+uint64_t RandomSeed() {
+  std::random_device random;
+  return (uint64_t{random()} << 32) | random();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ServerCore>> ServerCore::Create(
+    const ServerCoreDeps& deps, const ServerCoreOptions& options,
+    const ProgressFn& progress) {
+  ServerCoreDeps all = deps;
+  std::unique_ptr<PlainMetrics> own_metrics;
+  if (all.metrics == nullptr) {
+    own_metrics = std::make_unique<PlainMetrics>();
+    all.metrics = own_metrics.get();
+  }
+  ServerCoreOptions checked = options;
+  checked.max_running = std::max(1, options.max_running);
+  // Every running request gets its row in every step.
+  checked.step_rows = std::max(options.step_rows, checked.max_running);
+  checked.loader_threads = std::max(1, options.loader_threads);
+  checked.commit_threads = std::max(1, options.commit_threads);
+  auto core =
+      std::make_unique<ServerCoreImpl>(all, checked, std::move(own_metrics));
+  XC_RETURN_IF_ERROR(core->Start(progress));
+  return core;
+}
+
+ServerCoreImpl::ServerCoreImpl(const ServerCoreDeps& deps,
+                               const ServerCoreOptions& options,
+                               std::unique_ptr<PlainMetrics> own_metrics)
+    : own_metrics_(std::move(own_metrics)),
+      deps_(deps),
+      options_(options),
+      max_context_(EffectiveContext(deps, options)),
+      metrics_(*deps.metrics),
+      sessions_(deps.store->sessions(), metrics_,
+                options.wall_clock_ms ? options.wall_clock_ms : SystemMs,
+                [this] { scheduler_.Wake(); }),
+      scheduler_(deps, options, max_context_, codecs_, metrics_) {}
+
+ServerCoreImpl::~ServerCoreImpl() {
+  scheduler_.Stop();
+  {
+    MutexLock lock(mu_);
+    stop_ = true;
+    stop_changed_.SignalAll();
+  }
+  if (sweeper_.joinable()) sweeper_.join();
+}
+
+absl::Status ServerCoreImpl::Start(const ProgressFn& progress) {
+  // The scheduler's thread is not there yet, so the engine is this one's.
+  XC_ASSIGN_OR_RETURN(
+      default_codec_,
+      codecs_.Open(*deps_.engine, options_.default_codec, progress));
+  sessions_.Sweep();
+  scheduler_.Start();
+  sweeper_ = std::thread([this] { SweepLoop(); });
+  return absl::OkStatus();
+}
+
+void ServerCoreImpl::SweepLoop() {
+  while (true) {
+    {
+      MutexLock lock(mu_);
+      if (!stop_) stop_changed_.WaitFor(mu_, options_.sweep_interval);
+      if (stop_) return;
+    }
+    sessions_.Sweep();
+  }
+}
+
+std::shared_ptr<Job> ServerCoreImpl::NewJob(JobKind kind,
+                                            const RequestBase& base,
+                                            std::shared_ptr<RequestSink> sink) {
+  auto job = std::make_shared<Job>();
+  job->id = ++next_job_;
+  job->kind = kind;
+  job->base = base;
+  job->sink = std::move(sink);
+  job->codec_spec = std::string(default_codec_->spec());
+  job->submitted = std::chrono::steady_clock::now();
+  return job;
+}
+
+absl::Status ServerCoreImpl::SetOptions(Job& job, GenerationOptions options) {
+  XC_RETURN_IF_ERROR(ValidateSampling(options.sampling));
+  if (options.max_tokens < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_tokens is at least 1, not ", options.max_tokens));
+  }
+  if (options.num_logprobs < 0 || options.num_logprobs > kMaxLogprobs) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "logprobs is 0 to ", kMaxLogprobs, ", not ", options.num_logprobs));
+  }
+  if (options.stop.size() > kMaxStops) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "at most ", kMaxStops, " stop strings, not ", options.stop.size()));
+  }
+  for (const std::string& stop : options.stop) {
+    if (stop.empty() || stop.size() > kMaxStopBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a stop string has 1 to ", kMaxStopBytes, " bytes, not ",
+                       stop.size()));
+    }
+  }
+  job.sampling = options.sampling;
+  job.sampling.seed = options.seed.has_value() ? *options.seed : RandomSeed();
+  job.final.seed = job.sampling.seed;
+  job.no_cache = options.no_cache;
+  job.matcher.emplace(options.stop);
+  job.options = std::move(options);
+  return absl::OkStatus();
+}
+
+absl::Status ServerCoreImpl::Render(
+    const std::vector<ChatMessage>& messages, size_t first_index,
+    std::vector<TokenId>* tokens, std::vector<SessionMessage>* rendered) const {
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const ChatMessage& message = messages[i];
+    XC_ASSIGN_OR_RETURN(
+        const std::vector<TokenId> ids,
+        deps_.chat_template->RenderMessage(message, first_index + i));
+    const auto begin = static_cast<uint32_t>(tokens->size());
+    tokens->insert(tokens->end(), ids.begin(), ids.end());
+    if (rendered == nullptr) continue;
+    rendered->push_back({.role = static_cast<uint8_t>(message.role),
+                         .content = message.content,
+                         .token_begin = begin,
+                         .token_end = static_cast<uint32_t>(tokens->size())});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
+  if (deps_.chat_template == nullptr) {
+    return absl::FailedPreconditionError("the model has no chat template");
+  }
+  if (turn.messages.empty() || turn.messages.back().role != Role::kUser) {
+    return absl::InvalidArgumentError(
+        "a chat turn has messages, and the last one is the user's");
+  }
+  std::vector<Role> roles;
+  if (!turn.session_id.empty()) {
+    XC_ASSIGN_OR_RETURN(job.lease, sessions_.Begin(turn.tenant, turn.session_id,
+                                                   turn.expected_turn));
+    const SessionRecord& record = job.lease->record();
+    for (const SessionMessage& message : record.messages) {
+      roles.push_back(static_cast<Role>(message.role));
+    }
+    job.tokens.assign(record.tokens.begin(), record.tokens.end());
+    job.codec_spec = record.codec;
+  } else if (turn.expected_turn.has_value()) {
+    return absl::InvalidArgumentError("expected_turn needs a session");
+  }
+  XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder(roles, turn.messages));
+  XC_RETURN_IF_ERROR(
+      Render(turn.messages, roles.size(), &job.tokens, &job.new_messages));
+  const std::vector<TokenId> header = deps_.chat_template->AssistantHeader();
+  job.tokens.insert(job.tokens.end(), header.begin(), header.end());
+  return absl::OkStatus();
+}
+
+absl::Status ServerCoreImpl::CheckPrompt(const Job& job) const {
+  const auto n = static_cast<int64_t>(job.tokens.size());
+  if (n == 0) return absl::InvalidArgumentError("the prompt is empty");
+  for (const TokenId token : job.tokens) {
+    if (token < 0 || token >= model().vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "token id ", token, " is not in [0, ", model().vocab_size, ")"));
+    }
+  }
+  // An answer needs room for a token at least.
+  const int64_t limit =
+      job.kind == JobKind::kScore ? max_context_ : max_context_ - 1;
+  if (n > limit) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the context is too long: ", n, " tokens of at most ", limit));
+  }
+  return absl::OkStatus();
+}
+
+void ServerCoreImpl::SubmitChat(ChatTurn turn,
+                                std::shared_ptr<RequestSink> sink) {
+  const std::shared_ptr<Job> job =
+      NewJob(JobKind::kChat, turn, std::move(sink));
+  absl::Status status = SetOptions(*job, std::move(turn.options));
+  if (status.ok()) status = PrepareChat(*job, turn);
+  if (status.ok()) status = CheckPrompt(*job);
+  job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
+  job->final.prompt_tokens = job->tokens.size();
+  if (!status.ok()) {
+    scheduler_.Refuse(*job, status);
+    return;
+  }
+  scheduler_.Submit(job);
+}
+
+void ServerCoreImpl::SubmitGenerate(GenerateRequest request,
+                                    std::shared_ptr<RequestSink> sink) {
+  const std::shared_ptr<Job> job =
+      NewJob(JobKind::kGenerate, request, std::move(sink));
+  job->tokens = std::move(request.prompt);
+  job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
+  job->final.prompt_tokens = job->tokens.size();
+  absl::Status status = SetOptions(*job, std::move(request.options));
+  if (status.ok()) status = CheckPrompt(*job);
+  if (!status.ok()) {
+    scheduler_.Refuse(*job, status);
+    return;
+  }
+  scheduler_.Submit(job);
+}
+
+void ServerCoreImpl::SubmitScore(ScoreRequest request,
+                                 std::shared_ptr<RequestSink> sink) {
+  const std::shared_ptr<Job> job =
+      NewJob(JobKind::kScore, request, std::move(sink));
+  job->tokens = std::move(request.tokens);
+  job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
+  job->final.prompt_tokens = job->tokens.size();
+  job->no_cache = request.no_cache;
+  job->top_logprobs = request.top_logprobs;
+  job->next_score = std::max<int64_t>(request.first, 1);
+  absl::Status status = CheckPrompt(*job);
+  if (status.ok() &&
+      (request.top_logprobs < 0 || request.top_logprobs > kMaxScoreLogprobs)) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat("top_logprobs is 0 to ", kMaxScoreLogprobs, ", not ",
+                     request.top_logprobs));
+  }
+  if (status.ok() && request.first < 0) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat("first is not negative: ", request.first));
+  }
+  // Nothing to score is no error; it is done at once.
+  if (!status.ok() || job->next_score >= job->prompt_tokens) {
+    scheduler_.Refuse(*job, status);
+    return;
+  }
+  scheduler_.Submit(job);
+}
+
+absl::StatusOr<std::vector<TokenId>> ServerCoreImpl::RenderChat(
+    const std::vector<ChatMessage>& messages,
+    bool add_generation_prompt) const {
+  if (deps_.chat_template == nullptr) {
+    return absl::FailedPreconditionError("the model has no chat template");
+  }
+  XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder({}, messages));
+  std::vector<TokenId> tokens;
+  XC_RETURN_IF_ERROR(Render(messages, 0, &tokens, nullptr));
+  if (add_generation_prompt) {
+    const std::vector<TokenId> header = deps_.chat_template->AssistantHeader();
+    tokens.insert(tokens.end(), header.begin(), header.end());
+  }
+  return tokens;
+}
+
+int ServerCoreImpl::Drain(SteadyTime deadline) {
+  const int num_ended = scheduler_.Drain(deadline);
+  if (absl::Status status = deps_.store->Flush(); !status.ok()) {
+    XC_LOG_WARN("pages not written", "why={}",
+                LogValue(std::string(status.message())));
+  }
+  return num_ended;
+}
+
+CoreGauges ServerCoreImpl::Snapshot() const {
+  CoreGauges gauges;
+  scheduler_.FillGauges(&gauges);
+  gauges.sessions =
+      static_cast<uint64_t>(deps_.store->sessions().stats().num_sessions);
+  gauges.remat_bytes_per_second =
+      gauges.remat_blocks_per_second *
+      static_cast<double>(default_codec_->page_bytes());
+  return gauges;
+}
+
+}  // namespace xcache

@@ -1,0 +1,107 @@
+// ServerCore's implementation: checks requests, renders and tokenizes them on
+// the caller's thread, and keeps the parts together. Scheduling, leases and
+// storage are theirs.
+#ifndef XCACHE_SERVER_CORE_SERVER_CORE_IMPL_H_
+#define XCACHE_SERVER_CORE_SERVER_CORE_IMPL_H_
+
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "cachestore/cache_store.h"
+#include "engine/base/mutex.h"
+#include "server/core/codec_table.h"
+#include "server/core/scheduler.h"
+#include "server/core/server_core.h"
+#include "server/core/session_manager.h"
+
+namespace xcache {
+
+class ServerCoreImpl final : public ServerCore {
+ public:
+  ServerCoreImpl(const ServerCoreDeps& deps, const ServerCoreOptions& options,
+                 std::unique_ptr<PlainMetrics> own_metrics);
+  ~ServerCoreImpl() override;
+  absl::Status Start(const ProgressFn& progress);
+
+  void SubmitChat(ChatTurn turn, std::shared_ptr<RequestSink> sink) override;
+  void SubmitGenerate(GenerateRequest request,
+                      std::shared_ptr<RequestSink> sink) override;
+  void SubmitScore(ScoreRequest request,
+                   std::shared_ptr<RequestSink> sink) override;
+
+  absl::StatusOr<SessionInfo> CreateSession(
+      const CreateSessionOptions& options) override;
+  absl::StatusOr<SessionInfo> GetSession(std::string_view tenant,
+                                         std::string_view id,
+                                         bool with_messages) override;
+  absl::StatusOr<SessionListPage> ListSessions(
+      std::string_view tenant, int page_size,
+      std::string_view page_token) override;
+  absl::Status DeleteSession(std::string_view tenant,
+                             std::string_view id) override;
+  absl::StatusOr<SessionInfo> ForkSession(std::string_view tenant,
+                                          std::string_view id,
+                                          std::string_view new_id,
+                                          uint64_t num_messages) override;
+  absl::StatusOr<SessionInfo> SetPinned(std::string_view tenant,
+                                        std::string_view id,
+                                        bool pinned) override;
+  absl::StatusOr<FlushResult> FlushSession(std::string_view tenant,
+                                           std::string_view id) override;
+
+  absl::StatusOr<std::vector<TokenId>> RenderChat(
+      const std::vector<ChatMessage>& messages,
+      bool add_generation_prompt) const override;
+  const ModelInfo& model() const override { return deps_.engine->info(); }
+  const CodecHandle& default_codec() const override { return *default_codec_; }
+  const Tokenizer& tokenizer() const override { return *deps_.tokenizer; }
+  const ChatTemplate* chat_template() const override {
+    return deps_.chat_template;
+  }
+  int64_t max_context() const override { return max_context_; }
+  int Drain(SteadyTime deadline) override;
+  CoreGauges Snapshot() const override;
+
+ private:
+  std::shared_ptr<Job> NewJob(JobKind kind, const RequestBase& base,
+                              std::shared_ptr<RequestSink> sink);
+  // Takes over and checks what a generation is to be like.
+  absl::Status SetOptions(Job& job, GenerationOptions options);
+  absl::Status PrepareChat(Job& job, const ChatTurn& turn);
+  absl::Status CheckPrompt(const Job& job) const;
+  // Appends `messages` rendered, with their offsets.
+  absl::Status Render(const std::vector<ChatMessage>& messages,
+                      size_t first_index, std::vector<TokenId>* tokens,
+                      std::vector<SessionMessage>* rendered) const;
+  SessionInfo InfoOf(const SessionRecord& record) const;
+  SessionInfo InfoOf(const SessionSummary& summary) const;
+  uint64_t PageBytes(std::string_view codec, uint64_t num_pages) const;
+  absl::Status CommitNew(SessionManager::Lease& lease,
+                         const SessionRecord& record);
+  void SweepLoop();
+
+  const std::unique_ptr<PlainMetrics> own_metrics_;
+  const ServerCoreDeps deps_;
+  const ServerCoreOptions options_;
+  const int64_t max_context_;
+  CoreMetrics& metrics_;
+  CodecTable codecs_;
+  const CodecHandle* default_codec_ = nullptr;
+  SessionManager sessions_;
+  Scheduler scheduler_;
+  std::atomic<uint64_t> next_job_{0};
+
+  Mutex mu_;
+  CondVar stop_changed_;
+  bool stop_ XC_GUARDED_BY(mu_) = false;
+  std::thread sweeper_;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_CORE_SERVER_CORE_IMPL_H_

@@ -1,0 +1,221 @@
+// Leases of sessions, and the changes that go beside a turn.
+#include "server/core/session_manager.h"
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "cachestore/session_record.h"
+#include "cachestore/session_store.h"
+#include "engine/base/log.h"
+#include "engine/base/mutex.h"
+#include "engine/base/status_macros.h"
+#include "server/core/core_metrics.h"
+
+namespace xcache {
+namespace {
+
+absl::Status NoSession(std::string_view id) {
+  return absl::NotFoundError(absl::StrCat(
+      "no session '", absl::string_view(id.data(), id.size()), "'"));
+}
+
+absl::Status TurnRuns(const SessionKey& key) {
+  return absl::AbortedError(
+      absl::StrCat("session '", key.second, "' is in use by another call"));
+}
+
+}  // namespace
+
+SessionManager::Lease::~Lease() { manager_->GiveBack(key_); }
+
+absl::Status SessionManager::Lease::Commit(SessionRecord next) {
+  next.update_ms = manager_->NowMs();
+  next.expire_ms = next.ttl_ms > 0 ? next.update_ms + next.ttl_ms : 0;
+  MutexLock lock(busy_->commit_mu);
+  if (busy_->deleted) {
+    return absl::CancelledError(
+        absl::StrCat("session '", key_.second, "' is being deleted"));
+  }
+  if (busy_->pinned.has_value()) next.pinned = *busy_->pinned;
+  const absl::Status status = manager_->store_.Commit(next);
+  record_ = std::move(next);
+  return status;
+}
+
+SessionManager::SessionManager(SessionStore& store, CoreMetrics& metrics,
+                               std::function<int64_t()> wall_clock_ms,
+                               std::function<void()> wake)
+    : store_(store),
+      metrics_(metrics),
+      wall_clock_ms_(std::move(wall_clock_ms)),
+      wake_(std::move(wake)) {}
+
+bool SessionManager::Expired(int64_t expire_ms, bool pinned) const {
+  return expire_ms > 0 && !pinned && expire_ms <= NowMs();
+}
+
+std::unique_ptr<SessionManager::Lease> SessionManager::TryLease(
+    const SessionKey& key) {
+  auto busy = std::make_shared<Busy>();
+  MutexLock lock(mu_);
+  if (!busy_.emplace(key, busy).second) return nullptr;
+  return std::unique_ptr<Lease>(new Lease(this, key, std::move(busy)));
+}
+
+void SessionManager::GiveBack(const SessionKey& key) {
+  MutexLock lock(mu_);
+  busy_.erase(key);
+  given_back_.SignalAll();
+}
+
+absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::Begin(
+    std::string_view tenant, std::string_view id,
+    std::optional<uint64_t> expected_turn) {
+  const SessionKey key(tenant, id);
+  std::unique_ptr<Lease> lease = TryLease(key);
+  if (lease == nullptr) {
+    // One that is only being made, or was never there, is not in use.
+    XC_RETURN_IF_ERROR(Find(tenant, id).status());
+    return TurnRuns(key);
+  }
+  XC_ASSIGN_OR_RETURN(lease->record_, Read(tenant, id));
+  if (expected_turn.has_value() && *expected_turn != lease->record_.turn) {
+    return absl::AbortedError(absl::StrCat("session '", key.second,
+                                           "' has had ", lease->record_.turn,
+                                           " turns, not ", *expected_turn));
+  }
+  return lease;
+}
+
+absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::BeginNew(
+    std::string_view tenant, std::string_view id) {
+  const SessionKey key(tenant, id);
+  std::unique_ptr<Lease> lease = TryLease(key);
+  if (lease == nullptr || Find(tenant, id).ok()) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("session '", key.second, "' exists already"));
+  }
+  lease->record_.tenant = key.first;
+  lease->record_.id = key.second;
+  lease->record_.create_ms = NowMs();
+  return lease;
+}
+
+absl::StatusOr<SessionRecord> SessionManager::Read(std::string_view tenant,
+                                                   std::string_view id) const {
+  XC_RETURN_IF_ERROR(Find(tenant, id).status());
+  absl::StatusOr<SessionRecord> record = store_.Load(tenant, id);
+  if (absl::IsDataLoss(record.status())) {
+    metrics_.Add(CoreCounter::kSessionsCorrupt, 1);
+  }
+  return record;
+}
+
+absl::StatusOr<SessionSummary> SessionManager::Find(std::string_view tenant,
+                                                    std::string_view id) const {
+  absl::StatusOr<SessionSummary> summary = store_.Find(tenant, id);
+  if (absl::IsNotFound(summary.status())) return NoSession(id);
+  if (summary.ok() && Expired(summary->expire_ms, summary->pinned)) {
+    return NoSession(id);
+  }
+  return summary;
+}
+
+absl::Status SessionManager::Delete(std::string_view tenant,
+                                    std::string_view id) {
+  const SessionKey key(tenant, id);
+  XC_RETURN_IF_ERROR(Find(tenant, id).status());
+  std::unique_ptr<Lease> lease;
+  while ((lease = TryLease(key)) == nullptr) {
+    std::shared_ptr<Busy> busy;
+    {
+      MutexLock lock(mu_);
+      const auto it = busy_.find(key);
+      if (it == busy_.end()) continue;
+      busy = it->second;
+    }
+    {
+      // A commit that has begun is finished; after it there is none.
+      MutexLock lock(busy->commit_mu);
+      busy->deleted = true;
+    }
+    wake_();
+    MutexLock lock(mu_);
+    while (busy_.contains(key) && busy_.at(key) == busy) given_back_.Wait(mu_);
+  }
+  // Somebody else may have deleted it meanwhile.
+  const absl::Status status = store_.Delete(tenant, id);
+  return absl::IsNotFound(status) ? NoSession(id) : status;
+}
+
+absl::StatusOr<SessionRecord> SessionManager::SetPinned(std::string_view tenant,
+                                                        std::string_view id,
+                                                        bool pinned) {
+  const SessionKey key(tenant, id);
+  const std::unique_ptr<Lease> lease = TryLease(key);
+  std::shared_ptr<Busy> busy;
+  if (lease != nullptr) {
+    busy = lease->busy_;
+  } else {
+    MutexLock lock(mu_);
+    const auto it = busy_.find(key);
+    if (it != busy_.end()) busy = it->second;
+  }
+  // Given back between the two: what was under way is done, so try again.
+  if (busy == nullptr) return SetPinned(tenant, id, pinned);
+  MutexLock lock(busy->commit_mu);
+  if (busy->deleted) return NoSession(id);
+  XC_ASSIGN_OR_RETURN(SessionRecord record, Read(tenant, id));
+  record.pinned = pinned;
+  busy->pinned = pinned;
+  if (absl::Status status = store_.Commit(record); !status.ok()) {
+    XC_LOG_WARN("session not durable", "id={} why={}", LogValue(record.id),
+                LogValue(std::string(status.message())));
+  }
+  return record;
+}
+
+int64_t SessionManager::Sweep() {
+  const int64_t num_expired = store_.Sweep(
+      NowMs(), [this](std::string_view tenant, std::string_view id) {
+        MutexLock lock(mu_);
+        return busy_.contains(SessionKey(tenant, id));
+      });
+  metrics_.Add(CoreCounter::kSessionsExpired,
+               static_cast<uint64_t>(num_expired));
+  return num_expired;
+}
+
+absl::Status ValidateSessionId(std::string_view id) {
+  bool valid = !id.empty() && id.size() <= 128;
+  for (const char c : id) {
+    valid = valid && (absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+                      c == '.' || c == '_' || c == '-');
+  }
+  if (valid) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "a session's id is 1 to 128 characters of [A-Za-z0-9._-]");
+}
+
+std::string MakeSessionId() {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::random_device random;
+  std::string id;
+  for (int i = 0; i < 4; ++i) {
+    uint32_t bits = random();
+    for (int j = 0; j < 8; ++j, bits >>= 4) id += kDigits[bits & 15];
+  }
+  return id;
+}
+
+}  // namespace xcache

@@ -1,0 +1,118 @@
+// Who may change a session when: one turn at a time, pins and deletions beside
+// it, each applied whole. What a session holds is in the store; here is only
+// what is under way. Knows no scheduler and no engine.
+#ifndef XCACHE_SERVER_CORE_SESSION_MANAGER_H_
+#define XCACHE_SERVER_CORE_SESSION_MANAGER_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cachestore/session_record.h"
+#include "cachestore/session_store.h"
+#include "engine/base/mutex.h"
+#include "server/core/core_metrics.h"
+#include "server/core/idle_sets.h"
+
+namespace xcache {
+
+class SessionManager {
+ private:
+  // A session that somebody changes.
+  struct Busy {
+    std::atomic<bool> deleted{false};
+    Mutex commit_mu;
+    // What was pinned or unpinned while a turn ran.
+    std::optional<bool> pinned XC_GUARDED_BY(commit_mu);
+  };
+
+ public:
+  // The right to change a session, and the session as it was when it was given.
+  // Given back when it goes. One thread at a time.
+  class Lease {
+   public:
+    ~Lease();
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+
+    const SessionKey& key() const { return key_; }
+    const SessionRecord& record() const { return record_; }
+    // The session is being deleted: whoever has the lease is to give it back.
+    bool deleted() const { return busy_->deleted; }
+    // Makes `next` what the session is; sets its update and expiry times, and
+    // whether it is pinned where that changed meanwhile. Errors as those of
+    // SessionStore::Commit; CANCELLED: the session is being deleted, and
+    // nothing was written.
+    absl::Status Commit(SessionRecord next);
+
+   private:
+    friend class SessionManager;
+    Lease(SessionManager* manager, SessionKey key, std::shared_ptr<Busy> busy)
+        : manager_(manager), key_(std::move(key)), busy_(std::move(busy)) {}
+
+    SessionManager* manager_;
+    SessionKey key_;
+    std::shared_ptr<Busy> busy_;
+    SessionRecord record_;
+  };
+
+  // `wake` is called when a running turn's session is to be deleted. It must
+  // not call back.
+  SessionManager(SessionStore& store, CoreMetrics& metrics,
+                 std::function<int64_t()> wall_clock_ms,
+                 std::function<void()> wake);
+
+  // The lease of an existing session. NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION
+  // as SessionStore::Load; ABORTED: somebody has it, or it has had another
+  // number of turns than `expected_turn`.
+  absl::StatusOr<std::unique_ptr<Lease>> Begin(
+      std::string_view tenant, std::string_view id,
+      std::optional<uint64_t> expected_turn);
+  // The lease of a session that does not exist yet. ALREADY_EXISTS.
+  absl::StatusOr<std::unique_ptr<Lease>> BeginNew(std::string_view tenant,
+                                                  std::string_view id);
+  // The session as it was last committed.
+  absl::StatusOr<SessionRecord> Read(std::string_view tenant,
+                                     std::string_view id) const;
+  absl::StatusOr<SessionSummary> Find(std::string_view tenant,
+                                      std::string_view id) const;
+  // Deletes it; a turn that runs on it is ended first.
+  absl::Status Delete(std::string_view tenant, std::string_view id);
+  // Pins or unpins, also while a turn runs. Returns the session as it is now.
+  absl::StatusOr<SessionRecord> SetPinned(std::string_view tenant,
+                                          std::string_view id, bool pinned);
+  // Deletes what has expired; returns how many.
+  int64_t Sweep();
+
+  int64_t NowMs() const { return wall_clock_ms_(); }
+
+ private:
+  bool Expired(int64_t expire_ms, bool pinned) const;
+  // Null: somebody has it.
+  std::unique_ptr<Lease> TryLease(const SessionKey& key) XC_EXCLUDES(mu_);
+  void GiveBack(const SessionKey& key) XC_EXCLUDES(mu_);
+
+  SessionStore& store_;
+  CoreMetrics& metrics_;
+  const std::function<int64_t()> wall_clock_ms_;
+  const std::function<void()> wake_;
+  mutable Mutex mu_;
+  CondVar given_back_;
+  std::map<SessionKey, std::shared_ptr<Busy>> busy_ XC_GUARDED_BY(mu_);
+};
+
+// Whether `id` may name a session: 1 to 128 of [A-Za-z0-9._-].
+absl::Status ValidateSessionId(std::string_view id);
+// A new id, random.
+std::string MakeSessionId();
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_CORE_SESSION_MANAGER_H_
