@@ -1,0 +1,117 @@
+// A small deterministic engine for tests of the scheduler. It keeps rule R1:
+// what a sequence computes depends on its token ids and codec alone. Its "K/V
+// rows" are digests of the prefix, its pages carry them, and its logits are
+// hashes of them, so a wrong block anywhere changes the answer. It checks what
+// the engine's contract requires of its callers.
+#ifndef XCACHE_TESTS_UNIT_SERVER_CORE_FAKE_ENGINE_H_
+#define XCACHE_TESTS_UNIT_SERVER_CORE_FAKE_ENGINE_H_
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/base/mutex.h"
+#include "engine/base/sha256.h"
+#include "engine/engine.h"
+
+namespace xcache::testing {
+
+// Byte tokens, then the specials.
+inline constexpr TokenId kBos = 256;
+inline constexpr TokenId kHeader = 257;
+inline constexpr TokenId kEnd = 258;       // the template's end of turn
+inline constexpr TokenId kOtherEnd = 259;  // ends a generation as well
+inline constexpr int kVocab = 260;
+
+class FakeEngine final : public Engine {
+ public:
+  struct Options {
+    size_t kv_block_bytes = 1000;
+    size_t sequence_bytes = 500;
+    size_t page_bytes = 200;
+    int context_length = 8192;
+    std::string numerics_id = "fake-1";
+    Digest model_fp = Sha256Of("fake model");
+    std::chrono::microseconds step_delay{0};
+    // How often an answer ends: about one token in so many; 0: never.
+    int end_one_in = 24;
+  };
+
+  explicit FakeEngine(Options options);
+
+  const ModelInfo& info() const override { return info_; }
+  absl::StatusOr<const CodecHandle*> OpenCodec(
+      std::string_view spec, const ProgressFn& progress) override;
+  size_t kv_block_bytes() const override { return options_.kv_block_bytes; }
+  size_t sequence_bytes(const CodecHandle&) const override {
+    return options_.sequence_bytes;
+  }
+  absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
+      const CodecHandle& codec, std::span<const TokenId> tokens,
+      std::span<const KvBlockRef> blocks) override;
+  std::vector<absl::StatusOr<KvBlockRef>> Remat(
+      const CodecHandle& codec, std::span<const RematJob> jobs) override;
+  absl::Status Step(std::span<StepItem> items) override;
+
+  // What it has done. Thread-safe.
+  int64_t rows() const { return rows_; }
+  int64_t steps() const { return steps_; }
+  int64_t remats() const { return remats_; }
+  int64_t max_step_rows() const { return max_step_rows_; }
+  // Steps that held both a decoding sequence and a larger item.
+  int64_t mixed_steps() const { return mixed_steps_; }
+  // How often the block that ends the prefix with this digest was sealed.
+  std::map<Digest, int> seal_counts() const;
+  // Bytes of blocks and sequences that exist now, and the most there were.
+  int64_t live_bytes() const { return live_->bytes; }
+  int64_t peak_bytes() const { return live_->peak; }
+
+  void set_step_delay(std::chrono::microseconds delay) {
+    step_delay_us_ = delay.count();
+  }
+  // A step that forwards this token fails with INTERNAL; -1: none.
+  void set_poison(TokenId token) { poison_ = token; }
+  // The next so many rematerializations are DATA_LOSS.
+  void set_remat_failures(int n) { remat_failures_ = n; }
+
+  struct Live {
+    std::atomic<int64_t> bytes{0};
+    std::atomic<int64_t> peak{0};
+    void Add(int64_t n);
+  };
+
+ private:
+  const Options options_;
+  ModelInfo info_;
+  std::map<std::string, std::unique_ptr<CodecHandle>, std::less<>> codecs_;
+  const std::shared_ptr<Live> live_ = std::make_shared<Live>();
+  std::vector<float> logits_;
+  std::atomic<int> in_use_{0};
+  std::atomic<int64_t> step_delay_us_{0};
+  std::atomic<TokenId> poison_{-1};
+  std::atomic<int> remat_failures_{0};
+  std::atomic<int64_t> rows_{0}, steps_{0}, remats_{0}, max_step_rows_{0},
+      mixed_steps_{0};
+  mutable Mutex mu_;
+  std::map<Digest, int> seal_counts_ XC_GUARDED_BY(mu_);
+};
+
+// What FakeEngine answers: the greedy continuation of `prompt`, computed
+// directly, until `max_tokens` or an end token (included).
+std::vector<TokenId> FakeGreedy(const FakeEngine::Options& options,
+                                std::string_view codec,
+                                std::vector<TokenId> prompt, int max_tokens,
+                                bool ignore_end);
+
+}  // namespace xcache::testing
+
+#endif  // XCACHE_TESTS_UNIT_SERVER_CORE_FAKE_ENGINE_H_
