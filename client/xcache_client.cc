@@ -188,6 +188,28 @@ struct Client::Impl {
     return response;
   }
 
+  // A server that loads refuses every call, and says in trailers how far it is.
+  void AskHowFar(Progress* progress) const {
+    CallScope scope(options, absl::Now() + absl::Seconds(5), nullptr);
+    v1::GetModelInfoResponse response;
+    inference->GetModelInfo(&scope.context(), v1::GetModelInfoRequest(),
+                            &response);
+    const auto& trailers = scope.context().GetServerTrailingMetadata();
+    if (const auto it = trailers.find("loading-percent");
+        it != trailers.end()) {
+      int percent = 0;
+      if (absl::SimpleAtoi(
+              absl::string_view(it->second.data(), it->second.size()),
+              &percent) &&
+          percent >= 0 && percent <= 100) {
+        progress->percent = percent;
+      }
+    }
+    if (const auto it = trailers.find("loading-what"); it != trailers.end()) {
+      progress->what.assign(it->second.data(), it->second.size());
+    }
+  }
+
   // One server stream of text deltas, tokens and, last, `final`.
   template <typename Response, typename Start>
   absl::StatusOr<Answer> Stream(Repeat repeat, const StreamOptions& stream,
@@ -299,24 +321,26 @@ absl::StatusOr<Readiness> Client::CheckReady() {
 
 absl::Status Client::WaitReady(
     absl::Duration timeout, absl::Duration unreachable_timeout,
-    const std::function<bool(Readiness, absl::Duration)>& progress) {
+    const std::function<bool(const Progress&)>& progress) {
   const absl::Time start = absl::Now();
   constexpr absl::Duration kTick = absl::Milliseconds(100);
   while (true) {
     XC_ASSIGN_OR_RETURN(const Readiness readiness, CheckReady());
     if (readiness == Readiness::kReady) return absl::OkStatus();
-    const absl::Duration waited = absl::Now() - start;
-    if (readiness == Readiness::kUnreachable && waited >= unreachable_timeout) {
+    Progress now{.readiness = readiness, .waited = absl::Now() - start};
+    if (readiness == Readiness::kUnreachable &&
+        now.waited >= unreachable_timeout) {
       return absl::UnavailableError(
           absl::StrCat("no server answers at ", impl_->options.address));
     }
-    if (waited >= timeout) {
+    if (now.waited >= timeout) {
       return absl::DeadlineExceededError(absl::StrCat(
           "the server at ", impl_->options.address, " is not ready after ",
-          absl::FormatDuration(absl::Trunc(waited, kTick))));
+          absl::FormatDuration(absl::Trunc(now.waited, kTick))));
     }
-    if (progress != nullptr && !progress(readiness, waited)) {
-      return absl::CancelledError("cancelled");
+    if (progress != nullptr) {
+      if (readiness == Readiness::kLoading) impl_->AskHowFar(&now);
+      if (!progress(now)) return absl::CancelledError("cancelled");
     }
     absl::SleepFor(kTick);
   }

@@ -79,6 +79,14 @@ struct StreamOptions {
 
 enum class Readiness { kReady, kUnreachable, kLoading };
 
+// What is known of a server that is not ready.
+struct Progress {
+  Readiness readiness = Readiness::kUnreachable;
+  absl::Duration waited = absl::ZeroDuration();
+  int percent = -1;       // of what it does at the moment; -1: it does not say
+  std::string what = {};  // "loading the model", ...; empty: it does not say
+};
+
 class Client {
  public:
   // Does not wait for the server: see WaitReady(). InvalidArgument or NotFound
@@ -92,13 +100,12 @@ class Client {
   // One look at the server's health service.
   absl::StatusOr<Readiness> CheckReady();
   // Waits until the server serves. It may be absent for `unreachable_timeout`
-  // and load its model for `timeout`, counted together; then DeadlineExceeded
-  // or Unavailable. `progress` is called about ten times a second, and ends the
-  // wait (CANCELLED) by returning false.
+  // and load its model for `timeout`, counted together; then Unavailable or
+  // DeadlineExceeded. `progress` is called about ten times a second, and ends
+  // the wait (CANCELLED) by returning false.
   absl::Status WaitReady(
       absl::Duration timeout, absl::Duration unreachable_timeout,
-      const std::function<bool(Readiness, absl::Duration waited)>& progress =
-          nullptr);
+      const std::function<bool(const Progress&)>& progress = nullptr);
 
   absl::StatusOr<Answer> Chat(const ChatRequest& request,
                               const StreamOptions& stream = {});

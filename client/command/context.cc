@@ -71,13 +71,20 @@ absl::Status Context::WaitReady(client::Client& client) const {
       absl::Seconds(globals_.wait_seconds.value_or(0.0));
   Spinner spinner;
   return client.WaitReady(
-      loading, absent, [&](client::Readiness readiness, absl::Duration waited) {
-        spinner.Show(absl::StrFormat("%s at %s (%.0f s)",
-                                     readiness == client::Readiness::kLoading
-                                         ? "the server is loading its model"
-                                         : "waiting for a server",
-                                     globals_.address,
-                                     absl::ToDoubleSeconds(waited)));
+      loading, absent, [&](const client::Progress& progress) {
+        std::string text =
+            progress.readiness == client::Readiness::kLoading
+                ? absl::StrCat("the server at ", globals_.address, " is ",
+                               progress.what.empty() ? "loading its model"
+                                                     : OneLine(progress.what))
+                : absl::StrCat("waiting for a server at ", globals_.address);
+        if (progress.percent >= 0) {
+          absl::StrAppend(&text, " ", ProgressBar(progress.percent, 20));
+        }
+        absl::StrAppend(
+            &text, absl::StrFormat(" (%.0f s)",
+                                   absl::ToDoubleSeconds(progress.waited)));
+        spinner.Show(text);
         return !Interrupts::Pending();
       });
 }

@@ -42,6 +42,9 @@ int ReadCharacter(EditLine*, wchar_t* out) {
     const ssize_t n = read(STDIN_FILENO, &byte, 1);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return static_cast<int>(n);
+    // A Ctrl-D typed while an answer was written: the terminal, not yet in the
+    // editor's mode, has put a zero byte for it.
+    if (byte == '\0') byte = '\x04';
     const size_t got = std::mbrtowc(out, &byte, 1, &state);
     if (got == static_cast<size_t>(-2)) continue;  // more bytes follow
     if (got == static_cast<size_t>(-1)) {

@@ -57,6 +57,13 @@ std::string HumanAgo(absl::Time then, absl::Time now) {
   return absl::StrFormat("%.0f days ago", s / 86400);
 }
 
+std::string ProgressBar(int percent, int width) {
+  const int full = std::clamp(percent, 0, 100) * width / 100;
+  return absl::StrFormat(
+      "[%s%s] %3d %%", std::string(static_cast<size_t>(full), '#'),
+      std::string(static_cast<size_t>(width - full), '-'), percent);
+}
+
 std::string Printable(absl::string_view text) {
   std::string out;
   out.reserve(text.size());

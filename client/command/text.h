@@ -18,6 +18,9 @@ std::string HumanCount(uint64_t n);                     // "12,345"
 std::string HumanDuration(absl::Duration d);            // "820 ms", "1.2 s"
 std::string HumanAgo(absl::Time then, absl::Time now);  // "3 min ago"
 
+// "[#####---------------]  25 %", `width` characters between the brackets.
+std::string ProgressBar(int percent, int width);
+
 // Without control characters but newline and tab: a model's answer or another
 // user's title cannot send escape sequences to the terminal.
 std::string Printable(absl::string_view text);

@@ -152,7 +152,8 @@ TEST_F(CommandTest, WaitsWhileTheModelLoads) {
   service_.SetServing(false);
   const Result late = Run({"--wait", "0.3", "info"});
   EXPECT_EQ(late.code, 3);
-  EXPECT_THAT(late.err, HasSubstr("is loading its model"));
+  EXPECT_THAT(late.err,
+              HasSubstr("is making a profile [########------------]  42 %"));
   EXPECT_THAT(late.err, HasSubstr("not ready after"));
 }
 
@@ -352,8 +353,7 @@ TEST_F(CommandTest, LinesCanBeEditedAndRecalled) {
     terminal.Type("helloo\x7f w\xC3\xB6rld\n");
     ASSERT_TRUE(terminal.Expect("You said: hello w\xC3\xB6rld"))
         << terminal.all();
-    ASSERT_TRUE(terminal.Expect("first after")) << terminal.all();
-    ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
+    // Not waiting for the prompt: what is typed early is not lost.
     terminal.Type(kCtrlD);
     EXPECT_EQ(terminal.Wait(), 0);
   }

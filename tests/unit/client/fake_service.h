@@ -49,6 +49,7 @@ class FakeService final : public v1::Inference::Service,
 
   std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
   void SetServing(bool serving) {
+    serving_ = serving;
     server_->GetHealthCheckService()->SetServingStatus(serving);
   }
 
@@ -357,6 +358,11 @@ class FakeService final : public v1::Inference::Service,
 
   grpc::Status Begin(grpc::ServerContext* context) {
     ++calls_;
+    if (!serving_) {
+      context->AddTrailingMetadata("loading-percent", "42");
+      context->AddTrailingMetadata("loading-what", "making a profile");
+      return {grpc::StatusCode::UNAVAILABLE, "loading"};
+    }
     std::lock_guard<std::mutex> lock(mutex_);
     if (!options_.token.empty()) {
       const auto& metadata = context->client_metadata();
@@ -391,6 +397,7 @@ class FakeService final : public v1::Inference::Service,
   std::atomic<int> calls_ = 0;
   std::atomic<int> cancelled_ = 0;
   std::atomic<bool> hang_ = false;
+  std::atomic<bool> serving_ = true;
   mutable std::mutex mutex_;
   int fail_ = 0;
   int retry_after_ms_ = -1;

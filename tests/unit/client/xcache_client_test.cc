@@ -255,13 +255,14 @@ TEST_F(ClientTest, WaitReadyReportsLoadingUntilServing) {
   auto client = Connect();
   EXPECT_EQ(*client->CheckReady(), Readiness::kLoading);
   int calls = 0;
-  const absl::Status status =
-      client->WaitReady(absl::Seconds(20), absl::ZeroDuration(),
-                        [&](Readiness readiness, absl::Duration) {
-                          EXPECT_EQ(readiness, Readiness::kLoading);
-                          if (++calls == 2) service_.SetServing(true);
-                          return true;
-                        });
+  const absl::Status status = client->WaitReady(
+      absl::Seconds(20), absl::ZeroDuration(), [&](const Progress& progress) {
+        EXPECT_EQ(progress.readiness, Readiness::kLoading);
+        EXPECT_EQ(progress.percent, 42);
+        EXPECT_EQ(progress.what, "making a profile");
+        if (++calls == 2) service_.SetServing(true);
+        return true;
+      });
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_EQ(calls, 2);
 }
@@ -273,7 +274,7 @@ TEST_F(ClientTest, WaitReadyGivesUp) {
       client->WaitReady(absl::Milliseconds(250), absl::ZeroDuration())));
   EXPECT_TRUE(absl::IsCancelled(
       client->WaitReady(absl::Seconds(9), absl::ZeroDuration(),
-                        [](Readiness, absl::Duration) { return false; })));
+                        [](const Progress&) { return false; })));
 }
 
 TEST(ClientConnectTest, NobodyThereIsUnavailableAtOnce) {
