@@ -152,25 +152,51 @@ void Transpose(const float* in, int64_t in_stride, int num_rows, int num_cols,
   }
 }
 
-void Hadamard(float* x, int64_t stride, int num_rows, int num_cols) {
-  for (int half = 1; half < num_rows; half *= 2) {
-    for (int r = 0; r < num_rows; ++r) {
-      if ((r & half) != 0) continue;
-      float* a = x + r * stride;
-      float* b = x + (r + half) * stride;
+// log2(kRadix) steps of the transform, from distance `half` on, in registers.
+template <int kRadix>
+void HadamardPass(float* x, int64_t stride, int num_rows, int num_cols,
+                  int half) {
+  const int64_t step = half * stride;
+  for (int block = 0; block < num_rows; block += kRadix * half) {
+    for (int r = block; r < block + half; ++r) {
+      float* row = x + r * stride;
       int c = 0;
       for (; c + kLanes <= num_cols; c += kLanes) {
-        const F32 u = Load(a + c);
-        const F32 v = Load(b + c);
-        Store(u + v, a + c);
-        Store(u - v, b + c);
+        F32 v[kRadix];
+        for (int i = 0; i < kRadix; ++i) v[i] = Load(row + i * step + c);
+        for (int h = 1; h < kRadix; h *= 2) {
+          for (int i = 0; i < kRadix; ++i) {
+            if ((i & h) != 0) continue;
+            const F32 sum = v[i] + v[i + h];
+            v[i + h] = v[i] - v[i + h];
+            v[i] = sum;
+          }
+        }
+        for (int i = 0; i < kRadix; ++i) Store(v[i], row + i * step + c);
       }
       for (; c < num_cols; ++c) {
-        const float sum = a[c] + b[c];
-        b[c] = a[c] - b[c];
-        a[c] = sum;
+        for (int h = 1; h < kRadix; h *= 2) {
+          for (int i = 0; i < kRadix; ++i) {
+            if ((i & h) != 0) continue;
+            float* a = row + i * step + c;
+            float* b = a + h * step;
+            const float sum = *a + *b;
+            *b = *a - *b;
+            *a = sum;
+          }
+        }
       }
     }
+  }
+}
+
+void Hadamard(float* x, int64_t stride, int num_rows, int num_cols) {
+  int half = 1;
+  for (; half * 8 <= num_rows; half *= 8) {
+    HadamardPass<8>(x, stride, num_rows, num_cols, half);
+  }
+  for (; half < num_rows; half *= 2) {
+    HadamardPass<2>(x, stride, num_rows, num_cols, half);
   }
 }
 

@@ -116,7 +116,7 @@ std::vector<int> SpreadBits(std::span<const float> deviations, int bits) {
       const auto b = static_cast<size_t>(run.bits);
       const double gain =
           run.variance * (kNormalError[b] - kNormalError[b + 1]) / run.size;
-      if (gain > best_gain) {
+      if (gain > best_gain || (gain == best_gain && run.bits < best->bits)) {
         best = &run;
         best_gain = gain;
       }

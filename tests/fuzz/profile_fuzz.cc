@@ -1,0 +1,36 @@
+// Profile bytes to a parsed profile: what is accepted serializes to itself.
+#include "engine/base/crc32c.h"
+#include "engine/xcache/little_endian.h"
+#include "engine/xcache/profile_impl.h"
+#include "tests/fuzz/fuzz.h"
+
+using xcache::Profile;
+using xcache::ProfileKind;
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const auto check = [](std::string_view bytes) {
+    const auto profile =
+        Profile::Parse(bytes, xcache::Digest{}, ProfileKind::kGqaSvd);
+    if (!profile.ok()) {
+      XCACHE_FUZZ_CHECK(absl::IsDataLoss(profile.status()) ||
+                        absl::IsFailedPrecondition(profile.status()));
+      return;
+    }
+    XCACHE_FUZZ_CHECK((*profile)->Serialize() == bytes);
+    XCACHE_FUZZ_CHECK(!(*profile)->matrix(0, "k_basis").empty());
+  };
+  std::string bytes(reinterpret_cast<const char*>(data), size);
+  check(bytes);
+  if (bytes.size() >= 4) {
+    xcache::StoreLe32(&bytes[bytes.size() - 4],
+                      xcache::Crc32c(bytes.data(), bytes.size() - 4));
+    check(bytes);
+  }
+  return 0;
+}
+
+std::vector<std::string> XcacheFuzzSeeds() {
+  const xcache::ProfileShape shape{ProfileKind::kGqaSvd, 2, 5, 3};
+  std::vector<float> values(2 * xcache::FloatsPerLayer(shape), 0.5f);
+  return {xcache::NewProfile(shape, xcache::Digest{}, values)->Serialize()};
+}
