@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "cachestore/store_look.h"
 #include "engine/base/log.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/listener.h"
@@ -37,7 +38,12 @@ class StoreDb::Listener : public rocksdb::EventListener {
       MutexLock lock(store_->mu_);
       ++store_->background_errors_;
     }
-    store_->Degrade(error->ToString());
+    // A flush or a compaction that meets damage stops for good.
+    store_->Degrade(error->IsCorruption()
+                        ? absl::StrCat(error->ToString(),
+                                       "; stop, and start once with "
+                                       "--repair-store")
+                        : error->ToString());
   }
 
  private:
@@ -51,11 +57,13 @@ void StoreDb::AddListener() {
 StoreDb::~StoreDb() {
   if (db_ == nullptr) return;
   StopCompactions();
+  if (keeps_ledger_ && !degraded()) {
+    const uint64_t last = db_->GetLatestSequenceNumber();
+    if (db_->SyncWAL().ok()) synced_sequence_ = last;
+    SyncLedger().IgnoreError();  // it lags, and that is all
+  }
   for (rocksdb::ColumnFamilyHandle* family : handles_) {
     if (family != nullptr) db_->DestroyColumnFamilyHandle(family);
-  }
-  for (rocksdb::ColumnFamilyHandle* family : other_handles_) {
-    db_->DestroyColumnFamilyHandle(family);
   }
   const rocksdb::Status closed = db_->Close();
   if (!closed.ok()) {
@@ -111,8 +119,19 @@ absl::Status StoreDb::Write(rocksdb::WriteBatch& batch, bool sync, Room room) {
   }
   rocksdb::WriteOptions options;
   options.sync = sync;
+  // All that is in the log before this batch, and the batch, is on disk once
+  // this returns; its numbers start behind `before` or later.
+  const uint64_t before = db_->GetLatestSequenceNumber();
   const rocksdb::Status status = db_->Write(options, &batch);
-  if (status.ok()) return absl::OkStatus();
+  if (status.ok()) {
+    if (!sync) return absl::OkStatus();
+    const uint64_t reached = before + static_cast<uint64_t>(batch.Count());
+    uint64_t known = synced_sequence_;
+    while (known < reached &&
+           !synced_sequence_.compare_exchange_weak(known, reached)) {
+    }
+    return absl::OkStatus();
+  }
   Degrade(status.ToString());
   return FromRocksDb(status, "write");
 }
@@ -144,7 +163,18 @@ absl::Status StoreDb::CollectGarbage() {
   return FromRocksDb(status, "garbage collection");
 }
 
+absl::Status StoreDb::SyncLedger() {
+  const uint64_t synced = synced_sequence_;
+  if (synced == ledger_sequence_) return absl::OkStatus();
+  // The first time, its own sync: the store is known to be one from then on.
+  const absl::Status written =
+      WriteLedger(dir_, synced, /*sync=*/ledger_sequence_ == 0);
+  if (written.ok()) ledger_sequence_ = synced;
+  return written;
+}
+
 void StoreDb::Housekeep() {
+  if (keeps_ledger_) SyncLedger().IgnoreError();  // it lags, and that is all
   space_->Scan();
   if (!degraded() || !space_->HasFreeSpace()) return;
   const rocksdb::Status resumed = db_->Resume();
@@ -191,6 +221,7 @@ DiskStats StoreDb::stats() const {
       s.wal_bytes += static_cast<int64_t>(log->SizeFileBytes());
     }
   }
+  s.torn_logs = has_torn_log_ ? 1 : 0;
   s.compactions = num_compactions_;
   s.block_cache_bytes = static_cast<int64_t>(cache_->GetUsage());
   s.memtable_bytes = PropertyOfAll(Properties::kSizeAllMemTables);

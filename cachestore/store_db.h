@@ -27,6 +27,9 @@ namespace xcache {
 // Column families. Names: FORMAT.md.
 enum class Family { kMeta, kPages, kPageIndex, kSessions, kSessionIndex };
 inline constexpr size_t kNumFamilies = 5;
+inline constexpr std::array<Family, kNumFamilies> kFamilies = {
+    Family::kMeta, Family::kPages, Family::kPageIndex, Family::kSessions,
+    Family::kSessionIndex};
 std::string_view FamilyName(Family family);
 
 // A key that every family but kMeta holds from the start (FORMAT.md). Scans
@@ -93,8 +96,10 @@ class StoreDb {
   StoreDb() = default;
   absl::Status OpenRocksDb(const std::string& path,
                            const std::vector<std::string>& families);
-  // Makes what a new store lacks, the version record last; or checks it.
-  absl::Status CheckOrCreate(const std::string& path, bool is_new);
+  // Makes what a new store needs, the format record last.
+  absl::Status Create();
+  // Notes how far the store is synced.
+  absl::Status SyncLedger();
   void AddListener();
   void Degrade(const std::string& reason);
   int64_t Property(Family family, const std::string& name) const;
@@ -107,10 +112,13 @@ class StoreDb {
   std::shared_ptr<rocksdb::Cache> cache_;
   std::unique_ptr<rocksdb::DB> db_;
   std::array<rocksdb::ColumnFamilyHandle*, kNumFamilies> handles_{};
-  // Families of another format version.
-  std::vector<rocksdb::ColumnFamilyHandle*> other_handles_;
   std::atomic<bool> stop_compactions_{false};
   std::atomic<int64_t> num_compactions_{0};
+  bool has_torn_log_ = false;
+  bool keeps_ledger_ = false;
+  // What is known to be on disk, and what the ledger says of it.
+  std::atomic<uint64_t> synced_sequence_{0};
+  uint64_t ledger_sequence_ = 0;  // of the housekeeping's thread
 
   mutable Mutex mu_;
   // Writes have stopped; empty: they have not.
@@ -126,6 +134,9 @@ rocksdb::Options MakeRocksDbOptions(const StoreDbOptions& options,
 rocksdb::ColumnFamilyOptions MakeFamilyOptions(const rocksdb::Options& options,
                                                const DiskPlan& plan,
                                                Family family);
+std::vector<rocksdb::ColumnFamilyDescriptor> DescribeFamilies(
+    const rocksdb::Options& options, const DiskPlan& plan,
+    const std::vector<std::string>& names);
 
 }  // namespace xcache
 
