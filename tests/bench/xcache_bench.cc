@@ -1,0 +1,125 @@
+// xcache-bench: how fast an engine prefills, decodes and resumes.
+//   xcache-bench --model M --prefill 512,4096 --decode 64 --depth 0,4096 --json
+//   xcache-bench --model M --resume 1000,4000,7000 --codec C --json
+#include "tests/bench/xcache_bench.h"
+
+#include <filesystem>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "engine/engine_factory.h"
+
+namespace xcache::bench {
+namespace {
+
+struct Options {
+  std::string model;
+  std::string codec = "xquant-gqa:bits=4";
+  EngineOptions engine;
+  std::vector<int> prefill;
+  std::vector<int> depth;
+  std::vector<int> resume;
+  std::vector<int> batch = {1};
+  int decode = 64;
+  int repeat = 1;
+  std::string store_dir;
+  bool json = false;
+};
+
+absl::Status Run(const Options& o) {
+  XC_ASSIGN_OR_RETURN(std::shared_ptr<const Model> model, Model::Load(o.model));
+  XC_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
+                      CreateEngine(std::move(model), o.engine, {}));
+  XC_ASSIGN_OR_RETURN(const CodecHandle* codec, engine->OpenCodec(o.codec, {}));
+  Report report(o.json);
+  const int threads = o.engine.num_threads;
+  {
+    // Warm-up: page in the weights, grow the buffers.
+    XC_ASSIGN_OR_RETURN(auto sequence, engine->NewSequence(*codec, {}, {}));
+    const std::vector<TokenId> tokens =
+        SpreadTokens(64, engine->info().vocab_size);
+    XC_RETURN_IF_ERROR(Prefill(*engine, *sequence, tokens).status());
+  }
+  for (int i = 0; i < o.repeat; ++i) {
+    for (int n : o.prefill) {
+      XC_RETURN_IF_ERROR(BenchPrefill(*engine, *codec, n, threads, report));
+    }
+    for (int depth : o.depth) {
+      for (int batch : o.batch) {
+        XC_RETURN_IF_ERROR(BenchDecode(*engine, *codec, depth, o.decode, batch,
+                                       threads, report));
+      }
+    }
+    for (int n : o.resume) {
+      XC_RETURN_IF_ERROR(
+          BenchResume(*engine, *codec, n, threads, o.store_dir, report));
+    }
+  }
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Measures prefill, decode and resume of the XCache engine.");
+  Options o;
+  app.add_option("--model", o.model, "GGUF file")->required();
+  app.add_option("--codec", o.codec, "codec spec")->capture_default_str();
+  app.add_option("--threads", o.engine.num_threads, "0: one for each CPU");
+  app.add_option("--device", o.engine.device, "cpu or auto");
+  app.add_option("--isa", o.engine.isa, "ref, avx2 or avx512; default: best");
+  app.add_option("--profile-dir", o.engine.profile_dir,
+                 "where profiles are kept");
+  app.add_option("--prefill", o.prefill, "prompt lengths")->delimiter(',');
+  app.add_option("--depth", o.depth, "decode after that many tokens")
+      ->delimiter(',');
+  app.add_option("--decode", o.decode, "tokens to decode at each depth")
+      ->capture_default_str();
+  app.add_option("--batch", o.batch, "sequences decoded together")
+      ->delimiter(',');
+  app.add_option("--resume", o.resume, "conversation lengths")->delimiter(',');
+  app.add_option("--repeat", o.repeat, "runs of everything")
+      ->capture_default_str();
+  app.add_option("--store-dir", o.store_dir,
+                 "folder for --resume, emptied; default: a temporary one");
+  app.add_flag("--json", o.json, "one JSON object a line");
+  CLI11_PARSE(app, argc, argv);
+  InitLogging("warn");
+  for (const std::vector<int>* counts : {&o.prefill, &o.resume, &o.batch}) {
+    for (int n : *counts) {
+      if (n < 1) {
+        std::cerr << "xcache-bench: lengths must be at least 1, not " << n
+                  << "\n";
+        return 1;
+      }
+    }
+  }
+  const bool own_dir = o.store_dir.empty();
+  if (own_dir) {
+    std::string path =
+        (std::filesystem::temp_directory_path() / "xcache-bench-XXXXXX")
+            .string();
+    if (mkdtemp(path.data()) == nullptr) {
+      std::cerr << "xcache-bench: cannot make " << path << "\n";
+      return 1;
+    }
+    o.store_dir = path;
+  }
+  const absl::Status status = Run(o);
+  if (own_dir) {
+    std::error_code ignored;
+    std::filesystem::remove_all(o.store_dir, ignored);
+  }
+  if (!status.ok()) {
+    std::cerr << "xcache-bench: " << status.message() << "\n";
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace xcache::bench
+
+int main(int argc, char** argv) { return xcache::bench::Main(argc, argv); }

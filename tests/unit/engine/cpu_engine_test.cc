@@ -1,0 +1,131 @@
+// The CPU engine: the conformance suite on every instruction set and several
+// thread counts, and what only the CPU promises - that all of these agree bit
+// for bit.
+#include <string>
+#include <vector>
+
+#include "engine/engine_factory.h"
+#include "engine/kernels/isa.h"
+#include "gtest/gtest.h"
+#include "tests/unit/engine/engine_conformance.h"
+
+namespace xcache::testing {
+namespace {
+
+EngineCase CpuCase(Isa isa, int threads) {
+  const std::string isa_name(IsaName(isa));
+  return {isa_name + "_" + std::to_string(threads),
+          [isa_name, threads](std::shared_ptr<const Model> model) {
+            EngineOptions options;
+            options.device = "cpu";
+            options.isa = isa_name;
+            options.num_threads = threads;
+            return CreateEngine(std::move(model), options, {});
+          }};
+}
+
+// Each instruction set with and without threads, three threads on the best.
+std::vector<EngineCase> CpuCases() {
+  std::vector<EngineCase> cases = {CpuCase(Isa::kRef, 1)};
+  for (Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    if (!IsaSupported(isa)) continue;
+    cases.push_back(CpuCase(isa, 1));
+    cases.push_back(CpuCase(isa, 2));
+  }
+  cases.push_back(CpuCase(*ChooseIsa(""), 3));
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, EngineConformanceTest,
+                         ::testing::ValuesIn(CpuCases()),
+                         [](const ::testing::TestParamInfo<EngineCase>& c) {
+                           return c.param.name;
+                         });
+
+TEST(CpuEngineTest, InstructionSetsAndThreadCountsAgreeBitForBit) {
+  for (const TinyModelOptions& options : ModelsUnderTest()) {
+    const auto model = MakeTinyModel(options);
+    // Reference by the scalar kernels on one thread.
+    const auto ref = CpuCase(Isa::kRef, 1).make(model);
+    ASSERT_TRUE(ref.ok()) << ref.status();
+    for (const std::string& spec : CodecSpecsUnderTest()) {
+      const auto ref_codec = (*ref)->OpenCodec(spec, {});
+      ASSERT_TRUE(ref_codec.ok()) << ref_codec.status();
+      std::vector<Reference> texts;
+      texts.push_back(ComputeReference(
+          **ref, **ref_codec, RandomTokens(200, options.vocab_size, 21)));
+      texts.push_back(ComputeReference(
+          **ref, **ref_codec, RandomTokens(100, options.vocab_size, 22)));
+      for (const EngineCase& engine_case : CpuCases()) {
+        const auto engine = engine_case.make(model);
+        ASSERT_TRUE(engine.ok()) << engine.status();
+        EXPECT_EQ((*engine)->info().numerics_id, (*ref)->info().numerics_id);
+        const auto codec = (*engine)->OpenCodec(spec, {});
+        ASSERT_TRUE(codec.ok()) << codec.status();
+        EXPECT_EQ((*codec)->cache_fp(), (*ref_codec)->cache_fp());
+        RunRandomActions(**engine, **codec, texts, 30, 7, 0.0f);
+        ASSERT_FALSE(HasFailure()) << engine_case.name << ", " << spec;
+      }
+    }
+  }
+}
+
+// Long enough for attention to be split into chunks of 512 keys.
+TEST(CpuEngineTest, ChunkedAttentionAgreesBitForBit) {
+  TinyModelOptions options;
+  options.n_heads = 4;
+  options.n_kv_heads = 2;
+  const auto model = MakeTinyModel(options);
+  const auto ref = CpuCase(Isa::kRef, 1).make(model);
+  ASSERT_TRUE(ref.ok()) << ref.status();
+  const auto ref_codec = (*ref)->OpenCodec("kv-fp16", {});
+  ASSERT_TRUE(ref_codec.ok()) << ref_codec.status();
+  std::vector<Reference> texts;
+  texts.push_back(ComputeReference(**ref, **ref_codec,
+                                   RandomTokens(1100, options.vocab_size, 31)));
+  for (const EngineCase& engine_case : CpuCases()) {
+    const auto engine = engine_case.make(model);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    const auto codec = (*engine)->OpenCodec("kv-fp16", {});
+    ASSERT_TRUE(codec.ok()) << codec.status();
+    RunRandomActions(**engine, **codec, texts, 40, 8, 0.0f);
+    ASSERT_FALSE(HasFailure()) << engine_case.name;
+  }
+}
+
+TEST(EngineFactoryTest, RejectsWhatItDoesNotKnow) {
+  const auto model = MakeTinyModel({});
+  EngineOptions options;
+  options.device = "tpu";
+  EXPECT_EQ(CreateEngine(model, options, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  options = {};
+  options.isa = "mmx";
+  EXPECT_EQ(CreateEngine(model, options, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  options = {};
+  options.num_threads = -1;
+  EXPECT_EQ(CreateEngine(model, options, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(EngineFactoryTest, ReportsProgressAndKeepsWhatItNeedsOfTheModel) {
+  auto model = MakeTinyModel({});
+  std::vector<double> fractions;
+  EngineOptions options;
+  options.num_threads = 2;
+  auto engine = CreateEngine(std::move(model), options,
+                             [&](std::string_view, double fraction) {
+                               fractions.push_back(fraction);
+                             });
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  ASSERT_FALSE(fractions.empty());
+  EXPECT_EQ(fractions.back(), 1.0);
+  const CodecHandle* codec = *(*engine)->OpenCodec("kv-fp16", {});
+  const Reference reference = ComputeReference(
+      **engine, *codec, RandomTokens(70, (*engine)->info().vocab_size, 1));
+  EXPECT_EQ(reference.logits.size(), 70u);
+}
+
+}  // namespace
+}  // namespace xcache::testing
