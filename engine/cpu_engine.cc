@@ -217,23 +217,43 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
     auto* sequence = static_cast<CpuSequence*>(item.sequence);
     if (sequence->live_tokens() == 0) full.push_back(sequence);
   }
-  std::vector<absl::StatusOr<std::string>> pages(full.size());
-  pool_.ParallelFor(static_cast<int64_t>(full.size()), [&](int64_t i, int) {
-    const auto at = static_cast<size_t>(i);
-    CpuSequence& s = *full[at];
-    pages[at] =
-        SealBlock(*forward_, s.cpu_codec(), s.live_index(),
-                  s.tokens().last(kBlockTokens), s.live_rows(), s.live());
-  });
-  absl::Status status;
+  if (full.empty()) return absl::OkStatus();
+  std::vector<std::string> pages(full.size());
+  std::vector<LayerTask> tasks;
   for (size_t i = 0; i < full.size(); ++i) {
-    if (pages[i].ok()) {
-      full[i]->FinishSeal(*std::move(pages[i]));
-    } else {
-      status.Update(pages[i].status());
-    }
+    CpuSequence& s = *full[i];
+    pages[i] = BeginPage(s.codec().cache_fp(), s.live_index(),
+                         s.tokens().last(kBlockTokens),
+                         s.cpu_codec().codec().payload_bytes());
+    AddLayerTasks(i, s.cpu_codec().codec(), full.size(), &tasks);
   }
-  return status;
+  pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
+    LayerTask& task = tasks[static_cast<size_t>(t)];
+    CpuSequence& s = *full[task.block];
+    task.status =
+        SealBlock(*forward_, s.cpu_codec(), s.live_index(), task.range,
+                  s.live_rows(), s.live(), PagePayload(pages[task.block]));
+  });
+  for (const LayerTask& task : tasks) XC_RETURN_IF_ERROR(task.status);
+  for (size_t i = 0; i < full.size(); ++i) {
+    FinishPage(pages[i]);
+    full[i]->FinishSeal(std::move(pages[i]));
+  }
+  return absl::OkStatus();
+}
+
+void CpuEngine::AddLayerTasks(size_t block, const Codec& codec,
+                              size_t num_blocks,
+                              std::vector<LayerTask>* tasks) const {
+  // A few tasks for each thread, so that they end together.
+  const int64_t wanted =
+      pool_.num_threads() == 1
+          ? 1
+          : (4 * pool_.num_threads() + static_cast<int64_t>(num_blocks) - 1) /
+                static_cast<int64_t>(num_blocks);
+  for (const LayerRange& range : SplitLayers(codec, wanted)) {
+    tasks->push_back({block, range, absl::OkStatus()});
+  }
 }
 
 std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
@@ -278,12 +298,19 @@ std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
   forward_->Run(sinks);
   forward_->ExtendRope(positions);
 
-  pool_.ParallelFor(num_jobs, [&](int64_t i, int) {
-    const auto at = static_cast<size_t>(i);
-    if (!statuses[at].ok()) return;
-    statuses[at] = RematBlock(*forward_, handle, jobs[at].block_index,
-                              payloads[at], *blocks[at]);
+  std::vector<LayerTask> tasks;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    if (statuses[i].ok()) {
+      AddLayerTasks(i, handle.codec(), jobs.size(), &tasks);
+    }
+  }
+  pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
+    LayerTask& task = tasks[static_cast<size_t>(t)];
+    task.status =
+        RematBlock(*forward_, handle, jobs[task.block].block_index, task.range,
+                   payloads[task.block], *blocks[task.block]);
   });
+  for (const LayerTask& task : tasks) statuses[task.block].Update(task.status);
   for (size_t i = 0; i < jobs.size(); ++i) {
     if (statuses[i].ok()) {
       results[i] = std::move(blocks[i]);

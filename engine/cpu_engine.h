@@ -17,6 +17,7 @@
 #include "engine/engine.h"
 #include "engine/kernels/kernels.h"
 #include "engine/model/model.h"
+#include "engine/xcache/codec.h"
 
 namespace xcache {
 
@@ -43,11 +44,22 @@ class CpuEngine final : public Engine {
   CpuEngine(std::shared_ptr<const Model> model, Isa isa, int num_threads,
             std::string profile_dir);
 
+  // Some layers of one of the blocks that are sealed or rematerialized
+  // together.
+  struct LayerTask {
+    size_t block;
+    LayerRange range;
+    absl::Status status;
+  };
+
   absl::Status CheckTokens(std::span<const TokenId> tokens) const;
   absl::Status CheckItem(const StepItem& item) const;
   absl::Status CheckCodec(const CodecHandle& codec) const;
   // Seals those of the step's sequences whose live block is full.
   absl::Status SealFullBlocks(std::span<StepItem> items);
+  // Splits block `block` of `num_blocks` into tasks.
+  void AddLayerTasks(size_t block, const Codec& codec, size_t num_blocks,
+                     std::vector<LayerTask>* tasks) const;
 
   const std::shared_ptr<const Model> model_;
   const std::string profile_dir_;

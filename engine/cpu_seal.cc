@@ -34,11 +34,22 @@ void GatherRows(const CpuKvBlock& block, int layer, uint16_t* k, uint16_t* v) {
 
 }  // namespace
 
-absl::StatusOr<std::string> SealBlock(const CpuForward& forward,
-                                      const CpuCodecHandle& codec,
-                                      int64_t block_index,
-                                      std::span<const TokenId> tokens,
-                                      LiveBlockRows& rows, CpuKvBlock& block) {
+std::vector<LayerRange> SplitLayers(const Codec& codec, int64_t wanted) {
+  const int layers = codec.num_layers();
+  const int64_t n =
+      codec.layers_independent() ? std::clamp<int64_t>(wanted, 1, layers) : 1;
+  std::vector<LayerRange> ranges;
+  for (int64_t i = 0; i < n; ++i) {
+    ranges.push_back({static_cast<int>(layers * i / n),
+                      static_cast<int>(layers * (i + 1) / n)});
+  }
+  return ranges;
+}
+
+absl::Status SealBlock(const CpuForward& forward, const CpuCodecHandle& codec,
+                       int64_t block_index, LayerRange range,
+                       LiveBlockRows& rows, CpuKvBlock& block,
+                       std::span<uint8_t> payload) {
   const size_t kv_elements =
       kBlockTokens * static_cast<size_t>(block.shape().kv_dim());
   const bool wants_final = (codec.codec().live_rows() & kLiveKvFinal) != 0;
@@ -57,19 +68,16 @@ absl::StatusOr<std::string> SealBlock(const CpuForward& forward,
     }
     return in;
   };
-  std::string page = BeginPage(codec.cache_fp(), block_index, tokens,
-                               codec.codec().payload_bytes());
-  absl::Status status =
-      codec.codec().Seal(layer_rows, FirstRow(block_index), PagePayload(page));
+  absl::Status status = codec.codec().SealLayers(
+      range, layer_rows, FirstRow(block_index), payload);
   if (status.ok()) {
-    FinishPage(page);
-    status = RematBlock(forward, codec, block_index, PagePayload(page), block);
+    status = RematBlock(forward, codec, block_index, range, payload, block);
   }
   if (!status.ok()) {
     return absl::InternalError(
         absl::StrCat("sealing block ", block_index, ": ", status.message()));
   }
-  return page;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::span<const uint8_t>> CheckPage(
@@ -94,8 +102,8 @@ absl::StatusOr<std::span<const uint8_t>> CheckPage(
 }
 
 absl::Status RematBlock(const CpuForward& forward, const CpuCodecHandle& codec,
-                        int64_t block_index, std::span<const uint8_t> payload,
-                        CpuKvBlock& block) {
+                        int64_t block_index, LayerRange range,
+                        std::span<const uint8_t> payload, CpuKvBlock& block) {
   const int first_row = FirstRow(block_index);
   const int num_rows = kBlockTokens - first_row;
   const KvShape& shape = block.shape();
@@ -106,8 +114,8 @@ absl::Status RematBlock(const CpuForward& forward, const CpuCodecHandle& codec,
       static_cast<size_t>(num_rows) * static_cast<size_t>(kv_dim);
   const bool final_stage = codec.codec().remat_stage() == RematStage::kFinal;
   std::vector<float> k(final_stage ? 0 : count), v(final_stage ? 0 : count);
-  const absl::Status status = codec.codec().Remat(
-      payload, first_row, [&](int layer, const RematRows& rows) {
+  const absl::Status status = codec.codec().RematLayers(
+      range, payload, first_row, [&](int layer, const RematRows& rows) {
         if (!final_stage) {
           std::copy_n(rows.k_pre + first, count, k.data());
           std::copy_n(rows.v_pre + first, count, v.data());

@@ -7,24 +7,30 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
+#include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/cpu_forward.h"
 #include "engine/cpu_kv.h"
 #include "engine/cpu_sequence.h"
+#include "engine/xcache/codec.h"
 
 namespace xcache {
 
-// Makes the page of block `block_index` from its exact rows, then overwrites
-// its tiles, except for the sinks', by what the page gives back. INTERNAL: a
-// layer's input is not finite. Thread-safe for different blocks.
-absl::StatusOr<std::string> SealBlock(const CpuForward& forward,
-                                      const CpuCodecHandle& codec,
-                                      int64_t block_index,
-                                      std::span<const TokenId> tokens,
-                                      LiveBlockRows& rows, CpuKvBlock& block);
+// Splits a codec's layers into at most `wanted` ranges; into one where they
+// depend on each other.
+std::vector<LayerRange> SplitLayers(const Codec& codec, int64_t wanted);
+
+// Encodes layers `range` of the full block `block_index` from its exact rows
+// into `payload`, then overwrites their tiles, except for the sinks', by what
+// the payload gives back. INTERNAL: a layer's input is not finite. Thread-safe
+// for different blocks and ranges.
+absl::Status SealBlock(const CpuForward& forward, const CpuCodecHandle& codec,
+                       int64_t block_index, LayerRange range,
+                       LiveBlockRows& rows, CpuKvBlock& block,
+                       std::span<uint8_t> payload);
 
 // Checks a page against what it should hold and returns its payload. DATA_LOSS
 // says what differs.
@@ -32,12 +38,12 @@ absl::StatusOr<std::span<const uint8_t>> CheckPage(
     const CpuCodecHandle& codec, int64_t block_index,
     std::span<const TokenId> tokens, std::string_view page);
 
-// Writes what a payload gives back into the tiles; those of the sinks, rows 0
-// to 3 of block 0, are left alone. DATA_LOSS: the codec refuses the payload.
-// Thread-safe for different blocks.
+// Writes what layers `range` of a payload give back into the tiles; those of
+// the sinks, rows 0 to 3 of block 0, are left alone. DATA_LOSS: the codec
+// refuses the payload. Thread-safe for different blocks and ranges.
 absl::Status RematBlock(const CpuForward& forward, const CpuCodecHandle& codec,
-                        int64_t block_index, std::span<const uint8_t> payload,
-                        CpuKvBlock& block);
+                        int64_t block_index, LayerRange range,
+                        std::span<const uint8_t> payload, CpuKvBlock& block);
 
 }  // namespace xcache
 

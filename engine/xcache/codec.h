@@ -71,6 +71,11 @@ struct RematRows {
 };
 using RematSink = std::function<void(int layer, const RematRows& rows)>;
 
+struct LayerRange {
+  int begin = 0;
+  int end = 0;
+};
+
 class Codec {
  public:
   virtual ~Codec() = default;
@@ -87,15 +92,32 @@ class Codec {
   // INVALID_ARGUMENT, naming layer and row: a value is not finite; nothing is
   // to be kept then. Thread-safe. Deterministic: equal rows, equal bytes,
   // whatever the instruction set.
-  virtual absl::Status Seal(const std::function<LayerRows(int layer)>& rows,
-                            int first_row,
-                            std::span<uint8_t> payload) const = 0;
+  absl::Status Seal(const std::function<LayerRows(int layer)>& rows,
+                    int first_row, std::span<uint8_t> payload) const {
+    return SealLayers({0, num_layers()}, rows, first_row, payload);
+  }
 
   // Decodes a payload, layer by layer in order, into `sink`, whose argument is
   // valid during the call only. INVALID_ARGUMENT: wrong size or a scale that is
   // not finite. Thread-safe. The same bits for the same payload, always.
-  virtual absl::Status Remat(std::span<const uint8_t> payload, int first_row,
-                             const RematSink& sink) const = 0;
+  absl::Status Remat(std::span<const uint8_t> payload, int first_row,
+                     const RematSink& sink) const {
+    return RematLayers({0, num_layers()}, payload, first_row, sink);
+  }
+
+  virtual int num_layers() const = 0;
+  // Whether each layer's part of a payload stands for itself. Then the two
+  // methods below take any range of layers, in any order and from several
+  // threads at once for one payload; else only all layers.
+  virtual bool layers_independent() const = 0;
+  // Seal and Remat of layers [range.begin, range.end), of the whole payload.
+  virtual absl::Status SealLayers(
+      LayerRange range, const std::function<LayerRows(int layer)>& rows,
+      int first_row, std::span<uint8_t> payload) const = 0;
+  virtual absl::Status RematLayers(LayerRange range,
+                                   std::span<const uint8_t> payload,
+                                   int first_row,
+                                   const RematSink& sink) const = 0;
 };
 
 // Names of the codecs there are, for messages and help.

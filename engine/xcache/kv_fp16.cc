@@ -34,14 +34,20 @@ class KvFp16 final : public Codec {
     return static_cast<size_t>(num_layers_) * 2 * side_bytes();
   }
 
-  absl::Status Seal(const std::function<LayerRows(int layer)>& rows,
-                    int first_row, std::span<uint8_t> payload) const override {
+  int num_layers() const override { return num_layers_; }
+  bool layers_independent() const override { return true; }
+
+  absl::Status SealLayers(LayerRange range,
+                          const std::function<LayerRows(int layer)>& rows,
+                          int first_row,
+                          std::span<uint8_t> payload) const override {
     if (payload.size() != payload_bytes()) {
       return WrongPayloadSize(payload_bytes(), payload.size());
     }
-    uint8_t* out = payload.data();
+    uint8_t* out =
+        payload.data() + static_cast<size_t>(range.begin) * 2 * side_bytes();
     const size_t skipped = static_cast<size_t>(first_row) * 2 * kv_dim_;
-    for (int layer = 0; layer < num_layers_; ++layer) {
+    for (int layer = range.begin; layer < range.end; ++layer) {
       const LayerRows in = rows(layer);
       for (const uint16_t* side : {in.k_final, in.v_final}) {
         for (int row = first_row; row < kBlockTokens; ++row) {
@@ -59,14 +65,15 @@ class KvFp16 final : public Codec {
     return absl::OkStatus();
   }
 
-  absl::Status Remat(std::span<const uint8_t> payload, int /*first_row*/,
-                     const RematSink& sink) const override {
+  absl::Status RematLayers(LayerRange range, std::span<const uint8_t> payload,
+                           int /*first_row*/,
+                           const RematSink& sink) const override {
     if (payload.size() != payload_bytes()) {
       return WrongPayloadSize(payload_bytes(), payload.size());
     }
     // Copied, since a payload has no alignment.
     std::vector<uint16_t> rows(2 * kBlockTokens * kv_dim_);
-    for (int layer = 0; layer < num_layers_; ++layer) {
+    for (int layer = range.begin; layer < range.end; ++layer) {
       std::memcpy(
           rows.data(),
           payload.data() + static_cast<size_t>(layer) * 2 * side_bytes(),

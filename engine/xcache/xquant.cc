@@ -42,13 +42,19 @@ class Xquant final : public Codec {
     return layers_.size() * layer_bytes_;
   }
 
-  absl::Status Seal(const std::function<LayerRows(int layer)>& rows,
-                    int first_row, std::span<uint8_t> payload) const override {
+  int num_layers() const override { return shape_.num_layers; }
+  bool layers_independent() const override { return true; }
+
+  absl::Status SealLayers(LayerRange range,
+                          const std::function<LayerRows(int layer)>& rows,
+                          int first_row,
+                          std::span<uint8_t> payload) const override {
     if (payload.size() != payload_bytes()) {
       return WrongPayloadSize(payload_bytes(), payload.size());
     }
-    uint8_t* out = payload.data();
-    for (int i = 0; i < shape_.num_layers; ++i) {
+    uint8_t* out =
+        payload.data() + static_cast<size_t>(range.begin) * layer_bytes_;
+    for (int i = range.begin; i < range.end; ++i) {
       const float* x = rows(i).unit_x;
       XC_RETURN_IF_ERROR(
           CheckRows("X", x, shape_.d_model, first_row, i, all_finite_));
@@ -62,8 +68,9 @@ class Xquant final : public Codec {
     return absl::OkStatus();
   }
 
-  absl::Status Remat(std::span<const uint8_t> payload, int first_row,
-                     const RematSink& sink) const override {
+  absl::Status RematLayers(LayerRange range, std::span<const uint8_t> payload,
+                           int first_row,
+                           const RematSink& sink) const override {
     if (payload.size() != payload_bytes()) {
       return WrongPayloadSize(payload_bytes(), payload.size());
     }
@@ -71,8 +78,9 @@ class Xquant final : public Codec {
     const auto k = static_cast<size_t>(shape_.kv_dim);
     std::vector<float> x(kBlockTokens * d);
     std::vector<float> keys(kBlockTokens * k), values(kBlockTokens * k);
-    const uint8_t* in = payload.data();
-    for (int i = 0; i < shape_.num_layers; ++i) {
+    const uint8_t* in =
+        payload.data() + static_cast<size_t>(range.begin) * layer_bytes_;
+    for (int i = range.begin; i < range.end; ++i) {
       if (const auto* per_token = std::get_if<TokenCoder>(&coder_)) {
         XC_RETURN_IF_ERROR(per_token->Decode(in, x.data()));
       } else {

@@ -58,19 +58,24 @@ class XquantGqa final : public Codec {
   RematStage remat_stage() const override { return RematStage::kPre; }
   size_t payload_bytes() const override { return payload_bytes_; }
 
-  absl::Status Seal(const std::function<LayerRows(int layer)>& rows,
-                    int first_row, std::span<uint8_t> payload) const override {
+  int num_layers() const override { return static_cast<int>(layers_.size()); }
+  bool layers_independent() const override { return true; }
+
+  absl::Status SealLayers(LayerRange range,
+                          const std::function<LayerRows(int layer)>& rows,
+                          int first_row,
+                          std::span<uint8_t> payload) const override {
     if (payload.size() != payload_bytes_) {
       return WrongPayloadSize(payload_bytes_, payload.size());
     }
     std::vector<float> latent(elements());
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      const Layer& layer = layers_[i];
-      const LayerRows in = rows(static_cast<int>(i));
-      XC_RETURN_IF_ERROR(CheckRows("K", in.k_pre, kv_dim_, first_row,
-                                   static_cast<int>(i), all_finite_));
-      XC_RETURN_IF_ERROR(CheckRows("V", in.v_pre, kv_dim_, first_row,
-                                   static_cast<int>(i), all_finite_));
+    for (int i = range.begin; i < range.end; ++i) {
+      const Layer& layer = layers_[static_cast<size_t>(i)];
+      const LayerRows in = rows(i);
+      XC_RETURN_IF_ERROR(
+          CheckRows("K", in.k_pre, kv_dim_, first_row, i, all_finite_));
+      XC_RETURN_IF_ERROR(
+          CheckRows("V", in.v_pre, kv_dim_, first_row, i, all_finite_));
       Multiply(in.k_pre, layer.to_latent, first_row, latent.data());
       uint8_t* out = payload.data() + layer.payload_at;
       layer.k_coder->Encode(latent.data(), kv_dim_, first_row, out);
@@ -79,14 +84,15 @@ class XquantGqa final : public Codec {
     return absl::OkStatus();
   }
 
-  absl::Status Remat(std::span<const uint8_t> payload, int first_row,
-                     const RematSink& sink) const override {
+  absl::Status RematLayers(LayerRange range, std::span<const uint8_t> payload,
+                           int first_row,
+                           const RematSink& sink) const override {
     if (payload.size() != payload_bytes_) {
       return WrongPayloadSize(payload_bytes_, payload.size());
     }
     std::vector<float> latent(elements()), k(elements()), v(elements());
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      const Layer& layer = layers_[i];
+    for (int i = range.begin; i < range.end; ++i) {
+      const Layer& layer = layers_[static_cast<size_t>(i)];
       const uint8_t* in = payload.data() + layer.payload_at;
       XC_RETURN_IF_ERROR(layer.k_coder->Decode(in, latent.data(), kv_dim_));
       Multiply(latent.data(), layer.from_latent, first_row, k.data());
@@ -95,7 +101,7 @@ class XquantGqa final : public Codec {
       RematRows out;
       out.k_pre = k.data();
       out.v_pre = v.data();
-      sink(static_cast<int>(i), out);
+      sink(i, out);
     }
     return absl::OkStatus();
   }
