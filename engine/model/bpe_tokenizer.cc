@@ -72,7 +72,7 @@ class BpeTokenizer : public VocabularyTokenizer {
   std::string PieceBytes(TokenId token) const override {
     return bytes_[static_cast<size_t>(token)];
   }
-  absl::Status EncodeStretch(std::string_view text,
+  absl::Status EncodeStretch(std::string_view text, bool continued,
                              std::vector<TokenId>* out) const override;
 
  private:
@@ -281,6 +281,7 @@ void BpeTokenizer::EncodeWord(std::string_view word, Workspace* w,
 }
 
 absl::Status BpeTokenizer::EncodeStretch(std::string_view text,
+                                         bool /*continued*/,
                                          std::vector<TokenId>* out) const {
   // Node indices are 32-bit.
   if (text.size() > (size_t{1} << 30)) {

@@ -24,11 +24,18 @@ struct ChatMessage {
   std::string content;
 };
 
+// A family's messages are rendered by code, not by the template's Jinja text;
+// that text decides between the family's variants (default system prompt, BOS,
+// trimming, spaces). Two deviations, both for the sake of rule R8: a system
+// prompt stands before the first user message also where a template puts it
+// before the last, and a template that prints today's date gets the fixed one
+// that it names.
 class ChatTemplate {
  public:
   // Recognises the family of the GGUF's template, or takes `family` where it is
   // not empty: "chatml", "llama2", "llama3", "mistral", "gemma". Where neither
-  // says one: INVALID_ARGUMENT, naming the families and the flag.
+  // says one: INVALID_ARGUMENT, naming the families and the flag. The same
+  // where the vocabulary lacks the family's special tokens.
   // `tokenizer` must outlive the template.
   static absl::StatusOr<std::unique_ptr<const ChatTemplate>> Create(
       const GgufFile& gguf, const Tokenizer& tokenizer,
@@ -45,10 +52,11 @@ class ChatTemplate {
   // is not UTF-8.
   virtual absl::StatusOr<std::vector<TokenId>> RenderMessage(
       const ChatMessage& message, size_t index) const = 0;
-  // What comes before the answer that the model is to write.
+  // What comes before the answer that the model is to write. May be empty.
   virtual std::vector<TokenId> AssistantHeader() const = 0;
-  // What follows an answer's text. `ended` says whether the model itself wrote
-  // the end token, which is then not repeated.
+  // What follows an answer's text: the end token, first, and what comes after
+  // it. `ended` says whether the model itself wrote that token, which is then
+  // not repeated.
   virtual std::vector<TokenId> AssistantEnd(bool ended) const = 0;
   // Whether roles may follow each other in this order; `history` may be empty.
   virtual absl::Status CheckOrder(

@@ -22,7 +22,7 @@ class SpmTokenizer : public VocabularyTokenizer {
 
  protected:
   std::string PieceBytes(TokenId token) const override;
-  absl::Status EncodeStretch(std::string_view text,
+  absl::Status EncodeStretch(std::string_view text, bool continued,
                              std::vector<TokenId>* out) const override;
 
  private:
@@ -160,6 +160,7 @@ void SpmTokenizer::EmitNode(std::string_view piece,
 }
 
 absl::Status SpmTokenizer::EncodeStretch(std::string_view stretch,
+                                         bool continued,
                                          std::vector<TokenId>* out) const {
   // Node indices are 32-bit.
   if (stretch.size() > (size_t{1} << 30)) {
@@ -168,7 +169,7 @@ absl::Status SpmTokenizer::EncodeStretch(std::string_view stretch,
   }
   std::string text;
   text.reserve(stretch.size() + kSpace.size());
-  if (add_space_prefix_) text += kSpace;
+  if (add_space_prefix_ && !continued) text += kSpace;
   for (char c : stretch) {
     if (c == ' ') {
       text += kSpace;

@@ -35,6 +35,13 @@ class Tokenizer {
   virtual absl::StatusOr<std::vector<TokenId>> EncodeWithSpecial(
       std::string_view text) const = 0;
 
+  // Encode, of text that goes on from other text: where the tokenizer puts a
+  // space before text (SentencePiece does), it does not here.
+  virtual absl::StatusOr<std::vector<TokenId>> EncodeContinued(
+      std::string_view text) const {
+    return Encode(text);
+  }
+
   // A token's bytes; not necessarily whole UTF-8 characters. Special tokens
   // give their spelling if `with_special`, else nothing.
   virtual std::string TokenBytes(TokenId token, bool with_special) const = 0;

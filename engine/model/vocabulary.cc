@@ -161,16 +161,23 @@ bool VocabularyTokenizer::IsEndOfGeneration(TokenId token) const {
 
 absl::StatusOr<std::vector<TokenId>> VocabularyTokenizer::Encode(
     std::string_view text) const {
-  return EncodeMatching(text, vocabulary_.text_matcher());
+  return EncodeMatching(text, /*continued=*/false, vocabulary_.text_matcher());
+}
+
+absl::StatusOr<std::vector<TokenId>> VocabularyTokenizer::EncodeContinued(
+    std::string_view text) const {
+  return EncodeMatching(text, /*continued=*/true, vocabulary_.text_matcher());
 }
 
 absl::StatusOr<std::vector<TokenId>> VocabularyTokenizer::EncodeWithSpecial(
     std::string_view text) const {
-  return EncodeMatching(text, vocabulary_.special_matcher());
+  return EncodeMatching(text, /*continued=*/false,
+                        vocabulary_.special_matcher());
 }
 
 absl::StatusOr<std::vector<TokenId>> VocabularyTokenizer::EncodeMatching(
-    std::string_view text, const SpellingMatcher& matcher) const {
+    std::string_view text, bool continued,
+    const SpellingMatcher& matcher) const {
   if (const size_t bad = FindInvalidUtf8(text); bad != text.npos) {
     return absl::InvalidArgumentError(absl::StrCat(
         "text: expected UTF-8, found an invalid byte 0x",
@@ -182,8 +189,8 @@ absl::StatusOr<std::vector<TokenId>> VocabularyTokenizer::EncodeMatching(
   while (at < text.size()) {
     const SpellingMatcher::Match match = matcher.FindFrom(text, at);
     if (match.offset > at) {
-      XC_RETURN_IF_ERROR(
-          EncodeStretch(text.substr(at, match.offset - at), &out));
+      XC_RETURN_IF_ERROR(EncodeStretch(text.substr(at, match.offset - at),
+                                       continued && at == 0, &out));
     }
     if (match.length > 0) out.push_back(match.id);
     at = match.offset + match.length;

@@ -92,6 +92,8 @@ class VocabularyTokenizer : public Tokenizer {
       std::string_view text) const override;
   absl::StatusOr<std::vector<TokenId>> EncodeWithSpecial(
       std::string_view text) const override;
+  absl::StatusOr<std::vector<TokenId>> EncodeContinued(
+      std::string_view text) const override;
   std::string TokenBytes(TokenId token, bool with_special) const override;
   int vocab_size() const override { return vocabulary_.size(); }
   bool IsSpecial(TokenId token) const override {
@@ -118,13 +120,15 @@ class VocabularyTokenizer : public Tokenizer {
   // The bytes that a piece of text (normal, byte, unused) stands for.
   virtual std::string PieceBytes(TokenId token) const = 0;
   // Appends the tokens of `text`, a stretch between special tokens or the ends.
+  // `continued`: other text comes before it.
   // REQUIRES: valid UTF-8, not empty.
-  virtual absl::Status EncodeStretch(std::string_view text,
+  virtual absl::Status EncodeStretch(std::string_view text, bool continued,
                                      std::vector<TokenId>* out) const = 0;
 
  private:
   absl::StatusOr<std::vector<TokenId>> EncodeMatching(
-      std::string_view text, const SpellingMatcher& matcher) const;
+      std::string_view text, bool continued,
+      const SpellingMatcher& matcher) const;
 
   Vocabulary vocabulary_;
   TokenId bos_ = -1;

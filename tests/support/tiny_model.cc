@@ -57,11 +57,14 @@ struct Vocabulary {
   std::vector<std::string> merges;
 };
 
-Vocabulary MakeVocabulary(int vocab_size) {
+Vocabulary MakeVocabulary(const TinyModelOptions& o) {
   constexpr int32_t kNormal = 1, kControl = 3, kUnused = 5;
   Vocabulary v;
-  for (const char* special : {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}) {
-    v.tokens.emplace_back(special);
+  static const std::vector<std::string> kChatMl = {
+      "<|endoftext|>", "<|im_start|>", "<|im_end|>"};
+  for (const std::string& special :
+       o.special_tokens.empty() ? kChatMl : o.special_tokens) {
+    v.tokens.push_back(special);
     v.types.push_back(kControl);
   }
   for (int b = 0; b < 256; ++b) {
@@ -74,7 +77,7 @@ Vocabulary MakeVocabulary(int vocab_size) {
     if (c == ' ' || words.empty()) words.emplace_back();
     words.back().push_back(ByteCharacter(static_cast<uint8_t>(c)));
   }
-  const auto size = static_cast<size_t>(vocab_size);
+  const auto size = static_cast<size_t>(o.vocab_size);
   while (v.tokens.size() < size) {
     std::map<std::pair<std::string, std::string>, int> counts;
     for (const auto& word : words) {
@@ -189,7 +192,7 @@ void SetMetadata(const TinyModelOptions& o, GgufWriter* w) {
   w->SetFloat("llama.attention.layer_norm_rms_epsilon", 1e-5f);
   w->SetFloat("llama.rope.freq_base", 10000.0f);
 
-  const Vocabulary vocabulary = MakeVocabulary(o.vocab_size);
+  const Vocabulary vocabulary = MakeVocabulary(o);
   w->SetString("tokenizer.ggml.model", "gpt2");
   w->SetString("tokenizer.ggml.pre", "smollm");
   w->SetStrings("tokenizer.ggml.tokens", vocabulary.tokens);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/model/model.h"
 #include "tests/support/gguf_writer.h"
@@ -21,8 +22,11 @@ struct TinyModelOptions {
   int n_kv_heads = 1;  // n_heads for MHA
   int head_dim = 32;   // need not be d_model / n_heads
   int d_ff = 128;
-  // 3 special tokens, 256 bytes, merges. At least 259; at most about 700.
+  // Special tokens, 256 bytes, merges. At least 259; at most about 700.
   int vocab_size = 384;
+  // The first tokens: ids 0, 1 (BOS), 2 (EOS), and so on. At least 3; none
+  // stands for <|endoftext|>, <|im_start|>, <|im_end|>.
+  std::vector<std::string> special_tokens = {};
   int context_length = 2048;
   int rope_dim = 0;  // 0: head_dim
   GgufType matrix_type = GgufType::kQ4_1;
@@ -33,8 +37,7 @@ struct TinyModelOptions {
   uint64_t seed = 1;
 };
 
-// Special tokens: <|endoftext|> 0, <|im_start|> 1 (BOS), <|im_end|> 2 (EOS);
-// bytes at 3 to 258; the template is ChatML with a default system prompt.
+// The template is ChatML with a default system prompt.
 GgufWriter TinyModelWriter(const TinyModelOptions& options);
 std::string TinyModelBytes(const TinyModelOptions& options);
 // Aborts where the file cannot be written.

@@ -1,9 +1,11 @@
 // Writes a tiny model for tests that are not C++:
 //   xcache-tiny-model OUT.gguf [layers=N] [d_model=N] [n_heads=N]
 //     [n_kv_heads=N] [head_dim=N] [d_ff=N] [vocab=N] [context=N] [seed=N]
+//     [special=SPELLING,SPELLING,SPELLING...]
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <sstream>
 #include <string>
 
 #include "tests/support/tiny_model.h"
@@ -25,7 +27,13 @@ int main(int argc, char** argv) {
     const std::string name = arg.substr(0, equals);
     const long value =
         equals == arg.npos ? -1 : std::atol(arg.c_str() + equals + 1);
-    if (name == "seed" && value >= 0) {
+    if (name == "special" && equals != arg.npos) {
+      std::istringstream list(arg.substr(equals + 1));
+      options.special_tokens.clear();
+      for (std::string s; std::getline(list, s, ',');) {
+        options.special_tokens.push_back(s);
+      }
+    } else if (name == "seed" && value >= 0) {
       options.seed = static_cast<uint64_t>(value);
     } else if (names.contains(name) && value > 0) {
       *names.at(name) = static_cast<int>(value);
