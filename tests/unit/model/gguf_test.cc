@@ -234,7 +234,7 @@ TEST(GgufTest, AlignmentIsCheckedAndFollowed) {
   EXPECT_TRUE(Parse(w.Finish()).ok());
 }
 
-TEST(GgufTest, EveryTruncationIsAnErrorOrTheSameFile) {
+TEST(GgufTest, OnlyTheWholeFileParses) {
   // Behind the last tensor there is nothing, so only the whole file parses.
   testing::TinyModelOptions options;
   options.num_layers = 1;
