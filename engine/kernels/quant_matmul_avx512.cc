@@ -42,8 +42,8 @@ struct Panel {
         panel + static_cast<int64_t>(num_blocks) * kCodeBytes;
     // Of row 0's current block: activations, s, s_sum, sum.
     const uint8_t* row_s = a + w.cols;
-    const int64_t to_scaled_sum = num_blocks * 4;
-    const int64_t to_sum = num_blocks * 8;
+    const uint8_t* row_scaled_sum = row_s + num_blocks * 4;
+    const uint8_t* row_sum = row_s + num_blocks * 8;
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512 acc[kRows];
 #pragma GCC unroll 8
@@ -57,7 +57,7 @@ struct Panel {
       for (int r = 0; r < kRows; ++r) {
         if constexpr (kOffset) {
           int32_t sum;
-          __builtin_memcpy(&sum, row_s + r * a_stride + to_sum, 4);
+          __builtin_memcpy(&sum, row_sum + r * a_stride, 4);
           dot[0][r] = _mm512_set1_epi32(-w.offset * sum);
         } else {
           dot[0][r] = _mm512_setzero_si512();
@@ -104,13 +104,15 @@ struct Panel {
         const __m512 m = LoadScales<kF32>(scales + kVecBytes);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const float* s = reinterpret_cast<const float*>(row_s + r * a_stride +
-                                                          to_scaled_sum);
+          const float* s =
+              reinterpret_cast<const float*>(row_scaled_sum + r * a_stride);
           acc[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(*s), acc[r]);
         }
       }
       a += kQuantBlock;
       row_s += 4;
+      row_scaled_sum += 4;
+      row_sum += 4;
       codes += kCodeBytes;
       scales += kScaleBytes;
     }
