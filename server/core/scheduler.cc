@@ -257,7 +257,7 @@ void Scheduler::WaitForWork() {
     until = std::min(until, steady_clock::now() + std::chrono::milliseconds(5));
   }
   MutexLock lock(mu_);
-  while (!woken_ && loads_.empty()) {
+  while (!woken_ && loads_.empty() && !stop_) {
     const auto rest = until - steady_clock::now();
     if (rest <= steady_clock::duration::zero()) return;
     changed_.WaitFor(mu_, rest);

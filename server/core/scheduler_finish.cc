@@ -84,6 +84,7 @@ void Scheduler::FinishGeneration(Job& job, FinishReason reason) {
     ++num_stored;
   }
   if (num_stored > next.page_keys.size()) {
+    job.KeyOfBlock(static_cast<int64_t>(num_stored) - 1);
     next.page_keys.assign(
         job.keys.begin(),
         job.keys.begin() + static_cast<ptrdiff_t>(num_stored));

@@ -1,0 +1,335 @@
+// Continuous batching: who computes when, bounds, cancellation, memory.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/unit/server/core/core_harness.h"
+
+namespace xcache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+GenerateRequest Prompt(size_t n, uint32_t seed, int64_t max_tokens) {
+  GenerateRequest request;
+  request.tenant = "t";
+  for (const char c : Letters(n, seed)) request.prompt.push_back(c);
+  request.options.max_tokens = max_tokens;
+  request.options.ignore_eos = true;
+  return request;
+}
+
+std::shared_ptr<CollectSink> Start(Harness& h, GenerateRequest request) {
+  auto sink = std::make_shared<CollectSink>();
+  h.core->SubmitGenerate(std::move(request), sink);
+  return sink;
+}
+
+TEST(CoreSchedulerTest, DecodingGoesOnWhileALongPromptIsPrefilled) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(1);
+  options.core.step_rows = 64;
+  options.core.max_running = 8;
+  Harness h(options);
+  const auto chat = Start(h, Prompt(10, 1, 60));
+  chat->WaitForDelta();
+  const auto prompt = Start(h, Prompt(3000, 2, 1));
+  prompt->Wait();
+  chat->Wait();
+  EXPECT_TRUE(prompt->status().ok());
+  EXPECT_GT(h.engine->mixed_steps(), 20);
+  EXPECT_LE(h.engine->max_step_rows(), 64);
+}
+
+TEST(CoreSchedulerTest, ManySequencesDecodeInOneStep) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(1);
+  Harness h(options);
+  std::vector<std::shared_ptr<CollectSink>> sinks;
+  for (uint32_t i = 0; i < 20; ++i) {
+    sinks.push_back(Start(h, Prompt(30, i, 40)));
+  }
+  for (const auto& sink : sinks) {
+    sink->Wait();
+    EXPECT_TRUE(sink->status().ok());
+  }
+  // 20 * 40 tokens one after the other would be 800 steps.
+  EXPECT_LT(h.engine->steps(), 200);
+}
+
+TEST(CoreSchedulerTest, FullQueueRefusesWithAHint) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(5);
+  options.core.max_running = 1;
+  options.core.max_queue_requests = 2;
+  Harness h(options);
+  std::vector<std::shared_ptr<CollectSink>> sinks;
+  sinks.push_back(Start(h, Prompt(10, 1, 20)));
+  sinks.back()->WaitForDelta();
+  for (uint32_t i = 0; i < 2; ++i) {
+    sinks.push_back(Start(h, Prompt(10, i, 2)));
+  }
+  EXPECT_EQ(h.core->Snapshot().waiting, 2u);
+  EXPECT_EQ(h.core->Snapshot().waiting_tokens, 20u);
+  const auto refused = Start(h, Prompt(10, 9, 2));
+  ASSERT_TRUE(refused->finished());
+  EXPECT_TRUE(absl::IsResourceExhausted(refused->status()));
+  EXPECT_GT(refused->final().retry_after_ms, 0);
+  EXPECT_EQ(h.Count(CoreCounter::kQueueRejections), 1u);
+  for (const auto& sink : sinks) {
+    sink->Wait();
+    EXPECT_TRUE(sink->status().ok());
+  }
+  EXPECT_GT(sinks.back()->final().timings.queue_us, 5000);
+}
+
+TEST(CoreSchedulerTest, QueueIsBoundedInTokens) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(5);
+  options.core.max_running = 1;
+  options.core.max_queue_tokens = 1000;
+  Harness h(options);
+  const auto running = Start(h, Prompt(10, 1, 20));
+  running->WaitForDelta();
+  const auto waiting = Start(h, Prompt(700, 2, 1));
+  const auto refused = Start(h, Prompt(400, 3, 1));
+  EXPECT_TRUE(absl::IsResourceExhausted(refused->status()));
+  const auto fits = Start(h, Prompt(200, 3, 1));
+  fits->Wait();
+  EXPECT_TRUE(fits->status().ok());
+  waiting->Wait();
+  EXPECT_TRUE(waiting->status().ok());
+}
+
+TEST(CoreSchedulerTest, WaitingRequestsCanBeCancelledAndExpire) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(5);
+  options.core.max_running = 1;
+  Harness h(options);
+  const auto running = Start(h, Prompt(10, 1, 40));
+  running->WaitForDelta();
+  GenerateRequest request = Prompt(10, 2, 1);
+  request.cancellation = std::make_shared<Cancellation>();
+  const auto cancelled = Start(h, request);
+  GenerateRequest late = Prompt(10, 3, 1);
+  late.deadline = std::chrono::steady_clock::now() + milliseconds(20);
+  const auto expired = Start(h, late);
+  request.cancellation->Cancel();
+  cancelled->Wait();
+  expired->Wait();
+  EXPECT_TRUE(absl::IsCancelled(cancelled->status()));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(expired->status()));
+  EXPECT_FALSE(running->finished());
+  running->Wait();
+  EXPECT_EQ(h.core->Snapshot().waiting, 0u);
+  EXPECT_EQ(h.core->Snapshot().waiting_tokens, 0u);
+}
+
+TEST(CoreSchedulerTest, CancelBeforeSubmitEndsItAtOnce) {
+  Harness h;
+  GenerateRequest request = Prompt(10, 2, 100);
+  request.cancellation = std::make_shared<Cancellation>();
+  request.cancellation->Cancel();
+  EXPECT_TRUE(absl::IsCancelled(h.Generate(request)->status()));
+}
+
+TEST(CoreSchedulerTest, CancellationWhilePagesAreReadFreesEverything) {
+  Harness::Options options;
+  options.core.restore = ServerCoreOptions::Restore::kAlways;
+  Harness h(options);
+  ASSERT_TRUE(h.Generate(Prompt(2000, 1, 1))->status().ok());
+  h.Restart();
+  h.store.pages().set_load_delay(milliseconds(5));
+  GenerateRequest request = Prompt(2000, 1, 1);
+  request.cancellation = std::make_shared<Cancellation>();
+  const auto sink = Start(h, request);
+  std::this_thread::sleep_for(milliseconds(20));
+  request.cancellation->Cancel();
+  sink->Wait();
+  EXPECT_TRUE(absl::IsCancelled(sink->status()));
+  h.store.pages().set_load_delay(milliseconds(0));
+  const auto again = h.Generate(Prompt(2000, 1, 1));
+  EXPECT_EQ(again->final().reused.total(), 1999 / 64 * 64u);
+}
+
+TEST(CoreSchedulerTest, DrainFinishesWhatRunsAndRefusesTheRest) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(2);
+  Harness h(options);
+  const auto running = Start(h, Prompt(10, 1, 20));
+  running->WaitForDelta();
+  EXPECT_EQ(h.core->Drain(std::chrono::steady_clock::now() +
+                          std::chrono::seconds(60)),
+            0);
+  EXPECT_TRUE(running->finished());
+  EXPECT_TRUE(running->status().ok());
+  EXPECT_TRUE(absl::IsUnavailable(h.Generate(Prompt(10, 1, 1))->status()));
+}
+
+TEST(CoreSchedulerTest, DrainEndsTheRestAtItsDeadline) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(2);
+  Harness h(options);
+  h.NewSession("s");
+  const auto running = Start(h, Prompt(10, 1, 8000));
+  ChatTurn turn = h.Turn("s", "go", 8000);
+  turn.options.ignore_eos = true;
+  const auto chat = h.StartChat(turn);
+  running->WaitForDelta();
+  EXPECT_EQ(h.core->Drain(std::chrono::steady_clock::now() + milliseconds(20)),
+            2);
+  EXPECT_TRUE(absl::IsUnavailable(running->status()));
+  EXPECT_TRUE(absl::IsUnavailable(chat->status()));
+  EXPECT_EQ(h.Record("s").turn, 0u);
+}
+
+TEST(CoreSchedulerTest, EndOfTheCoreEndsItsRequests) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(2);
+  Harness h(options);
+  const auto running = Start(h, Prompt(10, 1, 8000));
+  running->WaitForDelta();
+  h.core.reset();
+  EXPECT_TRUE(absl::IsUnavailable(running->status()));
+}
+
+// Rule R5: never more than the cap, and no answer changes for it.
+TEST(CoreSchedulerTest, LittleMemoryPreemptsAndAnswersAllTheSame) {
+  Harness::Options options;
+  options.core.restore = ServerCoreOptions::Restore::kAlways;
+  // Each of 8 requests needs about 12 blocks of 1,000 bytes.
+  options.memory_bytes = 30000;
+  Harness h(options);
+  std::vector<std::shared_ptr<CollectSink>> sinks;
+  for (uint32_t i = 0; i < 8; ++i) {
+    sinks.push_back(Start(h, Prompt(600, i, 100)));
+  }
+  for (uint32_t i = 0; i < 8; ++i) {
+    sinks[i]->Wait();
+    ASSERT_TRUE(sinks[i]->status().ok()) << sinks[i]->status();
+    std::vector<TokenId> prompt = Prompt(600, i, 1).prompt;
+    std::string expected;
+    for (const TokenId token :
+         FakeGreedy(options.engine, kCodec, prompt, 100, true)) {
+      expected += h.tokenizer.TokenBytes(token, false);
+    }
+    EXPECT_EQ(sinks[i]->text(), expected);
+    EXPECT_EQ(sinks[i]->final().generated_tokens, 100u);
+  }
+  EXPECT_GT(h.Count(CoreCounter::kPreemptions), 0u);
+  EXPECT_LE(h.engine->peak_bytes(), options.memory_bytes);
+  EXPECT_LE(h.memory.peak_bytes(), options.memory_bytes);
+}
+
+TEST(CoreSchedulerTest, IdleWorkingSetsGiveWay) {
+  Harness::Options options;
+  options.core.restore = ServerCoreOptions::Restore::kAlways;
+  options.memory_bytes = 20000;
+  Harness h(options);
+  for (int i = 0; i < 10; ++i) {
+    const std::string id = "s" + std::to_string(i);
+    h.NewSession(id, Letters(400, static_cast<uint32_t>(i)));
+    ASSERT_TRUE(h.Chat(h.Turn(id, "hi"))->status().ok());
+  }
+  EXPECT_GT(h.Count(CoreCounter::kSequenceEvictions), 0u);
+  EXPECT_LE(h.engine->peak_bytes(), options.memory_bytes);
+  EXPECT_FALSE(h.core->GetSession("t", "s0", false)->in_memory);
+  EXPECT_TRUE(h.core->GetSession("t", "s9", false)->in_memory);
+  const SessionRecord before = h.Record("s0");
+  const auto sink = h.Chat(h.Turn("s0", "again"));
+  EXPECT_EQ(sink->text(), h.Greedy(h.PromptOf(before, "again")));
+  EXPECT_GE(sink->final().reused.total(), 384u);
+}
+
+TEST(CoreSchedulerTest, ContextThatCanNeverFitIsRefused) {
+  Harness::Options options;
+  options.memory_bytes = 10000;
+  Harness h(options);
+  const auto sink = h.Generate(Prompt(2000, 1, 1));
+  EXPECT_TRUE(absl::IsResourceExhausted(sink->status())) << sink->status();
+  EXPECT_TRUE(h.Generate(Prompt(200, 1, 1))->status().ok());
+}
+
+TEST(CoreSchedulerTest, FailingSequenceFailsAlone) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(1);
+  Harness h(options);
+  h.engine->set_poison('!');
+  GenerateRequest bad = Prompt(300, 1, 5);
+  bad.prompt[150] = '!';
+  std::vector<std::shared_ptr<CollectSink>> sinks;
+  for (uint32_t i = 0; i < 6; ++i) {
+    sinks.push_back(Start(h, Prompt(300, 10 + i, 30)));
+  }
+  const auto failed = Start(h, bad);
+  failed->Wait();
+  EXPECT_EQ(failed->status().code(), absl::StatusCode::kInternal);
+  for (const auto& sink : sinks) {
+    sink->Wait();
+    EXPECT_TRUE(sink->status().ok()) << sink->status();
+    EXPECT_EQ(sink->final().generated_tokens, 30u);
+  }
+}
+
+TEST(CoreSchedulerTest, SeedIsReturnedAndRepeatsTheAnswer) {
+  Harness h;
+  GenerateRequest request = Prompt(50, 1, 30);
+  request.options.sampling.temperature = 2.0f;
+  std::set<std::string> texts;
+  std::set<uint64_t> seeds;
+  for (int i = 0; i < 4; ++i) {
+    const auto sink = h.Generate(request);
+    texts.insert(sink->text());
+    seeds.insert(sink->final().seed);
+    GenerateRequest again = request;
+    again.options.seed = sink->final().seed;
+    const auto repeated = h.Generate(again);
+    EXPECT_EQ(repeated->text(), sink->text());
+    EXPECT_EQ(repeated->final().seed, sink->final().seed);
+  }
+  EXPECT_EQ(seeds.size(), 4u);
+  EXPECT_GT(texts.size(), 1u);
+}
+
+TEST(CoreSchedulerTest, LogprobsCoverEveryToken) {
+  Harness h;
+  GenerateRequest request = Prompt(50, 1, 30);
+  request.options.num_logprobs = 4;
+  const auto sink = h.Generate(request);
+  const auto tokens = sink->tokens();
+  ASSERT_EQ(tokens.size(), 30u);
+  std::string text;
+  for (const SampledToken& token : tokens) {
+    text += h.tokenizer.TokenBytes(token.token, false);
+    ASSERT_EQ(token.top.size(), 3u);
+    EXPECT_EQ(token.top[0].token, token.token);  // greedy
+    EXPECT_LT(token.logprob, 0);
+  }
+  EXPECT_EQ(sink->text(), text);
+}
+
+TEST(CoreSchedulerTest, TimesAreReported) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(2);
+  Harness h(options);
+  const auto sink = h.Generate(Prompt(640, 1, 10));
+  const Timings t = sink->final().timings;
+  EXPECT_GE(t.prefill_us, 10 * 2000);
+  EXPECT_GE(t.decode_us, 9 * 2000);
+  EXPECT_GE(t.ttft_us, t.prefill_us);
+  EXPECT_GE(t.total_us, t.ttft_us + t.decode_us - 1000);
+  EXPECT_EQ(h.metrics->observations(CoreHistogram::kTtft), 1u);
+  EXPECT_EQ(h.metrics->observations(CoreHistogram::kInterToken), 9u);
+  EXPECT_GT(h.core->Snapshot().prefill_tokens_per_second, 0);
+  EXPECT_GT(h.core->Snapshot().decode_tokens_per_second, 0);
+}
+
+}  // namespace
+}  // namespace xcache::testing
