@@ -27,7 +27,7 @@ constexpr uint64_t kBlockTokens = 64;
 constexpr uint32_t kRecomputedTokens = 16;
 // The interrupted chat runs with the server's default; the twin's prompts are
 // cut differently.
-constexpr int kTwinBatchRows = 160;
+constexpr int kTwinBatchRows = 208;
 
 client::GenerationParams Params(uint32_t max_tokens, bool whole) {
   client::GenerationParams params;

@@ -1,0 +1,67 @@
+"""Models, and a server for tests that need nothing special of it."""
+
+import os
+import random
+import subprocess
+
+import pytest
+
+import harness
+
+
+def make_model(path, *options):
+    subprocess.run([harness.BIN / "xcache-tiny-model", path, *options],
+                   check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(models):
+    """Random weights, real in every part; thousands of tokens a second."""
+    return make_model(models / "tiny.gguf", "context=4096")
+
+
+@pytest.fixture(scope="session")
+def other_model(models):
+    return make_model(models / "other.gguf", "seed=2")
+
+
+@pytest.fixture(scope="session")
+def slow_model(models):
+    """Large enough for an answer to take seconds, so that it can be cancelled
+    and queued behind; and for a page to be cheaper than its tokens."""
+    return make_model(models / "slow.gguf", "layers=8", "d_model=512",
+                      "n_heads=8", "n_kv_heads=2", "head_dim=64", "d_ff=2048",
+                      "context=8192")
+
+
+@pytest.fixture(scope="session")
+def real_model():
+    path = os.environ.get("XCACHE_TEST_MODEL")
+    if not path:
+        pytest.skip("XCACHE_TEST_MODEL is not set")
+    return path
+
+
+@pytest.fixture(scope="session")
+def seed():
+    value = int(os.environ.get("XCACHE_SEED") or random.randrange(1 << 30))
+    print(f"XCACHE_SEED={value}")
+    return value
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model, tmp_path_factory):
+    with harness.Server(tiny_model,
+                        tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    return server.client()

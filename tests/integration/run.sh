@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Runs the integration tests against a build.
+#   tests/integration/run.sh BUILD_DIR [pytest arguments...]
+# The Python packages live in a virtual environment below BUILD_DIR. Tests with
+# the real model run where XCACHE_TEST_MODEL names its file; XCACHE_SEED repeats
+# a run's random choices.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+ROOT=$PWD
+BUILD=$(cd "${1:?usage: $0 BUILD_DIR [pytest arguments...]}" && pwd)
+shift
+
+for program in xcache-server xcache xcache-tiny-model; do
+  if [ ! -x "$BUILD/bin/$program" ]; then
+    echo "$0: $BUILD/bin/$program is missing: build it first" >&2
+    exit 2
+  fi
+done
+
+WORK=$BUILD/integration
+VENV=$WORK/venv
+WANTED=$ROOT/tests/integration/requirements.txt
+mkdir -p "$WORK"
+if ! cmp -s "$WANTED" "$VENV/installed.txt"; then
+  rm -rf "$VENV"
+  python3 -m venv "$VENV"
+  "$VENV/bin/pip" install --quiet --disable-pip-version-check -r "$WANTED"
+  cp "$WANTED" "$VENV/installed.txt"
+fi
+
+# The stubs are made from the proto files, as any foreign client's are.
+STUBS=$WORK/stubs
+rm -rf "$STUBS"
+mkdir -p "$STUBS"
+"$VENV/bin/python" -m grpc_tools.protoc -I "$ROOT/proto" \
+  --python_out="$STUBS" --grpc_python_out="$STUBS" \
+  "$ROOT"/proto/xcache/v1/*.proto
+
+export XCACHE_BIN=$BUILD/bin
+export XCACHE_SOURCE_DIR=$ROOT
+export PYTHONPATH=$STUBS:$ROOT/tests/integration
+export PYTHONDONTWRITEBYTECODE=1
+# Whatever else is configured on this machine must not steer the tests.
+for name in $(compgen -e | grep '^XCACHE_'); do
+  case $name in
+    XCACHE_BIN | XCACHE_SOURCE_DIR | XCACHE_TEST_MODEL | XCACHE_SEED) ;;
+    XCACHE_FORCE_ISA | XCACHE_CRASH_ROUNDS) ;;
+    *) unset "$name" ;;
+  esac
+done
+cd "$ROOT/tests/integration"
+exec "$VENV/bin/python" -m pytest -p no:cacheprovider -q -rs \
+  --basetemp="$WORK/tmp" "$@"
