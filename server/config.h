@@ -38,7 +38,7 @@ struct Config {
 
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;
-  int batch_rows = 512;
+  int batch_rows = 128;
 
   std::string tls_cert, tls_key;  // PEM files; empty: plaintext
   std::string tls_client_ca;      // PEM file; clients must show a certificate

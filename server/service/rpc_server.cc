@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
+#include "google/protobuf/stubs/logging.h"
 #include "grpc/support/log.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/server.h"
@@ -122,10 +123,16 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Listen(
   return server;
 }
 
-void QuietGrpcLogging() {
+void QuietLibraryLogging() {
   gpr_set_log_function([](gpr_log_func_args* args) {
     XC_LOG_DEBUG("grpc", "at={}:{} message={}", args->file, args->line,
                  LogValue(args->message));
+  });
+  google::protobuf::SetLogHandler([](google::protobuf::LogLevel,
+                                     const char* file, int line,
+                                     const std::string& message) {
+    XC_LOG_DEBUG("protobuf", "at={}:{} message={}", file, line,
+                 LogValue(message));
   });
 }
 

@@ -49,9 +49,10 @@ class RpcServer {
   virtual void Shutdown(std::chrono::system_clock::time_point deadline) = 0;
 };
 
-// Sends gRPC's own log lines to our logger, at debug level: it writes several
-// for a port that is in use, where we write one.
-void QuietGrpcLogging();
+// Sends the log lines of gRPC and protobuf to our logger, at debug level: gRPC
+// writes several for a port that is in use, where we write one, and protobuf
+// one for every request that is no UTF-8.
+void QuietLibraryLogging();
 
 }  // namespace xcache
 

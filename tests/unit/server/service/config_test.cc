@@ -2,6 +2,8 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -72,6 +74,24 @@ TEST_F(ConfigTest, HelpAndVersionArePrinted) {
   ASSERT_TRUE(version.ok());
   EXPECT_EQ(version->print_and_exit,
             "xcache-server " + std::string(kServerVersion) + "\n");
+}
+
+TEST_F(ConfigTest, EveryFlagIsDocumented) {
+  const char* root = std::getenv("XCACHE_SOURCE_DIR");
+  ASSERT_NE(root, nullptr);
+  std::ifstream in(std::string(root) + "/server/CONFIGURATION.md");
+  const std::string page{std::istreambuf_iterator<char>(in), {}};
+  const std::string help = Parse({"--help"})->print_and_exit;
+  const std::regex word("--[a-z][a-z-]+|XCACHE_[A-Z_]+");
+  int flags = 0;
+  for (std::sregex_iterator it(help.begin(), help.end(), word), end; it != end;
+       ++it) {
+    const std::string name = it->str();
+    if (name == "--help" || name == "--version") continue;
+    EXPECT_THAT(page, HasSubstr("| `" + name + "` |"));
+    ++flags;
+  }
+  EXPECT_GE(flags, 50);
 }
 
 TEST_F(ConfigTest, EnvironmentGivesWhatTheCommandLineDoesNot) {

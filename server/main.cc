@@ -1,0 +1,155 @@
+// xcache-server: the command line, the signals and the exit code. What it
+// serves is server_app.h's.
+//
+// SIGTERM, SIGINT  stop taking requests, finish what runs, exit 0; a second one
+//                  does not wait
+// SIGHUP           read the token file again
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "nlohmann/json.hpp"
+#include "server/config.h"
+#include "server/server_app.h"
+#include "server/service/rpc_server.h"
+
+namespace xcache {
+namespace {
+
+constexpr int kUsageError = 2;
+constexpr int kStartError = 1;
+
+int Fail(const absl::Status& status, int code) {
+  std::fprintf(stderr, "xcache-server: %s\n",
+               std::string(status.message()).c_str());
+  return code;
+}
+
+// Written whole or not at all, so that whoever waits for it never reads half.
+absl::Status WriteReadyFile(const std::string& path, const ServerApp& app) {
+  const nlohmann::json ready = {{"listen", app.address()},
+                                {"metrics", app.metrics_address()},
+                                {"pid", getpid()}};
+  const std::string temporary = absl::StrCat(path, ".", getpid());
+  std::ofstream out(temporary);
+  out << ready.dump() << "\n";
+  out.close();
+  if (!out || std::rename(temporary.c_str(), path.c_str()) != 0) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("cannot write ", path, " (--ready-file)"));
+  }
+  return absl::OkStatus();
+}
+
+// Loads on a thread of its own, so that the signals are heard meanwhile.
+class Loader {
+ public:
+  // Sends SIGUSR1 to the calling thread when it is through.
+  Loader(ServerApp& app, const std::string& ready_file)
+      : thread_([&app, ready_file, this, waiter = pthread_self()] {
+          status_ = app.Load();
+          if (status_.ok() && !ready_file.empty()) {
+            status_ = WriteReadyFile(ready_file, app);
+          }
+          done_ = true;
+          pthread_kill(waiter, SIGUSR1);
+        }) {}
+  ~Loader() { thread_.join(); }
+
+  bool done() const { return done_; }
+  // REQUIRES: done().
+  const absl::Status& status() const { return status_; }
+
+ private:
+  std::atomic<bool> done_{false};
+  absl::Status status_;
+  std::thread thread_;
+};
+
+int Serve(const Config& config, const sigset_t& signals) {
+  auto app = ServerApp::Listen(config);
+  if (!app.ok()) return Fail(app.status(), kStartError);
+  Loader loader(**app, config.ready_file);
+  while (true) {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    if (signal == SIGUSR1) {
+      if (!loader.done() || loader.status().ok()) continue;
+      (*app)->Stop(std::chrono::seconds(0));
+      return Fail(loader.status(), kStartError);
+    }
+    if (signal == SIGHUP) {
+      const absl::Status status = (*app)->ReloadTokens();
+      if (status.ok()) {
+        XC_LOG_INFO("tokens reloaded", "file={}", LogValue(config.token_file));
+      } else {
+        XC_LOG_ERROR("tokens not reloaded", "error={}",
+                     LogValue(std::string(status.message())));
+      }
+      continue;
+    }
+    break;
+  }
+  if (!config.ready_file.empty()) std::remove(config.ready_file.c_str());
+  if (!loader.done()) {
+    // Loading cannot be interrupted, and nothing of it needs an orderly end:
+    // the store survives any, and profiles are renamed into place.
+    XC_LOG_INFO("stopped while loading");
+    spdlog::shutdown();
+    _exit(0);
+  }
+  XC_LOG_INFO("draining", "seconds={}", config.drain.count());
+  std::thread impatience([&signals] {
+    int signal = 0;
+    do {
+      sigwait(&signals, &signal);
+    } while (signal != SIGTERM && signal != SIGINT && signal != SIGUSR1);
+    // SIGUSR1: the orderly end was quicker.
+    if (signal != SIGUSR1) {
+      XC_LOG_WARN("stopped without draining");
+      spdlog::shutdown();
+      _exit(kStartError);
+    }
+  });
+  const int cut_short = (*app)->Stop(config.drain);
+  pthread_kill(impatience.native_handle(), SIGUSR1);
+  impatience.join();
+  XC_LOG_INFO("stopped", "turns_cut_short={}", cut_short);
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  // Every thread inherits this mask: signals are taken by sigwait alone.
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) {
+    sigaddset(&signals, signal);
+  }
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  const auto command_line = ParseCommandLine(argc, argv);
+  if (!command_line.ok()) return Fail(command_line.status(), kUsageError);
+  if (!command_line->print_and_exit.empty()) {
+    std::fputs(command_line->print_and_exit.c_str(), stdout);
+    return 0;
+  }
+  InitLogging(command_line->config.log_level);
+  QuietLibraryLogging();
+  return Serve(command_line->config, signals);
+}
+
+}  // namespace
+}  // namespace xcache
+
+int main(int argc, char** argv) { return xcache::Main(argc, argv); }

@@ -1,0 +1,236 @@
+#include "server/server_app.h"
+
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cachestore/cache_store.h"
+#include "cachestore/memory_budget.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "engine/engine_factory.h"
+#include "engine/model/chat_template.h"
+#include "engine/model/model.h"
+#include "engine/model/tokenizer.h"
+#include "server/core/server_core.h"
+#include "server/metrics/metrics_page.h"
+#include "server/metrics/process_metrics.h"
+#include "server/metrics/store_metrics.h"
+#include "server/service/rpc_server.h"
+#include "server/service/tls.h"
+
+namespace xcache {
+namespace {
+
+// How long answers that are finished may take to reach their clients.
+constexpr std::chrono::seconds kLastWords(5);
+
+// Switches chat off for a model whose template we do not know.
+constexpr std::string_view kNoTemplate = "none";
+
+// Keys and values are fewer than queries: the codecs with an SVD fit.
+std::string DefaultCodec(const HyperParams& hparams) {
+  return hparams.n_kv_heads < hparams.n_heads ? "xquant-gqa:bits=4"
+                                              : "xquant:bits=4";
+}
+
+CacheStoreOptions StoreOptions(const Config& config, const Digest& model_fp) {
+  CacheStoreOptions options;
+  options.dir = config.store_dir;
+  options.disk_bytes = static_cast<int64_t>(config.disk_bytes);
+  options.model_fp = model_fp;
+  return options;
+}
+
+absl::Status MakeFolder(const std::string& path) {
+  if (mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) {
+    return absl::OkStatus();
+  }
+  return absl::PermissionDeniedError(
+      absl::StrCat("cannot make the folder ", path,
+                   " (--profile-dir): ", std::strerror(errno)));
+}
+
+class ServerAppImpl final : public ServerApp {
+ public:
+  explicit ServerAppImpl(const Config& config)
+      : config_(config), metrics_(std::make_shared<Metrics>()) {}
+  ~ServerAppImpl() override { Stop(std::chrono::seconds(0)); }
+
+  absl::Status Open() {
+    XC_ASSIGN_OR_RETURN(auth_, Authenticator::Create(config_.token_file));
+    RpcServerOptions options;
+    options.listen = config_.listen;
+    XC_ASSIGN_OR_RETURN(options.credentials,
+                        MakeCredentials({config_.tls_cert, config_.tls_key,
+                                         config_.tls_client_ca}));
+    options.metrics = metrics_.get();
+    options.auth = auth_.get();
+    process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
+      SampleProcess(writer);
+      writer.Set(Metric::kReady, ready_ ? 1 : 0);
+    });
+    XC_ASSIGN_OR_RETURN(rpc_, RpcServer::Listen(options));
+    address_ = rpc_->address();
+    if (!config_.metrics_listen.empty()) {
+      XC_ASSIGN_OR_RETURN(
+          page_, MetricsPage::Listen(config_.metrics_listen, metrics_));
+      metrics_address_ = page_->address();
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Load() override {
+    const auto start = std::chrono::steady_clock::now();
+    const ProgressFn progress = [this](std::string_view what, double fraction) {
+      rpc_->SetProgress(what, fraction);
+    };
+    progress("reading the model", 0.0);
+    XC_ASSIGN_OR_RETURN(model_, Model::Load(config_.model_path));
+    XC_ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Create(model_->gguf()));
+    if (config_.chat_template != kNoTemplate) {
+      XC_ASSIGN_OR_RETURN(template_,
+                          ChatTemplate::Create(model_->gguf(), *tokenizer_,
+                                               config_.chat_template));
+    }
+    progress("opening the store", 0.0);
+    XC_RETURN_IF_ERROR(OpenStore(model_->fingerprint()));
+    EngineOptions engine_options;
+    engine_options.device = config_.device;
+    engine_options.num_threads = config_.num_threads;
+    engine_options.isa = config_.isa;
+    engine_options.profile_dir = config_.profile_dir;
+    if (!config_.profile_dir.empty()) {
+      XC_RETURN_IF_ERROR(MakeFolder(config_.profile_dir));
+    }
+    XC_ASSIGN_OR_RETURN(engine_,
+                        CreateEngine(model_, engine_options, progress));
+    XC_RETURN_IF_ERROR(StartCore(
+        config_.codec.empty() ? DefaultCodec(model_->hparams()) : config_.codec,
+        progress));
+    AddSources();
+    ready_ = true;
+    rpc_->Serve(core_.get());
+    const ModelInfo& info = engine_->info();
+    XC_LOG_INFO(
+        "serving",
+        "listen={} metrics={} model={} codec={} device={} store={} load_ms={}",
+        address_, metrics_address_.empty() ? "none" : metrics_address_,
+        LogValue(info.name), LogValue(core_->default_codec().spec()),
+        LogValue(info.device),
+        config_.store_dir.empty() ? "none" : LogValue(config_.store_dir),
+        std::chrono::duration_cast<std::chrono::milliseconds>(
+            std::chrono::steady_clock::now() - start)
+            .count());
+    return absl::OkStatus();
+  }
+
+  int Stop(std::chrono::seconds drain) override {
+    if (rpc_ == nullptr) return 0;
+    ready_ = false;
+    rpc_->StopServing();
+    int cut_short = 0;
+    if (core_ != nullptr) {
+      cut_short = core_->Drain(std::chrono::steady_clock::now() + drain);
+    }
+    rpc_->Shutdown(std::chrono::system_clock::now() + kLastWords);
+    rpc_.reset();
+    page_.reset();
+    core_source_ = {};
+    build_source_ = {};
+    process_source_ = {};
+    core_.reset();
+    engine_.reset();
+    store_.reset();
+    return cut_short;
+  }
+
+  absl::Status ReloadTokens() override { return auth_->Reload(); }
+  const std::string& address() const override { return address_; }
+  const std::string& metrics_address() const override {
+    return metrics_address_;
+  }
+  const Metrics& metrics() const override { return *metrics_; }
+
+ private:
+  absl::Status OpenStore(const Digest& model_fp) {
+    budget_ = std::make_unique<MemoryBudget>(
+        static_cast<int64_t>(config_.memory_bytes));
+    const CacheStoreOptions options = StoreOptions(config_, model_fp);
+    if (config_.repair && !config_.store_dir.empty()) {
+      XC_ASSIGN_OR_RETURN(const CacheStore::RepairReport report,
+                          CacheStore::Repair(options));
+      XC_LOG_WARN("store repaired",
+                  "store={} sessions_kept={} sessions_dropped={} "
+                  "pages_kept={} pages_dropped={}",
+                  LogValue(config_.store_dir), report.sessions_kept,
+                  report.sessions_dropped, report.pages_kept,
+                  report.pages_dropped);
+    }
+    XC_ASSIGN_OR_RETURN(store_, CacheStore::Open(options, *budget_));
+    return absl::OkStatus();
+  }
+
+  absl::Status StartCore(const std::string& codec, const ProgressFn& progress) {
+    ServerCoreDeps deps;
+    deps.engine = engine_.get();
+    deps.tokenizer = tokenizer_.get();
+    deps.chat_template = template_.get();
+    deps.store = store_.get();
+    deps.memory = budget_.get();
+    deps.metrics = metrics_.get();
+    ServerCoreOptions options;
+    options.default_codec = codec;
+    options.step_rows = config_.batch_rows;
+    options.max_queue_requests = config_.max_queue_requests;
+    options.max_queue_tokens = config_.max_queue_tokens;
+    options.default_ttl = config_.session_ttl;
+    XC_ASSIGN_OR_RETURN(core_, ServerCore::Create(deps, options, progress));
+    return absl::OkStatus();
+  }
+
+  void AddSources() {
+    core_source_ = metrics_->AddSource([this](SampleWriter& writer) {
+      SampleCore(core_->Snapshot(), writer);
+      SampleStore(store_->stats(), writer);
+      SampleMemory(*budget_, writer);
+    });
+    build_source_ = metrics_->AddSource(
+        [name = engine_->info().name, id = engine_->info().numerics_id,
+         codec =
+             std::string(core_->default_codec().spec())](SampleWriter& writer) {
+          writer.Set(Metric::kBuildInfo, 1, {kServerVersion, name, codec, id});
+        });
+  }
+
+  const Config config_;
+  const std::shared_ptr<Metrics> metrics_;
+  std::atomic<bool> ready_{false};
+  std::unique_ptr<Authenticator> auth_;
+  std::shared_ptr<const Model> model_;  // the tokenizer borrows its strings
+  std::unique_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<const ChatTemplate> template_;
+  std::unique_ptr<MemoryBudget> budget_;
+  std::unique_ptr<CacheStore> store_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<ServerCore> core_;
+  Metrics::SourceHandle process_source_, core_source_, build_source_;
+  std::unique_ptr<RpcServer> rpc_;
+  std::unique_ptr<MetricsPage> page_;
+  std::string address_, metrics_address_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ServerApp>> ServerApp::Listen(
+    const Config& config) {
+  auto app = std::make_unique<ServerAppImpl>(config);
+  XC_RETURN_IF_ERROR(app->Open());
+  return app;
+}
+
+}  // namespace xcache

@@ -1,0 +1,189 @@
+// Any bytes as a request of the public API: parsed as protobuf does, then
+// checked and converted. The first byte says which request. What is accepted
+// must keep the limits that the core relies on.
+#include <cmath>
+#include <string>
+
+#include "engine/sampler.h"
+#include "google/protobuf/stubs/logging.h"
+#include "server/service/convert.h"
+#include "server/service/status.h"
+#include "server/service/utf8.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/unit/server/service/fake_core.h"
+
+namespace {
+
+using namespace xcache;
+
+void CheckOptions(const GenerationOptions& options) {
+  XCACHE_FUZZ_CHECK(ValidateSampling(options.sampling).ok());
+  XCACHE_FUZZ_CHECK(options.max_tokens >= 1);
+  XCACHE_FUZZ_CHECK(options.num_logprobs >= 0 &&
+                    options.num_logprobs <= kMaxLogprobs);
+  XCACHE_FUZZ_CHECK(options.stop.size() <= static_cast<size_t>(kMaxStops));
+  for (const std::string& stop : options.stop) {
+    XCACHE_FUZZ_CHECK(!stop.empty() && stop.size() <= kMaxStopBytes);
+  }
+}
+
+void CheckTokens(const std::vector<TokenId>& tokens,
+                 const Tokenizer& tokenizer) {
+  for (TokenId token : tokens) {
+    XCACHE_FUZZ_CHECK(token >= 0 && token < tokenizer.vocab_size());
+  }
+}
+
+// A refusal must be INVALID_ARGUMENT, and fit to be sent.
+void CheckRefusal(const absl::Status& status) {
+  XCACHE_FUZZ_CHECK(absl::IsInvalidArgument(status));
+  XCACHE_FUZZ_CHECK(IsUtf8(ToGrpcStatus(status).error_message()));
+}
+
+template <typename Request>
+bool Parse(const uint8_t* data, size_t size, Request* request) {
+  return request->ParseFromArray(data, static_cast<int>(size));
+}
+
+void FuzzChat(const uint8_t* data, size_t size) {
+  v1::ChatRequest request;
+  if (!Parse(data, size, &request)) return;
+  const auto turn = ToChatTurn(request);
+  if (!turn.ok()) return CheckRefusal(turn.status());
+  CheckOptions(turn->options);
+  XCACHE_FUZZ_CHECK(!turn->messages.empty());
+  XCACHE_FUZZ_CHECK(turn->session_id.size() <= kMaxIdBytes);
+  for (const ChatMessage& message : turn->messages) {
+    XCACHE_FUZZ_CHECK(IsUtf8(message.content));
+  }
+}
+
+void FuzzGenerate(const uint8_t* data, size_t size) {
+  static const testing::ByteTokenizer tokenizer;
+  v1::GenerateRequest request;
+  if (!Parse(data, size, &request)) return;
+  const auto generate = ToGenerate(request, tokenizer);
+  if (!generate.ok()) return CheckRefusal(generate.status());
+  CheckOptions(generate->options);
+  XCACHE_FUZZ_CHECK(!generate->prompt.empty());
+  CheckTokens(generate->prompt, tokenizer);
+}
+
+void FuzzScore(const uint8_t* data, size_t size) {
+  static const testing::ByteTokenizer tokenizer;
+  v1::ScoreRequest request;
+  if (!Parse(data, size, &request)) return;
+  const auto score = ToScore(request, tokenizer);
+  if (!score.ok()) return CheckRefusal(score.status());
+  XCACHE_FUZZ_CHECK(score->tokens.size() >= 2);
+  XCACHE_FUZZ_CHECK(score->first >= 0 &&
+                    static_cast<size_t>(score->first) < score->tokens.size());
+  XCACHE_FUZZ_CHECK(score->top_logprobs >= 0 &&
+                    score->top_logprobs <= kMaxTopLogprobs);
+  CheckTokens(score->tokens, tokenizer);
+}
+
+void FuzzCreateSession(const uint8_t* data, size_t size) {
+  v1::CreateSessionRequest request;
+  if (!Parse(data, size, &request)) return;
+  const auto options = ToCreateSession(request);
+  if (!options.ok()) return CheckRefusal(options.status());
+  XCACHE_FUZZ_CHECK(!options->ttl.has_value() || options->ttl->count() >= 0);
+  XCACHE_FUZZ_CHECK(options->title.size() <= kMaxTitleBytes);
+}
+
+void FuzzSmall(const uint8_t* data, size_t size) {
+  v1::ListSessionsRequest list;
+  if (Parse(data, size, &list)) {
+    if (const auto status = CheckListSessions(list); !status.ok()) {
+      CheckRefusal(status);
+    }
+  }
+  const std::string bytes(reinterpret_cast<const char*>(data), size);
+  if (const auto status = CheckSessionId("id", bytes, true); !status.ok()) {
+    CheckRefusal(status);
+  }
+  const std::string fixed = ToUtf8(bytes);
+  XCACHE_FUZZ_CHECK(IsUtf8(fixed));
+  XCACHE_FUZZ_CHECK(IsUtf8(bytes) == (fixed == bytes));
+}
+
+std::string Seed(char kind, const google::protobuf::Message& message) {
+  return kind + message.SerializeAsString();
+}
+
+void SetParams(v1::GenerationParams* params) {
+  params->mutable_sampling()->set_temperature(0.5f);
+  params->mutable_sampling()->set_top_k(40);
+  params->mutable_sampling()->set_top_p(0.9f);
+  params->mutable_sampling()->set_repetition_penalty(1.1f);
+  params->mutable_sampling()->set_seed(7);
+  params->set_max_tokens(16);
+  params->add_stop("\n\n");
+  params->set_logprobs(3);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size == 0) return 0;
+  switch (data[0] % 5) {
+    case 0:
+      FuzzChat(data + 1, size - 1);
+      break;
+    case 1:
+      FuzzGenerate(data + 1, size - 1);
+      break;
+    case 2:
+      FuzzScore(data + 1, size - 1);
+      break;
+    case 3:
+      FuzzCreateSession(data + 1, size - 1);
+      break;
+    default:
+      FuzzSmall(data + 1, size - 1);
+  }
+  return 0;
+}
+
+std::vector<std::string> XcacheFuzzSeeds() {
+  // It writes a line for each string that is no UTF-8.
+  google::protobuf::SetLogHandler(nullptr);
+  std::vector<std::string> seeds;
+  v1::ChatRequest chat;
+  chat.set_session_id("a.session-1");
+  chat.set_expected_turn(2);
+  chat.add_messages()->set_role(v1::ROLE_SYSTEM);
+  chat.mutable_messages(0)->set_content("Be brief.");
+  chat.add_messages()->set_role(v1::ROLE_USER);
+  chat.mutable_messages(1)->set_content(
+      "Gr\xC3\xBC\xC3\x9F"
+      "e \xF0\x9F\x98\x80");
+  SetParams(chat.mutable_params());
+  seeds.push_back(Seed(0, chat));
+  v1::GenerateRequest generate;
+  generate.set_text("Once upon a time");
+  SetParams(generate.mutable_params());
+  seeds.push_back(Seed(1, generate));
+  for (uint32_t id : {0u, 255u, 257u}) {
+    generate.mutable_token_ids()->add_ids(id);
+  }
+  seeds.push_back(Seed(1, generate));
+  v1::ScoreRequest score;
+  score.set_text("to be scored");
+  score.set_first(3);
+  score.set_top_logprobs(5);
+  seeds.push_back(Seed(2, score));
+  v1::CreateSessionRequest create;
+  create.set_id("new");
+  create.set_system_prompt("You are.");
+  create.mutable_ttl()->set_seconds(3600);
+  create.set_codec("xquant-gqa:bits=3");
+  create.set_title("title");
+  seeds.push_back(Seed(3, create));
+  v1::ListSessionsRequest list;
+  list.set_page_size(20);
+  list.set_page_token("token");
+  seeds.push_back(Seed(4, list));
+  return seeds;
+}
