@@ -1,6 +1,14 @@
 #include "server/metrics/metrics_page.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
 #include <exception>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -11,16 +19,51 @@
 namespace xcache {
 namespace {
 
+// Connects to our own port and hangs up.
+void Knock(const std::string& host, int port) {
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(port));
+  if (inet_pton(AF_INET, host.c_str(), &to.sin_addr) != 1) return;
+  // Where it listens on every address, it does on this one.
+  if (to.sin_addr.s_addr == htonl(INADDR_ANY)) {
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  }
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return;
+  (void)connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to));
+  close(fd);
+}
+
 class MetricsPageImpl final : public MetricsPage {
  public:
   MetricsPageImpl(std::unique_ptr<prometheus::Exposer> exposer,
-                  std::string address)
-      : exposer_(std::move(exposer)), address_(std::move(address)) {}
+                  std::string host, int port)
+      : exposer_(std::move(exposer)),
+        host_(std::move(host)),
+        port_(port),
+        address_(absl::StrCat(host_, ":", port)) {}
+  // civetweb looks whether it is to stop every two seconds only, or when
+  // somebody connects: so we do.
+  ~MetricsPageImpl() override {
+    std::atomic<bool> stopped{false};
+    std::thread knocker([&] {
+      while (!stopped) {
+        Knock(host_, port_);
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      }
+    });
+    exposer_.reset();
+    stopped = true;
+    knocker.join();
+  }
   const std::string& address() const override { return address_; }
 
  private:
   std::unique_ptr<prometheus::Exposer> exposer_;
-  std::string address_;
+  const std::string host_;
+  const int port_;
+  const std::string address_;
 };
 
 }  // namespace
@@ -39,10 +82,8 @@ absl::StatusOr<std::unique_ptr<MetricsPage>> MetricsPage::Listen(
           absl::StrCat("cannot listen on ", address, " (--metrics-listen)"));
     }
     exposer->RegisterCollectable(collectable);
-    std::string bound =
-        absl::StrCat(bind.substr(0, bind.rfind(':')), ":", ports.front());
-    return std::make_unique<MetricsPageImpl>(std::move(exposer),
-                                             std::move(bound));
+    return std::make_unique<MetricsPageImpl>(
+        std::move(exposer), bind.substr(0, bind.rfind(':')), ports.front());
   } catch (const std::exception& error) {
     // civetweb says no more than "null context when constructing CivetServer".
     return absl::UnavailableError(absl::StrCat(

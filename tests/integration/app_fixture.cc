@@ -75,7 +75,7 @@ std::string HttpGet(const std::string& address, const std::string& path) {
 }
 
 AppFixture::AppFixture() {
-  InitLogging("warn");
+  InitLogging("error");
   TinyModelOptions model;
   config_.model_path = folder_.path() + "/tiny.gguf";
   WriteTinyModel(model, config_.model_path);

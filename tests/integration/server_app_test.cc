@@ -163,7 +163,6 @@ TEST_F(ServerAppTest, GenerateIsRepeatableAndScoreAgreesWithItBitForBit) {
 
   v1::TokenizeRequest tokenize;
   tokenize.set_text(request.text());
-  tokenize.set_add_bos(true);
   v1::TokenizeResponse prompt;
   ASSERT_TRUE(inference_->Tokenize(Context().get(), tokenize, &prompt).ok());
   ASSERT_EQ(static_cast<uint64_t>(prompt.token_ids_size()),
@@ -193,7 +192,7 @@ TEST_F(ServerAppTest, ATooLongContextNamesBothNumbers) {
   const Answer answer = Generate(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(answer.status.error_message(), HasSubstr("2100"));
-  EXPECT_THAT(answer.status.error_message(), HasSubstr("2048"));
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("2047"));
 }
 
 TEST_F(ServerAppTest, SessionsFromCreationToDeletion) {
@@ -269,7 +268,8 @@ TEST_F(ServerAppTest, AWholeHistoryFindsTheSessionsPages) {
   more->set_role(v1::ROLE_USER);
   more->set_content("more");
   const Answer found = Chat(history);
-  ASSERT_TRUE(found.status.ok()) << found.status.error_message();
+  ASSERT_TRUE(found.status.ok())
+      << found.status.error_code() << " " << found.status.error_message();
   EXPECT_EQ(found.final.turn(), 0u);
   const v1::ReusedTokens& reused = found.final.reused();
   EXPECT_GE(reused.device() + reused.host() + reused.disk(), 256u);
