@@ -1,0 +1,270 @@
+// The core on the CPU engine, a tiny model and the store on disk: answers and
+// the bits of their log-probabilities are the same whatever was cached, and
+// every session outlives the core.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cachestore/cache_store.h"
+#include "engine/engine_factory.h"
+#include "engine/model/chat_template.h"
+#include "engine/model/tokenizer.h"
+#include "server/core/server_core.h"
+#include "tests/support/tiny_model.h"
+#include "tests/unit/server/core/core_harness.h"
+
+namespace xcache::testing {
+namespace {
+
+// One server's parts, over a folder that outlives them.
+class RealCore {
+ public:
+  RealCore(std::string dir, ServerCoreOptions options,
+           int64_t memory_bytes = 256 << 20, int num_threads = 2)
+      : dir_(std::move(dir)), memory_(memory_bytes) {
+    model_ = MakeTinyModel({});
+    tokenizer_ = Tokenizer::Create(model_->gguf()).value();
+    template_ = ChatTemplate::Create(model_->gguf(), *tokenizer_, "").value();
+    EngineOptions engine;
+    engine.num_threads = num_threads;
+    engine_ = CreateEngine(model_, engine, {}).value();
+    CacheStoreOptions store;
+    store.dir = dir_;
+    store.model_fp = model_->fingerprint();
+    store_ = CacheStore::Open(store, memory_).value();
+    ServerCoreDeps deps;
+    deps.engine = engine_.get();
+    deps.tokenizer = tokenizer_.get();
+    deps.chat_template = template_.get();
+    deps.store = store_.get();
+    deps.memory = &memory_;
+    deps.metrics = &metrics;
+    core_ = ServerCore::Create(deps, options, {}).value();
+  }
+
+  ServerCore& core() { return *core_; }
+  CacheStore& store() { return *store_; }
+  const MemoryBudget& memory() const { return memory_; }
+
+  void NewSession(const std::string& id, const std::string& system) {
+    CreateSessionOptions create;
+    create.tenant = "t";
+    create.id = id;
+    create.system_prompt = system;
+    ASSERT_TRUE(core_->CreateSession(create).ok());
+  }
+  std::shared_ptr<CollectSink> Start(ChatTurn turn) {
+    auto sink = std::make_shared<CollectSink>();
+    core_->SubmitChat(std::move(turn), sink);
+    return sink;
+  }
+  std::shared_ptr<CollectSink> Chat(ChatTurn turn) {
+    auto sink = Start(std::move(turn));
+    sink->Wait();
+    return sink;
+  }
+
+  PlainMetrics metrics;
+
+ private:
+  const std::string dir_;
+  MemoryBudget memory_;
+  std::shared_ptr<const Model> model_;
+  std::unique_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<const ChatTemplate> template_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<CacheStore> store_;
+  std::unique_ptr<ServerCore> core_;
+};
+
+class CoreEngineTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "xcache-core-XXXXXX");
+    root_ = mkdtemp(pattern.data());
+  }
+  void TearDown() override { std::filesystem::remove_all(root_); }
+  std::string Dir(const std::string& name) const { return root_ + "/" + name; }
+
+ private:
+  std::string root_;
+};
+
+ServerCoreOptions Restoring(int step_rows = 128) {
+  ServerCoreOptions options;
+  options.step_rows = step_rows;
+  options.max_running = 16;
+  options.restore = ServerCoreOptions::Restore::kAlways;
+  return options;
+}
+
+ChatTurn TurnOf(const std::string& id, uint32_t seed, size_t letters = 90) {
+  ChatTurn turn;
+  turn.tenant = "t";
+  turn.session_id = id;
+  turn.messages = {{Role::kUser, Letters(letters, seed)}};
+  turn.options.max_tokens = 70;
+  turn.options.ignore_eos = true;
+  turn.options.num_logprobs = 3;
+  turn.options.sampling.temperature = 0.8f;
+  turn.options.seed = seed;
+  return turn;
+}
+
+void ExpectSame(const std::vector<SampledToken>& a,
+                const std::vector<SampledToken>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].token, b[i].token) << i;
+    EXPECT_EQ(a[i].logprob, b[i].logprob) << i;  // every bit
+    ASSERT_EQ(a[i].top.size(), b[i].top.size());
+    for (size_t j = 0; j < a[i].top.size(); ++j) {
+      EXPECT_EQ(a[i].top[j].token, b[i].top[j].token);
+      EXPECT_EQ(a[i].top[j].logprob, b[i].top[j].logprob);
+    }
+  }
+}
+
+TEST_F(CoreEngineTest, RestartedForkedAndRecomputedChatsAnswerTheSameBits) {
+  // The twin: never interrupted, one thread, other chunks.
+  std::vector<std::vector<SampledToken>> expected;
+  {
+    RealCore twin(Dir("twin"), Restoring(/*step_rows=*/24), 256 << 20,
+                  /*num_threads=*/1);
+    twin.NewSession("s", Letters(300, 77));
+    for (uint32_t turn = 0; turn < 4; ++turn) {
+      const auto sink = twin.Chat(TurnOf("s", turn));
+      ASSERT_TRUE(sink->status().ok()) << sink->status();
+      EXPECT_TRUE(sink->final().durable);
+      ASSERT_EQ(sink->tokens().size(), 70u);
+      expected.push_back(sink->tokens());
+    }
+  }
+  for (uint32_t turn = 0; turn < 4; ++turn) {
+    RealCore core(Dir("a"), Restoring());
+    if (turn == 0) core.NewSession("s", Letters(300, 77));
+    const auto sink = core.Chat(TurnOf("s", turn));
+    ASSERT_TRUE(sink->status().ok()) << sink->status();
+    ExpectSame(sink->tokens(), expected[turn]);
+    const FinalInfo final = sink->final();
+    EXPECT_EQ(final.turn, turn + 1);
+    EXPECT_EQ(final.reused.total() + final.prefilled_tokens,
+              final.prompt_tokens);
+    if (turn > 0) {
+      EXPECT_GT(final.reused.disk, 250u);
+      EXPECT_EQ(core.metrics.counter(CoreCounter::kPagesMissing), 0u);
+    }
+  }
+  // A fork of the first three turns answers the fourth the same; so does a
+  // session whose pages are never used.
+  ServerCoreOptions recompute = Restoring();
+  recompute.restore = ServerCoreOptions::Restore::kNever;
+  RealCore core(Dir("a"), recompute);
+  ASSERT_TRUE(core.core().ForkSession("t", "s", "f", 7).ok());
+  const auto forked = core.Chat(TurnOf("f", 3));
+  ExpectSame(forked->tokens(), expected[3]);
+  EXPECT_EQ(forked->final().reused.total(), 0u);
+}
+
+TEST_F(CoreEngineTest, EverySessionIsAtItsLastAcknowledgedTurn) {
+  constexpr int kClients = 6;
+  std::vector<std::map<std::string, uint64_t>> turns(kClients);
+  for (int round = 0; round < 3; ++round) {
+    // Little memory in the second round.
+    RealCore core(Dir("s"), Restoring(),
+                  round == 1 ? int64_t{24} << 20 : int64_t{256} << 20);
+    std::vector<std::thread> threads;
+    for (int c = 0; c < kClients; ++c) {
+      threads.emplace_back([&, c] {
+        std::mt19937 random(static_cast<uint32_t>(100 * round + c));
+        auto& mine = turns[static_cast<size_t>(c)];
+        for (int i = 0; i < 12; ++i) {
+          if (mine.size() < 2) {
+            const std::string id = "c" + std::to_string(c) + "-" +
+                                   std::to_string(round) + "-" +
+                                   std::to_string(i);
+            core.NewSession(id, Letters(200, 5));
+            mine[id] = 0;
+          }
+          const auto it = random() % 2 ? mine.begin() : std::prev(mine.end());
+          ChatTurn turn =
+              TurnOf(it->first, static_cast<uint32_t>(random()), 40);
+          turn.options.max_tokens = static_cast<int64_t>(random() % 20 + 1);
+          turn.expected_turn = it->second;
+          turn.cancellation = std::make_shared<Cancellation>();
+          const auto sink = core.Start(turn);
+          if (random() % 4 == 0) {
+            std::this_thread::sleep_for(
+                std::chrono::microseconds(random() % 20000));
+            turn.cancellation->Cancel();
+          }
+          sink->Wait();
+          if (sink->status().ok()) {
+            EXPECT_TRUE(sink->final().durable);
+            EXPECT_EQ(sink->final().turn, ++it->second);
+          } else {
+            EXPECT_TRUE(absl::IsCancelled(sink->status())) << sink->status();
+          }
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_LE(core.memory().used_bytes(), core.memory().cap_bytes());
+    EXPECT_LE(core.memory().peak_bytes(), core.memory().cap_bytes());
+    EXPECT_EQ(core.metrics.counter(CoreCounter::kPagesCorrupt), 0u);
+  }
+  RealCore core(Dir("s"), Restoring());
+  for (const auto& mine : turns) {
+    for (const auto& [id, turn] : mine) {
+      const auto info = core.core().GetSession("t", id, true);
+      ASSERT_TRUE(info.ok()) << info.status();
+      EXPECT_EQ(info->turn, turn);
+      EXPECT_EQ(info->messages.size(), 1 + 2 * turn);
+    }
+  }
+}
+
+TEST_F(CoreEngineTest, SharedSystemPromptIsSealedAndStoredOnce) {
+  constexpr int kClients = 32;
+  RealCore core(Dir("s"), Restoring());
+  const std::string system = Letters(1500, 9);
+  for (int i = 0; i < kClients; ++i) {
+    core.NewSession("s" + std::to_string(i), system);
+  }
+  std::vector<std::shared_ptr<CollectSink>> sinks;
+  for (int i = 0; i < kClients; ++i) {
+    ChatTurn turn =
+        TurnOf("s" + std::to_string(i), static_cast<uint32_t>(i), 8);
+    turn.options.max_tokens = 2;
+    sinks.push_back(core.Start(turn));
+  }
+  uint64_t reused = 0;
+  uint64_t prompt_tokens = 0;
+  for (const auto& sink : sinks) {
+    sink->Wait();
+    ASSERT_TRUE(sink->status().ok()) << sink->status();
+    reused += sink->final().reused.device;
+    prompt_tokens = std::max(prompt_tokens, sink->final().prompt_tokens);
+  }
+  ASSERT_TRUE(core.store().Flush().ok());
+  const uint64_t sealed = core.metrics.counter(CoreCounter::kBlocksSealed);
+  EXPECT_EQ(core.store().stats().disk.num_pages, static_cast<int64_t>(sealed));
+  const uint64_t shared =
+      core.core().GetSession("t", "s0", false)->num_tokens / 64 - 1;
+  EXPECT_GE(shared, 8u);
+  EXPECT_GE(reused, (kClients - 1) * shared * 64);
+  EXPECT_LE(sealed, shared + 2 * kClients);
+}
+
+}  // namespace
+}  // namespace xcache::testing
