@@ -83,6 +83,23 @@ bool IsLocked(rocksdb::Env* env, const std::string& path) {
   return false;
 }
 
+// Whether there is room to open: a new MANIFEST and the small files, and what
+// the log holds once more. (Debian's RocksDB has assertions on, and one of them
+// fails where an opening runs out of disk.)
+absl::Status CheckRoomToOpen(const std::string& dir, const std::string& path) {
+  int64_t needed = 1 << 20;
+  std::error_code error;
+  for (const auto& file : fs::directory_iterator(path, error)) {
+    if (file.path().extension() != ".log") continue;
+    needed += static_cast<int64_t>(file.file_size(error));
+  }
+  const int64_t free = FileSystemOf(path).free;
+  if (free < 0 || free >= needed) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("no space to open store ", dir, ": its file system has ",
+                   free, " bytes left, wanted ", needed));
+}
+
 absl::Status InUse(const std::string& dir) {
   return absl::FailedPreconditionError(
       absl::StrCat("store ", dir, " is in use by another process"));
@@ -129,6 +146,7 @@ absl::StatusOr<std::unique_ptr<StoreDb>> StoreDb::Open(
   rocksdb::Env* env = store->options_.env;
   if (IsLocked(env, path)) return InUse(options.dir);
   if (options.subfolder == "db") RemoveRepairLeftovers(options.dir);
+  XC_RETURN_IF_ERROR(CheckRoomToOpen(options.dir, path));
   const bool is_main = options.subfolder == "db";
   const std::optional<uint64_t> ledger =
       is_main ? ReadLedger(options.dir) : std::nullopt;
