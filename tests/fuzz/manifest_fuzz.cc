@@ -1,0 +1,114 @@
+// The records of the store, from bytes on disk: session manifests, index
+// entries, page values, and what a repair looks for in blob files. What is
+// taken for a record must mean exactly these bytes.
+#include <string_view>
+
+#include "cachestore/blob_salvage.h"
+#include "cachestore/coding.h"
+#include "cachestore/session_record.h"
+#include "cachestore/store_records.h"
+#include "engine/base/crc32c.h"
+#include "tests/fuzz/fuzz.h"
+
+namespace {
+
+using xcache::Crc32c;
+using xcache::FieldWriter;
+using xcache::PageKey;
+using xcache::SessionRecord;
+
+std::string WithCrc(std::string_view bytes, uint32_t before) {
+  std::string out(bytes);
+  if (out.size() < 4) return out;
+  out.resize(out.size() - 4);
+  FieldWriter(out).Int(Crc32c(out, before));
+  return out;
+}
+
+void CheckManifest(std::string_view bytes) {
+  const auto record = xcache::DecodeSessionRecord(bytes);
+  if (record.ok()) {
+    XCACHE_FUZZ_CHECK(xcache::EncodeSessionRecord(*record) == bytes);
+  } else {
+    XCACHE_FUZZ_CHECK(!record.status().message().empty());
+  }
+}
+
+void CheckEntries(const PageKey& page, const std::string& session,
+                  std::string_view bytes) {
+  const auto entry = xcache::DecodePageEntry(page, bytes);
+  if (entry.ok()) {
+    XCACHE_FUZZ_CHECK(xcache::EncodePageEntry(page, *entry) == bytes);
+  }
+  const auto summary = xcache::DecodeSessionEntry(session, bytes);
+  if (summary.ok()) {
+    XCACHE_FUZZ_CHECK(xcache::EncodeSessionEntry(*summary) == bytes);
+  }
+  const auto trailer = xcache::CheckPageValue(page, bytes);
+  if (trailer.ok()) {
+    const std::string_view content = bytes.substr(0, trailer->page_bytes);
+    XCACHE_FUZZ_CHECK(
+        std::string(content) +
+            xcache::EncodePageTrailer(page, trailer->parent, content) ==
+        bytes);
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const std::string_view bytes(reinterpret_cast<const char*>(data), size);
+  const PageKey page = xcache::Sha256Of("page");
+  const std::string session = xcache::SessionKey("tenant", "id");
+  CheckManifest(bytes);
+  CheckEntries(page, session, bytes);
+  // Behind checksums that are right, so that mutations reach what they guard.
+  CheckManifest(WithCrc(bytes, 0));
+  CheckEntries(page, session, WithCrc(bytes, Crc32c(xcache::KeyBytes(page))));
+  CheckEntries(page, session, WithCrc(bytes, Crc32c(session)));
+  const auto name = xcache::ParseSessionKey(bytes);
+  if (name) {
+    XCACHE_FUZZ_CHECK(xcache::SessionKey(name->tenant, name->id) == bytes);
+  }
+  xcache::SalvageBlobFile(
+      bytes, [&](const PageKey&, const PageKey&, std::string_view found) {
+        XCACHE_FUZZ_CHECK(found.data() >= bytes.data() &&
+                          found.data() + found.size() <=
+                              bytes.data() + bytes.size());
+      });
+  return 0;
+}
+
+std::vector<std::string> XcacheFuzzSeeds() {
+  SessionRecord record;
+  record.tenant = "tenant";
+  record.id = "id";
+  record.title = "title";
+  record.codec = "xquant-gqa:bits=4";
+  record.numerics_id = "cpu";
+  record.expire_ms = 1;
+  record.turn = 1;
+  record.tokens = {1, 2, 3};
+  record.messages = {{1, "question", 0, 2}, {2, "answer", 2, 3}};
+  record.page_keys = {xcache::Sha256Of("page")};
+  record.settings = {{"name", "value"}};
+  const PageKey key = xcache::Sha256Of("page");
+  const std::string content = "a page's bytes";
+  const std::string value =
+      content + xcache::EncodePageTrailer(key, xcache::kRootPageKey, content);
+  std::string blob(30, '\0');
+  FieldWriter w(blob);
+  w.Int(uint64_t{key.size()});
+  w.Int(uint64_t{value.size()});
+  w.Int(uint64_t{0});
+  w.Int(uint64_t{0});
+  w.Hash(key);
+  w.Raw(value);
+  return {xcache::EncodeSessionRecord(record),
+          xcache::EncodeSessionRecord({}),
+          xcache::EncodeSessionEntry(xcache::MakeSessionEntry(record)),
+          xcache::EncodePageEntry(key, {.num_bytes = 1, .crc = 2, .put_us = 3}),
+          value,
+          blob,
+          xcache::SessionKey("tenant", "id")};
+}
