@@ -39,6 +39,7 @@ CpuEngine::CpuEngine(std::shared_ptr<const Model> model, Isa isa,
       profile_dir_(std::move(profile_dir)),
       kernels_(GetKernels(isa)),
       shape_(ShapeOf(model_->hparams())),
+      arena_(std::make_shared<KvArena>(CpuKvBlock::Bytes(shape_))),
       pool_(num_threads) {}
 
 absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
@@ -158,7 +159,8 @@ absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
     }
   }
   return std::make_unique<CpuSequence>(
-      static_cast<const CpuCodecHandle&>(codec), shape_, tokens, blocks);
+      static_cast<const CpuCodecHandle&>(codec), shape_, arena_, tokens,
+      blocks);
 }
 
 absl::Status CpuEngine::CheckItem(const StepItem& item) const {
@@ -277,7 +279,7 @@ std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
     auto payload = CheckPage(handle, job.block_index, job.tokens, job.page);
     if (payload.ok()) {
       payloads[at] = *payload;
-      blocks[at] = std::make_shared<CpuKvBlock>(shape_);
+      blocks[at] = std::make_shared<CpuKvBlock>(shape_, arena_);
     } else {
       statuses[at] = payload.status();
     }

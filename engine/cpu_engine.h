@@ -31,7 +31,7 @@ class CpuEngine final : public Engine {
   const ModelInfo& info() const override { return info_; }
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
-  size_t kv_block_bytes() const override { return CpuKvBlock::Bytes(shape_); }
+  size_t kv_block_bytes() const override { return arena_->block_bytes(); }
   size_t sequence_bytes(const CodecHandle& codec) const override;
   absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
       const CodecHandle& codec, std::span<const TokenId> tokens,
@@ -65,6 +65,7 @@ class CpuEngine final : public Engine {
   const std::string profile_dir_;
   const Kernels& kernels_;
   const KvShape shape_;
+  const std::shared_ptr<KvArena> arena_;
   ThreadPool pool_;
   CpuWeights weights_;
   std::unique_ptr<CpuForward> forward_;

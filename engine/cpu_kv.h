@@ -7,8 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "engine/engine.h"
+#include "engine/kv_arena.h"
 #include "engine/types.h"
 
 namespace xcache {
@@ -56,8 +58,15 @@ class AlignedBuffer {
 // block it is, immutable once it is sealed.
 class CpuKvBlock final : public KvBlock {
  public:
-  explicit CpuKvBlock(const KvShape& shape)
-      : shape_(shape), tiles_(Bytes(shape) / sizeof(uint16_t)) {}
+  // `arena` has blocks of Bytes(shape). What is in the tiles at first is
+  // unspecified.
+  CpuKvBlock(const KvShape& shape, std::shared_ptr<KvArena> arena)
+      : shape_(shape),
+        arena_(std::move(arena)),
+        tiles_(static_cast<uint16_t*>(arena_->Allocate())) {}
+  ~CpuKvBlock() override { arena_->Free(tiles_); }
+  CpuKvBlock(const CpuKvBlock&) = delete;
+  CpuKvBlock& operator=(const CpuKvBlock&) = delete;
 
   static size_t Bytes(const KvShape& shape) {
     return static_cast<size_t>(shape.num_layers) *
@@ -66,14 +75,12 @@ class CpuKvBlock final : public KvBlock {
   }
   const KvShape& shape() const { return shape_; }
 
-  uint16_t* k_tile(int layer, int head) {
-    return tiles_.data() + Offset(layer, head);
-  }
+  uint16_t* k_tile(int layer, int head) { return tiles_ + Offset(layer, head); }
   uint16_t* v_tile(int layer, int head) {
     return k_tile(layer, head) + shape_.tile_elements();
   }
   const uint16_t* k_tile(int layer, int head) const {
-    return tiles_.data() + Offset(layer, head);
+    return tiles_ + Offset(layer, head);
   }
   const uint16_t* v_tile(int layer, int head) const {
     return k_tile(layer, head) + shape_.tile_elements();
@@ -87,8 +94,9 @@ class CpuKvBlock final : public KvBlock {
            2 * shape_.tile_elements();
   }
 
-  KvShape shape_;
-  AlignedBuffer<uint16_t> tiles_;
+  const KvShape shape_;
+  const std::shared_ptr<KvArena> arena_;
+  uint16_t* const tiles_;
 };
 
 // What a codec's live_rows() asks for, for the 64 tokens of a live block. K and

@@ -18,10 +18,12 @@ CpuCodecHandle::CpuCodecHandle(const Engine* engine,
       page_bytes_(PageBytes(codec_->payload_bytes())) {}
 
 CpuSequence::CpuSequence(const CpuCodecHandle& codec, const KvShape& shape,
+                         std::shared_ptr<KvArena> arena,
                          std::span<const TokenId> tokens,
                          std::span<const KvBlockRef> blocks)
     : codec_(codec),
       shape_(shape),
+      arena_(std::move(arena)),
       tokens_(tokens.begin(), tokens.end()),
       blocks_(blocks.begin(), blocks.end()),
       live_rows_(shape, codec.codec().live_rows()) {}
@@ -46,7 +48,7 @@ int64_t CpuSequence::Truncate(int64_t num_tokens) {
 }
 
 CpuKvBlock& CpuSequence::live() {
-  if (live_ == nullptr) live_ = std::make_shared<CpuKvBlock>(shape_);
+  if (live_ == nullptr) live_ = std::make_shared<CpuKvBlock>(shape_, arena_);
   return *live_;
 }
 

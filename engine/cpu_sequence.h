@@ -42,7 +42,7 @@ class CpuCodecHandle final : public CodecHandle {
 class CpuSequence final : public Sequence {
  public:
   CpuSequence(const CpuCodecHandle& codec, const KvShape& shape,
-              std::span<const TokenId> tokens,
+              std::shared_ptr<KvArena> arena, std::span<const TokenId> tokens,
               std::span<const KvBlockRef> blocks);
 
   const CodecHandle& codec() const override { return codec_; }
@@ -75,6 +75,7 @@ class CpuSequence final : public Sequence {
  private:
   const CpuCodecHandle& codec_;
   const KvShape shape_;
+  const std::shared_ptr<KvArena> arena_;
   std::vector<TokenId> tokens_;
   std::vector<KvBlockRef> blocks_;
   std::shared_ptr<CpuKvBlock> live_;

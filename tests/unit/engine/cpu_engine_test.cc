@@ -53,7 +53,7 @@ TEST(CpuEngineTest, InstructionSetsAndThreadCountsAgreeBitForBit) {
       ASSERT_TRUE(ref_codec.ok()) << ref_codec.status();
       std::vector<Reference> texts;
       texts.push_back(ComputeReference(
-          **ref, **ref_codec, RandomTokens(200, options.vocab_size, 21)));
+          **ref, **ref_codec, RandomTokens(140, options.vocab_size, 21)));
       texts.push_back(ComputeReference(
           **ref, **ref_codec, RandomTokens(100, options.vocab_size, 22)));
       for (const EngineCase& engine_case : CpuCases()) {
@@ -63,7 +63,7 @@ TEST(CpuEngineTest, InstructionSetsAndThreadCountsAgreeBitForBit) {
         const auto codec = (*engine)->OpenCodec(spec, {});
         ASSERT_TRUE(codec.ok()) << codec.status();
         EXPECT_EQ((*codec)->cache_fp(), (*ref_codec)->cache_fp());
-        RunRandomActions(**engine, **codec, texts, 30, 7, 0.0f);
+        RunRandomActions(**engine, **codec, texts, 15, 7, 0.0f);
         ASSERT_FALSE(HasFailure()) << engine_case.name << ", " << spec;
       }
     }
@@ -82,13 +82,13 @@ TEST(CpuEngineTest, ChunkedAttentionAgreesBitForBit) {
   ASSERT_TRUE(ref_codec.ok()) << ref_codec.status();
   std::vector<Reference> texts;
   texts.push_back(ComputeReference(**ref, **ref_codec,
-                                   RandomTokens(1100, options.vocab_size, 31)));
+                                   RandomTokens(700, options.vocab_size, 31)));
   for (const EngineCase& engine_case : CpuCases()) {
     const auto engine = engine_case.make(model);
     ASSERT_TRUE(engine.ok()) << engine.status();
     const auto codec = (*engine)->OpenCodec("kv-fp16", {});
     ASSERT_TRUE(codec.ok()) << codec.status();
-    RunRandomActions(**engine, **codec, texts, 40, 8, 0.0f);
+    RunRandomActions(**engine, **codec, texts, 25, 8, 0.0f);
     ASSERT_FALSE(HasFailure()) << engine_case.name;
   }
 }
