@@ -66,13 +66,15 @@ run_ctest() {
   ctest --preset "$preset" --no-tests=error "$@"
 }
 
-packages() { deploy/install_packages.sh build test; }
+packages() { deploy/install_packages.sh build test eval; }
 
 model() {
   local path
   path=$(deploy/get_model.sh)
   echo "$path" > "$ROOT/build/model_path"
 }
+
+eval_text() { tests/eval/eval_text.py > "$ROOT/build/eval_text.txt"; }
 
 release() { build release; }
 unit() { run_ctest release -L 'unit' -j "$JOBS"; }
@@ -140,6 +142,8 @@ else
     XCACHE_TEST_MODEL=$(cat "$ROOT/build/model_path")
     export XCACHE_TEST_MODEL
   fi
+  stage eval_text eval_text
+  export XCACHE_TEST_TEXT=$ROOT/build/eval_text.txt
   stage rules python3 tests/house_rules.py
   stage release release
   stage cuda cuda
