@@ -33,6 +33,7 @@ void LiveSequence::Drop(uint64_t tick) {
 void IdleSets::Put(const SessionKey& key, LiveSequence live) {
   Drop(key);
   const uint64_t tick = cache_.Tick();
+  live.memory.Transfer(MemoryAccount::kWorkingSets);
   MutexLock lock(mu_);
   sets_.emplace(key, Idle{std::move(live), tick});
   by_tick_.emplace(tick, key);
@@ -45,6 +46,7 @@ std::optional<LiveSequence> IdleSets::Take(const SessionKey& key) {
   by_tick_.erase(it->second.tick);
   LiveSequence live = std::move(it->second.live);
   sets_.erase(it);
+  live.memory.Transfer(MemoryAccount::kSequences);
   return live;
 }
 

@@ -23,6 +23,12 @@ int64_t Job::reusable_blocks() const {
   return (static_cast<int64_t>(tokens.size()) - 1) / kBlockTokens;
 }
 
+void Job::EndLoad() {
+  if (load_ended != nullptr) *load_ended = true;
+  load_ended = nullptr;
+  restore.clear();
+}
+
 std::span<const TokenId> Job::TokensOfBlock(int64_t block_index) const {
   return std::span(tokens).subspan(
       static_cast<size_t>(block_index * kBlockTokens), kBlockTokens);

@@ -4,6 +4,7 @@
 #ifndef XCACHE_SERVER_CORE_JOB_H_
 #define XCACHE_SERVER_CORE_JOB_H_
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -32,15 +33,14 @@ enum class JobKind { kChat, kGenerate, kScore };
 enum class JobState {
   kQueued,     // not admitted, or preempted
   kReady,      // to be planned and computed
-  kLoading,    // a loader reads its next pages
-  kRestoring,  // its next pages are there, to be rematerialized
+  kRestoring,  // its next pages are read and rematerialized
   kDone,       // reported, or with a committer
 };
 
-// A page that was read for a job.
-struct LoadedPage {
+// A page that a job waits for, or has and is to rematerialize.
+struct RestoreSlot {
   PageKey key{};
-  PageHit hit;
+  std::optional<PageHit> hit;
 };
 
 struct Job {
@@ -74,10 +74,11 @@ struct Job {
   SteadyTime stalled_since;  // no memory, alone; the epoch: is not
   bool solo = false;  // a step with it failed: next it runs in one of its own
   LiveSequence live;
-  MemoryReservation next_block;  // for the block that fills up next
-  std::deque<LoadedPage> loaded;
-  std::vector<PageKey> flights;   // blocks that others wait to get from it
-  uint64_t load_id = 0;           // tells its load from an earlier one
+  MemoryReservation next_block;     // for the block that fills up next
+  std::deque<RestoreSlot> restore;  // of the blocks that come next, in order
+  std::vector<PageKey> flights;     // blocks that others wait to get from it
+  // Set once nobody wants the pages under way any more; loaders look at it.
+  std::shared_ptr<std::atomic<bool>> load_ended;
   int64_t no_restore_before = 0;  // blocks below this index are computed
   bool load_retried = false;
 
@@ -112,6 +113,8 @@ struct Job {
     return kind != JobKind::kScore && generated() > 0 &&
            live.num_rows() + 1 == target_rows();
   }
+  // Forgets the pages that it waits for or has.
+  void EndLoad();
   const PageKey& KeyOfBlock(int64_t block_index);
   std::span<const TokenId> TokensOfBlock(int64_t block_index) const;
 

@@ -15,9 +15,8 @@
 namespace xcache {
 namespace {
 
-// Pages of one load. Enough to keep every core busy rematerializing, few enough
-// to take effect soon when a request is cancelled.
-constexpr size_t kMaxLoad = 32;
+// Pages of one load, 4,096 tokens: bounds the pages in memory at once.
+constexpr size_t kMaxLoad = 64;
 
 }  // namespace
 

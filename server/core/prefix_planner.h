@@ -45,8 +45,6 @@ class PrefixPlanner {
   // are to be computed or loaded are entered as `job`'s flights.
   Plan Next(Job& job);
 
-  // `job` makes this block, which others are to wait for.
-  void Expect(Job& job, const PageKey& key);
   // `job` has made the block, or will not: those that wait plan again.
   void Land(Job& job, const PageKey& key);
   void LandAll(Job& job);
@@ -54,6 +52,7 @@ class PrefixPlanner {
   size_t num_flights() const { return flights_.size(); }
 
  private:
+  void Expect(Job& job, const PageKey& key);
   std::vector<PageKey> PagesFrom(Job& job, int64_t first_block) const;
 
   WorkingSetCache& cache_;

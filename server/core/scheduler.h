@@ -74,8 +74,8 @@ class Scheduler {
  private:
   struct LoadResult {
     uint64_t job_id = 0;
-    uint64_t load_id = 0;
-    std::vector<LoadedPage> pages;
+    std::shared_ptr<std::atomic<bool>> load_ended;  // which load of the job's
+    std::vector<RestoreSlot> pages;
     PageKey failed_key{};
     absl::Status status;  // of the page after the last one that was read
   };
@@ -108,7 +108,12 @@ class Scheduler {
   // scheduler_step.cc: planning, restoring, computing.
   bool PlanAndRestore();
   void StartLoad(Job& job, std::vector<PageKey> keys);
+  LoadResult Load(uint64_t job_id,
+                  const std::shared_ptr<std::atomic<bool>>& load_ended,
+                  std::span<const PageKey> keys);
   void TakeLoad(LoadResult result);
+  void LoadFailed(Job& job, const PageKey& key, const absl::Status& status);
+  void EndRestore(Job& job);
   bool RestoreSlice(Job& job);
   bool Compute();
   // Makes ready what a job needs to be computed with. False: not in this step.
@@ -136,7 +141,6 @@ class Scheduler {
   std::deque<std::shared_ptr<Job>> queue_;
   std::vector<std::shared_ptr<Job>> running_;  // by order of admission
   uint64_t next_order_ = 0;
-  uint64_t next_load_ = 0;
   bool hold_admission_ = false;  // something was preempted for lack of memory
 
   mutable Mutex mu_;

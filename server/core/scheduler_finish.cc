@@ -38,7 +38,7 @@ std::shared_ptr<Job> Scheduler::RemoveRunning(const Job& job) {
   }
   planner_.LandAll(*removed);
   removed->state = JobState::kDone;
-  removed->loaded.clear();
+  removed->EndLoad();
   removed->next_block.Release();
   return removed;
 }

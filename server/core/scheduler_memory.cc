@@ -22,7 +22,7 @@ constexpr auto kStallLimit = std::chrono::seconds(5);
 
 bool HoldsMemory(const Job& job) {
   return job.live.memory.bytes() > 0 || !job.live.holds.empty() ||
-         job.next_block.bytes() > 0 || !job.loaded.empty();
+         job.next_block.bytes() > 0 || !job.restore.empty();
 }
 
 }  // namespace
@@ -78,8 +78,7 @@ void Scheduler::Preempt(Job& job) {
   planner_.LandAll(job);
   job.live.Drop(cache_.Tick());
   job.next_block.Release();
-  job.loaded.clear();
-  job.load_id = 0;
+  job.EndLoad();
   job.preempted = true;
   job.no_restore_before = 0;
   job.state = JobState::kQueued;

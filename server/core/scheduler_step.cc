@@ -1,5 +1,4 @@
-// One turn of the loop: planning at block boundaries, restoring pages in
-// slices, and one engine step with its samples.
+// One engine step: from the requests that may compute to their samples.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -22,171 +21,10 @@ namespace {
 
 using std::chrono::steady_clock;
 
-// Rematerialization between two steps while others compute: short beside a step
-// with a prompt's chunk in it.
-constexpr double kRestoreSliceSeconds = 0.010;
-constexpr int64_t kMinSlice = 2;
-constexpr int64_t kMaxSlice = 16;
-
 // Steps with fewer rows of prompts say little about the rate of prefill.
 constexpr int64_t kMinRateRows = 32;
 
 }  // namespace
-
-// Returns whether pages were rematerialized.
-bool Scheduler::PlanAndRestore() {
-  const std::vector<std::shared_ptr<Job>> jobs = running_;
-  Job* to_restore = nullptr;
-  for (const std::shared_ptr<Job>& job : jobs) {
-    job->may_compute = false;
-    if (job->state == JobState::kReady) {
-      PrefixPlanner::Plan plan = planner_.Next(*job);
-      job->may_compute = plan.action == PrefixPlanner::Action::kCompute;
-      const bool waits = plan.action == PrefixPlanner::Action::kWait;
-      if (waits && !job->waiting) {
-        metrics_.Add(CoreCounter::kSingleFlightWaits, 1);
-      }
-      job->waiting = waits;
-      if (plan.action == PrefixPlanner::Action::kLoad) {
-        StartLoad(*job, std::move(plan.load));
-      }
-    }
-    if (job->state == JobState::kRestoring && to_restore == nullptr) {
-      to_restore = job.get();
-    }
-  }
-  return to_restore != nullptr && RestoreSlice(*to_restore);
-}
-
-void Scheduler::StartLoad(Job& job, std::vector<PageKey> keys) {
-  job.state = JobState::kLoading;
-  job.load_id = ++next_load_;
-  job.restore_began = steady_clock::now();
-  loaders_.Post(
-      [this, job_id = job.id, load_id = job.load_id, keys = std::move(keys)] {
-        LoadResult result;
-    result.job_id = job_id;
-    result.load_id = load_id;
-        const SteadyTime begin = steady_clock::now();
-        for (const PageKey& key : keys) {
-          absl::StatusOr<PageHit> hit = deps_.store->pages().Get(key);
-          if (!hit.ok()) {
-            result.failed_key = key;
-            result.status = hit.status();
-            break;
-          }
-          result.pages.push_back({.key = key, .hit = *std::move(hit)});
-        }
-        const double seconds = SecondsBetween(begin, steady_clock::now());
-        rates_.AddLoad(static_cast<int64_t>(result.pages.size()), seconds);
-        metrics_.Observe(CoreHistogram::kPageLoad, seconds);
-        MutexLock lock(mu_);
-        loads_.push_back(std::move(result));
-        changed_.Signal();
-      });
-}
-
-void Scheduler::TakeLoad(LoadResult result) {
-  const auto it =
-      std::find_if(running_.begin(), running_.end(), [&](const auto& job) {
-        return job->id == result.job_id && job->load_id == result.load_id &&
-               job->state == JobState::kLoading;
-      });
-  if (it == running_.end()) return;  // ended or preempted meanwhile
-  Job& job = **it;
-  if (!result.status.ok()) {
-    const auto failed_block =
-        static_cast<int64_t>(job.live.holds.size() + result.pages.size());
-    const bool no_memory = absl::IsResourceExhausted(result.status);
-    if (absl::IsNotFound(result.status)) {
-      metrics_.Add(CoreCounter::kPagesMissing, 1);
-    } else if (absl::IsDataLoss(result.status)) {
-      metrics_.Add(CoreCounter::kPagesCorrupt, 1);
-    }
-    // Rule R3: what cannot be read is computed. Where only memory was short,
-    // idle sequences go and it is tried once more.
-    if (no_memory && !job.load_retried && idle_.size() > 0) {
-      job.load_retried = true;
-      Reclaim(static_cast<int64_t>(job.codec->page_bytes()) * kMaxSlice,
-              /*all=*/true);
-    } else {
-      job.no_restore_before =
-          no_memory ? job.reusable_blocks() : failed_block + 1;
-    }
-    planner_.LandAll(job);
-    for (const LoadedPage& page : result.pages) planner_.Expect(job, page.key);
-  }
-  job.loaded.assign(std::make_move_iterator(result.pages.begin()),
-                    std::make_move_iterator(result.pages.end()));
-  job.state = job.loaded.empty() ? JobState::kReady : JobState::kRestoring;
-  if (job.loaded.empty()) {
-    job.final.timings.restore_us +=
-        MicrosBetween(job.restore_began, steady_clock::now());
-  }
-}
-
-bool Scheduler::RestoreSlice(Job& job) {
-  const bool others_compute =
-      std::any_of(running_.begin(), running_.end(),
-                  [](const auto& other) { return other->may_compute; });
-  int64_t slice = kMaxSlice;
-  if (const double block = rates_.values().remat_block;
-      others_compute && block > 0) {
-    slice = std::clamp(static_cast<int64_t>(kRestoreSliceSeconds / block),
-                       kMinSlice, kMaxSlice);
-  }
-  slice = std::min(slice, static_cast<int64_t>(job.loaded.size()));
-  job.live.sequence.reset();  // made anew from its blocks
-  std::vector<MemoryReservation> memory;
-  std::vector<RematJob> remat;
-  const auto first_block = static_cast<int64_t>(job.live.holds.size());
-  while (static_cast<int64_t>(remat.size()) < slice) {
-    std::optional<MemoryReservation> block =
-        Reserve(job, static_cast<int64_t>(engine_.kv_block_bytes()));
-    if (!block.has_value()) return false;
-    const int64_t index = first_block + static_cast<int64_t>(remat.size());
-    memory.push_back(*std::move(block));
-    remat.push_back({.block_index = index,
-                     .page = job.loaded[remat.size()].hit.page->bytes(),
-                     .tokens = job.TokensOfBlock(index)});
-  }
-  const SteadyTime begin = steady_clock::now();
-  std::vector<absl::StatusOr<KvBlockRef>> blocks =
-      engine_.Remat(*job.codec, remat);
-  const SteadyTime end = steady_clock::now();
-  rates_.AddRemat(slice, SecondsBetween(begin, end));
-  metrics_.Observe(CoreHistogram::kRematBlock,
-                   SecondsBetween(begin, end) / static_cast<double>(slice));
-  job.final.timings.remat_us += MicrosBetween(begin, end);
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const LoadedPage page = std::move(job.loaded.front());
-    if (!blocks[i].ok()) {
-      XC_LOG_WARN("page dropped", "key={} why={}", ToHex(page.key),
-                  LogValue(std::string(blocks[i].status().message())));
-      metrics_.Add(CoreCounter::kPagesCorrupt, 1);
-      deps_.store->pages().Erase(page.key).IgnoreError();
-      job.loaded.clear();
-      planner_.LandAll(job);
-      job.no_restore_before = static_cast<int64_t>(job.live.holds.size()) + 1;
-      break;
-    }
-    job.loaded.pop_front();
-    job.live.holds.push_back(cache_.Insert(
-        page.key, static_cast<int64_t>(job.live.holds.size()),
-        *std::move(blocks[i]), std::move(memory[i]), /*stored=*/true));
-    planner_.Land(job, page.key);
-    metrics_.Add(CoreCounter::kBlocksRematerialized, 1);
-    if (job.preempted) continue;
-    (page.hit.tier == PageTier::kHost ? job.final.reused.host
-                                      : job.final.reused.disk) += kBlockTokens;
-  }
-  if (job.loaded.empty()) {
-    job.state = JobState::kReady;
-    job.final.timings.restore_us +=
-        MicrosBetween(job.restore_began, steady_clock::now());
-  }
-  return true;
-}
 
 bool Scheduler::Prepare(Job& job) {
   if (job.next_block.bytes() == 0) {
@@ -248,9 +86,9 @@ bool Scheduler::Compute() {
     budget -= count;
     StepItem item;
     item.sequence = job->live.sequence.get();
-    item.tokens = std::span(job->tokens)
-                      .subspan(static_cast<size_t>(rows),
-                               static_cast<size_t>(count));
+    item.tokens =
+        std::span(job->tokens)
+            .subspan(static_cast<size_t>(rows), static_cast<size_t>(count));
     if (job->kind == JobKind::kScore) {
       if (rows + count >= job->next_score) item.logits_mode = LogitsMode::kAll;
     } else if (rows + count == target) {
