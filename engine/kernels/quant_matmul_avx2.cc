@@ -140,15 +140,12 @@ struct Panel {
     }
   }
 
-  template <int kRows>
+  template <int kRows, int kPanels>
   static void Dot(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,
-                  const uint8_t* panel, float* out) {
-    if constexpr (kRows == 8) {  // as many as there are registers for
-      Dot<4>(a, a_stride, w, panel, out);
-      Dot<4>(a + 4 * a_stride, a_stride, w, panel, out + 4 * kPanelCols);
-    } else {
-      DotHalf<kRows>(a, a_stride, w, panel, 0, out);
-      DotHalf<kRows>(a, a_stride, w, panel, 1, out);
+                  const uint8_t* const* panels, float* const* out) {
+    for (int p = 0; p < kPanels; ++p) {
+      DotHalf<kRows>(a, a_stride, w, panels[p], 0, out[p]);
+      DotHalf<kRows>(a, a_stride, w, panels[p], 1, out[p]);
     }
   }
 };

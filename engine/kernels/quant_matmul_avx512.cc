@@ -33,92 +33,133 @@ struct Panel {
   static constexpr int kVecBytes = kF32 ? 64 : 32;
   static constexpr int kScaleBytes = kVecBytes * (kMin ? 2 : 1);
 
-  template <int kRows>
+  // kRows activation rows times kPanels panels of equal shape. Two panels share
+  // the loads of the activations, which would bind otherwise.
+  template <int kRows, int kPanels>
   static void Dot(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,
-                  const uint8_t* panel, float* out) {
+                  const uint8_t* const* panels, float* const* out) {
     const int num_blocks = w.cols / kQuantBlock;
-    const uint8_t* codes = panel;
-    const uint8_t* scales =
-        panel + static_cast<int64_t>(num_blocks) * kCodeBytes;
     // Of row 0's current block: activations, s, s_sum, sum.
     const uint8_t* row_s = a + w.cols;
     const uint8_t* row_scaled_sum = row_s + num_blocks * 4;
     const uint8_t* row_sum = row_s + num_blocks * 8;
-    const __m512i nibble = _mm512_set1_epi8(15);
-    __m512 acc[kRows];
+    const uint8_t* codes[kPanels];
+    const uint8_t* scales[kPanels];
+    __m512 acc[kPanels][kRows];
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; ++p) {
+      codes[p] = panels[p];
+      scales[p] = panels[p] + static_cast<int64_t>(num_blocks) * kCodeBytes;
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) acc[r] = _mm512_setzero_ps();
+      for (int r = 0; r < kRows; ++r) acc[p][r] = _mm512_setzero_ps();
+    }
 
     for (int b = 0; b < num_blocks; ++b) {
-      // With few rows a second set of sums hides vpdpbusd's latency.
-      constexpr int kSets = kRows <= 2 ? 2 : 1;
-      __m512i dot[kSets][kRows];
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        if constexpr (kOffset) {
-          int32_t sum;
-          __builtin_memcpy(&sum, row_sum + r * a_stride, 4);
-          dot[0][r] = _mm512_set1_epi32(-w.offset * sum);
-        } else {
-          dot[0][r] = _mm512_setzero_si512();
-        }
-        if constexpr (kSets == 2) dot[1][r] = _mm512_setzero_si512();
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < kCodeBytes / 64; ++i) {
-        const __m512i chunk = _mm512_loadu_si512(codes + i * 64);
-        if constexpr (kU8) {
-#pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) {
-            __m512i& sum = dot[i % kSets][r];
-            sum = _mm512_dpbusd_epi32(sum, chunk,
-                                      Broadcast4(a + r * a_stride + i * 4));
-          }
-        } else {
-          const __m512i low = _mm512_and_si512(chunk, nibble);
-          const __m512i high =
-              _mm512_and_si512(_mm512_srli_epi16(chunk, 4), nibble);
-#pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) {
-            dot[0][r] = _mm512_dpbusd_epi32(
-                dot[0][r], low, Broadcast4(a + r * a_stride + i * 8));
-          }
-#pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) {
-            __m512i& sum = dot[kSets - 1][r];
-            sum = _mm512_dpbusd_epi32(sum, high,
-                                      Broadcast4(a + r * a_stride + i * 8 + 4));
-          }
-        }
-      }
-      const __m512 d = LoadScales<kF32>(scales);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        __m512i sum = dot[0][r];
-        if constexpr (kSets == 2) sum = _mm512_add_epi32(sum, dot[1][r]);
-        const float* s = reinterpret_cast<const float*>(row_s + r * a_stride);
-        acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum),
-                                 _mm512_mul_ps(d, _mm512_set1_ps(*s)), acc[r]);
-      }
-      if constexpr (kMin) {
-        const __m512 m = LoadScales<kF32>(scales + kVecBytes);
+      __m512i dot[kPanels][kRows];
+      DotBlock<kRows, kPanels>(a, a_stride, codes, dot);
+      if constexpr (kOffset) {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const float* s =
-              reinterpret_cast<const float*>(row_scaled_sum + r * a_stride);
-          acc[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(*s), acc[r]);
+          int32_t sum;
+          __builtin_memcpy(&sum, row_sum + r * a_stride, 4);
+          const __m512i less = _mm512_set1_epi32(-w.offset * sum);
+#pragma GCC unroll 2
+          for (int p = 0; p < kPanels; ++p) {
+            dot[p][r] = _mm512_add_epi32(dot[p][r], less);
+          }
         }
+      }
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p) {
+        const __m512 d = LoadScales<kF32>(scales[p]);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const float* s = reinterpret_cast<const float*>(row_s + r * a_stride);
+          acc[p][r] =
+              _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p][r]),
+                              _mm512_mul_ps(d, _mm512_set1_ps(*s)), acc[p][r]);
+        }
+        if constexpr (kMin) {
+          const __m512 m = LoadScales<kF32>(scales[p] + kVecBytes);
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) {
+            const float* s =
+                reinterpret_cast<const float*>(row_scaled_sum + r * a_stride);
+            acc[p][r] = _mm512_fmadd_ps(m, _mm512_set1_ps(*s), acc[p][r]);
+          }
+        }
+        codes[p] += kCodeBytes;
+        scales[p] += kScaleBytes;
       }
       a += kQuantBlock;
       row_s += 4;
       row_scaled_sum += 4;
       row_sum += 4;
-      codes += kCodeBytes;
-      scales += kScaleBytes;
     }
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      _mm512_storeu_ps(out + r * kPanelCols, acc[r]);
+      for (int r = 0; r < kRows; ++r) {
+        _mm512_storeu_ps(out[p] + r * kPanelCols, acc[p][r]);
+      }
+    }
+  }
+
+ private:
+  // The integer products of one block, codes times activations.
+  template <int kRows, int kPanels>
+  static XCACHE_INLINE void DotBlock(const uint8_t* a, int64_t a_stride,
+                                     const uint8_t* const* codes,
+                                     __m512i (&dot)[kPanels][kRows]) {
+    // With few sums at a time, a second set hides vpdpbusd's latency.
+    constexpr bool kTwoSets = kRows * kPanels <= 4;
+    __m512i other[kPanels][kRows];
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        dot[p][r] = other[p][r] = _mm512_setzero_si512();
+      }
+    }
+    const __m512i low_nibbles = _mm512_set1_epi8(15);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {  // four of the block's elements of K
+      __m512i chunk[kPanels];
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p) {
+        if constexpr (kU8) {
+          chunk[p] = _mm512_loadu_si512(codes[p] + i * 64);
+        } else {
+          const __m512i both = _mm512_loadu_si512(codes[p] + i / 2 * 64);
+          if (i % 2 == 0) {
+            chunk[p] = _mm512_and_si512(both, low_nibbles);
+          } else if (kTwoSets) {  // 16 times the code
+            chunk[p] = _mm512_andnot_si512(low_nibbles, both);
+          } else {
+            chunk[p] =
+                _mm512_and_si512(_mm512_srli_epi16(both, 4), low_nibbles);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i x = Broadcast4(a + r * a_stride + i * 4);
+#pragma GCC unroll 2
+        for (int p = 0; p < kPanels; ++p) {
+          __m512i& sum = kTwoSets && i % 2 == 1 ? other[p][r] : dot[p][r];
+          sum = _mm512_dpbusd_epi32(sum, chunk[p], x);
+        }
+      }
+    }
+    if constexpr (kTwoSets) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          if constexpr (!kU8) other[p][r] = _mm512_srai_epi32(other[p][r], 4);
+          dot[p][r] = _mm512_add_epi32(dot[p][r], other[p][r]);
+        }
+      }
     }
   }
 };

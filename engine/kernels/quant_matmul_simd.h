@@ -2,7 +2,9 @@
 // quantizing rows, walking panels and rows, finishing outputs. The panel's
 // arithmetic itself is in the files of the instruction sets: they provide
 //   template <bool u8, bool has_min, bool f32_scales, bool has_offset>
-//   struct Panel { template <int rows> static void Dot(...); };
+//   struct Panel {
+//     template <int rows, int panels> static void Dot(...);  // a DotFn
+//   };
 // Include after simd_*.h, simd_math.h.
 #ifndef XCACHE_ENGINE_KERNELS_QUANT_MATMUL_SIMD_H_
 #define XCACHE_ENGINE_KERNELS_QUANT_MATMUL_SIMD_H_
@@ -47,19 +49,23 @@ void QuantizeRows(const float* x, int64_t x_stride, int num_rows,
   }
 }
 
-// acc[r][16] of kRows activation rows from `a` times a panel.
+// out[p][r][16] = activation rows r from `a` times panel p, for as many rows
+// and panels as the function is for.
 using DotFn = void (*)(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,
-                       const uint8_t* panel, float* acc);
+                       const uint8_t* const* panels, float* const* out);
+// [panels - 1][0, 1, 2 for 1, 2, 4 rows]
 struct DotFns {
-  DotFn rows1, rows2, rows4, rows8;
+  DotFn of[2][3];
 };
+constexpr int kRowsAtATime = 4;
 
 template <template <bool, bool, bool, bool> typename Panel, bool kU8, bool kMin,
           bool kF32, bool kOffset>
 XCACHE_INLINE DotFns DotsOf() {
   using P = Panel<kU8, kMin, kF32, kOffset>;
-  return {P::template Dot<1>, P::template Dot<2>, P::template Dot<4>,
-          P::template Dot<8>};
+  return {
+      {{P::template Dot<1, 1>, P::template Dot<2, 1>, P::template Dot<4, 1>},
+       {P::template Dot<1, 2>, P::template Dot<2, 2>, P::template Dot<4, 2>}}};
 }
 
 template <template <bool, bool, bool, bool> typename Panel, bool kU8, bool kMin>
@@ -82,19 +88,27 @@ DotFns ChooseDots(const QuantMatrix& w) {
                    : ChooseScales<Panel, false, false>(w);
 }
 
-// How many rows come next, of `left`, and their function.
-XCACHE_INLINE DotFn NextDot(const DotFns& dots, int left, int* rows) {
-  *rows = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-  return left >= 8   ? dots.rows8
-         : left >= 4 ? dots.rows4
-         : left >= 2 ? dots.rows2
-                     : dots.rows1;
+// All rows times one or two panels of equal shape: calls finish(row, rows) for
+// each tile of rows, with the products in `out` (see DotFn).
+template <typename Finish>
+XCACHE_INLINE void ForRowTiles(const DotFns& dots, const QuantRows& a,
+                               int num_rows, const QuantMatrix& w,
+                               const uint8_t* const* panels, int num_panels,
+                               float* const* out, const Finish& finish) {
+  for (int row = 0; row < num_rows;) {
+    const int left = num_rows - row;
+    const int size = left >= 4 ? 2 : left >= 2 ? 1 : 0;
+    dots.of[num_panels - 1][size](a.data + row * a.stride, a.stride, w, panels,
+                                  out);
+    finish(row, 1 << size);
+    row += 1 << size;
+  }
 }
 
-// Panels to bring into the caches together.
+// Panels to bring into the caches together; even, as they are used in pairs.
 XCACHE_INLINE int PanelsAtATime(const QuantMatrix& w) {
   const int64_t n = kStreamBytes / w.panel_bytes;
-  return n < 1 ? 1 : static_cast<int>(n);
+  return n < 2 ? 2 : static_cast<int>(n / 2 * 2);
 }
 // Brings panel `panel` and those after it into the caches, if it is the first
 // of a group of `step` that starts at `first`.
@@ -105,29 +119,54 @@ XCACHE_INLINE void StreamPanels(const QuantMatrix& w, int first, int panel,
   Stream(w.data + panel * w.panel_bytes, n * w.panel_bytes);
 }
 
+// Writes or adds rows x 16 products, of which `cols` are real.
+XCACHE_INLINE void FinishProducts(const float* products, int rows, int cols,
+                                  bool add, float* out, int64_t out_stride) {
+  for (int r = 0; r < rows; ++r, out += out_stride) {
+    const F sum = Load(products + r * kPanelCols);
+    if (cols >= kPanelCols) {
+      Store(add ? Add(Load(out), sum) : sum, out);
+    } else {
+      StoreN(add ? Add(LoadN(out, cols), sum) : sum, out, cols);
+    }
+  }
+}
+
 template <template <bool, bool, bool, bool> typename Panel>
 void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
   const DotFns dots = ChooseDots<Panel>(args.w);
   const bool add = args.epilogue == Epilogue::kAdd;
   const int step = PanelsAtATime(args.w);
-  alignas(64) float acc[8 * kPanelCols];
-  for (int panel = first; panel < last; ++panel) {
+  alignas(64) float products[2][kRowsAtATime * kPanelCols];
+  float* const to[2] = {products[0], products[1]};
+  for (int panel = first; panel < last; panel += 2) {
     StreamPanels(args.w, first, panel, last, step);
+    const int num_panels = last - panel >= 2 ? 2 : 1;
     const uint8_t* codes = args.w.data + panel * args.w.panel_bytes;
-    const int cols = args.w.rows - panel * kPanelCols;
-    float* out = args.out + panel * kPanelCols;
-    int rows;
-    for (int row = 0; row < args.num_rows; row += rows) {
-      const DotFn dot = NextDot(dots, args.num_rows - row, &rows);
-      dot(args.a.data + row * args.a.stride, args.a.stride, args.w, codes, acc);
-      for (int r = 0; r < rows; ++r, out += args.out_stride) {
-        const F sum = Load(acc + r * kPanelCols);
-        if (cols >= kPanelCols) {
-          Store(add ? Add(Load(out), sum) : sum, out);
-        } else {
-          StoreN(add ? Add(LoadN(out, cols), sum) : sum, out, cols);
-        }
+    const uint8_t* const panels[2] = {codes, codes + args.w.panel_bytes};
+    const auto finish = [&](int row, int rows) {
+      for (int p = 0; p < num_panels; ++p) {
+        const int begin = (panel + p) * kPanelCols;
+        FinishProducts(products[p], rows, args.w.rows - begin, add,
+                       args.out + row * args.out_stride + begin,
+                       args.out_stride);
       }
+    };
+    ForRowTiles(dots, args.a, args.num_rows, args.w, panels, num_panels, to,
+                finish);
+  }
+}
+
+// out = silu(gate) * up, of rows x 16 products.
+XCACHE_INLINE void FinishGateUp(const float* gate, const float* up, int rows,
+                                int cols, float* out, int64_t out_stride) {
+  for (int r = 0; r < rows; ++r, out += out_stride) {
+    const F value =
+        Mul(Silu(Load(gate + r * kPanelCols)), Load(up + r * kPanelCols));
+    if (cols >= kPanelCols) {
+      Store(value, out);
+    } else {
+      StoreN(value, out, cols);
     }
   }
 }
@@ -136,41 +175,43 @@ template <template <bool, bool, bool, bool> typename Panel>
 void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
   const DotFns gate_dots = ChooseDots<Panel>(args.gate);
   const DotFns up_dots = ChooseDots<Panel>(args.up);
-  alignas(64) float gate[8 * kPanelCols];
-  alignas(64) float up[8 * kPanelCols];
+  const bool alike = args.gate.u8 == args.up.u8 &&
+                     args.gate.has_min == args.up.has_min &&
+                     args.gate.f32_scales == args.up.f32_scales &&
+                     args.gate.offset == args.up.offset;
   const int gate_step = PanelsAtATime(args.gate);
   const int up_step = PanelsAtATime(args.up);
+  alignas(64) float products[2][kRowsAtATime * kPanelCols];
+  float* const to[2] = {products[0], products[1]};
   for (int panel = first; panel < last; ++panel) {
     StreamPanels(args.gate, first, panel, last, gate_step);
     StreamPanels(args.up, first, panel, last, up_step);
+    const uint8_t* const panels[2] = {
+        args.gate.data + panel * args.gate.panel_bytes,
+        args.up.data + panel * args.up.panel_bytes};
     const int cols = args.gate.rows - panel * kPanelCols;
     float* out = args.out + panel * kPanelCols;
-    int rows;
-    for (int row = 0; row < args.num_rows; row += rows) {
+    const auto finish = [&](int row, int rows) {
+      FinishGateUp(products[0], products[1], rows, cols,
+                   out + row * args.out_stride, args.out_stride);
+    };
+    if (alike) {
+      ForRowTiles(gate_dots, args.a, args.num_rows, args.gate, panels, 2, to,
+                  finish);
+      continue;
+    }
+    for (int row = 0; row < args.num_rows; ++row) {
       const uint8_t* a = args.a.data + row * args.a.stride;
-      const int left = args.num_rows - row;
-      NextDot(gate_dots, left, &rows)(
-          a, args.a.stride, args.gate,
-          args.gate.data + panel * args.gate.panel_bytes, gate);
-      NextDot(up_dots, left, &rows)(a, args.a.stride, args.up,
-                                    args.up.data + panel * args.up.panel_bytes,
-                                    up);
-      for (int r = 0; r < rows; ++r, out += args.out_stride) {
-        const F value =
-            Mul(Silu(Load(gate + r * kPanelCols)), Load(up + r * kPanelCols));
-        if (cols >= kPanelCols) {
-          Store(value, out);
-        } else {
-          StoreN(value, out, cols);
-        }
-      }
+      gate_dots.of[0][0](a, args.a.stride, args.gate, panels, to);
+      up_dots.of[0][0](a, args.a.stride, args.up, panels + 1, to + 1);
+      finish(row, 1);
     }
   }
 }
 
 template <template <bool, bool, bool, bool> typename Panel>
 XCACHE_INLINE void SetQuantMatmul(Kernels* table) {
-  table->quant_row_tile = 8;
+  table->quant_row_tile = kRowsAtATime;
   table->quantize_rows = QuantizeRows;
   table->quant_matmul = QuantMatmul<Panel>;
   table->quant_gate_up = QuantGateUp<Panel>;

@@ -99,7 +99,7 @@ void BM_QuantMatmul(benchmark::State& state) {
 }
 BENCHMARK(BM_QuantMatmul)
     ->ArgNames({"isa", "M", "N", "K", "u8"})
-    ->ArgsProduct({{2, 1}, {1, 8, 64}, {576}, {576}, {0}})
+    ->ArgsProduct({{2, 1}, {1, 8, 64}, {576}, {576}, {0, 1}})
     ->ArgsProduct({{2, 1}, {1, 8, 64}, {1536}, {576}, {0}})
     ->ArgsProduct({{2, 1}, {1, 8, 64}, {576}, {1536}, {0}})
     ->ArgsProduct({{2, 1}, {1, 8, 64}, {49152}, {576}, {1}})
