@@ -99,9 +99,10 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
         kQuantBlock));
   }
   if ((format.bits != 4 && format.bits != 8) || format.offset < 0 ||
-      format.offset > 128) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "no such format: ", format.bits, " bits, offset ", format.offset));
+      format.offset > 128 || (format.has_min && format.offset != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("no such format: ", format.bits, " bits, offset ",
+                     format.offset, format.has_min ? " and a minimum" : ""));
   }
   PackedMatrix result;
   QuantMatrix& view = result.view_;

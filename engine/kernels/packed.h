@@ -65,7 +65,7 @@ struct WeightBlock {
 // Q6_K has a scale for 16 weights: RequantizeBlock.
 struct QuantFormat {
   int bits = 4;             // 4 or 8
-  int offset = 0;           // 0 .. 128
+  int offset = 0;           // 0 .. 128; 0 where has_min
   bool has_min = false;     // whether m is kept; else it must be 0
   bool f32_scales = false;  // else d and m must be FP16 values
 };

@@ -32,7 +32,7 @@ struct QuantMatrix {
   bool u8 = false;
   bool f32_scales = false;
   bool has_min = false;
-  int offset = 0;
+  int offset = 0;  // 0 where has_min
   const uint8_t* data = nullptr;
   int64_t panel_bytes = 0;
 };

@@ -27,8 +27,9 @@ XCACHE_INLINE __m512 LoadScales(const uint8_t* p) {
   }
 }
 
-template <bool kU8, bool kMin, bool kF32, bool kOffset>
+template <bool kU8, bool kMin, bool kF32>
 struct Panel {
+  static constexpr bool kOffset = !kMin;  // a matrix has one or the other
   static constexpr int kCodeBytes = kU8 ? 512 : 256;
   static constexpr int kVecBytes = kF32 ? 64 : 32;
   static constexpr int kScaleBytes = kVecBytes * (kMin ? 2 : 1);

@@ -1,7 +1,7 @@
 // What the quantized product does the same way on every vector instruction set:
 // quantizing rows, walking panels and rows, finishing outputs. The panel's
 // arithmetic itself is in the files of the instruction sets: they provide
-//   template <bool u8, bool has_min, bool f32_scales, bool has_offset>
+//   template <bool u8, bool has_min, bool f32_scales>
 //   struct Panel {
 //     template <int rows, int panels> static void Dot(...);  // a DotFn
 //   };
@@ -59,26 +59,22 @@ struct DotFns {
 };
 constexpr int kRowsAtATime = 4;
 
-template <template <bool, bool, bool, bool> typename Panel, bool kU8, bool kMin,
-          bool kF32, bool kOffset>
+template <template <bool, bool, bool> typename Panel, bool kU8, bool kMin,
+          bool kF32>
 XCACHE_INLINE DotFns DotsOf() {
-  using P = Panel<kU8, kMin, kF32, kOffset>;
+  using P = Panel<kU8, kMin, kF32>;
   return {
       {{P::template Dot<1, 1>, P::template Dot<2, 1>, P::template Dot<4, 1>},
        {P::template Dot<1, 2>, P::template Dot<2, 2>, P::template Dot<4, 2>}}};
 }
 
-template <template <bool, bool, bool, bool> typename Panel, bool kU8, bool kMin>
+template <template <bool, bool, bool> typename Panel, bool kU8, bool kMin>
 XCACHE_INLINE DotFns ChooseScales(const QuantMatrix& w) {
-  if (w.f32_scales) {
-    return w.offset != 0 ? DotsOf<Panel, kU8, kMin, true, true>()
-                         : DotsOf<Panel, kU8, kMin, true, false>();
-  }
-  return w.offset != 0 ? DotsOf<Panel, kU8, kMin, false, true>()
-                       : DotsOf<Panel, kU8, kMin, false, false>();
+  return w.f32_scales ? DotsOf<Panel, kU8, kMin, true>()
+                      : DotsOf<Panel, kU8, kMin, false>();
 }
 
-template <template <bool, bool, bool, bool> typename Panel>
+template <template <bool, bool, bool> typename Panel>
 DotFns ChooseDots(const QuantMatrix& w) {
   if (w.u8) {
     return w.has_min ? ChooseScales<Panel, true, true>(w)
@@ -132,7 +128,7 @@ XCACHE_INLINE void FinishProducts(const float* products, int rows, int cols,
   }
 }
 
-template <template <bool, bool, bool, bool> typename Panel>
+template <template <bool, bool, bool> typename Panel>
 void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
   const DotFns dots = ChooseDots<Panel>(args.w);
   const bool add = args.epilogue == Epilogue::kAdd;
@@ -171,7 +167,7 @@ XCACHE_INLINE void FinishGateUp(const float* gate, const float* up, int rows,
   }
 }
 
-template <template <bool, bool, bool, bool> typename Panel>
+template <template <bool, bool, bool> typename Panel>
 void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
   const DotFns gate_dots = ChooseDots<Panel>(args.gate);
   const DotFns up_dots = ChooseDots<Panel>(args.up);
@@ -209,7 +205,7 @@ void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
   }
 }
 
-template <template <bool, bool, bool, bool> typename Panel>
+template <template <bool, bool, bool> typename Panel>
 XCACHE_INLINE void SetQuantMatmul(Kernels* table) {
   table->quant_row_tile = kRowsAtATime;
   table->quantize_rows = QuantizeRows;

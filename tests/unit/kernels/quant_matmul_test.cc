@@ -10,7 +10,7 @@
 namespace xcache {
 namespace {
 
-// Every format of the header, and an odd one with both offset and minimum.
+// Every format of the header, and codes that stand for themselves.
 constexpr QuantFormat kFormats[] = {
     {.bits = 4, .offset = 8},
     {.bits = 4, .has_min = true},
@@ -20,8 +20,8 @@ constexpr QuantFormat kFormats[] = {
     {.bits = 4, .has_min = true, .f32_scales = true},
     {.bits = 8, .has_min = true, .f32_scales = true},
     {.bits = 8, .offset = 128, .f32_scales = true},
-    {.bits = 4, .offset = 3, .has_min = true},
-    {.bits = 8, .offset = 100, .has_min = true, .f32_scales = true},
+    {.bits = 4, .f32_scales = true},
+    {.bits = 8},
 };
 
 WeightBlock MakeBlock(const QuantFormat& format, int row, int block) {
@@ -300,6 +300,8 @@ TEST(PackedMatrixTest, RefusesWhatItCannotHold) {
   EXPECT_EQ(code(3, 48, {.bits = 4}, good), invalid);
   EXPECT_EQ(code(3, 64, {.bits = 5}, good), invalid);
   EXPECT_EQ(code(3, 64, {.bits = 8, .offset = 129}, good), invalid);
+  EXPECT_EQ(code(3, 64, {.bits = 4, .offset = 8, .has_min = true}, good),
+            invalid);
 
   WeightBlock big_code = good;
   big_code.codes[31] = 16;
