@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/chat_families.h"
+#include "engine/model/utf8.h"
 
 namespace xcache {
 namespace {
@@ -29,6 +30,13 @@ absl::StatusOr<std::unique_ptr<const ChatTemplate>> ChatTemplate::Create(
   std::string text;
   if (gguf.Has("tokenizer.chat_template")) {
     XC_ASSIGN_OR_RETURN(text, gguf.GetString("tokenizer.chat_template"));
+  }
+  if (const size_t bad = FindInvalidUtf8(text); bad != text.npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(gguf.path(),
+                     ": tokenizer.chat_template: expected UTF-8, found an "
+                     "invalid byte at offset ",
+                     bad));
   }
   const std::string_view chosen =
       family.empty() ? RecogniseFamily(text) : family;

@@ -1,8 +1,10 @@
-// GGUF bytes to a parsed file and to a model: no input may crash either, and
-// every tensor of a file that parses lies in it.
+// GGUF bytes to a parsed file, a tokenizer, a chat template and a model: no
+// input may crash them, and every tensor of a file that parses lies in it.
 #include <utility>
 
+#include "engine/model/chat_template.h"
 #include "engine/model/model.h"
+#include "engine/model/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/support/tiny_model.h"
 
@@ -31,6 +33,21 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     XCACHE_FUZZ_CHECK(tensor.bytes.data() >= data &&
                       tensor.bytes.data() + tensor.bytes.size() <= data + size);
     XCACHE_FUZZ_CHECK((*gguf)->FindTensor(tensor.name) == &tensor);
+  }
+  if (auto tokenizer = xcache::Tokenizer::Create(**gguf); tokenizer.ok()) {
+    // The file may leave out bytes, but ids are its own.
+    const auto ids =
+        (*tokenizer)->EncodeWithSpecial("a tiny <|im_end|> test\n");
+    XCACHE_FUZZ_CHECK(ids.ok());
+    for (xcache::TokenId id : *ids) {
+      XCACHE_FUZZ_CHECK(id >= 0 && id < (*tokenizer)->vocab_size());
+    }
+    (*tokenizer)->Decode(*ids, true);
+    const auto chat = xcache::ChatTemplate::Create(**gguf, **tokenizer, "");
+    if (chat.ok()) {
+      XCACHE_FUZZ_CHECK(
+          (*chat)->RenderMessage({xcache::Role::kUser, "hi"}, 0).ok());
+    }
   }
   auto model = Model::FromGguf(*std::move(gguf));
   if (!model.ok()) return 0;
@@ -81,5 +98,7 @@ std::vector<std::string> XcacheFuzzSeeds() {
   writer.SetTensor("t1", {256, 2}, GgufType::kQ6_K, std::string(420, '\0'));
   writer.SetTensor("t2", {32, 1, 1, 1}, GgufType::kQ8_0, std::string(34, '\0'));
   seeds.push_back(writer.Finish());
+  seeds.push_back(
+      xcache::testing::SpmVocabularyWriter({"a", "tiny", "t", "i"}).Finish());
   return seeds;
 }

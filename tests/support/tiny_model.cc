@@ -262,6 +262,30 @@ GgufWriter TinyModelWriter(const TinyModelOptions& o) {
   return w;
 }
 
+GgufWriter SpmVocabularyWriter(const std::vector<std::string>& pieces) {
+  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
+  std::vector<int32_t> types = {2, 3, 3};
+  std::vector<float> scores = {0.0f, 0.0f, 0.0f};
+  for (int b = 0; b < 256; ++b) {
+    char spelling[8];
+    std::snprintf(spelling, sizeof(spelling), "<0x%02X>", b);
+    tokens.emplace_back(spelling);
+    types.push_back(6);
+    scores.push_back(0.0f);
+  }
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    tokens.push_back(pieces[i]);
+    types.push_back(1);
+    scores.push_back(-static_cast<float>(i));
+  }
+  GgufWriter w;
+  w.SetString("tokenizer.ggml.model", "llama");
+  w.SetStrings("tokenizer.ggml.tokens", tokens);
+  w.SetInts("tokenizer.ggml.token_type", types);
+  w.SetFloats("tokenizer.ggml.scores", scores);
+  return w;
+}
+
 std::string TinyModelBytes(const TinyModelOptions& options) {
   return TinyModelWriter(options).Finish();
 }

@@ -42,6 +42,9 @@ GgufWriter TinyModelWriter(const TinyModelOptions& options);
 std::string TinyModelBytes(const TinyModelOptions& options);
 // Aborts where the file cannot be written.
 void WriteTinyModel(const TinyModelOptions& options, const std::string& path);
+// A SentencePiece-style vocabulary and no model: <unk> 0, <s> 1, </s> 2, the
+// 256 bytes, then `pieces`, whose scores fall from first to last.
+GgufWriter SpmVocabularyWriter(const std::vector<std::string>& pieces);
 // Through a temporary file that is gone when this returns.
 std::shared_ptr<const Model> MakeTinyModel(const TinyModelOptions& options);
 

@@ -88,13 +88,13 @@ class GoldenChatTest : public ::testing::TestWithParam<const char*> {
       std::string path;
       if (source == "smollm2") {
         const char* model = std::getenv("XCACHE_TEST_MODEL");
-        if (model == nullptr) {
+        if (model == nullptr || *model == '\0') {
           GTEST_SKIP() << "XCACHE_TEST_MODEL does not name a model";
         }
         path = model;
       } else {
         const char* dir = std::getenv("XCACHE_TEST_VOCAB_DIR");
-        if (dir == nullptr) {
+        if (dir == nullptr || *dir == '\0') {
           GTEST_SKIP() << "XCACHE_TEST_VOCAB_DIR does not name a folder of "
                           "vocabularies (tests/get_vocabularies.sh gets them)";
         }

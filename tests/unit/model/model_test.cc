@@ -277,7 +277,7 @@ TEST(ModelTest, EveryTensorTypeLoads) {
 
 TEST(ModelTest, RealModelLoads) {
   const char* path = std::getenv("XCACHE_TEST_MODEL");
-  if (path == nullptr) {
+  if (path == nullptr || *path == '\0') {
     GTEST_SKIP() << "XCACHE_TEST_MODEL does not name a model";
   }
   const auto model = Model::Load(path);

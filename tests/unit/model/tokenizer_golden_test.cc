@@ -77,7 +77,7 @@ TEST(TokenizerGoldenTest, TinyModel) {
 
 TEST(TokenizerGoldenTest, RealModel) {
   const char* path = std::getenv("XCACHE_TEST_MODEL");
-  if (path == nullptr) {
+  if (path == nullptr || *path == '\0') {
     GTEST_SKIP() << "XCACHE_TEST_MODEL does not name a model";
   }
   const auto gguf = GgufFile::Open(path);
@@ -92,7 +92,7 @@ class VocabularyTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(VocabularyTest, IdsAreThoseOfLlamaCpp) {
   const char* dir = std::getenv("XCACHE_TEST_VOCAB_DIR");
-  if (dir == nullptr) {
+  if (dir == nullptr || *dir == '\0') {
     GTEST_SKIP() << "XCACHE_TEST_VOCAB_DIR does not name a folder of "
                     "vocabularies (tests/get_vocabularies.sh gets them)";
   }

@@ -16,6 +16,7 @@ using ::testing::ElementsAre;
 using testing::GgufWriter;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using testing::SpmVocabularyWriter;
 using testing::TinyModelWriter;
 
 // A tokenizer with the file that it borrows from.
@@ -38,31 +39,7 @@ struct Made {
   std::unique_ptr<const Tokenizer> tokenizer;
 };
 
-// A SentencePiece-style vocabulary: 3 special tokens, 256 bytes, then pieces
-// whose scores fall from first to last.
-GgufWriter SpmWriter(const std::vector<std::string>& pieces) {
-  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
-  std::vector<int32_t> types = {2, 3, 3};
-  std::vector<float> scores = {0, 0, 0};
-  for (int b = 0; b < 256; ++b) {
-    char spelling[8];
-    std::snprintf(spelling, sizeof(spelling), "<0x%02X>", b);
-    tokens.emplace_back(spelling);
-    types.push_back(6);
-    scores.push_back(0);
-  }
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    tokens.push_back(pieces[i]);
-    types.push_back(1);
-    scores.push_back(-static_cast<float>(i));
-  }
-  GgufWriter w;
-  w.SetString("tokenizer.ggml.model", "llama");
-  w.SetStrings("tokenizer.ggml.tokens", tokens);
-  w.SetInts("tokenizer.ggml.token_type", types);
-  w.SetFloats("tokenizer.ggml.scores", scores);
-  return w;
-}
+// The first piece of SpmVocabularyWriter.
 constexpr TokenId kFirstPiece = 259;
 #define SP "\xe2\x96\x81"
 
@@ -128,7 +105,7 @@ TEST(TokenizerTest, InvalidUtf8IsRefusedWithItsOffset) {
 }
 
 TEST(TokenizerTest, UserDefinedTokensAreFoundInText) {
-  GgufWriter writer = SpmWriter({"a", "b", SP});
+  GgufWriter writer = SpmVocabularyWriter({"a", "b", SP});
   std::vector<std::string> tokens = {
       "<unk>", "<s>", "</s>", "a", "b", SP, "<tool>", "<tool>x", "<|marker|>"};
   writer.SetStrings("tokenizer.ggml.tokens", tokens);
@@ -147,7 +124,8 @@ TEST(TokenizerTest, UserDefinedTokensAreFoundInText) {
 }
 
 TEST(SpmTokenizerTest, BestScoreMergesFirstAndThenTheLeftmost) {
-  const Made made{SpmWriter({"bc", "ab", "aa", "a", "b", "c", SP, SP "a"})};
+  const Made made{
+      SpmVocabularyWriter({"bc", "ab", "aa", "a", "b", "c", SP, SP "a"})};
   const TokenId p = kFirstPiece;
   ASSERT_TRUE(made.status.ok()) << made.status;
   // The space prefix: "▁abc" -> ▁ a bc, then "▁a".
@@ -157,7 +135,7 @@ TEST(SpmTokenizerTest, BestScoreMergesFirstAndThenTheLeftmost) {
 }
 
 TEST(SpmTokenizerTest, CharactersWithoutATokenBecomeBytes) {
-  const Made made{SpmWriter({"a", SP})};
+  const Made made{SpmVocabularyWriter({"a", SP})};
   const auto ids = made->Encode("aé\n").value();
   EXPECT_THAT(ids, ElementsAre(kFirstPiece + 1, kFirstPiece, 3 + 0xc3, 3 + 0xa9,
                                3 + 0x0a));
@@ -165,7 +143,7 @@ TEST(SpmTokenizerTest, CharactersWithoutATokenBecomeBytes) {
 }
 
 TEST(SpmTokenizerTest, SpacePrefixFollowsSpecialTokens) {
-  const Made made{SpmWriter({"a", SP})};
+  const Made made{SpmVocabularyWriter({"a", SP})};
   const TokenId a = kFirstPiece, space = kFirstPiece + 1;
   EXPECT_THAT(made->EncodeWithSpecial("<s>a</s>a").value(),
               ElementsAre(1, space, a, 2, space, a));
@@ -220,7 +198,7 @@ TEST(TokenizerTest, MalformedVocabulariesAreInvalid) {
               absl::StatusCode::kInvalidArgument)
         << merge;
   }
-  GgufWriter nan = SpmWriter({"a"});
+  GgufWriter nan = SpmVocabularyWriter({"a"});
   nan.SetFloats(
       "tokenizer.ggml.scores",
       std::vector<float>(260, std::numeric_limits<float>::quiet_NaN()));
@@ -251,7 +229,7 @@ TEST(BpeTokenizerTest, MergesThroughSymbolsThatAreNoTokens) {
 TEST(TokenizerTest, LongRunsOfOneKindTakeLinearTime) {
   // Quadratic splitting or merging would take hours here.
   const Made tiny{TinyModelWriter({})};
-  const Made spm{SpmWriter({SP, "aa", "aaaa", "a", SP SP})};
+  const Made spm{SpmVocabularyWriter({SP, "aa", "aaaa", "a", SP SP})};
   for (const char c : {'a', ' ', '\n', '0', '.'}) {
     const std::string text(300'000, c);
     const auto ids = tiny->Encode(text);
