@@ -30,6 +30,15 @@ std::string Printable(std::string_view text) {
   return out;
 }
 
+// For the log: UTF-8 without control characters, which a terminal would obey.
+std::string Loggable(std::string_view text) {
+  std::string out = ToUtf8(text);
+  for (char& c : out) {
+    if ((c >= 0 && c < ' ') || c == 0x7f) c = '?';
+  }
+  return LogValue(out);
+}
+
 }  // namespace
 
 SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
@@ -83,8 +92,8 @@ grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,
   const std::string error =
       status.ok()
           ? ""
-          : " error=" + LogValue(ToUtf8(std::string_view(
-                            status.message().data(), status.message().size())));
+          : " error=" +
+                Loggable({status.message().data(), status.message().size()});
   XC_LOG_INFO("request", "method={} code={} tenant={} ms={:.1f} peer={}{}{}",
               MethodName(method_), CodeName(status.code()),
               LogValue(tenant_.empty() ? "-" : tenant_), seconds * 1e3,

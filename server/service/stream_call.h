@@ -130,7 +130,8 @@ class StreamCall final
     MutexLock lock(mu_);
     if (done_ || !writing_) return;
     if (now - write_start_ > 2 * limits_.stall) {
-      // It does not take the status either.
+      // It does not take the status either. Under the lock, since the context
+      // goes once we are done; gRPC's reactions come on threads of its own.
       context_->TryCancel();
     } else if (now - write_start_ > limits_.stall) {
       GiveUpOnReader();

@@ -2,6 +2,7 @@
 #include "server/service/rpc_server.h"
 
 #include <chrono>
+#include <future>
 #include <map>
 #include <memory>
 #include <set>
@@ -13,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "server/service/status.h"
@@ -253,6 +255,26 @@ TEST_F(RpcServerTest, BadRequestsAreRefusedAndCounted) {
   unknown.set_session_id("nobody");
   EXPECT_EQ(RunChat(unknown).status.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_EQ(Counted(Method::kChat, absl::StatusCode::kNotFound), 1u);
+}
+
+TEST_F(RpcServerTest, RequestsThatDoNotParseAreRefused) {
+  StartServing();
+  grpc::GenericStub generic(channel_);
+  // A field of 100 bytes that are not there; text that is no UTF-8.
+  for (const std::string& bytes :
+       {std::string("\x0A\x64"), std::string("\x0A\x02\xFF\xFE")}) {
+    grpc::Slice slice(bytes);
+    const grpc::ByteBuffer request(&slice, 1);
+    grpc::ByteBuffer response;
+    grpc::ClientContext context;
+    context.set_deadline(system_clock::now() + kPatience);
+    std::promise<grpc::Status> status;
+    generic.UnaryCall(&context, "/xcache.v1.Inference/Tokenize",
+                      grpc::StubOptions(), &request, &response,
+                      [&](grpc::Status s) { status.set_value(std::move(s)); });
+    EXPECT_FALSE(status.get_future().get().ok());
+  }
+  EXPECT_TRUE(RunChat(Chat("say still here")).status.ok());
 }
 
 TEST_F(RpcServerTest, CancellingStopsTheCore) {
