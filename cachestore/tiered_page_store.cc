@@ -41,9 +41,11 @@ absl::StatusOr<PageHit> TieredPageStore::Get(const PageKey& key) {
 
 absl::Status TieredPageStore::Put(const PageRef& offered) {
   const PageRef page = host_.PutOrGet(offered);
-  if (page != offered || disk_.Contains(page->key())) {
-    // Known already; the disk compares the bytes where they are new to memory.
-    return page != offered ? absl::OkStatus() : disk_.Put(page);
+  if (page != offered) return absl::OkStatus();
+  if (disk_.Contains(page->key())) {
+    // So that it compares the bytes. It is in memory: what more is wanted.
+    disk_.Put(page).IgnoreError();
+    return absl::OkStatus();
   }
   const auto num_bytes = static_cast<int64_t>(page->bytes().size());
   {
