@@ -16,6 +16,7 @@ import grpc
 from xcache.v1 import common_pb2
 from xcache.v1 import inference_pb2
 from xcache.v1 import inference_pb2_grpc
+from xcache.v1 import sessions_pb2
 from xcache.v1 import sessions_pb2_grpc
 
 BIN = pathlib.Path(os.environ["XCACHE_BIN"])
@@ -295,3 +296,7 @@ def wait_until(condition, seconds=20, what="condition"):
             return value
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.02)
+
+
+def sessions_request(session_id):
+    return sessions_pb2.GetSessionRequest(id=session_id)
