@@ -208,7 +208,7 @@ class Job {
                         StartServer("chat", "starting the server again", {}));
     result_.restart_time = server->start_time();
     XC_ASSIGN_OR_RETURN(client, ConnectTo(*server));
-    XC_ASSIGN_OR_RETURN(session, client->GetSession(kSession, true));
+    XC_ASSIGN_OR_RETURN(session, client->GetSession(kSession));
     if (session.turn != result_.before.size()) {
       return absl::DataLossError(absl::StrCat("the session came back at turn ",
                                               session.turn,
@@ -220,7 +220,7 @@ class Job {
         result_.resumed,
         Turn(*client, kLastQuestion, session.turn,
              Params(options_.continuation_tokens, true), "resuming"));
-    XC_RETURN_IF_ERROR(Recompute(*client, std::move(session.messages)));
+    XC_RETURN_IF_ERROR(Recompute(*client, session.num_messages));
     return server->Stop();
   }
 
@@ -229,15 +229,15 @@ class Job {
   absl::Status Recompute(Client& client, std::vector<client::Message> history) {
     command::Spinner spinner;
     spinner.Show("recomputing the same prompt without the X-cache");
+    constexpr char kFork[] = "recompute";
+    XC_RETURN_IF_ERROR(
+        client.ForkSession(kSession, kFork, num_messages).status());
     client::ChatRequest request;
-    request.messages = std::move(history);
-    request.messages.push_back({client::Role::kUser, kLastQuestion});
+    request.session_id = kFork;
+    request.messages = {{client::Role::kUser, kLastQuestion}};
     request.params = Params(kRecomputedTokens, true);
     request.params.no_cache = true;
     XC_ASSIGN_OR_RETURN(result_.recomputed, client.Chat(request));
-    if (result_.recomputed.prompt_tokens != result_.resumed.prompt_tokens) {
-      return absl::OkStatus();
-    }
     Answer beginning = result_.resumed;
     beginning.tokens.resize(
         std::min<size_t>(beginning.tokens.size(), kRecomputedTokens));

@@ -38,9 +38,8 @@ struct JobResult {
   bool identical = false;  // every turn's ids and log-probability bits
   // The first of those that differs, in words; empty where identical.
   std::string difference;
-  // Whether the recomputed answer begins as the resumed one does. Unset where
-  // their prompts have different tokens (an answer can be spelt in two ways).
-  std::optional<bool> recompute_identical;
+  // Whether the recomputed answer begins as the resumed one does.
+  bool recompute_identical = false;
 };
 
 absl::StatusOr<JobResult> RunJob(const JobOptions& options);

@@ -10,7 +10,7 @@ import harness
 
 
 def make_model(path, *options):
-    subprocess.run([harness.BIN / "xcache-tiny-model", path, *options],
+    subprocess.run([harness.BUILD / "tests/xcache-tiny-model", path, *options],
                    check=True)
     return path
 

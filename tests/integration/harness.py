@@ -19,9 +19,9 @@ from xcache.v1 import inference_pb2_grpc
 from xcache.v1 import sessions_pb2
 from xcache.v1 import sessions_pb2_grpc
 
-BIN = pathlib.Path(os.environ["XCACHE_BIN"])
-SERVER = BIN / "xcache-server"
-COMMAND = BIN / "xcache"
+BUILD = pathlib.Path(os.environ["XCACHE_BUILD"])
+SERVER = BUILD / "bin/xcache-server"
+COMMAND = BUILD / "bin/xcache"
 START_SECONDS = 300
 
 METHODS = {

@@ -10,9 +10,9 @@ ROOT=$PWD
 BUILD=$(cd "${1:?usage: $0 BUILD_DIR [pytest arguments...]}" && pwd)
 shift
 
-for program in xcache-server xcache xcache-tiny-model; do
-  if [ ! -x "$BUILD/bin/$program" ]; then
-    echo "$0: $BUILD/bin/$program is missing: build it first" >&2
+for program in bin/xcache-server bin/xcache tests/xcache-tiny-model; do
+  if [ ! -x "$BUILD/$program" ]; then
+    echo "$0: $BUILD/$program is missing: build it first" >&2
     exit 2
   fi
 done
@@ -36,14 +36,14 @@ mkdir -p "$STUBS"
   --python_out="$STUBS" --grpc_python_out="$STUBS" \
   "$ROOT"/proto/xcache/v1/*.proto
 
-export XCACHE_BIN=$BUILD/bin
+export XCACHE_BUILD=$BUILD
 export XCACHE_SOURCE_DIR=$ROOT
 export PYTHONPATH=$STUBS:$ROOT/tests/integration
 export PYTHONDONTWRITEBYTECODE=1
 # Whatever else is configured on this machine must not steer the tests.
 for name in $(compgen -e | grep '^XCACHE_'); do
   case $name in
-    XCACHE_BIN | XCACHE_SOURCE_DIR | XCACHE_TEST_MODEL | XCACHE_SEED) ;;
+    XCACHE_BUILD | XCACHE_SOURCE_DIR | XCACHE_TEST_MODEL | XCACHE_SEED) ;;
     XCACHE_FORCE_ISA | XCACHE_CRASH_ROUNDS) ;;
     *) unset "$name" ;;
   esac

@@ -331,7 +331,7 @@ def test_no_space_left_on_the_stores_disk(tiny_model, tmp_path, size, filled):
 
 
 def test_too_little_memory(flags, tiny_model):
-    refuses(flags + ["--memory-bytes", "1KiB"], tiny_model, "--memory-bytes")
+    refuses(flags + ["--memory-bytes", "1KiB"], tiny_model, "memory")
 
 
 def test_too_little_disk(flags, tiny_model):
