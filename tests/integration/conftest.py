@@ -32,9 +32,17 @@ def other_model(models):
 
 
 @pytest.fixture(scope="session")
+def medium_model(models):
+    """Pages are much cheaper than their tokens, and both are quick."""
+    return make_model(models / "medium.gguf", "layers=4", "d_model=256",
+                      "n_heads=4", "n_kv_heads=2", "head_dim=64", "d_ff=512",
+                      "context=4096")
+
+
+@pytest.fixture(scope="session")
 def slow_model(models):
     """Large enough for an answer to take seconds, so that it can be cancelled
-    and queued behind; and for a page to be cheaper than its tokens."""
+    and queued behind."""
     return make_model(models / "slow.gguf", "layers=8", "d_model=512",
                       "n_heads=8", "n_kv_heads=2", "head_dim=64", "d_ff=2048",
                       "context=8192")

@@ -19,11 +19,11 @@ SESSIONS = 3
 
 
 @pytest.fixture(scope="module")
-def pristine(slow_model, tmp_path_factory):
+def pristine(medium_model, tmp_path_factory):
     """A store with a few conversations, closed in good order."""
     folder = tmp_path_factory.mktemp("pristine")
     rng = random.Random(3)
-    with harness.Server(slow_model, folder) as server:
+    with harness.Server(medium_model, folder) as server:
         client = server.client()
         conversations = []
         for i in range(SESSIONS):
@@ -37,7 +37,7 @@ def pristine(slow_model, tmp_path_factory):
         for c in conversations:
             client.sessions.FlushSession(spb.FlushSessionRequest(id=c.name))
         server.stop()
-    with harness.Server(slow_model, folder) as server:
+    with harness.Server(medium_model, folder) as server:
         client = server.client()
         for c in conversations:
             # Otherwise nothing below would show that a page was dropped.
@@ -136,7 +136,7 @@ def flip(path, rng, count=1):
     path.write_bytes(data)
 
 
-def test_flipped_bytes_in_pages(slow_model, pristine, tmp_path, seed):
+def test_flipped_bytes_in_pages(medium_model, pristine, tmp_path, seed):
     """Pages are in RocksDB's blob files."""
     folder, conversations = pristine
     blobs = files_of(folder / "store", "*.blob")
@@ -147,7 +147,7 @@ def test_flipped_bytes_in_pages(slow_model, pristine, tmp_path, seed):
         copy, store = damaged_copy(folder, tmp_path, f"flip{i}")
         for blob in files_of(store, "*.blob"):
             flip(blob, rng, count=3)
-        states = run_damaged(slow_model, copy, conversations, outcome)
+        states = run_damaged(medium_model, copy, conversations, outcome)
         if not outcome.repaired:
             # Manifests are elsewhere: no session is lost to a damaged page.
             assert states == ["ok"] * SESSIONS
@@ -155,7 +155,7 @@ def test_flipped_bytes_in_pages(slow_model, pristine, tmp_path, seed):
     assert outcome.damage_seen >= 5, "flips in pages went unnoticed"
 
 
-def test_truncated_pages(slow_model, pristine, tmp_path, seed):
+def test_truncated_pages(medium_model, pristine, tmp_path, seed):
     folder, conversations = pristine
     rng = random.Random(seed + 1)
     outcome = Outcome()
@@ -166,24 +166,24 @@ def test_truncated_pages(slow_model, pristine, tmp_path, seed):
             with open(blob, "r+b") as f:
                 f.truncate([0, 1, size // 2, size - 1,
                             rng.randrange(size)][i])
-        run_damaged(slow_model, copy, conversations, outcome)
+        run_damaged(medium_model, copy, conversations, outcome)
         shutil.rmtree(copy)
     assert outcome.damage_seen >= 4, "truncated pages went unnoticed"
 
 
-def test_missing_pages(slow_model, pristine, tmp_path):
+def test_missing_pages(medium_model, pristine, tmp_path):
     folder, conversations = pristine
     outcome = Outcome()
     copy, store = damaged_copy(folder, tmp_path, "gone")
     for blob in files_of(store, "*.blob"):
         blob.unlink()
-    run_damaged(slow_model, copy, conversations, outcome)
+    run_damaged(medium_model, copy, conversations, outcome)
     assert outcome.damage_seen == 1
 
 
 @pytest.mark.parametrize("pattern", ["*.sst", "*.log", "MANIFEST-*", "CURRENT",
                                      "OPTIONS-*", "IDENTITY"])
-def test_damaged_files_of_the_database(slow_model, pristine, tmp_path, seed,
+def test_damaged_files_of_the_database(medium_model, pristine, tmp_path, seed,
                                        pattern):
     folder, conversations = pristine
     rng = random.Random(f"{seed}{pattern}")
@@ -199,13 +199,13 @@ def test_damaged_files_of_the_database(slow_model, pristine, tmp_path, seed,
             else:
                 with open(path, "r+b") as f:
                     f.truncate(rng.randrange(size))
-        run_damaged(slow_model, copy, conversations, outcome)
+        run_damaged(medium_model, copy, conversations, outcome)
         shutil.rmtree(copy)
     print(f"{pattern}: seen {outcome.damage_seen} of 4, repaired "
           f"{outcome.repaired}, sessions lost {outcome.lost_sessions}")
 
 
-def test_damaged_profile_is_made_anew(slow_model, pristine, tmp_path, seed):
+def test_damaged_profile_is_made_anew(medium_model, pristine, tmp_path, seed):
     folder, conversations = pristine
     rng = random.Random(seed + 2)
     profiles = files_of(folder / "store" / "profiles", "*")
@@ -218,7 +218,7 @@ def test_damaged_profile_is_made_anew(slow_model, pristine, tmp_path, seed):
                 path.write_bytes(path.read_bytes()[:100])
             else:
                 flip(path, rng, count=2)
-        with harness.Server(slow_model, copy) as server:
+        with harness.Server(medium_model, copy) as server:
             client = server.client()
             for c in conversations:
                 assert copy_of(c).check_answer(client) >= 128
