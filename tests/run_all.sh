@@ -78,19 +78,21 @@ eval_text() { tests/eval/eval_text.py > "$ROOT/build/eval_text.txt"; }
 
 release() { build release; }
 unit() { run_ctest release -L 'unit' -j "$JOBS"; }
-model_tests() { run_ctest release -L 'model' -LE 'slow'; }
-slow_tests() { run_ctest release -L 'slow'; }
+model_tests() { run_ctest release -L 'model'; }
 
-# The fallback paths must give what the best one gives.
+# The fallback instruction sets must give what the best one gives: the tests
+# that compare them run in `unit`; here whole programs run on them.
 other_isas() {
   local isa
   for isa in ref avx2; do
-    XCACHE_FORCE_ISA=$isa build/release/tests/engine_test \
-      --gtest_filter='-*RealModel*'
+    XCACHE_FORCE_ISA=$isa run_ctest release -R '^(server_app_test|core_engine_test)$'
   done
 }
 
-integration() { tests/integration/run.sh build/release; }
+integration() {
+  run_ctest release -L 'integration' -j "$JOBS"
+  tests/integration/run.sh build/release
+}
 
 asan() {
   build asan-ubsan
@@ -98,7 +100,7 @@ asan() {
   ASAN_OPTIONS=detect_stack_use_after_return=1 \
   UBSAN_OPTIONS=print_stacktrace=1 \
   LSAN_OPTIONS=suppressions=$ROOT/tests/lsan.supp:print_suppressions=0 \
-    run_ctest asan-ubsan -LE 'slow' -j "$JOBS"
+    run_ctest asan-ubsan -L 'unit|integration' -j "$JOBS"
 }
 
 tsan() {
@@ -149,7 +151,6 @@ else
   stage cuda cuda
   stage unit unit
   stage model_tests model_tests
-  stage slow_tests slow_tests
   stage other_isas other_isas
   stage integration integration
   stage asan asan
