@@ -44,8 +44,9 @@ std::vector<std::string> XcacheFuzzSeeds() {
         (*codec)
             ->Seal([&](int layer) { return rows(layer); }, 0, payload)
             .ok());
-    seeds.push_back(std::string(1, static_cast<char>(i)) +
-                    std::string(payload.begin(), payload.end()));
+    std::string seed(1, static_cast<char>(i));
+    seed.append(payload.begin(), payload.end());
+    seeds.push_back(std::move(seed));
   }
   return seeds;
 }

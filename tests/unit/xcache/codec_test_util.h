@@ -61,7 +61,7 @@ class FakeModel {
         basis[i * k + i] = pair < k ? 0.8f : 1.0f;
         if (pair < k) basis[i * k + pair] = i < pair ? 0.6f : -0.6f;
       }
-      values.insert(values.end(), basis.begin(), basis.end());
+      for (float value : basis) values.push_back(value);
     }
     profile_ = NewProfile(profile_shape, Digest{}, std::move(values));
     Numbers numbers(7);
