@@ -226,7 +226,7 @@ class Job {
 
   // The resumed turn's prompt again, as a client without sessions sends it and
   // with nothing looked up.
-  absl::Status Recompute(Client& client, std::vector<client::Message> history) {
+  absl::Status Recompute(Client& client, uint64_t num_messages) {
     command::Spinner spinner;
     spinner.Show("recomputing the same prompt without the X-cache");
     constexpr char kFork[] = "recompute";
