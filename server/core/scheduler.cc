@@ -214,13 +214,14 @@ int64_t Scheduler::RetryAfterMs() const {
 void Scheduler::Loop() {
   thread_id_ = std::this_thread::get_id();
   while (TakeInbox()) {
+    progress_ = false;
     EndCancelled();
     DropWantedIdle();
     Admit();
     num_running_ = running_.size();
     bool worked = PlanAndRestore();
     worked = Compute() || worked;
-    if (!worked) WaitForWork();
+    if (!worked && !progress_) WaitForWork();
   }
   idle_.DropAll();
 }

@@ -141,6 +141,7 @@ class Scheduler {
   std::deque<std::shared_ptr<Job>> queue_;
   std::vector<std::shared_ptr<Job>> running_;  // by order of admission
   uint64_t next_order_ = 0;
+  bool progress_ = false;        // this iteration changed what may run
   bool hold_admission_ = false;  // something was preempted for lack of memory
 
   mutable Mutex mu_;

@@ -37,6 +37,7 @@ std::shared_ptr<Job> Scheduler::RemoveRunning(const Job& job) {
     rates_.AddService(SecondsBetween(job.admitted, steady_clock::now()));
   }
   planner_.LandAll(*removed);
+  progress_ = true;
   removed->state = JobState::kDone;
   removed->EndLoad();
   removed->next_block.Release();

@@ -82,6 +82,7 @@ void Scheduler::Preempt(Job& job) {
   job.preempted = true;
   job.no_restore_before = 0;
   job.state = JobState::kQueued;
+  progress_ = true;  // its flights are others' now
   hold_admission_ = true;
   const auto place =
       std::find_if(queue_.begin(), queue_.end(), [&](const auto& other) {

@@ -153,6 +153,7 @@ void Scheduler::LoadFailed(Job& job, const PageKey& key,
 void Scheduler::EndRestore(Job& job) {
   job.EndLoad();
   job.state = JobState::kReady;
+  progress_ = true;
   job.final.timings.restore_us +=
       MicrosBetween(job.restore_began, steady_clock::now());
 }
