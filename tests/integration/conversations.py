@@ -1,6 +1,8 @@
 """What a server's sessions must be after anything that happened to it: whole,
 at a known turn, and answering as if nothing had been stored. No tests here."""
 
+import itertools
+
 import grpc
 from xcache.v1 import common_pb2
 from xcache.v1 import sessions_pb2 as spb
@@ -9,6 +11,9 @@ import harness
 from harness import params
 
 Code = grpc.StatusCode
+
+# A fork's deletion may be what a damaged log has lost: no name comes again.
+FORKS = itertools.count()
 
 
 class Conversation:
@@ -83,7 +88,7 @@ class Conversation:
         Leaves the session as it is. Returns what was reused."""
         request_params = request_params or params(
             max_tokens=8, ignore_eos=True, logprobs=1)
-        names = [f"{self.name}-a", f"{self.name}-b"]
+        names = [f"{self.name}-fork{next(FORKS)}" for _ in range(2)]
         for name in names:
             client.sessions.ForkSession(
                 spb.ForkSessionRequest(id=self.name, new_id=name))

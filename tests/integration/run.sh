@@ -49,5 +49,5 @@ for name in $(compgen -e | grep '^XCACHE_'); do
   esac
 done
 cd "$ROOT/tests/integration"
-exec "$VENV/bin/python" -m pytest -p no:cacheprovider -q -rs \
+exec "$VENV/bin/python" -m pytest -p no:cacheprovider -q -rsx \
   --basetemp="$WORK/tmp" "$@"
