@@ -42,7 +42,7 @@ class StoreDb::Listener : public rocksdb::EventListener {
     store_->Degrade(error->IsCorruption()
                         ? absl::StrCat(error->ToString(),
                                        "; stop, and start once with "
-                                       "--repair-store")
+                                       "--repair")
                         : error->ToString());
   }
 

@@ -167,7 +167,7 @@ std::string FormatRecord() {
 absl::Status WouldNotOpen(const std::string& dir, const absl::Status& why) {
   return absl::DataLossError(
       absl::StrCat("store ", dir, " would not open: ", why.message(),
-                   "; --repair-store keeps every record in it that is whole"));
+                   "; --repair keeps every record in it that is whole"));
 }
 
 absl::StatusOr<StoreLook> LookAtStore(const std::string& dir,

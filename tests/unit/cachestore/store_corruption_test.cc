@@ -72,7 +72,7 @@ Outcome Examine(const std::string& dir, const std::string& what) {
   if (!store.ok()) {
     EXPECT_THAT(store.status(), HasCode(absl::StatusCode::kDataLoss));
     const std::string message(store.status().message());
-    EXPECT_THAT(message, HasSubstr("--repair-store"));
+    EXPECT_THAT(message, HasSubstr("--repair"));
     EXPECT_THAT(message, HasSubstr(dir));
     EXPECT_EQ(message.find('\n'), std::string::npos);
     const auto report = CacheStore::Repair(options);
@@ -120,7 +120,7 @@ Outcome Examine(const std::string& dir, const std::string& what) {
       // RocksDB stops writing once a flush or a compaction meets damage.
       EXPECT_THAT(committed, HasCode(absl::StatusCode::kUnavailable));
       EXPECT_THAT((*store)->stats().files.degraded_reason,
-                  HasSubstr("--repair-store"));
+                  HasSubstr("--repair"));
       outcome.degraded = true;
     }
     const auto again = (*store)->sessions().Load("t", IdOf(i));
