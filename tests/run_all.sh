@@ -5,18 +5,20 @@
 #   tests/run_all.sh --quick         dev build, unit tests: the inner loop
 #   tests/run_all.sh --require-cuda  fail where the CUDA Toolkit is not found
 #   tests/run_all.sh --only STAGE    one stage (names: see the table it prints)
+#   tests/run_all.sh --skip A,B      all stages but these
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ROOT=$PWD
 
-QUICK=0 REQUIRE_CUDA=0 ONLY=
+QUICK=0 REQUIRE_CUDA=0 ONLY= SKIP=
 while [ $# -gt 0 ]; do
   case $1 in
     --quick) QUICK=1 ;;
     --require-cuda) REQUIRE_CUDA=1 ;;
+    --skip) SKIP=${2:?--skip needs names of stages}; shift ;;
     --only) ONLY=${2:?--only needs the name of a stage}; shift ;;
     *) echo "run_all.sh: unknown option '$1'; known: --quick, --require-cuda," \
-            "--only STAGE" >&2; exit 2 ;;
+            "--only STAGE, --skip STAGES" >&2; exit 2 ;;
   esac
   shift
 done
@@ -31,6 +33,10 @@ FAILED=0
 stage() {
   local name=$1; shift
   if [ -n "$ONLY" ] && [ "$ONLY" != "$name" ]; then return 0; fi
+  if [[ ",$SKIP," == *",$name,"* ]]; then
+    SUMMARY+=("$(printf '%-14s skipped, as asked' "$name")")
+    return 0
+  fi
   local log=$LOGS/$name.log start=$SECONDS result=ok
   echo "== $name"
   # Not `if "$@"`: a condition would switch errexit off inside the stage.
