@@ -182,7 +182,10 @@ def test_missing_pages(medium_model, pristine, tmp_path):
 
 
 @pytest.mark.parametrize("pattern", [
-    "*.sst", "*.log",
+    pytest.param("*.sst", marks=pytest.mark.xfail(reason=(
+        "known bug: some damage makes RocksDB, built with assertions, abort "
+        "while the store is repaired"))),
+    "*.log",
     pytest.param("MANIFEST-*", marks=pytest.mark.xfail(reason=(
         "known bug: RocksDB takes a truncated MANIFEST for a shorter history, "
         "and the store opens empty without a word"))),
