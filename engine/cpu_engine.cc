@@ -221,20 +221,47 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   }
   if (full.empty()) return absl::OkStatus();
   std::vector<std::string> pages(full.size());
+  std::vector<size_t> whole;  // whose layers depend on each other
   std::vector<LayerTask> tasks;
   for (size_t i = 0; i < full.size(); ++i) {
     CpuSequence& s = *full[i];
+    const Codec& codec = s.cpu_codec().codec();
     pages[i] = BeginPage(s.codec().cache_fp(), s.live_index(),
-                         s.tokens().last(kBlockTokens),
-                         s.cpu_codec().codec().payload_bytes());
-    AddLayerTasks(i, s.cpu_codec().codec(), full.size(), &tasks);
+                         s.tokens().last(kBlockTokens), codec.payload_bytes());
+    if (codec.layers_independent()) {
+      AddLayerTasks(i, codec, full.size(), &tasks);
+    } else {
+      whole.push_back(i);
+    }
+  }
+  const auto seal_whole = [&](size_t i, const ParallelForFn& parallel) {
+    CpuSequence& s = *full[i];
+    return SealWholeBlock(*forward_, s.cpu_codec(), s.live_index(),
+                          s.live_rows(), s.live(), PagePayload(pages[i]),
+                          parallel);
+  };
+  // A block for each thread, as long as there are; what is left over is worked
+  // on together.
+  const size_t alone =
+      whole.size() - whole.size() % static_cast<size_t>(pool_.num_threads());
+  for (size_t w = 0; w < alone; ++w) {
+    tasks.push_back({whole[w], {}, absl::OkStatus()});
+  }
+  for (size_t w = alone; w < whole.size(); ++w) {
+    XC_RETURN_IF_ERROR(seal_whole(
+        whole[w],
+        [this](int64_t num_tasks, const std::function<void(int64_t)>& fn) {
+          pool_.ParallelFor(num_tasks, [&](int64_t task, int) { fn(task); });
+        }));
   }
   pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
     LayerTask& task = tasks[static_cast<size_t>(t)];
     CpuSequence& s = *full[task.block];
     task.status =
-        SealBlock(*forward_, s.cpu_codec(), s.live_index(), task.range,
-                  s.live_rows(), s.live(), PagePayload(pages[task.block]));
+        s.cpu_codec().codec().layers_independent()
+            ? SealBlock(*forward_, s.cpu_codec(), s.live_index(), task.range,
+                        s.live_rows(), s.live(), PagePayload(pages[task.block]))
+            : seal_whole(task.block, nullptr);
   });
   for (const LayerTask& task : tasks) XC_RETURN_IF_ERROR(task.status);
   for (size_t i = 0; i < full.size(); ++i) {

@@ -32,6 +32,94 @@ void GatherRows(const CpuKvBlock& block, int layer, uint16_t* k, uint16_t* v) {
   }
 }
 
+// The rows of a full live block, as a codec asks for them.
+class ExactRows {
+ public:
+  ExactRows(const CpuCodecHandle& codec, LiveBlockRows& rows,
+            const CpuKvBlock& block)
+      : rows_(rows),
+        block_(block),
+        elements_(kBlockTokens * static_cast<size_t>(block.shape().kv_dim())) {
+    if ((codec.codec().live_rows() & kLiveKvFinal) != 0) {
+      final_.resize(2 * elements_);
+    }
+  }
+
+  LayerRows operator()(int layer) const {
+    LayerRows in;
+    in.unit_x = rows_.unit_x(layer);
+    in.rms = rows_.rms(layer);
+    in.k_pre = rows_.k_pre(layer);
+    in.v_pre = rows_.v_pre(layer);
+    if (!final_.empty()) {
+      GatherRows(block_, layer, final_.data(), final_.data() + elements_);
+      in.k_final = final_.data();
+      in.v_final = final_.data() + elements_;
+    }
+    return in;
+  }
+
+ private:
+  LiveBlockRows& rows_;
+  const CpuKvBlock& block_;
+  const size_t elements_;
+  mutable std::vector<uint16_t> final_;  // of the layer at hand
+};
+
+// Writes a layer's rematerialized rows into the tiles, all but the sinks'.
+class TileWriter {
+ public:
+  TileWriter(const CpuForward& forward, const CpuCodecHandle& codec,
+             int64_t block_index, CpuKvBlock& block)
+      : forward_(forward),
+        block_index_(block_index),
+        block_(block),
+        first_row_(FirstRow(block_index)),
+        num_rows_(kBlockTokens - first_row_),
+        first_(static_cast<size_t>(first_row_) *
+               static_cast<size_t>(block.shape().kv_dim())),
+        final_stage_(codec.codec().remat_stage() == RematStage::kFinal) {
+    if (final_stage_) return;
+    k_.resize(static_cast<size_t>(num_rows_) *
+              static_cast<size_t>(block.shape().kv_dim()));
+    v_.resize(k_.size());
+  }
+
+  void operator()(int layer, const RematRows& rows) const {
+    const KvShape& shape = block_.shape();
+    const int kv_dim = shape.kv_dim();
+    if (!final_stage_) {
+      std::copy_n(rows.k_pre + first_, k_.size(), k_.data());
+      std::copy_n(rows.v_pre + first_, v_.size(), v_.data());
+      forward_.StoreRows(layer, block_index_, first_row_, num_rows_, k_.data(),
+                         v_.data(), kv_dim, block_);
+      return;
+    }
+    for (int head = 0; head < shape.n_kv_heads; ++head) {
+      const size_t at = first_ + static_cast<size_t>(head * shape.head_dim);
+      StoreKvF16(rows.k_final + at, rows.v_final + at, kv_dim, num_rows_,
+                 shape.head_dim, first_row_, block_.k_tile(layer, head),
+                 block_.v_tile(layer, head));
+    }
+  }
+
+ private:
+  const CpuForward& forward_;
+  const int64_t block_index_;
+  CpuKvBlock& block_;
+  const int first_row_;
+  const int num_rows_;
+  const size_t first_;
+  const bool final_stage_;
+  mutable std::vector<float> k_, v_;  // StoreRows changes what it is given
+};
+
+absl::Status SealStatus(int64_t block_index, const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::InternalError(
+      absl::StrCat("sealing block ", block_index, ": ", status.message()));
+}
+
 }  // namespace
 
 std::vector<LayerRange> SplitLayers(const Codec& codec, int64_t wanted) {
@@ -50,34 +138,29 @@ absl::Status SealBlock(const CpuForward& forward, const CpuCodecHandle& codec,
                        int64_t block_index, LayerRange range,
                        LiveBlockRows& rows, CpuKvBlock& block,
                        std::span<uint8_t> payload) {
-  const size_t kv_elements =
-      kBlockTokens * static_cast<size_t>(block.shape().kv_dim());
-  const bool wants_final = (codec.codec().live_rows() & kLiveKvFinal) != 0;
-  std::vector<uint16_t> final_rows(wants_final ? 2 * kv_elements : 0);
-  const auto layer_rows = [&](int layer) {
-    LayerRows in;
-    in.unit_x = rows.unit_x(layer);
-    in.rms = rows.rms(layer);
-    in.k_pre = rows.k_pre(layer);
-    in.v_pre = rows.v_pre(layer);
-    if (wants_final) {
-      GatherRows(block, layer, final_rows.data(),
-                 final_rows.data() + kv_elements);
-      in.k_final = final_rows.data();
-      in.v_final = final_rows.data() + kv_elements;
-    }
-    return in;
-  };
+  const ExactRows exact(codec, rows, block);
   absl::Status status = codec.codec().SealLayers(
-      range, layer_rows, FirstRow(block_index), payload);
+      range, [&](int layer) { return exact(layer); }, FirstRow(block_index),
+      payload);
   if (status.ok()) {
     status = RematBlock(forward, codec, block_index, range, payload, block);
   }
-  if (!status.ok()) {
-    return absl::InternalError(
-        absl::StrCat("sealing block ", block_index, ": ", status.message()));
-  }
-  return absl::OkStatus();
+  return SealStatus(block_index, status);
+}
+
+absl::Status SealWholeBlock(const CpuForward& forward,
+                            const CpuCodecHandle& codec, int64_t block_index,
+                            LiveBlockRows& rows, CpuKvBlock& block,
+                            std::span<uint8_t> payload,
+                            const ParallelForFn& parallel) {
+  const ExactRows exact(codec, rows, block);
+  const TileWriter write(forward, codec, block_index, block);
+  return SealStatus(
+      block_index,
+      codec.codec().SealRemat(
+          [&](int layer) { return exact(layer); }, FirstRow(block_index),
+          payload, [&](int layer, const RematRows& out) { write(layer, out); },
+          parallel));
 }
 
 absl::StatusOr<std::span<const uint8_t>> CheckPage(
@@ -104,32 +187,10 @@ absl::StatusOr<std::span<const uint8_t>> CheckPage(
 absl::Status RematBlock(const CpuForward& forward, const CpuCodecHandle& codec,
                         int64_t block_index, LayerRange range,
                         std::span<const uint8_t> payload, CpuKvBlock& block) {
-  const int first_row = FirstRow(block_index);
-  const int num_rows = kBlockTokens - first_row;
-  const KvShape& shape = block.shape();
-  const int kv_dim = shape.kv_dim();
-  const auto first =
-      static_cast<size_t>(first_row) * static_cast<size_t>(kv_dim);
-  const size_t count =
-      static_cast<size_t>(num_rows) * static_cast<size_t>(kv_dim);
-  const bool final_stage = codec.codec().remat_stage() == RematStage::kFinal;
-  std::vector<float> k(final_stage ? 0 : count), v(final_stage ? 0 : count);
+  const TileWriter write(forward, codec, block_index, block);
   const absl::Status status = codec.codec().RematLayers(
-      range, payload, first_row, [&](int layer, const RematRows& rows) {
-        if (!final_stage) {
-          std::copy_n(rows.k_pre + first, count, k.data());
-          std::copy_n(rows.v_pre + first, count, v.data());
-          forward.StoreRows(layer, block_index, first_row, num_rows, k.data(),
-                            v.data(), kv_dim, block);
-          return;
-        }
-        for (int head = 0; head < shape.n_kv_heads; ++head) {
-          const size_t at = first + static_cast<size_t>(head * shape.head_dim);
-          StoreKvF16(rows.k_final + at, rows.v_final + at, kv_dim, num_rows,
-                     shape.head_dim, first_row, block.k_tile(layer, head),
-                     block.v_tile(layer, head));
-        }
-      });
+      range, payload, FirstRow(block_index),
+      [&](int layer, const RematRows& rows) { write(layer, rows); });
   if (!status.ok()) {
     return absl::DataLossError(
         absl::StrCat("page of block ", block_index, ": ", status.message()));

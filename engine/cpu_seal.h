@@ -31,6 +31,13 @@ absl::Status SealBlock(const CpuForward& forward, const CpuCodecHandle& codec,
                        int64_t block_index, LayerRange range,
                        LiveBlockRows& rows, CpuKvBlock& block,
                        std::span<uint8_t> payload);
+// The same of all layers, with the work on this one block spread by `parallel`
+// where it is not null.
+absl::Status SealWholeBlock(const CpuForward& forward,
+                            const CpuCodecHandle& codec, int64_t block_index,
+                            LiveBlockRows& rows, CpuKvBlock& block,
+                            std::span<uint8_t> payload,
+                            const ParallelForFn& parallel);
 
 // Checks a page against what it should hold and returns its payload. DATA_LOSS
 // says what differs.

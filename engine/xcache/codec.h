@@ -71,6 +71,11 @@ struct RematRows {
 };
 using RematSink = std::function<void(int layer, const RematRows& rows)>;
 
+// Calls fn(task) for each task in [0, num_tasks), several at a time where it
+// can, and returns when all are done.
+using ParallelForFn = std::function<void(
+    int64_t num_tasks, const std::function<void(int64_t task)>& fn)>;
+
 struct LayerRange {
   int begin = 0;
   int end = 0;
@@ -104,6 +109,14 @@ class Codec {
                      const RematSink& sink) const {
     return RematLayers({0, num_layers()}, payload, first_row, sink);
   }
+
+  // Seal, and Remat of the payload it wrote, in one pass where that saves work:
+  // `sink` is handed the very bits that Remat would hand it. `parallel`, where
+  // it is not null, spreads the work on this one block.
+  virtual absl::Status SealRemat(
+      const std::function<LayerRows(int layer)>& rows, int first_row,
+      std::span<uint8_t> payload, const RematSink& sink,
+      const ParallelForFn& parallel) const;
 
   virtual int num_layers() const = 0;
   // Whether each layer's part of a payload stands for itself. Then the two

@@ -4,8 +4,17 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/base/status_macros.h"
 
 namespace xcache {
+
+absl::Status Codec::SealRemat(const std::function<LayerRows(int layer)>& rows,
+                              int first_row, std::span<uint8_t> payload,
+                              const RematSink& sink,
+                              const ParallelForFn& /*parallel*/) const {
+  XC_RETURN_IF_ERROR(Seal(rows, first_row, payload));
+  return Remat(payload, first_row, sink);
+}
 
 std::string OptionReader::Read(std::string_view key,
                                const std::vector<std::string>& known,

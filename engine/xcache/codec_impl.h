@@ -14,7 +14,7 @@
 #include "engine/kernels/isa.h"
 #include "engine/kernels/quantize_groups.h"
 #include "engine/xcache/codec.h"
-#include "engine/xcache/profile.h"
+#include "engine/xcache/profile_impl.h"
 
 namespace xcache {
 
@@ -24,8 +24,6 @@ struct CodecShape {
   int d_model = 0;
   int kv_dim = 0;  // "k"
 };
-
-enum class Projection { kKey, kValue };
 
 // What a codec is made from.
 struct CodecSources {
@@ -55,6 +53,12 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeKvFp16(
 absl::StatusOr<std::unique_ptr<const Codec>> MakeXquant(
     const CodecSpec& spec, const CodecSources& sources, Isa isa);
 absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantGqa(
+    const CodecSpec& spec, const CodecSources& sources, Isa isa);
+absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantCl(
+    const CodecSpec& spec, const CodecSources& sources, Isa isa);
+absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantClGqa(
+    const CodecSpec& spec, const CodecSources& sources, Isa isa);
+absl::StatusOr<std::unique_ptr<const Codec>> MakeKivi(
     const CodecSpec& spec, const CodecSources& sources, Isa isa);
 
 // Reads a spec's options one by one; each that is read is known, and what is

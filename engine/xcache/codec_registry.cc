@@ -14,6 +14,9 @@ constexpr std::array kCodecs = {
     CodecEntry{"kv-fp16", ProfileKind::kNone, &MakeKvFp16},
     CodecEntry{"xquant", ProfileKind::kNone, &MakeXquant},
     CodecEntry{"xquant-gqa", ProfileKind::kGqaSvd, &MakeXquantGqa},
+    CodecEntry{"xquant-cl", ProfileKind::kNone, &MakeXquantCl},
+    CodecEntry{"xquant-cl-gqa", ProfileKind::kClGqaSvd, &MakeXquantClGqa},
+    CodecEntry{"kivi", ProfileKind::kNone, &MakeKivi},
 };
 
 absl::Status UnknownCodec(const std::string& name) {

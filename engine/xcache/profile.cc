@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cmath>
@@ -147,6 +148,8 @@ std::string_view ProfileKindName(ProfileKind kind) {
       return "none";
     case ProfileKind::kGqaSvd:
       return "gqa-svd";
+    case ProfileKind::kClGqaSvd:
+      return "cl-gqa-svd";
   }
   return "unknown";
 }
@@ -158,6 +161,10 @@ std::vector<MatrixShape> MatricesOf(const ProfileShape& shape) {
     case ProfileKind::kGqaSvd:
       return {{"k_spectrum", 1, shape.kv_dim},
               {"k_basis", shape.kv_dim, shape.kv_dim}};
+    case ProfileKind::kClGqaSvd: {
+      const uint32_t rank = std::min(shape.d_model, 2 * shape.kv_dim);
+      return {{"kv_spectrum", 1, rank}, {"kv_basis", rank, shape.d_model}};
+    }
   }
   return {};
 }

@@ -20,8 +20,9 @@
 namespace xcache {
 
 enum class ProfileKind : uint32_t {
-  kNone = 0,    // computed from the model alone, fast enough to keep no file
-  kGqaSvd = 2,  // SVD of W_k, with the norm's gain folded in
+  kNone = 0,      // computed from the model alone, fast enough to keep no file
+  kGqaSvd = 2,    // SVD of W_k, with the norm's gain folded in
+  kClGqaSvd = 3,  // SVD of [W_k | W_v], with the norm's gain folded in
 };
 std::string_view ProfileKindName(ProfileKind kind);
 

@@ -35,13 +35,20 @@ std::unique_ptr<const Profile> NewProfile(const ProfileShape& shape,
                                           const Digest& model_fp,
                                           std::vector<float> values);
 
-// W_k of a layer with the norm's gain folded in, transposed: [k, d] row-major.
-using KeyWeightsFn = std::function<void(int layer, float* out)>;
+enum class Projection { kKey, kValue };
 
-// The matrices of kind kGqaSvd, every layer's.
+// W_k or W_v of a layer with the norm's gain folded in, transposed: [k, d]
+// row-major.
+using ProjectionFn =
+    std::function<void(int layer, Projection projection, float* out)>;
+
+// The matrices of each kind, every layer's.
 std::vector<float> MakeGqaSvd(const ProfileShape& shape,
-                              const KeyWeightsFn& key_weights,
+                              const ProjectionFn& weights,
                               const ProgressFn& progress);
+std::vector<float> MakeClGqaSvd(const ProfileShape& shape,
+                                const ProjectionFn& weights,
+                                const ProgressFn& progress);
 
 }  // namespace xcache
 

@@ -1,4 +1,4 @@
-// Computes profiles: the singular value decomposition of each layer's W_k.
+// Computes profiles: singular value decompositions of each layer's W_k and W_v.
 #include <algorithm>
 #include <cmath>
 
@@ -10,7 +10,7 @@
 namespace xcache {
 namespace {
 
-// Of an eigenvector v only the line is determined: of v and -v take the one
+// Of a singular vector v only the line is determined: of v and -v take the one
 // whose largest component (the first of equal ones) is positive.
 double SignOf(const Eigen::Ref<const Eigen::VectorXd>& v) {
   Eigen::Index largest = 0;
@@ -20,22 +20,29 @@ double SignOf(const Eigen::Ref<const Eigen::VectorXd>& v) {
   return v[largest] < 0.0 ? -1.0 : 1.0;
 }
 
+// Of a layer's weights as they are handed in.
+using RowMajor =
+    Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+void Report(const ProgressFn& progress, uint32_t layer, uint32_t num_layers) {
+  if (!progress) return;
+  progress("profile",
+           static_cast<double>(layer) / static_cast<double>(num_layers));
+}
+
 }  // namespace
 
 std::vector<float> MakeGqaSvd(const ProfileShape& shape,
-                              const KeyWeightsFn& key_weights,
+                              const ProjectionFn& weights,
                               const ProgressFn& progress) {
   const auto k = static_cast<Eigen::Index>(shape.kv_dim);
   const auto d = static_cast<Eigen::Index>(shape.d_model);
   std::vector<float> values(shape.num_layers * FloatsPerLayer(shape));
-  Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> w(k, d);
+  RowMajor w(k, d);
   float* out = values.data();
   for (uint32_t layer = 0; layer < shape.num_layers; ++layer) {
-    if (progress) {
-      progress("profile", static_cast<double>(layer) /
-                              static_cast<double>(shape.num_layers));
-    }
-    key_weights(static_cast<int>(layer), w.data());
+    Report(progress, layer, shape.num_layers);
+    weights(static_cast<int>(layer), Projection::kKey, w.data());
     // The right singular vectors of W_k are the eigenvectors of W_k^T W_k, [k,
     // k], its singular values the roots of the eigenvalues. That squares the
     // condition number, which costs nothing here: small singular values only
@@ -56,7 +63,41 @@ std::vector<float> MakeGqaSvd(const ProfileShape& shape,
       }
     }
   }
-  if (progress) progress("profile", 1.0);
+  Report(progress, 1, 1);
+  return values;
+}
+
+std::vector<float> MakeClGqaSvd(const ProfileShape& shape,
+                                const ProjectionFn& weights,
+                                const ProgressFn& progress) {
+  const auto k = static_cast<Eigen::Index>(shape.kv_dim);
+  const auto d = static_cast<Eigen::Index>(shape.d_model);
+  const Eigen::Index rank = std::min(d, 2 * k);
+  std::vector<float> values(shape.num_layers * FloatsPerLayer(shape));
+  RowMajor half(k, d);
+  Eigen::MatrixXd both(d, 2 * k);  // [W_k | W_v]
+  float* out = values.data();
+  for (uint32_t layer = 0; layer < shape.num_layers; ++layer) {
+    Report(progress, layer, shape.num_layers);
+    weights(static_cast<int>(layer), Projection::kKey, half.data());
+    both.leftCols(k) = half.cast<double>().transpose();
+    weights(static_cast<int>(layer), Projection::kValue, half.data());
+    both.rightCols(k) = half.cast<double>().transpose();
+    // The left singular vectors by a decomposition that keeps them orthogonal
+    // where singular values are tiny or zero: the codec's basis must be.
+    const Eigen::BDCSVD<Eigen::MatrixXd> svd(both, Eigen::ComputeThinU);
+    for (Eigen::Index i = 0; i < rank; ++i) {
+      *out++ = static_cast<float>(svd.singularValues()[i]);
+    }
+    for (Eigen::Index i = 0; i < rank; ++i) {
+      const auto v = svd.matrixU().col(i);
+      const double sign = SignOf(v);
+      for (Eigen::Index j = 0; j < d; ++j) {
+        *out++ = static_cast<float>(sign * v[j]);
+      }
+    }
+  }
+  Report(progress, 1, 1);
   return values;
 }
 
@@ -66,20 +107,29 @@ absl::StatusOr<std::unique_ptr<const Profile>> Profile::Make(
   const ProfileShape shape{kind, static_cast<uint32_t>(h.num_layers),
                            static_cast<uint32_t>(h.d_model),
                            static_cast<uint32_t>(h.kv_dim())};
-  if (kind != ProfileKind::kGqaSvd) {
-    return absl::InternalError(
-        absl::StrCat("no profile of kind ", static_cast<uint32_t>(kind)));
-  }
   std::vector<float> gain(static_cast<size_t>(h.d_model));
-  auto key_weights = [&](int layer, float* out) {
+  const ProjectionFn weights = [&](int layer, Projection projection,
+                                   float* out) {
     const LayerTensors& tensors = model.layer(layer);
+    const TensorView& w =
+        projection == Projection::kKey ? tensors.wk : tensors.wv;
     DequantizeRow(tensors.attn_norm, 0, gain.data());
-    for (int64_t row = 0; row < tensors.wk.rows; ++row) {
-      DequantizeRow(tensors.wk, row, out);
+    for (int64_t row = 0; row < w.rows; ++row) {
+      DequantizeRow(w, row, out);
       for (float g : gain) *out++ *= g;
     }
   };
-  std::vector<float> values = MakeGqaSvd(shape, key_weights, progress);
+  std::vector<float> values;
+  switch (kind) {
+    case ProfileKind::kNone:
+      return absl::InternalError("a profile of kind none");
+    case ProfileKind::kGqaSvd:
+      values = MakeGqaSvd(shape, weights, progress);
+      break;
+    case ProfileKind::kClGqaSvd:
+      values = MakeClGqaSvd(shape, weights, progress);
+      break;
+  }
   for (float v : values) {
     if (!std::isfinite(v)) {
       return absl::InvalidArgumentError(

@@ -1,5 +1,9 @@
 #include "engine/xcache/quant_options.h"
 
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
 namespace xcache {
 
 bool ReadPreset(OptionReader& options) {
@@ -30,8 +34,32 @@ QuantOptions ReadQuantOptions(OptionReader& options, bool refined) {
   return out;
 }
 
+BaseOptions ReadBaseOptions(OptionReader& options, const QuantOptions& quant,
+                            int layers) {
+  const std::string count = options.Choice("base_layers", {"1", "2", "3", "4"},
+                                           std::to_string(layers));
+  const std::string bits =
+      options.Choice("base_bits", {"2", "3", "4", "8"},
+                     std::to_string(std::max(quant.bits, 4)));
+  BaseOptions base{layers, quant.bits};
+  if (count.size() == 1 && count[0] >= '1' && count[0] <= '4') {
+    base.layers = count[0] - '0';
+  }
+  if (bits.size() == 1 && bits[0] >= '1' && bits[0] <= '8') {
+    base.bits = bits[0] - '0';
+  }
+  return base;
+}
+
 bool ReadSwitch(OptionReader& options, std::string_view key, bool fallback) {
   return options.Choice(key, {"off", "on"}, fallback ? "on" : "off") == "on";
+}
+
+absl::Status CheckRotation(const CodecSpec& spec, bool rotate, bool per_token) {
+  if (!rotate || per_token) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("codec ", spec.name,
+                   ": rotate=on: expected axis=token, found axis=channel"));
 }
 
 }  // namespace xcache

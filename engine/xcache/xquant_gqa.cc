@@ -21,11 +21,12 @@
 #include "engine/base/status_macros.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/packed.h"
+#include "engine/xcache/bit_allocation.h"
+#include "engine/xcache/block_coder.h"
 #include "engine/xcache/codec.h"
 #include "engine/xcache/codec_impl.h"
-#include "engine/xcache/latent_coder.h"
+#include "engine/xcache/projection.h"
 #include "engine/xcache/quant_options.h"
-#include "engine/xcache/token_coder.h"
 
 namespace xcache {
 namespace {
@@ -33,14 +34,14 @@ namespace {
 struct Layer {
   PackedFloat to_latent;    // [k, k]: K B
   PackedFloat from_latent;  // [k, k]: (K B) B^T
-  std::unique_ptr<const LatentCoder> k_coder;
+  std::unique_ptr<const BlockCoder> k_coder;
   size_t payload_at = 0;
 };
 
 class XquantGqa final : public Codec {
  public:
   XquantGqa(CodecSpec spec, const CodecShape& shape, std::vector<Layer> layers,
-            TokenCoder v_coder, Isa isa)
+            BlockCoder v_coder, Isa isa)
       : spec_(std::move(spec)),
         kv_dim_(shape.kv_dim),
         layers_(std::move(layers)),
@@ -76,9 +77,10 @@ class XquantGqa final : public Codec {
           CheckRows("K", in.k_pre, kv_dim_, first_row, i, all_finite_));
       XC_RETURN_IF_ERROR(
           CheckRows("V", in.v_pre, kv_dim_, first_row, i, all_finite_));
-      Multiply(in.k_pre, layer.to_latent, first_row, latent.data());
+      ProjectRows(kernels_, in.k_pre, layer.to_latent, first_row,
+                  latent.data());
       uint8_t* out = payload.data() + layer.payload_at;
-      layer.k_coder->Encode(latent.data(), kv_dim_, first_row, out);
+      layer.k_coder->Encode(latent.data(), first_row, out);
       v_coder_.Encode(in.v_pre, first_row, out + layer.k_coder->bytes());
     }
     return absl::OkStatus();
@@ -94,8 +96,9 @@ class XquantGqa final : public Codec {
     for (int i = range.begin; i < range.end; ++i) {
       const Layer& layer = layers_[static_cast<size_t>(i)];
       const uint8_t* in = payload.data() + layer.payload_at;
-      XC_RETURN_IF_ERROR(layer.k_coder->Decode(in, latent.data(), kv_dim_));
-      Multiply(latent.data(), layer.from_latent, first_row, k.data());
+      XC_RETURN_IF_ERROR(layer.k_coder->Decode(in, latent.data()));
+      ProjectRows(kernels_, latent.data(), layer.from_latent, first_row,
+                  k.data());
       XC_RETURN_IF_ERROR(
           v_coder_.Decode(in + layer.k_coder->bytes(), v.data()));
       RematRows out;
@@ -111,24 +114,10 @@ class XquantGqa final : public Codec {
     return kBlockTokens * static_cast<size_t>(kv_dim_);
   }
 
-  // Rows from `first_row` on.
-  void Multiply(const float* a, const PackedFloat& b, int first_row,
-                float* out) const {
-    const int64_t at = int64_t{first_row} * kv_dim_;
-    FloatMatmulArgs args;
-    args.a = a + at;
-    args.a_stride = kv_dim_;
-    args.num_rows = kBlockTokens - first_row;
-    args.b = b.view();
-    args.out = out + at;
-    args.out_stride = kv_dim_;
-    kernels_.float_matmul(args, 0, b.num_panels());
-  }
-
   const CodecSpec spec_;
   const int kv_dim_;
   std::vector<Layer> layers_;
-  const TokenCoder v_coder_;
+  const BlockCoder v_coder_;
   const Kernels& kernels_;
   const AllFiniteFn all_finite_;
   size_t payload_bytes_ = 0;
@@ -167,13 +156,12 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantGqa(
                                                 shape.kv_dim, shape.kv_dim, 1));
     const std::vector<int> widths = spread ? SpreadBits(spectrum, quant.bits)
                                            : std::vector<int>(k, quant.bits);
-    layer.k_coder = std::make_unique<const LatentCoder>(
-        PerChannelTiles(widths, kBlockTokens, quant.group), quant.scales,
-        quant.search, isa);
+    layer.k_coder = std::make_unique<const BlockCoder>(
+        BlockCoder::PerChannel(widths, quant, isa));
   }
   return std::make_unique<const XquantGqa>(
       std::move(canonical), shape, std::move(layers),
-      TokenCoder(shape.kv_dim, quant, rotate, isa), isa);
+      BlockCoder::PerToken(shape.kv_dim, quant, quant.bits, rotate, isa), isa);
 }
 
 }  // namespace xcache

@@ -14,12 +14,17 @@ constexpr std::array kSpecs = {
     "xquant:axis=channel,scales=fp16",
     "xquant-gqa:bits=2",
     "xquant-gqa:bits=8,group=16",
+    "xquant-cl:bits=3,base_layers=1",
+    "xquant-cl:axis=channel,scales=fp16,x=residual",
+    "xquant-cl-gqa:bits=2,base_layers=1",
+    "xquant-cl-gqa:axis=token,group=16,x=unit",
+    "kivi:bits=2",
 };
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const xcache::FakeModel model({1, 8, 4});
+  static const xcache::FakeModel model({3, 8, 4});
   if (size == 0) return 0;
   const auto codec =
       model.Make(kSpecs[data[0] % kSpecs.size()], xcache::Isa::kRef);
@@ -34,7 +39,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 }
 
 std::vector<std::string> XcacheFuzzSeeds() {
-  const xcache::FakeModel model({1, 8, 4});
+  const xcache::FakeModel model({3, 8, 4});
   const xcache::BlockRows rows(model, 1);
   std::vector<std::string> seeds;
   for (size_t i = 0; i < kSpecs.size(); ++i) {

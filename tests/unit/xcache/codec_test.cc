@@ -6,6 +6,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -34,7 +35,8 @@ std::vector<std::string> Specs() {
                                    "clip=mse,scales=fp16",
                                    "clip=minmax,scales=fp8", "rotate=off"};
   std::vector<std::string> specs = {"kv-fp16"};
-  for (const char* name : {"xquant", "xquant-gqa"}) {
+  for (const char* name :
+       {"xquant", "xquant-gqa", "xquant-cl", "xquant-cl-gqa", "kivi"}) {
     size_t next = 0;
     for (const char* bits : {"2", "3", "4", "8"}) {
       for (const char* group : {"16", "32", "64", "128"}) {
@@ -47,6 +49,10 @@ std::vector<std::string> Specs() {
   specs.push_back("xquant:axis=channel,bits=2,group=16,scales=fp16");
   specs.push_back("xquant-gqa:alloc=uniform,bits=3");
   specs.push_back("xquant-gqa:alloc=spectrum,bits=3,preset=plain");
+  specs.push_back("xquant-cl:axis=channel,x=unit,base_layers=1,bits=3");
+  specs.push_back("xquant-cl:x=residual,base_layers=2,base_bits=8,bits=2");
+  specs.push_back("xquant-cl-gqa:axis=token,x=residual,base_layers=4,bits=2");
+  specs.push_back("xquant-cl-gqa:alloc=uniform,x=unit,base_bits=2,bits=2");
   return specs;
 }
 
@@ -112,7 +118,9 @@ TEST(CodecTest, RowsComeBackWithinWhatTheBitsAllow) {
     const FakeModel model(shape);
     BlockRows rows(model, 5);
     // The fake model's spectrum is not that of its rows: spread evenly.
-    for (const char* form : {"xquant:", "xquant-gqa:alloc=uniform,"}) {
+    for (const char* form :
+         {"xquant:", "xquant-gqa:alloc=uniform,",
+          "kivi:", "xquant-cl:", "xquant-cl-gqa:alloc=uniform,axis=channel,"}) {
       for (const auto& c : kCases) {
         for (bool refined : {false, true}) {
           const auto made = model.Make(
@@ -141,6 +149,144 @@ TEST(CodecTest, RowsComeBackWithinWhatTheBitsAllow) {
   }
 }
 
+// The subspace that W_k and W_v read is all that xquant-cl-gqa keeps, and all
+// that K and V need: with fine codes they come back though 2 k < d.
+TEST(CodecTest, ClGqaKeepsAllThatKAndVSee) {
+  const CodecShape shape{.num_layers = 4, .d_model = 96, .kv_dim = 16};
+  FakeModel model(shape);
+  model.UseTrueBases();
+  BlockRows rows(model, 5, 0.3f);
+  for (const char* x : {"unit", "residual", "fit"}) {
+    const auto codec =
+        model.Make(absl::StrCat("xquant-cl-gqa:bits=8,x=", x), Isa::kRef);
+    ASSERT_TRUE(codec.ok()) << codec.status();
+    const auto payload = Sealed(**codec, rows, 0);
+    const auto restored = Restore(**codec, shape, 0, payload);
+    ASSERT_TRUE(restored.ok()) << restored.status();
+    for (int layer = 0; layer < shape.num_layers; ++layer) {
+      const auto i = static_cast<size_t>(layer);
+      EXPECT_LT(RelativeError(restored->k[i], rows.k(layer), 0), 0.012) << x;
+      EXPECT_LT(RelativeError(restored->v[i], rows.v(layer), 0), 0.012) << x;
+    }
+  }
+}
+
+// What cross-layer codecs are for: where layers are alike, differences at two
+// bits are worth more than rows at two bits; and the loop is closed, so the
+// last of many layers is no worse than the first that holds differences.
+TEST(CodecTest, DifferencesOfLikeLayersCostLessAndDoNotAddUp) {
+  const CodecShape shape{.num_layers = 24, .d_model = 96, .kv_dim = 64};
+  const FakeModel model(shape);
+  BlockRows rows(model, 5, 0.2f);
+  const auto errors = [&](const char* spec) {
+    const auto codec = model.Make(spec, Isa::kRef);
+    const auto payload = Sealed(**codec, rows, 0);
+    const auto restored = Restore(**codec, shape, 0, payload);
+    EXPECT_TRUE(restored.ok()) << restored.status();
+    std::vector<double> out;
+    for (int layer = 0; layer < shape.num_layers; ++layer) {
+      out.push_back(RelativeError(restored->k[static_cast<size_t>(layer)],
+                                  rows.k(layer), 0));
+    }
+    return out;
+  };
+  const std::vector<double> apart = errors("xquant:bits=2");
+  for (const char* spec :
+       {"xquant-cl:bits=2", "xquant-cl:bits=2,axis=channel",
+        "xquant-cl:bits=2,x=unit", "xquant-cl:bits=2,x=residual",
+        "xquant-cl-gqa:bits=2,alloc=uniform"}) {
+    const std::vector<double> cross = errors(spec);
+    for (size_t i = 4; i < cross.size(); ++i) {
+      EXPECT_LT(cross[i], 0.4 * apart[i]) << spec << " layer " << i;
+      EXPECT_LT(cross[i], 1.3 * cross[3]) << spec << " layer " << i;
+    }
+  }
+}
+
+// With x=residual a layer is predicted in its own units: that the stream has
+// grown costs nothing.
+TEST(CodecTest, ResidualFormFollowsTheRms) {
+  const CodecShape shape{.num_layers = 8, .d_model = 96, .kv_dim = 64};
+  const FakeModel model(shape);
+  BlockRows rows(model, 5, 0.2f);
+  for (int layer = 1; layer < shape.num_layers; ++layer) {
+    // A stream x that shrinks to 0.7 in each layer: u = x / rms.
+    for (float& r : rows.rms(layer)) {
+      r = std::pow(0.7f, static_cast<float>(layer));
+    }
+  }
+  const auto bytes = [&](const char* spec) {
+    const auto codec = model.Make(spec, Isa::kRef);
+    return Sealed(**codec, rows, 0);
+  };
+  // rms_{i-1} / rms_i = 1 / 0.7 = 183 / 128.
+  const auto codec =
+      model.Make("xquant-cl:x=residual,base_layers=1,bits=2", Isa::kRef);
+  const auto unit =
+      model.Make("xquant-cl:x=unit,base_layers=1,bits=2", Isa::kRef);
+  EXPECT_EQ((*codec)->payload_bytes(), (*unit)->payload_bytes() + 7 * 64);
+  const std::vector<uint8_t> payload =
+      bytes("xquant-cl:x=residual,base_layers=1,bits=2");
+  const auto base = model.Make("xquant:bits=4", Isa::kRef);
+  const size_t at = (*base)->payload_bytes() / 8;
+  for (size_t row = 0; row < 64; ++row) EXPECT_EQ(payload[at + row], 183);
+}
+
+// Sealing and restoring in one pass, on several threads, is what sealing and
+// then restoring is.
+TEST(CodecTest, SealRematIsSealThenRemat) {
+  const FakeModel model(kShapes[1]);
+  const BlockRows rows(model, 3, 0.5f);
+  const ParallelForFn parallel = [](int64_t num_tasks,
+                                    const std::function<void(int64_t)>& fn) {
+    std::vector<std::thread> threads;
+    for (int64_t i = 0; i < num_tasks; ++i) threads.emplace_back(fn, i);
+    for (std::thread& thread : threads) thread.join();
+  };
+  for (const std::string& spec : Specs()) {
+    const auto codec = model.Make(spec, Isa::kRef);
+    if ((*codec)->remat_stage() != RematStage::kPre) continue;
+    for (int first_row : {0, kSinkTokens}) {
+      const std::vector<uint8_t> payload = Sealed(**codec, rows, first_row);
+      const auto restored = Restore(**codec, kShapes[1], first_row, payload);
+      ASSERT_TRUE(restored.ok());
+      const size_t begin = static_cast<size_t>(first_row) * 40;
+      for (const ParallelForFn& spread : {ParallelForFn(), parallel}) {
+        std::vector<uint8_t> again(payload.size(), 0xee);
+        Restored out;
+        ASSERT_TRUE(
+            (*codec)
+                ->SealRemat(
+                    [&](int layer) { return rows(layer); }, first_row, again,
+                    [&](int, const RematRows& r) {
+                      out.k.emplace_back(r.k_pre + begin, r.k_pre + 64 * 40);
+                      out.v.emplace_back(r.v_pre + begin, r.v_pre + 64 * 40);
+                    },
+                    spread)
+                .ok());
+        EXPECT_EQ(again, payload) << spec;
+        EXPECT_EQ(out.k, restored->k) << spec;
+        EXPECT_EQ(out.v, restored->v) << spec;
+      }
+    }
+  }
+}
+
+TEST(CodecTest, CrossLayerTakesAllLayersAtOnce) {
+  const FakeModel model(kShapes[0]);
+  const BlockRows rows(model, 5);
+  const auto codec = model.Make("xquant-cl", Isa::kRef);
+  EXPECT_FALSE((*codec)->layers_independent());
+  std::vector<uint8_t> payload((*codec)->payload_bytes());
+  EXPECT_EQ((*codec)
+                ->SealLayers(
+                    {0, 1}, [&](int layer) { return rows(layer); }, 0, payload)
+                .code(),
+            absl::StatusCode::kInternal);
+  EXPECT_EQ((*codec)->RematLayers({1, 2}, payload, 0, {}).code(),
+            absl::StatusCode::kInternal);
+}
+
 TEST(CodecTest, SinksAreNotReadAndLeaveNoTrace) {
   const FakeModel model(kShapes[1]);
   BlockRows rows(model, 5), other(model, 5);
@@ -161,7 +307,8 @@ TEST(CodecTest, SinksAreNotReadAndLeaveNoTrace) {
 
 TEST(CodecTest, WhatIsNotFiniteIsInvalidArgumentNamingLayerAndRow) {
   const FakeModel model(kShapes[1]);
-  for (const char* spec : {"xquant", "xquant:axis=channel", "xquant-gqa"}) {
+  for (const char* spec : {"xquant", "xquant:axis=channel", "xquant-gqa",
+                           "xquant-cl", "xquant-cl-gqa", "kivi"}) {
     for (float bad : {std::numeric_limits<float>::infinity(),
                       -std::numeric_limits<float>::infinity(),
                       std::numeric_limits<float>::quiet_NaN()}) {
@@ -253,7 +400,8 @@ TEST(CodecTest, AScaleThatIsNotFiniteIsInvalidArgument) {
 TEST(CodecTest, WrongPayloadSizeIsInvalidArgument) {
   const FakeModel model(kShapes[0]);
   const BlockRows rows(model, 5);
-  for (const char* spec : {"xquant", "xquant-gqa"}) {
+  for (const char* spec : {"kv-fp16", "xquant", "xquant-gqa", "xquant-cl",
+                           "xquant-cl-gqa", "kivi"}) {
     const auto codec = model.Make(spec, Isa::kRef);
     const std::vector<uint8_t> payload = Sealed(**codec, rows, 0);
     for (size_t n : {size_t{0}, payload.size() - 1, payload.size() + 1}) {
@@ -282,6 +430,19 @@ TEST(CodecTest, CanonicalSpecIsSpelledOutAndMeansTheSame) {
       {"xquant-gqa:preset=plain,bits=3",
        "xquant-gqa:alloc=uniform,bits=3,clip=minmax,group=64,rotate=off,"
        "scales=fp16"},
+      {"xquant-cl",
+       "xquant-cl:axis=token,base_bits=4,base_layers=3,bits=4,clip=mse,"
+       "group=64,rotate=on,scales=fp8,x=fit"},
+      {"xquant-cl:preset=plain,bits=2",
+       "xquant-cl:axis=token,base_bits=4,base_layers=3,bits=2,clip=minmax,"
+       "group=64,rotate=off,scales=fp16,x=unit"},
+      {"xquant-cl-gqa:bits=2",
+       "xquant-cl-gqa:alloc=spectrum,axis=channel,base_bits=4,base_layers=1,"
+       "bits=2,clip=mse,group=64,rotate=off,scales=fp8,x=fit"},
+      {"xquant-cl-gqa:bits=8,axis=token",
+       "xquant-cl-gqa:alloc=uniform,axis=token,base_bits=8,base_layers=1,"
+       "bits=8,clip=mse,group=64,rotate=on,scales=fp16,x=fit"},
+      {"kivi:bits=2", "kivi:bits=2,clip=mse,group=64,rotate=on,scales=fp8"},
       {"xquant-gqa:bits=8",
        "xquant-gqa:alloc=spectrum,bits=8,clip=mse,group=64,rotate=on,"
        "scales=fp16"},
@@ -308,6 +469,12 @@ TEST(CodecTest, UnknownOptionsAndValuesListWhatIsKnown) {
       {"xquant:alloc=uniform", "unknown option alloc"},
       {"xquant:rotate=on,axis=channel", "expected axis=token"},
       {"xquant:preset=best", "expected one of plain, refined"},
+      {"xquant-cl:base_layers=0", "expected one of 1, 2, 3, 4"},
+      {"xquant-cl:base_bits=1", "expected one of 2, 3, 4, 8"},
+      {"xquant-cl:x=delta", "expected one of unit, residual, fit"},
+      {"xquant-cl-gqa:rotate=on", "expected axis=token"},
+      {"xquant-cl-gqa:axis=token,alloc=spectrum", "expected axis=channel"},
+      {"kivi:axis=token", "unknown option axis"},
   };
   for (const auto& c : kCases) {
     const auto codec = model.Make(c.spec, Isa::kRef);

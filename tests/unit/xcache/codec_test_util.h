@@ -4,6 +4,7 @@
 #ifndef XCACHE_TESTS_UNIT_XCACHE_CODEC_TEST_UTIL_H_
 #define XCACHE_TESTS_UNIT_XCACHE_CODEC_TEST_UTIL_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -39,36 +40,56 @@ class Numbers {
 };
 
 // A model of made-up weights with everything that codecs are made from. The
-// "basis" of its profile is orthogonal: a rotation of pairs of channels by one
-// angle.
+// "bases" of its profiles are orthogonal, but no decompositions: a rotation of
+// pairs of channels by one angle. Where d <= 2 k that of xquant-cl-gqa spans
+// all.
 class FakeModel {
  public:
   explicit FakeModel(const CodecShape& shape) : shape_(shape) {
     const auto k = static_cast<size_t>(shape.kv_dim);
     const auto d = static_cast<size_t>(shape.d_model);
-    const ProfileShape profile_shape{ProfileKind::kGqaSvd,
-                                     static_cast<uint32_t>(shape.num_layers),
-                                     static_cast<uint32_t>(shape.d_model),
-                                     static_cast<uint32_t>(shape.kv_dim)};
-    std::vector<float> values;
-    for (int layer = 0; layer < shape.num_layers; ++layer) {
-      for (size_t i = 0; i < k; ++i) {
-        values.push_back(8.0f / static_cast<float>(1 + i));
+    for (ProfileKind kind : {ProfileKind::kGqaSvd, ProfileKind::kClGqaSvd}) {
+      const size_t rank = kind == ProfileKind::kGqaSvd ? k : std::min(d, 2 * k);
+      const size_t width = kind == ProfileKind::kGqaSvd ? k : d;
+      std::vector<float> values;
+      for (int layer = 0; layer < shape.num_layers; ++layer) {
+        for (size_t i = 0; i < rank; ++i) {
+          values.push_back(8.0f / static_cast<float>(1 + i));
+        }
+        std::vector<float> basis(rank * width, 0.0f);
+        for (size_t i = 0; i < rank; ++i) {
+          const size_t pair = i ^ 1;
+          basis[i * width + i] = pair < rank ? 0.8f : 1.0f;
+          if (pair < rank) basis[i * width + pair] = i < pair ? 0.6f : -0.6f;
+        }
+        values.insert(values.end(), basis.begin(), basis.end());
       }
-      std::vector<float> basis(k * k, 0.0f);
-      for (size_t i = 0; i < k; ++i) {
-        const size_t pair = i ^ 1;
-        basis[i * k + i] = pair < k ? 0.8f : 1.0f;
-        if (pair < k) basis[i * k + pair] = i < pair ? 0.6f : -0.6f;
-      }
-      for (float value : basis) values.push_back(value);
+      profiles_.push_back(
+          NewProfile({kind, static_cast<uint32_t>(shape.num_layers),
+                      static_cast<uint32_t>(d), static_cast<uint32_t>(k)},
+                     Digest{}, std::move(values)));
     }
-    profile_ = NewProfile(profile_shape, Digest{}, std::move(values));
     Numbers numbers(7);
     const float scale = 1.0f / std::sqrt(static_cast<float>(shape.d_model));
     weights_ =
         numbers.Vector(static_cast<size_t>(shape.num_layers) * 2 * k * d);
     for (float& w : weights_) w *= scale;
+  }
+
+  // Puts the true decompositions of its weights in place of the made-up bases.
+  void UseTrueBases() {
+    const ProfileShape shape{ProfileKind::kClGqaSvd,
+                             static_cast<uint32_t>(shape_.num_layers),
+                             static_cast<uint32_t>(shape_.d_model),
+                             static_cast<uint32_t>(shape_.kv_dim)};
+    profiles_[1] =
+        NewProfile(shape, Digest{},
+                   MakeClGqaSvd(
+                       shape,
+                       [this](int layer, Projection projection, float* out) {
+                         std::copy_n(Weights(layer, projection), side(), out);
+                       },
+                       nullptr));
   }
 
   const CodecShape& shape() const { return shape_; }
@@ -81,7 +102,11 @@ class FakeModel {
     if (entry == nullptr) return absl::NotFoundError(spec->name);
     CodecSources sources;
     sources.shape = shape_;
-    sources.profile = profile_.get();
+    for (const auto& profile : profiles_) {
+      if (profile->kind() == entry->profile_kind) {
+        sources.profile = profile.get();
+      }
+    }
     sources.weights = [this](int layer, Projection projection, int row,
                              float* out) {
       const auto d = static_cast<size_t>(shape_.d_model);
@@ -94,30 +119,39 @@ class FakeModel {
 
   // [k, d]
   const float* Weights(int layer, Projection projection) const {
-    const size_t side = static_cast<size_t>(shape_.kv_dim) *
-                        static_cast<size_t>(shape_.d_model);
     return &weights_[(static_cast<size_t>(layer) * 2 +
                       (projection == Projection::kKey ? 0 : 1)) *
-                     side];
+                     side()];
   }
 
  private:
+  // Elements of W_k, or W_v, of a layer.
+  size_t side() const {
+    return static_cast<size_t>(shape_.kv_dim) *
+           static_cast<size_t>(shape_.d_model);
+  }
+
   const CodecShape shape_;
-  std::unique_ptr<const Profile> profile_;
+  std::vector<std::unique_ptr<const Profile>> profiles_;
   std::vector<float> weights_;
 };
 
 // The rows of one block, all layers: unit_x made up, K and V as the fake
-// model's weights give them.
+// model's weights give them. `news` is the part of a layer's unit rows that
+// those of the layer before do not have, as a deviation.
 class BlockRows {
  public:
-  BlockRows(const FakeModel& model, uint64_t seed)
+  BlockRows(const FakeModel& model, uint64_t seed, float news = 1.0f)
       : shape_(model.shape()),
         d_(static_cast<size_t>(shape_.d_model)),
         k_(static_cast<size_t>(shape_.kv_dim)) {
     Numbers numbers(seed);
     for (int layer = 0; layer < shape_.num_layers; ++layer) {
-      x_.push_back(numbers.Vector(kBlockTokens * d_));
+      std::vector<float> x = numbers.Vector(kBlockTokens * d_);
+      for (size_t i = 0; layer > 0 && news < 1.0f && i < x.size(); ++i) {
+        x[i] = news * x[i] + std::sqrt(1.0f - news * news) * x_.back()[i];
+      }
+      x_.push_back(std::move(x));
       keys_.push_back(
           Multiply(x_.back(), model.Weights(layer, Projection::kKey)));
       values_.push_back(
@@ -140,6 +174,9 @@ class BlockRows {
     return rows;
   }
 
+  std::vector<float>& rms(int layer) {
+    return rms_[static_cast<size_t>(layer)];
+  }
   std::vector<float>& x(int layer) { return x_[static_cast<size_t>(layer)]; }
   std::vector<float>& k(int layer) { return keys_[static_cast<size_t>(layer)]; }
   std::vector<float>& v(int layer) {

@@ -62,7 +62,8 @@ TEST(ProfileTest, IsTheDecompositionOfWk) {
   const std::vector<float> w = numbers.Vector(2 * 24 * 48);  // [2][k][d]
   const std::vector<float> values = MakeGqaSvd(
       shape,
-      [&](int layer, float* out) {
+      [&](int layer, Projection projection, float* out) {
+        ASSERT_EQ(projection, Projection::kKey);
         std::copy_n(&w[static_cast<size_t>(layer) * 24 * 48], 24 * 48, out);
       },
       nullptr);
@@ -93,6 +94,64 @@ TEST(ProfileTest, IsTheDecompositionOfWk) {
         return std::fabs(x) < std::fabs(y);
       });
       EXPECT_GT(*largest, 0.0f);
+    }
+  }
+}
+
+// [W_k | W_v] = U S B^T: the rows of the basis, U^T, are orthonormal also where
+// the weights have less than full rank, and U U^T W = W.
+TEST(ProfileTest, ClGqaBasisSpansWkAndWv) {
+  const struct {
+    uint32_t d, k;
+    bool deficient;
+  } kCases[] = {{48, 12, false}, {48, 12, true}, {20, 16, false}};
+  for (const auto& c : kCases) {
+    const ProfileShape shape{ProfileKind::kClGqaSvd, 2, c.d, c.k};
+    const size_t d = c.d, k = c.k, rank = std::min(d, 2 * k);
+    std::vector<float> w = Numbers(3).Vector(4 * k * d);  // [2][K, V][k][d]
+    // Then half of V repeats K.
+    for (size_t i = 0; c.deficient && i < k * d / 2; ++i) w[k * d + i] = w[i];
+    const auto profile = NewProfile(
+        shape, Digest{},
+        MakeClGqaSvd(
+            shape,
+            [&](int layer, Projection projection, float* out) {
+              const size_t side = projection == Projection::kKey ? 0 : 1;
+              std::copy_n(&w[(static_cast<size_t>(layer) * 2 + side) * k * d],
+                          k * d, out);
+            },
+            nullptr));
+    for (size_t layer = 0; layer < 2; ++layer) {
+      const auto spectrum =
+          profile->matrix(static_cast<int>(layer), "kv_spectrum");
+      const auto basis = profile->matrix(static_cast<int>(layer), "kv_basis");
+      ASSERT_EQ(spectrum.size(), rank);
+      ASSERT_EQ(basis.size(), rank * d);
+      EXPECT_TRUE(std::is_sorted(spectrum.rbegin(), spectrum.rend()));
+      const auto dot = [d](const float* a, const float* b) {
+        double sum = 0.0;
+        for (size_t i = 0; i < d; ++i) sum += static_cast<double>(a[i]) * b[i];
+        return sum;
+      };
+      for (size_t i = 0; i < rank; ++i) {
+        const float* row = &basis[i * d];
+        const float* largest = std::max_element(
+            row, row + d,
+            [](float a, float b) { return std::fabs(a) < std::fabs(b); });
+        EXPECT_GT(*largest, 0.0f) << i;
+        for (size_t j = 0; j <= i; ++j) {
+          EXPECT_NEAR(dot(row, &basis[j * d]), i == j ? 1.0 : 0.0, 1e-6);
+        }
+      }
+      for (size_t column = 0; column < 2 * k; ++column) {
+        const float* weights = &w[(layer * 2 * k + column) * d];
+        double left = dot(weights, weights);
+        for (size_t i = 0; i < rank; ++i) {
+          const double part = dot(weights, &basis[i * d]);
+          left -= part * part;
+        }
+        EXPECT_NEAR(left, 0.0, 1e-4) << column;
+      }
     }
   }
 }

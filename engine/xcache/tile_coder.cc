@@ -1,4 +1,4 @@
-#include "engine/xcache/latent_coder.h"
+#include "engine/xcache/tile_coder.h"
 
 #include <algorithm>
 #include <array>
@@ -12,17 +12,8 @@
 namespace xcache {
 namespace {
 
-constexpr int kChannelRun = 16;
-constexpr int kMaxBits = 8;
 constexpr int kRotationPiece = 64;
 constexpr float kE4m3Max = 448.0f;
-
-// Mean squared error of the best uniform quantizer of 0 to 8 bits for a normal
-// distribution of variance 1 (J. Max, "Quantizing for minimum distortion", IRE
-// Trans. IT-6, 1960, table II).
-constexpr std::array<double, kMaxBits + 1> kNormalError = {
-    1.0,     0.3634,  0.1188,  0.03744,  0.01154,
-    0.00349, 0.00104, 0.00030, 0.0000855};
 
 const std::array<float, 256>& E4m3Table() {
   static const std::array<float, 256> table = [] {
@@ -48,6 +39,22 @@ uint16_t MultiplierFor(float largest, Isa isa) {
   GetKernels(isa).to_f16(&wanted, 1, &half);
   if (half == 0 || HalfToFloat(half, isa) < wanted) ++half;
   return half;
+}
+
+// Room that any of the tiles needs.
+struct Sizes {
+  size_t cols = 0;
+  size_t codes = 0;
+};
+Sizes Largest(std::span<const Tile> tiles) {
+  Sizes largest;
+  for (const Tile& t : tiles) {
+    const auto cols = static_cast<size_t>(t.num_cols);
+    largest.cols = std::max(largest.cols, cols);
+    largest.codes =
+        std::max(largest.codes, cols * static_cast<size_t>(t.num_rows));
+  }
+  return largest;
 }
 
 // A fixed stream of bits (Steele et al., "Fast splittable pseudorandom number
@@ -88,69 +95,23 @@ std::vector<Tile> PerTokenTiles(int num_channels, int num_tokens, int group,
   return tiles;
 }
 
-std::vector<int> SpreadBits(std::span<const float> deviations, int bits) {
-  struct Run {
-    int size = 0;
-    double variance = 0.0;  // of all its channels
-    int bits = 1;
-  };
-  const int n = static_cast<int>(deviations.size());
-  std::vector<Run> runs(
-      static_cast<size_t>((n + kChannelRun - 1) / kChannelRun));
-  for (int c = 0; c < n; ++c) {
-    Run& run = runs[static_cast<size_t>(c / kChannelRun)];
-    const double deviation = deviations[static_cast<size_t>(c)];
-    ++run.size;
-    run.variance += deviation * deviation;
-  }
-  // Greedily, a bit at a time where it takes away most error for its size: the
-  // errors fall convexly, so this is the optimum of whole bits. Nothing gets
-  // less than one bit: a channel's deviation in a block strays from what its
-  // singular value promises, and a lost channel costs more than is saved.
-  int left = n * (bits - 1);
-  while (true) {
-    Run* best = nullptr;
-    double best_gain = -1.0;
-    for (Run& run : runs) {
-      if (run.bits == kMaxBits || run.size > left) continue;
-      const auto b = static_cast<size_t>(run.bits);
-      const double gain =
-          run.variance * (kNormalError[b] - kNormalError[b + 1]) / run.size;
-      if (gain > best_gain || (gain == best_gain && run.bits < best->bits)) {
-        best = &run;
-        best_gain = gain;
-      }
-    }
-    if (best == nullptr) break;
-    ++best->bits;
-    left -= best->size;
-  }
-  std::vector<int> widths;
-  for (const Run& run : runs) {
-    widths.insert(widths.end(), static_cast<size_t>(run.size), run.bits);
-  }
-  return widths;
-}
-
-LatentCoder::LatentCoder(std::vector<Tile> tiles, ScaleFormat format,
-                         bool search, Isa isa)
-    : tiles_(std::move(tiles)),
-      format_(format),
+TileCoder::TileCoder(ScaleFormat format, bool search, Isa isa)
+    : format_(format),
       search_(search),
       isa_(isa),
-      kernels_(GetCodecKernels(isa)) {
-  if (format_ == ScaleFormat::kF8) bytes_ += 4;
-  for (const Tile& t : tiles_) {
-    bytes_ += 2 * scale_bytes() * static_cast<size_t>(t.num_cols) +
-              PackedTileBytes(t.num_rows, t.num_cols, t.bits);
-    max_cols_ = std::max(max_cols_, t.num_cols);
-    max_codes_ = std::max(max_codes_, static_cast<size_t>(t.num_rows) *
-                                          static_cast<size_t>(t.num_cols));
+      kernels_(&GetCodecKernels(isa)) {}
+
+size_t TileCoder::Bytes(std::span<const Tile> tiles) const {
+  size_t bytes = format_ == ScaleFormat::kF8 ? 4 : 0;
+  for (const Tile& t : tiles) {
+    bytes += 2 * scale_bytes() * static_cast<size_t>(t.num_cols) +
+             PackedTileBytes(t.num_rows, t.num_cols, t.bits);
   }
+  return bytes;
 }
 
-void LatentCoder::Encode(const float* x, int64_t stride, int skip_rows,
-                         uint8_t* out) const {
+void TileCoder::Encode(std::span<const Tile> tiles, const float* x,
+                       int64_t stride, int skip_rows, uint8_t* out) const {
   // Rows of a tile that are skipped, and where the others start.
   const auto skipped = [&](const Tile& t) {
     return std::clamp(skip_rows - t.first_row, 0, t.num_rows);
@@ -163,11 +124,11 @@ void LatentCoder::Encode(const float* x, int64_t stride, int skip_rows,
   float step_multiplier = 1.0f, centre_multiplier = 1.0f;
   if (format_ == ScaleFormat::kF8) {
     float max_step = 0.0f, max_centre = 0.0f;
-    for (const Tile& t : tiles_) {
+    for (const Tile& t : tiles) {
       const int num_values = t.num_rows - skipped(t);
       if (num_values == 0) continue;
-      kernels_.tile_ranges({start(t), stride, num_values, t.num_cols, t.bits},
-                           &max_step, &max_centre);
+      kernels_->tile_ranges({start(t), stride, num_values, t.num_cols, t.bits},
+                            &max_step, &max_centre);
     }
     multipliers[0] = MultiplierFor(max_step, isa_);
     multipliers[1] = MultiplierFor(max_centre, isa_);
@@ -178,9 +139,10 @@ void LatentCoder::Encode(const float* x, int64_t stride, int skip_rows,
     out += 4;
   }
 
-  std::vector<uint8_t> codes(max_codes_);
-  std::vector<uint16_t> scales(2 * static_cast<size_t>(max_cols_));
-  for (const Tile& t : tiles_) {
+  const Sizes largest = Largest(tiles);
+  std::vector<uint8_t> codes(largest.codes);
+  std::vector<uint16_t> scales(2 * largest.cols);
+  for (const Tile& t : tiles) {
     const auto cols = static_cast<size_t>(t.num_cols);
     const int skip = skipped(t);
     const size_t skipped_codes = static_cast<size_t>(skip) * cols;
@@ -201,7 +163,7 @@ void LatentCoder::Encode(const float* x, int64_t stride, int skip_rows,
       args.codes_stride = t.num_cols;
       args.steps = scales.data();
       args.centres = scales.data() + cols;
-      kernels_.quantize_tile(args);
+      kernels_->quantize_tile(args);
     }
     for (size_t i = 0; i < 2 * cols; ++i) {
       if (format_ == ScaleFormat::kF8) {
@@ -211,14 +173,14 @@ void LatentCoder::Encode(const float* x, int64_t stride, int skip_rows,
         out += 2;
       }
     }
-    kernels_.pack_tile(
+    kernels_->pack_tile(
         {codes.data(), t.num_cols, t.num_rows, t.num_cols, t.bits, out});
     out += PackedTileBytes(t.num_rows, t.num_cols, t.bits);
   }
 }
 
-absl::Status LatentCoder::Decode(const uint8_t* in, float* x,
-                                 int64_t stride) const {
+absl::Status TileCoder::Decode(std::span<const Tile> tiles, const uint8_t* in,
+                               float* x, int64_t stride) const {
   float multipliers[2] = {1.0f, 1.0f};
   if (format_ == ScaleFormat::kF8) {
     for (int i = 0; i < 2; ++i) {
@@ -226,9 +188,10 @@ absl::Status LatentCoder::Decode(const uint8_t* in, float* x,
     }
     in += 4;
   }
-  std::vector<uint16_t> halves(2 * static_cast<size_t>(max_cols_));
-  std::vector<float> scales(2 * static_cast<size_t>(max_cols_));
-  for (const Tile& t : tiles_) {
+  const Sizes largest = Largest(tiles);
+  std::vector<uint16_t> halves(2 * largest.cols);
+  std::vector<float> scales(2 * largest.cols);
+  for (const Tile& t : tiles) {
     const auto cols = static_cast<size_t>(t.num_cols);
     float* steps = scales.data();
     float* bases = scales.data() + cols;
@@ -255,8 +218,8 @@ absl::Status LatentCoder::Decode(const uint8_t* in, float* x,
       return absl::InvalidArgumentError(
           "payload: expected finite scales and steps of at least 0");
     }
-    kernels_.unpack_tile({in, t.num_rows, t.num_cols, t.bits, steps, bases,
-                          x + t.first_row * stride + t.first_col, stride});
+    kernels_->unpack_tile({in, t.num_rows, t.num_cols, t.bits, steps, bases,
+                           x + t.first_row * stride + t.first_col, stride});
     in += PackedTileBytes(t.num_rows, t.num_cols, t.bits);
   }
   return absl::OkStatus();

@@ -1,7 +1,6 @@
-#include "engine/xcache/latent_coder.h"
+#include "engine/xcache/tile_coder.h"
 
 #include <cmath>
-#include <numeric>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -12,48 +11,6 @@ namespace xcache {
 namespace {
 
 using ::testing::Each;
-using ::testing::Le;
-
-TEST(SpreadBitsTest, SpendsTheBudgetWhereVarianceIs) {
-  std::vector<float> deviations(192);
-  for (size_t i = 0; i < 192; ++i) {
-    deviations[i] = 100.0f / static_cast<float>(1 + i);
-  }
-  for (int bits : {2, 3, 4}) {
-    const std::vector<int> widths = SpreadBits(deviations, bits);
-    ASSERT_EQ(widths.size(), 192u);
-    EXPECT_EQ(std::accumulate(widths.begin(), widths.end(), 0), 192 * bits);
-    EXPECT_TRUE(std::is_sorted(widths.rbegin(), widths.rend()));
-    EXPECT_GT(widths.front(), bits + 1);
-    EXPECT_LT(widths.back(), bits);
-    EXPECT_GE(widths.back(), 1);
-    EXPECT_THAT(widths, Each(Le(8)));
-  }
-}
-
-TEST(SpreadBitsTest, EqualVariancesGetEqualBits) {
-  const std::vector<float> deviations(64, 2.5f);
-  EXPECT_EQ(SpreadBits(deviations, 3), std::vector<int>(64, 3));
-  EXPECT_EQ(SpreadBits(std::vector<float>(64, 0.0f), 2),
-            std::vector<int>(64, 2));
-}
-
-TEST(SpreadBitsTest, EightBitsStayEight) {
-  EXPECT_EQ(SpreadBits(std::vector<float>{9, 8, 7, 1}, 8),
-            std::vector<int>(4, 8));
-}
-
-TEST(SpreadBitsTest, NeverOverspends) {
-  for (size_t n = 1; n < 70; ++n) {
-    std::vector<float> deviations(n);
-    for (size_t i = 0; i < n; ++i) deviations[i] = std::exp2(-0.2f * float(i));
-    for (int bits : {2, 3, 4, 8}) {
-      const std::vector<int> widths = SpreadBits(deviations, bits);
-      EXPECT_LE(std::accumulate(widths.begin(), widths.end(), 0),
-                static_cast<int>(n) * bits);
-    }
-  }
-}
 
 TEST(TilesTest, CoverTheMatrixOnce) {
   const std::vector<int> widths = {4, 4, 4, 2, 2, 1, 1, 1, 1};
@@ -97,31 +54,30 @@ TEST(RotationTest, SpreadsAnOutlierOverItsPiece) {
   }
 }
 
-TEST(LatentCoderTest, BytesAreAsDocumented) {
+TEST(TileCoderTest, BytesAreAsDocumented) {
   // 64 tokens of 20 channels at 4 bits: a step and a centre each, 8 bytes a
   // plane, and two multipliers for FP8.
   const std::vector<int> widths(20, 4);
-  const LatentCoder half(PerChannelTiles(widths, 64, 64), ScaleFormat::kF16,
-                         true, Isa::kRef);
-  EXPECT_EQ(half.bytes(), 20u * (4 + 8 * 4));
-  const LatentCoder small(PerChannelTiles(widths, 64, 64), ScaleFormat::kF8,
-                          true, Isa::kRef);
-  EXPECT_EQ(small.bytes(), 4u + 20u * (2 + 8 * 4));
+  const std::vector<Tile> tiles = PerChannelTiles(widths, 64, 64);
+  const TileCoder half(ScaleFormat::kF16, true, Isa::kRef);
+  EXPECT_EQ(half.Bytes(tiles), 20u * (4 + 8 * 4));
+  const TileCoder small(ScaleFormat::kF8, true, Isa::kRef);
+  EXPECT_EQ(small.Bytes(tiles), 4u + 20u * (2 + 8 * 4));
 }
 
 // E4M3 has few bits: a matrix whose groups differ by up to 10^4 in size must
 // not lose the small ones.
-TEST(LatentCoderTest, Fp8ScalesServeGroupsOfDifferentSize) {
+TEST(TileCoderTest, Fp8ScalesServeGroupsOfDifferentSize) {
   const std::vector<int> widths(32, 4);
-  const LatentCoder coder(PerChannelTiles(widths, 64, 64), ScaleFormat::kF8,
-                          true, Isa::kRef);
+  const std::vector<Tile> tiles = PerChannelTiles(widths, 64, 64);
+  const TileCoder coder(ScaleFormat::kF8, true, Isa::kRef);
   std::vector<float> x = Numbers(9).Vector(64 * 32), y(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
     x[i] *= std::pow(10.0f, -static_cast<float>(i % 32) / 8.0f);
   }
-  std::vector<uint8_t> bytes(coder.bytes());
-  coder.Encode(x.data(), 32, 0, bytes.data());
-  ASSERT_TRUE(coder.Decode(bytes.data(), y.data(), 32).ok());
+  std::vector<uint8_t> bytes(coder.Bytes(tiles));
+  coder.Encode(tiles, x.data(), 32, 0, bytes.data());
+  ASSERT_TRUE(coder.Decode(tiles, bytes.data(), y.data(), 32).ok());
   for (size_t c = 0; c < 32; ++c) {
     double error = 0.0, sum = 0.0;
     for (size_t t = 0; t < 64; ++t) {

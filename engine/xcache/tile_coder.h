@@ -2,8 +2,8 @@
 // share. A latent matrix is [rows, columns] and its groups are runs of rows in
 // a column; where scales are per token the matrix is kept transposed. Byte
 // layout: PAGE_FORMAT.md. Thread-safe; the same bits on every instruction set.
-#ifndef XCACHE_ENGINE_XCACHE_LATENT_CODER_H_
-#define XCACHE_ENGINE_XCACHE_LATENT_CODER_H_
+#ifndef XCACHE_ENGINE_XCACHE_TILE_CODER_H_
+#define XCACHE_ENGINE_XCACHE_TILE_CODER_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -35,36 +35,27 @@ std::vector<Tile> PerChannelTiles(std::span<const int> widths, int num_tokens,
 std::vector<Tile> PerTokenTiles(int num_channels, int num_tokens, int group,
                                 int bits);
 
-// The bits of each channel: `bits` on average, 1 to 8 each, so that the sum of
-// squared errors is least for channels of these standard deviations. Runs of 16
-// channels are given alike, so that no vector register is cut.
-std::vector<int> SpreadBits(std::span<const float> deviations, int bits);
-
-class LatentCoder {
+// Encodes and decodes matrices that are cut into tiles.
+class TileCoder {
  public:
-  LatentCoder(std::vector<Tile> tiles, ScaleFormat format, bool search,
-              Isa isa);
+  TileCoder(ScaleFormat format, bool search, Isa isa);
 
   // Bytes of an encoded matrix.
-  size_t bytes() const { return bytes_; }
-
+  size_t Bytes(std::span<const Tile> tiles) const;
   // `x` is finite; rows before `skip_rows` are not read, and their codes are 0.
-  void Encode(const float* x, int64_t stride, int skip_rows,
-              uint8_t* out) const;
+  void Encode(std::span<const Tile> tiles, const float* x, int64_t stride,
+              int skip_rows, uint8_t* out) const;
   // Fills every row. INVALID_ARGUMENT: a scale is not finite or is negative.
-  absl::Status Decode(const uint8_t* in, float* x, int64_t stride) const;
+  absl::Status Decode(std::span<const Tile> tiles, const uint8_t* in, float* x,
+                      int64_t stride) const;
 
  private:
   size_t scale_bytes() const { return format_ == ScaleFormat::kF8 ? 1 : 2; }
 
-  const std::vector<Tile> tiles_;
-  const ScaleFormat format_;
-  const bool search_;
-  const Isa isa_;
-  const CodecKernels& kernels_;
-  size_t bytes_ = 0;
-  int max_cols_ = 0;
-  size_t max_codes_ = 0;
+  ScaleFormat format_;
+  bool search_;
+  Isa isa_;
+  const CodecKernels* kernels_;
 };
 
 // An orthogonal rotation of channels that spreads an outlier over many: random
@@ -86,4 +77,4 @@ class Rotation {
 
 }  // namespace xcache
 
-#endif  // XCACHE_ENGINE_XCACHE_LATENT_CODER_H_
+#endif  // XCACHE_ENGINE_XCACHE_TILE_CODER_H_
