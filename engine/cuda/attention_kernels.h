@@ -1,5 +1,5 @@
 // Bodies of the attention kernels: a task's partial result over one chunk of
-// 512 keys, and the merging of a row's chunks. Online softmax over absolute
+// 256 keys, and the merging of a row's chunks. Online softmax over absolute
 // tiles of 64 keys in order, partials merged in order of their chunks, scores
 // in base 2: a row's bits depend on no other row.
 #ifndef XCACHE_ENGINE_CUDA_ATTENTION_KERNELS_H_

@@ -13,6 +13,7 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <utility>
 
 #include "engine/cuda/attention_kernels.h"
 #include "engine/cuda/decode_kernels.h"
@@ -126,6 +127,7 @@ class CudaOps final : public DeviceOps {
   ~CudaOps() override {
     SetDevice();
     cudaDeviceSynchronize();
+    for (auto& [key, plan] : plans_) Destroy(plan);
     if (lt_ != nullptr) cublasLtDestroy(lt_);
     for (cudaEvent_t event : events_) {
       if (event != nullptr) cudaEventDestroy(event);
@@ -284,8 +286,16 @@ class CudaOps final : public DeviceOps {
   }
 
  private:
-  // What an algorithm is chosen for: n, k, output stride, type, add.
-  using GemmKey = std::tuple<int, int, int64_t, int, bool>;
+  // What an algorithm is chosen for: n, k, output stride, type.
+  using GemmShape = std::tuple<int, int, int64_t, int>;
+  // How to run a shape for a number of tiles. Kept: making one takes the host
+  // longer than a small product takes the device.
+  struct GemmPlan {
+    cublasLtMatmulDesc_t desc = nullptr;
+    cublasLtMatrixLayout_t w = nullptr, a = nullptr, out = nullptr;
+    cublasLtMatmulAlgo_t algorithm = {};
+    int calls = 0;  // of equal numbers of tiles: 1, or all tiles one by one
+  };
 
   void SetDevice() const {
     // Per thread: the engine may be handed from one to another.
@@ -324,12 +334,18 @@ class CudaOps final : public DeviceOps {
   // Layout of a column-major matrix, repeated `batch` times at `stride`.
   bool MakeLayout(cublasLtMatrixLayout_t* layout, cudaDataType_t type, int rows,
                   int cols, int64_t ld, int batch, int64_t stride);
+  bool MakeLayouts(const GemmShape& shape, int batch, GemmPlan* plan);
+  bool ChooseAlgorithm(const GemmShape& shape, cublasLtMatmulAlgo_t* out);
+  // Null where it failed.
+  const GemmPlan* PlanFor(const GemmShape& shape, int tiles);
+  static void Destroy(GemmPlan& plan);
 
   const int ordinal_;
   cudaStream_t streams_[kNumStreams] = {};
   cudaEvent_t events_[kNumEvents] = {};
   cublasLtHandle_t lt_ = nullptr;
-  std::map<GemmKey, cublasLtMatmulAlgo_t> algorithms_;
+  std::map<GemmShape, cublasLtMatmulAlgo_t> algorithms_;
+  std::map<std::pair<GemmShape, int>, GemmPlan> plans_;
   bool failed_ = false;
   char error_[256] = {};
 };
@@ -351,93 +367,115 @@ bool CudaOps::MakeLayout(cublasLtMatrixLayout_t* layout, cudaDataType_t type,
                  "batch stride");
 }
 
+// Column-major: out^T [n, 64] = (w^T [k, n])^T a^T [k, 64]; w is shared by the
+// whole batch.
+bool CudaOps::MakeLayouts(const GemmShape& shape, int batch, GemmPlan* plan) {
+  const auto& [n, k, out_stride, type] = shape;
+  const cudaDataType_t half =
+      static_cast<HalfType>(type) == HalfType::kBf16 ? CUDA_R_16BF : CUDA_R_16F;
+  const cublasOperation_t transpose = CUBLAS_OP_T;
+  return CheckLt(cublasLtMatmulDescCreate(&plan->desc, CUBLAS_COMPUTE_32F,
+                                          CUDA_R_32F),
+                 "cublasLtMatmulDescCreate") &&
+         CheckLt(cublasLtMatmulDescSetAttribute(plan->desc,
+                                                CUBLASLT_MATMUL_DESC_TRANSA,
+                                                &transpose, sizeof(transpose)),
+                 "transposition") &&
+         MakeLayout(&plan->w, half, k, n, k, batch, 0) &&
+         MakeLayout(&plan->a, half, k, kGemmRows, k, batch,
+                    int64_t{kGemmRows} * k) &&
+         MakeLayout(&plan->out, CUDA_R_32F, n, kGemmRows, out_stride, batch,
+                    kGemmRows * out_stride);
+}
+
+void CudaOps::Destroy(GemmPlan& plan) {
+  for (cublasLtMatrixLayout_t layout : {plan.w, plan.a, plan.out}) {
+    if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
+  }
+  if (plan.desc != nullptr) cublasLtMatmulDescDestroy(plan.desc);
+  plan = GemmPlan();
+}
+
+bool CudaOps::ChooseAlgorithm(const GemmShape& shape,
+                              cublasLtMatmulAlgo_t* out) {
+  const auto known = algorithms_.find(shape);
+  if (known != algorithms_.end()) {
+    *out = known->second;
+    return true;
+  }
+  // No workspace and no reduction across blocks: every output element is one
+  // sum over k, by one block.
+  const size_t workspace = 0;
+  const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE;
+  GemmPlan one;
+  cublasLtMatmulPreference_t preference = nullptr;
+  cublasLtMatmulHeuristicResult_t result = {};
+  int results = 0;
+  const bool ok =
+      MakeLayouts(shape, 1, &one) &&
+      CheckLt(cublasLtMatmulPreferenceCreate(&preference), "preference") &&
+      CheckLt(cublasLtMatmulPreferenceSetAttribute(
+                  preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                  &workspace, sizeof(workspace)),
+              "workspace") &&
+      CheckLt(cublasLtMatmulPreferenceSetAttribute(
+                  preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                  &reductions, sizeof(reductions)),
+              "reduction scheme") &&
+      CheckLt(cublasLtMatmulAlgoGetHeuristic(lt_, one.desc, one.w, one.a,
+                                             one.out, one.out, preference, 1,
+                                             &result, &results),
+              "cublasLtMatmulAlgoGetHeuristic");
+  if (preference != nullptr) cublasLtMatmulPreferenceDestroy(preference);
+  Destroy(one);
+  if (ok && results == 0) Fail("cublasLt", "no algorithm for a product");
+  if (!ok || results == 0) return false;
+  *out = algorithms_.emplace(shape, result.algo).first->second;
+  return true;
+}
+
+const CudaOps::GemmPlan* CudaOps::PlanFor(const GemmShape& shape, int tiles) {
+  const auto [it, is_new] = plans_.try_emplace({shape, tiles});
+  GemmPlan& plan = it->second;
+  if (!is_new && plan.calls > 0) return &plan;
+  bool ok = ChooseAlgorithm(shape, &plan.algorithm) &&
+            MakeLayouts(shape, tiles, &plan);
+  cublasLtMatmulHeuristicResult_t checked = {};
+  plan.calls = 1;
+  if (ok && cublasLtMatmulAlgoCheck(lt_, plan.desc, plan.w, plan.a, plan.out,
+                                    plan.out, &plan.algorithm,
+                                    &checked) != CUBLAS_STATUS_SUCCESS) {
+    // Not as a batch, then: tile by tile.
+    const cublasLtMatmulAlgo_t algorithm = plan.algorithm;
+    Destroy(plan);
+    plan.algorithm = algorithm;
+    plan.calls = tiles;
+    ok = MakeLayouts(shape, 1, &plan);
+  }
+  if (ok) return &plan;
+  Destroy(plan);
+  return nullptr;
+}
+
 void CudaOps::Gemm(const GemmArgs& args) {
   if (!Ready(args.num_rows)) return;
-  const cudaDataType_t half =
-      args.type == HalfType::kBf16 ? CUDA_R_16BF : CUDA_R_16F;
-  const int tiles = (args.num_rows + kGemmRows - 1) / kGemmRows;
+  const GemmPlan* plan =
+      PlanFor({args.n, args.k, args.out_stride, static_cast<int>(args.type)},
+              (args.num_rows + kGemmRows - 1) / kGemmRows);
+  if (plan == nullptr) return;
   const float alpha = 1.0f;
   const float beta = args.add ? 1.0f : 0.0f;
-  // Column-major: out^T [n, 64] = w^T' [k, n]^T a^T [k, 64].
-  cublasLtMatmulDesc_t desc = nullptr;
-  cublasLtMatrixLayout_t w = nullptr, a = nullptr, out = nullptr;
-  const auto make = [&](int batch) {
-    return MakeLayout(&w, half, args.k, args.n, args.k, batch, 0) &&
-           MakeLayout(&a, half, args.k, kGemmRows, args.k, batch,
-                      int64_t{kGemmRows} * args.k) &&
-           MakeLayout(&out, CUDA_R_32F, args.n, kGemmRows, args.out_stride,
-                      batch, kGemmRows * args.out_stride);
-  };
-  const auto destroy = [&] {
-    for (cublasLtMatrixLayout_t* layout : {&w, &a, &out}) {
-      if (*layout != nullptr) cublasLtMatrixLayoutDestroy(*layout);
-      *layout = nullptr;
+  for (int call = 0; call < plan->calls; ++call) {
+    const int64_t row = int64_t{call} * kGemmRows;
+    float* out = args.out + row * args.out_stride;
+    if (!CheckLt(cublasLtMatmul(lt_, plan->desc, &alpha, args.w, plan->w,
+                                args.a + row * args.k, plan->a, &beta, out,
+                                plan->out, out, plan->out, &plan->algorithm,
+                                nullptr, 0, compute()),
+                 "cublasLtMatmul")) {
+      return;
     }
-  };
-  const cublasOperation_t transpose = CUBLAS_OP_T;
-  bool ok =
-      CheckLt(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
-              "cublasLtMatmulDescCreate") &&
-      CheckLt(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA,
-                                             &transpose, sizeof(transpose)),
-              "transposition");
-
-  const GemmKey key{args.n, args.k, args.out_stride,
-                    static_cast<int>(args.type), args.add};
-  auto found = algorithms_.find(key);
-  if (ok && found == algorithms_.end()) {
-    ok = make(1);
-    cublasLtMatmulPreference_t preference = nullptr;
-    // No workspace and no reduction across blocks: every output element is one
-    // sum over k, by one block.
-    const size_t workspace = 0;
-    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE;
-    cublasLtMatmulHeuristicResult_t result = {};
-    int results = 0;
-    ok = ok &&
-         CheckLt(cublasLtMatmulPreferenceCreate(&preference), "preference") &&
-         CheckLt(cublasLtMatmulPreferenceSetAttribute(
-                     preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                     &workspace, sizeof(workspace)),
-                 "workspace") &&
-         CheckLt(cublasLtMatmulPreferenceSetAttribute(
-                     preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                     &reductions, sizeof(reductions)),
-                 "reduction scheme") &&
-         CheckLt(
-             cublasLtMatmulAlgoGetHeuristic(lt_, desc, w, a, out, out,
-                                            preference, 1, &result, &results),
-             "cublasLtMatmulAlgoGetHeuristic");
-    if (ok && results == 0) {
-      Fail("cublasLt", "no algorithm for a product");
-      ok = false;
-    }
-    if (ok) found = algorithms_.emplace(key, result.algo).first;
-    if (preference != nullptr) cublasLtMatmulPreferenceDestroy(preference);
-    destroy();
   }
-  if (ok) {
-    ok = make(tiles);
-    cublasLtMatmulHeuristicResult_t checked = {};
-    const bool batched =
-        ok && cublasLtMatmulAlgoCheck(lt_, desc, w, a, out, out, &found->second,
-                                      &checked) == CUBLAS_STATUS_SUCCESS;
-    if (ok && !batched) {
-      destroy();
-      ok = make(1);
-    }
-    const int calls = batched ? 1 : tiles;
-    for (int tile = 0; ok && tile < calls; ++tile) {
-      const int64_t row = int64_t{tile} * kGemmRows;
-      float* to = args.out + row * args.out_stride;
-      ok = CheckLt(cublasLtMatmul(lt_, desc, &alpha, args.w, w,
-                                  args.a + row * args.k, a, &beta, to, out, to,
-                                  out, &found->second, nullptr, 0, compute()),
-                   "cublasLtMatmul");
-    }
-    destroy();
-  }
-  if (desc != nullptr) cublasLtMatmulDescDestroy(desc);
 }
 
 }  // namespace

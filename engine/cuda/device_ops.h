@@ -135,12 +135,12 @@ struct StoreKvArgs {
   int num_rows = 0;
 };
 
-// Attention of query rows over chunks of 512 keys. A query row is a token and
+// Attention of query rows over chunks of 256 keys. A query row is a token and
 // one of the query heads of a KV head; a task is 16 query rows of one item and
 // one chunk. For every KV head, the tasks' partial results; then the chunks of
 // each row are merged in order.
 inline constexpr int kAttentionRows = 16;
-inline constexpr int kChunkTiles = 8;
+inline constexpr int kChunkTiles = 4;
 
 // A block of an item: where its tiles are. Layer l's are at tiles + l * stride.
 struct BlockTable {

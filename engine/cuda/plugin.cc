@@ -33,11 +33,28 @@ std::vector<std::string> Candidates() {
   return {folder + kFileName, folder + "../bin/" + kFileName};
 }
 
+// Whether there is a driver. Asked before the plugin is opened, since that
+// loads CUDA's libraries, which are large.
+bool HasDriver() {
+  void* driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  if (driver == nullptr) return false;
+  ::dlclose(driver);
+  return true;
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<DeviceOps>> OpenCudaDevice(int ordinal) {
   std::vector<std::string> found;
   for (const std::string& path : Candidates()) {
+    if (::access(path.c_str(), R_OK) != 0) {
+      found.push_back(absl::StrCat(path, " cannot be read"));
+      continue;
+    }
+    if (!HasDriver()) {
+      return absl::FailedPreconditionError(
+          "expected a CUDA driver (libcuda.so.1), found none");
+    }
     void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
       found.emplace_back(::dlerror());

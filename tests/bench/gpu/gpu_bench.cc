@@ -114,7 +114,7 @@ class Bench {
   absl::Status Limits() {
     cuda::PinnedMemory pinned(*ops_);
     cuda::DeviceMemory device(*ops_);
-    const size_t bytes = size_t{1} << 30;
+    const size_t bytes = CopyBytes();
     XC_RETURN_IF_ERROR(pinned.Reserve(bytes));
     XC_RETURN_IF_ERROR(device.Reserve(bytes));
     std::fill_n(pinned.as<uint8_t>(), bytes, uint8_t{0});
@@ -139,7 +139,7 @@ class Bench {
     // The engine's own product: tiles of 64 rows.
     const HyperParams& h = model_->hparams();
     cuda::GemmArgs gemm;
-    gemm.num_rows = 2048;
+    gemm.num_rows = ops_->info().capability_major > 0 ? 2048 : 64;
     gemm.n = h.d_ff;
     gemm.k = h.d_model;
     gemm.out_stride = gemm.n;
@@ -164,6 +164,11 @@ class Bench {
          {"tflop_per_s",
           2.0 * gemm.num_rows * gemm.n * gemm.k / product / 1e9}});
     return Device();
+  }
+
+  // Bytes of one copy: large enough for full speed, and small beside memory.
+  size_t CopyBytes() const {
+    return std::min(size_t{1} << 30, ops_->info().free_bytes / 8);
   }
 
   absl::Status Device() const {
@@ -247,7 +252,7 @@ class Bench {
       const size_t bytes =
           static_cast<size_t>(n) *
           static_cast<size_t>(engine_->info().kv_fp16_bytes_per_token);
-      const size_t run = std::min(bytes, size_t{1} << 30);
+      const size_t run = std::min(bytes, CopyBytes());
       cuda::PinnedMemory pinned(*ops_);
       cuda::DeviceMemory device(*ops_);
       XC_RETURN_IF_ERROR(pinned.Reserve(run));
@@ -370,7 +375,7 @@ class Bench {
 absl::StatusOr<std::shared_ptr<DeviceOps>> Open(const std::string& device) {
   if (device == "emulation") {
     cuda::HostOpsOptions options;
-    options.memory_bytes = size_t{2} << 30;
+    options.memory_bytes = size_t{64} << 20;
     return std::shared_ptr<DeviceOps>(cuda::MakeHostOps(options));
   }
   int ordinal = 0;

@@ -99,6 +99,10 @@ std::string FileBytes(const Shape& s, uint64_t seed) {
   w.SetFloat("llama.attention.layer_norm_rms_epsilon", 1e-5f);
   w.SetFloat("llama.rope.freq_base", s.rope_freq_base);
 
+  std::vector<std::string> tokens;
+  for (int i = 0; i < s.vocab_size; ++i) tokens.push_back(absl::StrCat("t", i));
+  w.SetStrings("tokenizer.ggml.tokens", tokens);
+
   Weights weights(seed);
   const auto matrix = [&](const std::string& name, int rows, int cols) {
     w.SetTensor(name, {cols, rows}, GgufType::kQ4_0,

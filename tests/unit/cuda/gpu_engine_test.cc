@@ -1,17 +1,13 @@
 // The engine on the first GPU: the conformance suite under both policies, and
 // closeness to the CPU's engine on a real model (XCACHE_TEST_MODEL). Skipped,
 // saying why, where there is no GPU.
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "engine/cuda/plugin.h"
 #include "engine/engine_factory.h"
 #include "gtest/gtest.h"
+#include "tests/unit/cuda/agreement.h"
 #include "tests/unit/engine/engine_conformance.h"
 
 namespace xcache::testing {
@@ -45,75 +41,45 @@ INSTANTIATE_TEST_SUITE_P(Gpu, EngineConformanceTest,
                            return c.param.name;
                          });
 
+TEST(GpuEngineTest, WithoutAGpuCudaIsAnErrorAndAutoIsTheCpu) {
+  const absl::Status available = GpuAvailable();
+  if (available.ok()) GTEST_SKIP() << "there is a GPU";
+  EXPECT_EQ(available.code(), absl::StatusCode::kFailedPrecondition);
+  const auto engine = CreateEngine(MakeTinyModel({}), GpuOptions("resume"), {});
+  EXPECT_EQ(engine.status(), available);
+  EngineOptions options;
+  const auto fallback = CreateEngine(MakeTinyModel({}), options, {});
+  ASSERT_TRUE(fallback.ok()) << fallback.status();
+  EXPECT_EQ((*fallback)->info().device.substr(0, 4), "cpu/");
+}
+
 // On a real model: how close the logits are to the CPU's, and how often the
 // likeliest token is the same, over a text that the CPU's engine writes.
 TEST(GpuEngineTest, AgreesWithTheCpuOnARealModel) {
   if (const absl::Status status = GpuAvailable(); !status.ok()) {
     GTEST_SKIP() << status.message();
   }
-  const char* path = std::getenv("XCACHE_TEST_MODEL");
-  if (path == nullptr || *path == '\0') {
+  if (TestModelPath().empty()) {
     GTEST_SKIP() << "XCACHE_TEST_MODEL names no model";
   }
-  auto model = Model::Load(path);
+  auto model = Model::Load(TestModelPath());
   ASSERT_TRUE(model.ok()) << model.status();
   EngineOptions cpu_options;
   cpu_options.device = "cpu";
   cpu_options.profile_dir = ::testing::TempDir();
-  EngineOptions gpu_options = GpuOptions("resume");
-  gpu_options.profile_dir = ::testing::TempDir();
-  gpu_options.device_memory_bytes = 0;
   const auto cpu = CreateEngine(*model, cpu_options, {});
-  const auto gpu = CreateEngine(*model, gpu_options, {});
   ASSERT_TRUE(cpu.ok()) << cpu.status();
-  ASSERT_TRUE(gpu.ok()) << gpu.status();
-  for (const char* spec : {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4"}) {
-    const auto cpu_codec = (*cpu)->OpenCodec(spec, {});
-    const auto gpu_codec = (*gpu)->OpenCodec(spec, {});
-    ASSERT_TRUE(cpu_codec.ok()) << cpu_codec.status();
-    ASSERT_TRUE(gpu_codec.ok()) << gpu_codec.status();
-    // The likeliest continuation of a few tokens.
-    auto writer = *(*cpu)->NewSequence(**cpu_codec, {}, {});
-    std::vector<TokenId> tokens = RandomTokens(4, 1000, 1);
-    for (size_t at = 0; tokens.size() < 200;) {
-      StepItem item;
-      item.sequence = writer.get();
-      item.tokens = std::span(tokens).subspan(at, tokens.size() - at);
-      item.logits_mode = LogitsMode::kLast;
-      ASSERT_TRUE((*cpu)->Step({&item, 1}).ok());
-      at = tokens.size();
-      tokens.push_back(static_cast<TokenId>(
-          std::max_element(item.logits.begin(), item.logits.end()) -
-          item.logits.begin()));
+  for (const char* remat : {"resume", "step"}) {
+    EngineOptions gpu_options = GpuOptions(remat);
+    gpu_options.profile_dir = ::testing::TempDir();
+    gpu_options.device_memory_bytes = uint64_t{2} << 30;
+    const auto gpu = CreateEngine(*model, gpu_options, {});
+    ASSERT_TRUE(gpu.ok()) << gpu.status();
+    for (const char* spec : {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4"}) {
+      const Agreement found = MeasureAgreement(**cpu, **gpu, spec, 200);
+      EXPECT_LT(found.relative_error, kModelRelativeError) << spec;
+      EXPECT_GT(found.top1, kModelTop1) << spec;
     }
-    const Reference a = ComputeReference(**cpu, **cpu_codec, tokens);
-    const Reference b = ComputeReference(**gpu, **gpu_codec, tokens);
-    double error = 0.0, power = 0.0;
-    int same = 0;
-    for (size_t i = 0; i < tokens.size(); ++i) {
-      const auto likeliest = [](const std::vector<float>& row) {
-        return std::max_element(row.begin(), row.end()) - row.begin();
-      };
-      same += likeliest(a.logits[i]) == likeliest(b.logits[i]) ? 1 : 0;
-      for (size_t t = 0; t < a.logits[i].size(); ++t) {
-        const double d = static_cast<double>(b.logits[i][t]) -
-                         static_cast<double>(a.logits[i][t]);
-        error += d * d;
-        power += static_cast<double>(a.logits[i][t]) *
-                 static_cast<double>(a.logits[i][t]);
-      }
-    }
-    const double relative = std::sqrt(error / power);
-    const double agreement = same / static_cast<double>(tokens.size());
-    RecordProperty(std::string("relative_error_") + spec,
-                   std::to_string(relative));
-    RecordProperty(std::string("top1_agreement_") + spec,
-                   std::to_string(agreement));
-    std::printf("%s: relative error %.4f, top-1 agreement %.3f\n", spec,
-                relative, agreement);
-    // BF16 through 30 layers: a few per cent.
-    EXPECT_LT(relative, 0.1) << spec;
-    EXPECT_GT(agreement, 0.9) << spec;
   }
 }
 
