@@ -10,6 +10,7 @@ namespace {
 constexpr size_t kPieceAlignment = 256;
 // Few enough slabs to look through, small enough to be given back.
 constexpr size_t kSlabBytes = size_t{64} << 20;
+constexpr size_t kMinSlabs = 32;
 
 }  // namespace
 
@@ -22,7 +23,9 @@ DevicePool::~DevicePool() {
 
 bool DevicePool::AddSlab(size_t piece_bytes) {
   const size_t room = cap_bytes_ - held_;
-  const size_t most = std::max<size_t>(1, kSlabBytes / piece_bytes);
+  // A small pool is not to be taken by the first size that asks.
+  const size_t slab_bytes = std::min(kSlabBytes, cap_bytes_ / kMinSlabs);
+  const size_t most = std::max<size_t>(1, slab_bytes / piece_bytes);
   for (size_t n : {std::min(most, room / piece_bytes), size_t{1}}) {
     if (n == 0 || n * piece_bytes > room) return false;
     auto* first = static_cast<uint8_t*>(ops_->Allocate(n * piece_bytes));

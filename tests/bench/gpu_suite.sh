@@ -11,20 +11,23 @@ OUT=$(realpath -m "${1:?usage: gpu_suite.sh OUT_FOLDER [tests|bench|all]}")
 cd "$(dirname "$0")"
 WHAT=${2:-all}
 mkdir -p "$OUT"
-export LD_LIBRARY_PATH=$PWD/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 export XCACHE_CUDA_PLUGIN=$PWD/bin/libxcache_cuda.so
 PYTHON=${PYTHON:-python3}
-# Where PyTorch brings CUDA's libraries itself, they are found there too.
+# For our programs alone: PyTorch has libraries of its own. Where it brings
+# CUDA's, they are found there too.
+LIBRARIES=$PWD/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 for folder in $("$PYTHON" - <<'PY' 2>/dev/null
 import glob, os
 try:
     import nvidia
     for base in nvidia.__path__:
-        print(*glob.glob(os.path.join(base, "*", "lib")), sep="\n")
+        print(*glob.glob(os.path.join(base, "**", "lib"), recursive=True),
+              sep="\n")
 except ImportError:
     pass
 PY
-); do LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$folder; done
+); do LIBRARIES=$LIBRARIES:$folder; done
+OURS=(env "LD_LIBRARY_PATH=$LIBRARIES")
 STATUS=()
 RESULTS=$OUT/results.jsonl
 : > "$RESULTS"
@@ -43,11 +46,14 @@ part() {
 bench() {
   local name=$1 limit=$2
   shift 2
-  part "$name" "$limit" bin/xcache-gpu-bench "$@"
+  part "$name" "$limit" "${OURS[@]}" bin/xcache-gpu-bench "$@"
   cat "$OUT/$name.log" >> "$RESULTS"
 }
 
-nvidia-smi > "$OUT/nvidia-smi.log" 2>&1
+if ! nvidia-smi > "$OUT/nvidia-smi.log" 2>&1; then
+  echo "gpu_suite.sh: expected a GPU and its driver, nvidia-smi found none" >&2
+  exit 1
+fi
 if ls model.gguf.? >/dev/null 2>&1; then
   cat model.gguf.? > "$OUT/model.gguf"
   if [ "$(sha256sum "$OUT/model.gguf" | cut -d ' ' -f 1)" = \
@@ -59,13 +65,13 @@ if ls model.gguf.? >/dev/null 2>&1; then
 fi
 
 if [ "$WHAT" != bench ]; then
-  part device_ops 40 bin/device_ops_test --gtest_filter='*Gpu*'
-  part gpu_engine 120 bin/gpu_engine_test
+  part device_ops 40 "${OURS[@]}" bin/device_ops_test --gtest_filter='*Gpu*'
+  part gpu_engine 120 "${OURS[@]}" bin/gpu_engine_test
   SANITIZER=$(command -v compute-sanitizer ||
     ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
   if [ -n "$SANITIZER" ]; then
     for tool in memcheck racecheck; do
-      part "sanitizer_$tool" 60 "$SANITIZER" --tool "$tool" \
+      part "sanitizer_$tool" 60 "${OURS[@]}" "$SANITIZER" --tool "$tool" \
         --error-exitcode 9 bin/device_ops_test --gtest_filter='*Gpu*'
     done
   else

@@ -298,11 +298,13 @@ class Bench {
     for (int i = 0; i < batch; ++i) {
       // Blocks of its own: shared ones would be read from the cache.
       auto blocks = Blocks(pages);
-      absl::StatusOr<std::unique_ptr<Sequence>> sequence = blocks.status();
-      if (blocks.ok()) {
-        sequence = engine_->NewSequence(*codec_, TokensOf(depth), *blocks);
+      absl::Status status = blocks.status();
+      if (status.ok()) {
+        auto sequence = engine_->NewSequence(*codec_, TokensOf(depth), *blocks);
+        status = sequence.status();
+        if (status.ok()) sequences.push_back(*std::move(sequence));
       }
-      if (sequence.status().code() == absl::StatusCode::kResourceExhausted) {
+      if (status.code() == absl::StatusCode::kResourceExhausted) {
         Add({{"what", "decode"},
              {"codec", codec_->spec()},
              {"policy", policy_},
@@ -311,8 +313,7 @@ class Bench {
              {"skipped", "does not fit"}});
         return absl::OkStatus();
       }
-      XC_RETURN_IF_ERROR(sequence.status());
-      sequences.push_back(*std::move(sequence));
+      XC_RETURN_IF_ERROR(status);
     }
     const std::vector<TokenId> token = {7};
     std::vector<double> ms;
@@ -375,7 +376,7 @@ class Bench {
 absl::StatusOr<std::shared_ptr<DeviceOps>> Open(const std::string& device) {
   if (device == "emulation") {
     cuda::HostOpsOptions options;
-    options.memory_bytes = size_t{64} << 20;
+    options.memory_bytes = size_t{128} << 20;
     return std::shared_ptr<DeviceOps>(cuda::MakeHostOps(options));
   }
   int ordinal = 0;

@@ -49,6 +49,15 @@ TEST(DevicePoolTest, WhatIsFreeOfOneSizeServesAnother) {
   EXPECT_EQ(pool->held_bytes(), 4096u);
 }
 
+TEST(DevicePoolTest, OnePieceOfASizeDoesNotTakeThePool) {
+  auto pool = std::make_shared<DevicePool>(Ops(), 64 * 1024);
+  PoolPiece small(pool, 512), large(pool, 16 * 1024), other(pool, 1024);
+  EXPECT_NE(small.get(), nullptr);
+  EXPECT_NE(large.get(), nullptr);
+  EXPECT_NE(other.get(), nullptr);
+  EXPECT_LE(pool->held_bytes(), size_t{24 * 1024});
+}
+
 TEST(DevicePoolTest, ADeviceWithoutMemoryIsNoFailure) {
   auto pool = std::make_shared<DevicePool>(Ops(2048), size_t{1} << 30);
   PoolPiece a(pool, 1024), b(pool, 1024), c(pool, 1024);
