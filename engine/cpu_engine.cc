@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/cpu_seal.h"
+#include "engine/engine_checks.h"
 #include "engine/xcache/codec.h"
 #include "engine/xcache/page.h"
 
@@ -17,30 +18,16 @@ KvShape ShapeOf(const HyperParams& h) {
   return {h.num_layers, h.n_kv_heads, h.head_dim, h.d_model};
 }
 
-Digest CacheFp(const Digest& model_fp, std::string_view spec,
-               const Profile* profile) {
-  const auto bytes = [](const Digest& digest) {
-    return std::string_view(reinterpret_cast<const char*>(digest.data()),
-                            digest.size());
-  };
-  return Sha256()
-      .Field(bytes(model_fp))
-      .Field(spec)
-      .Field(profile != nullptr ? bytes(profile->digest()) : "")
-      .Field(std::to_string(kPageFormatVersion))
-      .Finish();
-}
-
 }  // namespace
 
 CpuEngine::CpuEngine(std::shared_ptr<const Model> model, Isa isa,
                      int num_threads, std::string profile_dir)
     : model_(std::move(model)),
-      profile_dir_(std::move(profile_dir)),
       kernels_(GetKernels(isa)),
       shape_(ShapeOf(model_->hparams())),
       arena_(std::make_shared<KvArena>(CpuKvBlock::Bytes(shape_))),
-      pool_(num_threads) {}
+      pool_(num_threads),
+      opener_(model_, std::move(profile_dir), isa) {}
 
 absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
     std::shared_ptr<const Model> model, Isa isa, int num_threads,
@@ -60,51 +47,23 @@ absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
       engine->shape_);
 
   ModelInfo& info = engine->info_;
-  info.name = h.name;
-  info.architecture = h.architecture;
+  info = DescribeModel(*engine->model_);
   info.device = absl::StrCat("cpu/", std::string(IsaName(isa)));
   // One id for all instruction sets: the kernels' tests hold them to the same
   // bits.
   info.numerics_id = absl::StrCat("xcache-", XCACHE_VERSION, "/cpu");
-  info.model_fp = engine->model_->fingerprint();
-  info.num_layers = h.num_layers;
-  info.d_model = h.d_model;
-  info.n_heads = h.n_heads;
-  info.n_kv_heads = h.n_kv_heads;
-  info.head_dim = h.head_dim;
-  info.vocab_size = h.vocab_size;
-  info.context_length = h.context_length;
-  info.num_parameters = engine->model_->num_parameters();
   info.weight_bytes = engine->weights_.bytes();
-  info.kv_fp16_bytes_per_token =
-      static_cast<int>(CpuKvBlock::Bytes(engine->shape_) / kBlockTokens);
   return engine;
 }
 
 absl::StatusOr<const CodecHandle*> CpuEngine::OpenCodec(
-    std::string_view spec_text, const ProgressFn& progress) {
-  XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
-  XC_ASSIGN_OR_RETURN(const ProfileKind kind, ProfileOf(spec));
-  std::shared_ptr<const Profile> profile;
-  if (kind != ProfileKind::kNone) {
-    std::shared_ptr<const Profile>& known = profiles_[kind];
-    if (known == nullptr) {
-      // A spec that the codec refuses must not cost a profile, but what is
-      // refused shows only when the codec is made.
-      XC_ASSIGN_OR_RETURN(
-          known, Profile::LoadOrMake(profile_dir_, *model_, kind, progress));
-    }
-    profile = known;
-  }
-  XC_ASSIGN_OR_RETURN(std::unique_ptr<const Codec> codec,
-                      MakeCodec(spec, *model_, profile.get(), kernels_.isa));
-  const std::string canonical = codec->spec().ToString();
-  std::unique_ptr<CpuCodecHandle>& handle = codecs_[canonical];
+    std::string_view spec, const ProgressFn& progress) {
+  XC_ASSIGN_OR_RETURN(OpenedCodec opened, opener_.Open(spec, progress));
+  std::unique_ptr<CpuCodecHandle>& handle = codecs_[opened.spec];
   if (handle == nullptr) {
-    const Digest cache_fp =
-        CacheFp(model_->fingerprint(), canonical, profile.get());
-    handle = std::make_unique<CpuCodecHandle>(this, std::move(codec),
-                                              std::move(profile), cache_fp);
+    handle = std::make_unique<CpuCodecHandle>(this, std::move(opened.codec),
+                                              std::move(opened.profile),
+                                              opened.cache_fp);
   }
   return handle.get();
 }
@@ -128,31 +87,11 @@ absl::Status CpuEngine::CheckCodec(const CodecHandle& codec) const {
   return absl::OkStatus();
 }
 
-absl::Status CpuEngine::CheckTokens(std::span<const TokenId> tokens) const {
-  for (TokenId token : tokens) {
-    if (token < 0 || token >= info_.vocab_size) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "token id ", token, " is not in [0, ", info_.vocab_size, ")"));
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
     const CodecHandle& codec, std::span<const TokenId> tokens,
     std::span<const KvBlockRef> blocks) {
   XC_RETURN_IF_ERROR(CheckCodec(codec));
-  XC_RETURN_IF_ERROR(CheckTokens(tokens));
-  if (tokens.size() != blocks.size() * kBlockTokens) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        blocks.size(), " blocks need ", blocks.size() * kBlockTokens,
-        " tokens, not ", tokens.size()));
-  }
-  if (tokens.size() > static_cast<size_t>(info_.context_length)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(tokens.size(), " tokens exceed the context length of ",
-                     info_.context_length));
-  }
+  XC_RETURN_IF_ERROR(CheckPrefix(info_, tokens, blocks.size()));
   for (const KvBlockRef& block : blocks) {
     if (dynamic_cast<const CpuKvBlock*>(block.get()) == nullptr) {
       return absl::InvalidArgumentError("a block of another engine");
@@ -169,22 +108,7 @@ absl::Status CpuEngine::CheckItem(const StepItem& item) const {
     return absl::InvalidArgumentError("an item without a sequence");
   }
   XC_RETURN_IF_ERROR(CheckCodec(sequence->codec()));
-  if (item.tokens.empty()) {
-    return absl::InvalidArgumentError("an item without tokens");
-  }
-  XC_RETURN_IF_ERROR(CheckTokens(item.tokens));
-  const auto room = static_cast<size_t>(kBlockTokens - sequence->live_tokens());
-  if (item.tokens.size() > room) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(item.tokens.size(), " tokens cross the end of a block, ",
-                     room, " tokens away"));
-  }
-  const size_t total = sequence->tokens().size() + item.tokens.size();
-  if (total > static_cast<size_t>(info_.context_length)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        total, " tokens exceed the context length of ", info_.context_length));
-  }
-  return absl::OkStatus();
+  return CheckAppend(info_, *sequence, item.tokens);
 }
 
 absl::Status CpuEngine::Step(std::span<StepItem> items) {
@@ -301,9 +225,10 @@ std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
   pool_.ParallelFor(num_jobs, [&](int64_t i, int) {
     const auto at = static_cast<size_t>(i);
     const RematJob& job = jobs[at];
-    statuses[at] = CheckTokens(job.tokens);
+    statuses[at] = CheckTokenIds(job.tokens, info_.vocab_size);
     if (!statuses[at].ok()) return;
-    auto payload = CheckPage(handle, job.block_index, job.tokens, job.page);
+    auto payload =
+        CheckPage(handle.cache_fp(), job.block_index, job.tokens, job.page);
     if (payload.ok()) {
       payloads[at] = *payload;
       blocks[at] = std::make_shared<CpuKvBlock>(shape_, arena_);

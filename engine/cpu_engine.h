@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/base/thread_pool.h"
+#include "engine/codec_opener.h"
 #include "engine/cpu_forward.h"
 #include "engine/cpu_kv.h"
 #include "engine/cpu_sequence.h"
@@ -52,7 +53,6 @@ class CpuEngine final : public Engine {
     absl::Status status;
   };
 
-  absl::Status CheckTokens(std::span<const TokenId> tokens) const;
   absl::Status CheckItem(const StepItem& item) const;
   absl::Status CheckCodec(const CodecHandle& codec) const;
   // Seals those of the step's sequences whose live block is full.
@@ -62,16 +62,15 @@ class CpuEngine final : public Engine {
                      std::vector<LayerTask>* tasks) const;
 
   const std::shared_ptr<const Model> model_;
-  const std::string profile_dir_;
   const Kernels& kernels_;
   const KvShape shape_;
   const std::shared_ptr<KvArena> arena_;
   ThreadPool pool_;
+  CodecOpener opener_;
   CpuWeights weights_;
   std::unique_ptr<CpuForward> forward_;
   ModelInfo info_;
   std::map<std::string, std::unique_ptr<CpuCodecHandle>> codecs_;
-  std::map<ProfileKind, std::shared_ptr<const Profile>> profiles_;
 };
 
 }  // namespace xcache

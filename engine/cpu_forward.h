@@ -18,6 +18,7 @@
 #include "engine/engine.h"
 #include "engine/kernels/kernels.h"
 #include "engine/model/model.h"
+#include "engine/rope_table.h"
 
 namespace xcache {
 

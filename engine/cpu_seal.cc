@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/attention.h"
-#include "engine/xcache/page.h"
 
 namespace xcache {
 namespace {
@@ -161,27 +160,6 @@ absl::Status SealWholeBlock(const CpuForward& forward,
           [&](int layer) { return exact(layer); }, FirstRow(block_index),
           payload, [&](int layer, const RematRows& out) { write(layer, out); },
           parallel));
-}
-
-absl::StatusOr<std::span<const uint8_t>> CheckPage(
-    const CpuCodecHandle& codec, int64_t block_index,
-    std::span<const TokenId> tokens, std::string_view page) {
-  XC_ASSIGN_OR_RETURN(const PageView view, ParsePage(page));
-  if (view.cache_fp != codec.cache_fp()) {
-    return absl::DataLossError(absl::StrCat(
-        "page of block ", block_index, ": expected cache fingerprint ",
-        ToHex(codec.cache_fp()), ", found ", ToHex(view.cache_fp)));
-  }
-  if (view.block_index != block_index) {
-    return absl::DataLossError(absl::StrCat(
-        "page: expected block ", block_index, ", found ", view.block_index));
-  }
-  if (!std::equal(tokens.begin(), tokens.end(), std::begin(view.tokens),
-                  std::end(view.tokens))) {
-    return absl::DataLossError(absl::StrCat(
-        "page of block ", block_index, " holds other tokens than expected"));
-  }
-  return view.payload;
 }
 
 absl::Status RematBlock(const CpuForward& forward, const CpuCodecHandle& codec,

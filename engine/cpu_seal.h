@@ -7,11 +7,9 @@
 
 #include <cstdint>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "engine/cpu_forward.h"
 #include "engine/cpu_kv.h"
 #include "engine/cpu_sequence.h"
@@ -38,12 +36,6 @@ absl::Status SealWholeBlock(const CpuForward& forward,
                             LiveBlockRows& rows, CpuKvBlock& block,
                             std::span<uint8_t> payload,
                             const ParallelForFn& parallel);
-
-// Checks a page against what it should hold and returns its payload. DATA_LOSS
-// says what differs.
-absl::StatusOr<std::span<const uint8_t>> CheckPage(
-    const CpuCodecHandle& codec, int64_t block_index,
-    std::span<const TokenId> tokens, std::string_view page);
 
 // Writes what layers `range` of a payload give back into the tiles; those of
 // the sinks, rows 0 to 3 of block 0, are left alone. DATA_LOSS: the codec

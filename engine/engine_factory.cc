@@ -3,12 +3,19 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <charconv>
+#include <optional>
+#include <string_view>
+#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/cpu_engine.h"
+#include "engine/cuda/device_engine.h"
+#include "engine/cuda/plugin.h"
 
 namespace xcache {
 namespace {
@@ -25,14 +32,50 @@ int UsableCpus() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+// The number of the GPU that `device` names, "cuda" or "cuda:N"; none for
+// others.
+std::optional<int> GpuOf(const std::string& device) {
+  if (device == "cuda") return 0;
+  constexpr std::string_view kPrefix = "cuda:";
+  if (device.rfind(kPrefix, 0) != 0) return std::nullopt;
+  const char* first = device.data() + kPrefix.size();
+  const char* last = device.data() + device.size();
+  int ordinal = -1;
+  const auto [end, error] = std::from_chars(first, last, ordinal);
+  if (error != std::errc() || end != last || ordinal < 0) return std::nullopt;
+  return ordinal;
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> CreateOnGpu(
+    std::shared_ptr<const Model> model, int ordinal, Isa isa, int threads,
+    const EngineOptions& options, const ProgressFn& progress) {
+  XC_ASSIGN_OR_RETURN(std::shared_ptr<cuda::DeviceOps> ops,
+                      cuda::OpenCudaDevice(ordinal));
+  cuda::DeviceEngineOptions device;
+  device.isa = isa;
+  device.num_threads = threads;
+  device.profile_dir = options.profile_dir;
+  device.pool_bytes = options.device_memory_bytes;
+  device.remat_each_step = options.remat == "step";
+  return cuda::DeviceEngine::Create(std::move(model), std::move(ops), device,
+                                    progress);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(
     std::shared_ptr<const Model> model, const EngineOptions& options,
     const ProgressFn& progress) {
-  if (options.device != "cpu" && options.device != "auto") {
+  const std::optional<int> gpu = GpuOf(options.device);
+  if (options.device != "cpu" && options.device != "auto" && !gpu) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unknown device '", options.device,
+                     "'; known: cpu, cuda, cuda:N, auto"));
+  }
+  if (options.remat != "resume" && options.remat != "step" &&
+      options.remat != "auto") {
     return absl::InvalidArgumentError(absl::StrCat(
-        "unknown device '", options.device, "'; known: cpu, auto"));
+        "remat must be resume, step or auto, is '", options.remat, "'"));
   }
   if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -41,6 +84,15 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(
   XC_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
   const int threads =
       options.num_threads > 0 ? options.num_threads : UsableCpus();
+  if (gpu) {
+    return CreateOnGpu(std::move(model), *gpu, isa, threads, options, progress);
+  }
+  if (options.device == "auto") {
+    auto engine = CreateOnGpu(model, 0, isa, threads, options, progress);
+    if (engine.ok()) return engine;
+    XC_LOG_INFO("no GPU is used, the engine runs on the CPU", "reason={}",
+                LogValue(std::string(engine.status().message())));
+  }
   return CpuEngine::Create(std::move(model), isa, threads, options.profile_dir,
                            progress);
 }

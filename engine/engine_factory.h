@@ -3,6 +3,7 @@
 #ifndef XCACHE_ENGINE_ENGINE_FACTORY_H_
 #define XCACHE_ENGINE_ENGINE_FACTORY_H_
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -13,18 +14,31 @@
 namespace xcache {
 
 struct EngineOptions {
-  // "cpu" or "auto".
+  // "cpu"; "cuda" or "cuda:N", the GPU with that number; "auto": the first GPU,
+  // or the CPU where there is none, with a line in the log.
   std::string device = "auto";
-  // Threads of the forward pass; 0: one for each CPU that the process may use.
+  // Threads of the forward pass (on a GPU: of the host's part); 0: one for each
+  // CPU that the process may use.
   int num_threads = 0;
   // Instruction set: "", "ref", "avx2" or "avx512"; "" takes the best there is
   // (the environment variable XCACHE_FORCE_ISA, where set, says which).
   std::string isa;
   // Folder where profiles are kept and looked for; empty: made in memory.
   std::string profile_dir;
+  // On a GPU: most bytes for K/V blocks and live rows; 0: nine tenths of what
+  // the weights leave free.
+  uint64_t device_memory_bytes = 0;
+  // On a GPU: "resume": K and V are made once, when a block is sealed or
+  // resumed, and kept. "step": codes are kept, and each layer's K and V made
+  // from them in each step, where the device has kernels for the codec. "auto":
+  // which of them is faster, and from how many tokens on, has not been measured
+  // on any GPU yet; it is "resume".
+  std::string remat = "auto";
 };
 
 // The engine keeps what it needs of `model`, which may go away afterwards.
+// FAILED_PRECONDITION: a GPU was asked for and there is none, or no plugin or
+// driver to reach it; the message says what was expected and found.
 absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(
     std::shared_ptr<const Model> model, const EngineOptions& options,
     const ProgressFn& progress);

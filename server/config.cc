@@ -99,9 +99,19 @@ struct Raw {
   std::string store_dir, profile_dir;
   std::string memory_bytes = "2GiB";
   std::string disk_bytes = "20GiB";
+  std::string device_memory_bytes = "0";
   std::string session_ttl = "7d";
   std::string drain = "30s";
 };
+
+bool IsDevice(std::string_view text) {
+  if (text == "auto" || text == "cpu" || text == "cuda") return true;
+  constexpr std::string_view kPrefix = "cuda:";
+  if (text.substr(0, kPrefix.size()) != kPrefix) return false;
+  text.remove_prefix(kPrefix.size());
+  return !text.empty() && text.size() <= 3 &&
+         text.find_first_not_of("0123456789") == text.npos;
+}
 
 absl::Status Finish(const Raw& raw, Config& config) {
   if (config.model_path.empty()) {
@@ -120,6 +130,11 @@ absl::Status Finish(const Raw& raw, Config& config) {
   XC_RETURN_IF_ERROR(
       bytes("--memory-bytes", raw.memory_bytes, &config.memory_bytes));
   XC_RETURN_IF_ERROR(bytes("--disk-bytes", raw.disk_bytes, &config.disk_bytes));
+  XC_RETURN_IF_ERROR(bytes("--device-memory-bytes", raw.device_memory_bytes,
+                           &config.device_memory_bytes));
+  if (!IsDevice(config.device)) {
+    return FlagError("--device", "auto, cpu, cuda or cuda:N", config.device);
+  }
   const auto seconds = [](std::string_view flag, const std::string& text,
                           std::chrono::seconds* out) {
     const auto parsed = ParseDuration(text);
@@ -302,8 +317,17 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
        "Repair a store that does not open; what is corrupt is dropped");
 
   group = "Compute";
-  option("--device", "XCACHE_DEVICE", config.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  option("--device", "XCACHE_DEVICE", config.device,
+         "cpu, cuda or cuda:N; auto: the first GPU, or the CPU where there is "
+         "none");
+  option("--device-memory-bytes", "XCACHE_DEVICE_MEMORY_BYTES",
+         raw.device_memory_bytes,
+         "On a GPU: hard cap of its page pool; 0: nine tenths of what the "
+         "weights leave free");
+  option("--remat", "XCACHE_REMAT", config.remat,
+         "On a GPU: resume keeps K and V, step keeps codes and makes K and V "
+         "in each step; auto is resume")
+      ->check(CLI::IsMember({"auto", "resume", "step"}));
   option("--threads", "XCACHE_THREADS", config.num_threads,
          "Threads of the forward pass; 0: one for each CPU")
       ->check(CLI::Range(0, 1024));

@@ -32,9 +32,11 @@ struct Config {
   std::string codec;
   std::string profile_dir;  // empty: profiles are made in memory
 
-  std::string device = "auto";
-  int num_threads = 0;  // 0: one for each CPU
-  std::string isa;      // empty: the best there is
+  std::string device = "auto";       // auto, cpu, cuda or cuda:N
+  uint64_t device_memory_bytes = 0;  // of a GPU; 0: what the weights leave
+  std::string remat = "auto";        // on a GPU: auto, resume or step
+  int num_threads = 0;               // 0: one for each CPU
+  std::string isa;                   // empty: the best there is
 
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;

@@ -101,6 +101,8 @@ class ServerAppImpl final : public ServerApp {
     XC_RETURN_IF_ERROR(OpenStore(model_->fingerprint()));
     EngineOptions engine_options;
     engine_options.device = config_.device;
+    engine_options.device_memory_bytes = config_.device_memory_bytes;
+    engine_options.remat = config_.remat;
     engine_options.num_threads = config_.num_threads;
     engine_options.isa = config_.isa;
     engine_options.profile_dir = config_.profile_dir;

@@ -6,11 +6,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define XC_HOST_DEVICE __host__ __device__
-#else
-#define XC_HOST_DEVICE
-#endif
+#include "engine/cuda/device_math.h"
 
 namespace xcache::cuda {
 

@@ -23,8 +23,7 @@ TEST(PackedTileTest, EveryCodeOfEveryShapeIsFoundWhereTheCpuPacksIt) {
         }
         std::vector<uint8_t> packed(
             PackedTileBytes(num_values, num_groups, bits));
-        ASSERT_EQ(packed.size(),
-                  static_cast<size_t>(bits * PlaneBytes(shape)));
+        ASSERT_EQ(packed.size(), static_cast<size_t>(bits * PlaneBytes(shape)));
         PackTileArgs args;
         args.codes = codes.data();
         args.codes_stride = num_groups;

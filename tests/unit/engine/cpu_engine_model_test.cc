@@ -29,6 +29,7 @@ class CpuEngineModelTest : public ::testing::Test {
 
   std::unique_ptr<Engine> Make(const std::string& isa, int threads) const {
     EngineOptions options;
+    options.device = "cpu";
     options.isa = isa;
     options.num_threads = threads;
     // Profiles of a real model take a while: made once for all tests.

@@ -1,6 +1,7 @@
 // The CPU engine: the conformance suite on every instruction set and several
 // thread counts, and what only the CPU promises - that all of these agree bit
 // for bit.
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,9 @@ EngineCase CpuCase(Isa isa, int threads) {
             options.isa = isa_name;
             options.num_threads = threads;
             return CreateEngine(std::move(model), options, {});
-          }};
+          },
+          0.0f,
+          {}};
 }
 
 // Each instruction set with and without threads, three threads on the best.
@@ -96,7 +99,15 @@ TEST(CpuEngineTest, ChunkedAttentionAgreesBitForBit) {
 TEST(EngineFactoryTest, RejectsWhatItDoesNotKnow) {
   const auto model = MakeTinyModel({});
   EngineOptions options;
-  options.device = "tpu";
+  for (const char* device :
+       {"tpu", "", "cuda:", "cuda:x", "cuda:-1", "cuda 1"}) {
+    options.device = device;
+    EXPECT_EQ(CreateEngine(model, options, {}).status().code(),
+              absl::StatusCode::kInvalidArgument)
+        << device;
+  }
+  options = {};
+  options.remat = "never";
   EXPECT_EQ(CreateEngine(model, options, {}).status().code(),
             absl::StatusCode::kInvalidArgument);
   options = {};
@@ -109,10 +120,29 @@ TEST(EngineFactoryTest, RejectsWhatItDoesNotKnow) {
             absl::StatusCode::kInvalidArgument);
 }
 
+TEST(EngineFactoryTest, WithoutAPluginAutoIsTheCpuAndCudaSaysWhatIsMissing) {
+  ASSERT_EQ(setenv("XCACHE_CUDA_PLUGIN", "/nonexistent/plugin.so", 1), 0);
+  EngineOptions options;
+  const auto engine = CreateEngine(MakeTinyModel({}), options, {});
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  EXPECT_EQ((*engine)->info().device.substr(0, 4), "cpu/");
+  for (const char* device : {"cuda", "cuda:1"}) {
+    options.device = device;
+    const absl::Status status =
+        CreateEngine(MakeTinyModel({}), options, {}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_NE(std::string(status.message()).find("/nonexistent/plugin.so"),
+              std::string::npos)
+        << status;
+  }
+  unsetenv("XCACHE_CUDA_PLUGIN");
+}
+
 TEST(EngineFactoryTest, ReportsProgressAndKeepsWhatItNeedsOfTheModel) {
   auto model = MakeTinyModel({});
   std::vector<double> fractions;
   EngineOptions options;
+  options.device = "cpu";
   options.num_threads = 2;
   auto engine = CreateEngine(std::move(model), options,
                              [&](std::string_view, double fraction) {

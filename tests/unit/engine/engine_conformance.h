@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "engine/model/model.h"
@@ -30,6 +31,9 @@ struct EngineCase {
   // Largest difference of logits between any two ways to compute them. 0: bit
   // for bit. Pages are always compared bit for bit.
   float logits_tolerance = 0.0f;
+  // Why the engine cannot be made on this machine, or OK; the tests are then
+  // skipped. Empty: it always can.
+  std::function<absl::Status()> available;
 };
 inline void PrintTo(const EngineCase& c, std::ostream* out) { *out << c.name; }
 
@@ -43,6 +47,11 @@ std::vector<TinyModelOptions> ModelsUnderTest();
 
 class EngineConformanceTest : public ::testing::TestWithParam<EngineCase> {
  protected:
+  void SetUp() override {
+    if (!GetParam().available) return;
+    const absl::Status status = GetParam().available();
+    if (!status.ok()) GTEST_SKIP() << status.message();
+  }
   std::unique_ptr<Engine> Make(const TinyModelOptions& options = {}) const;
 };
 

@@ -57,6 +57,23 @@ TEST_F(ConfigTest, DefaultsAreSafe) {
   EXPECT_TRUE(parsed->print_and_exit.empty());
 }
 
+TEST_F(ConfigTest, DevicesAreCpuAutoAndNumberedGpus) {
+  for (const char* device : {"auto", "cpu", "cuda", "cuda:0", "cuda:15"}) {
+    const auto parsed = Parse({"--model", "m", "--device", device, "--remat",
+                               "step", "--device-memory-bytes", "3GiB"});
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    EXPECT_EQ(parsed->config.device, device);
+    EXPECT_EQ(parsed->config.remat, "step");
+    EXPECT_EQ(parsed->config.device_memory_bytes, uint64_t{3} << 30);
+  }
+  for (const char* device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda0"}) {
+    EXPECT_THAT(Error({"--model", "m", "--device", device}),
+                HasSubstr("--device"));
+  }
+  EXPECT_THAT(Error({"--model", "m", "--remat", "never"}),
+              HasSubstr("--remat"));
+}
+
 TEST_F(ConfigTest, ModelIsNeeded) {
   EXPECT_THAT(Error({}), HasSubstr("--model"));
 }

@@ -1,0 +1,56 @@
+#include "engine/codec_opener.h"
+
+#include <utility>
+
+#include "engine/base/status_macros.h"
+#include "engine/xcache/page.h"
+
+namespace xcache {
+namespace {
+
+Digest CacheFp(const Digest& model_fp, std::string_view spec,
+               const Profile* profile) {
+  const auto bytes = [](const Digest& digest) {
+    return std::string_view(reinterpret_cast<const char*>(digest.data()),
+                            digest.size());
+  };
+  return Sha256()
+      .Field(bytes(model_fp))
+      .Field(spec)
+      .Field(profile != nullptr ? bytes(profile->digest()) : "")
+      .Field(std::to_string(kPageFormatVersion))
+      .Finish();
+}
+
+}  // namespace
+
+CodecOpener::CodecOpener(std::shared_ptr<const Model> model,
+                         std::string profile_dir, Isa isa)
+    : model_(std::move(model)),
+      profile_dir_(std::move(profile_dir)),
+      isa_(isa) {}
+
+absl::StatusOr<OpenedCodec> CodecOpener::Open(std::string_view spec_text,
+                                              const ProgressFn& progress) {
+  XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
+  XC_ASSIGN_OR_RETURN(const ProfileKind kind, ProfileOf(spec));
+  OpenedCodec opened;
+  if (kind != ProfileKind::kNone) {
+    std::shared_ptr<const Profile>& known = profiles_[kind];
+    if (known == nullptr) {
+      // A spec that the codec refuses must not cost a profile, but what is
+      // refused shows only when the codec is made.
+      XC_ASSIGN_OR_RETURN(
+          known, Profile::LoadOrMake(profile_dir_, *model_, kind, progress));
+    }
+    opened.profile = known;
+  }
+  XC_ASSIGN_OR_RETURN(opened.codec,
+                      MakeCodec(spec, *model_, opened.profile.get(), isa_));
+  opened.spec = opened.codec->spec().ToString();
+  opened.cache_fp =
+      CacheFp(model_->fingerprint(), opened.spec, opened.profile.get());
+  return opened;
+}
+
+}  // namespace xcache

@@ -1,0 +1,45 @@
+// Opens codecs for an engine: parses the spec, makes or loads the profile once
+// for each kind, makes the codec, and says what its pages are keyed by.
+#ifndef XCACHE_ENGINE_CODEC_OPENER_H_
+#define XCACHE_ENGINE_CODEC_OPENER_H_
+
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "engine/base/sha256.h"
+#include "engine/kernels/isa.h"
+#include "engine/model/model.h"
+#include "engine/types.h"
+#include "engine/xcache/codec.h"
+#include "engine/xcache/profile.h"
+
+namespace xcache {
+
+struct OpenedCodec {
+  std::shared_ptr<const Profile> profile;  // null where it needs none
+  std::unique_ptr<const Codec> codec;      // refers to *profile
+  std::string spec;                        // canonical
+  Digest cache_fp{};
+};
+
+// Not thread-safe.
+class CodecOpener {
+ public:
+  CodecOpener(std::shared_ptr<const Model> model, std::string profile_dir,
+              Isa isa);
+  absl::StatusOr<OpenedCodec> Open(std::string_view spec,
+                                   const ProgressFn& progress);
+
+ private:
+  const std::shared_ptr<const Model> model_;
+  const std::string profile_dir_;
+  const Isa isa_;
+  std::map<ProfileKind, std::shared_ptr<const Profile>> profiles_;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_CODEC_OPENER_H_

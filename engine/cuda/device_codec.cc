@@ -1,0 +1,134 @@
+#include "engine/cuda/device_codec.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+
+#include "engine/cuda/quantize_kernels.h"
+#include "engine/kernels/pack_bits.h"
+#include "engine/types.h"
+
+namespace xcache::cuda {
+namespace {
+
+struct Entry {
+  std::string_view name;
+  absl::StatusOr<std::unique_ptr<const DeviceCodec>> (*make)(
+      const DeviceCodecSources& sources);
+};
+
+constexpr std::array kDeviceCodecs = {
+    Entry{"kv-fp16", &MakeDeviceKvFp16},
+    Entry{"xquant", &MakeDeviceXquant},
+    Entry{"xquant-gqa", &MakeDeviceXquantGqa},
+};
+
+// kv-fp16: the payload's rows are the tiles', transposed for K.
+class KvFp16 final : public DeviceCodec {
+ public:
+  explicit KvFp16(const KvLayout& layout) : layout_(layout) {}
+
+  int latent_width() const override { return 0; }
+  PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
+                const RematScratch& /*scratch*/) const override {
+    StoreFinalArgs args;
+    args.payloads = batch.payloads;
+    args.offset = int64_t{layer} * 2 * 2 * kBlockTokens * layout_.n_kv_heads *
+                  layout_.head_dim;
+    args.blocks = batch.targets;
+    args.layout = layout_;
+    args.layer = layer;
+    args.num_blocks = batch.num_blocks;
+    ops.StoreFinal(args);
+    return {};
+  }
+
+ private:
+  const KvLayout layout_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceKvFp16(
+    const DeviceCodecSources& sources) {
+  const HyperParams& h = sources.model->hparams();
+  const size_t expected = static_cast<size_t>(h.num_layers) * 2 * 2 *
+                          kBlockTokens * static_cast<size_t>(h.kv_dim());
+  if (!SpecOptions(sources.codec->spec()).complete() ||
+      sources.codec->payload_bytes() != expected) {
+    return nullptr;
+  }
+  return std::make_unique<const KvFp16>(
+      KvLayout{h.num_layers, h.n_kv_heads, h.head_dim});
+}
+
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceCodec(
+    const DeviceCodecSources& sources) {
+  for (const Entry& entry : kDeviceCodecs) {
+    if (entry.name == sources.codec->spec().name) return entry.make(sources);
+  }
+  return nullptr;
+}
+
+SpecOptions::SpecOptions(const CodecSpec& spec) {
+  for (const auto& [key, value] : spec.options) left_[key] = value;
+}
+
+std::string SpecOptions::Take(const std::string& key) {
+  const auto it = left_.find(key);
+  if (it == left_.end()) {
+    missing_ = true;
+    return "";
+  }
+  std::string value = it->second;
+  left_.erase(it);
+  return value;
+}
+
+std::optional<int> SpecOptions::TakeInt(const std::string& key) {
+  const std::string text = Take(key);
+  if (text.empty() || text.size() > 4 ||
+      !std::all_of(text.begin(), text.end(),
+                   [](char c) { return c >= '0' && c <= '9'; })) {
+    missing_ = true;
+    return std::nullopt;
+  }
+  return std::atoi(text.c_str());
+}
+
+std::vector<Tile> TilesOf(const TokenMatrix& m) {
+  return PerTokenTiles(m.num_channels, kBlockTokens, m.group, m.bits);
+}
+
+size_t TokenMatrixBytes(const TokenMatrix& m) {
+  return MakeTileUnits(TilesOf(m), m.fp8).bytes;
+}
+
+TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8) {
+  TileUnits out;
+  out.bytes = fp8 ? 4 : 0;  // the multipliers
+  for (const Tile& t : tiles) {
+    for (int col = 0; col < t.num_cols; col += kThreads) {
+      TileUnit unit;
+      unit.first_row = t.first_row;
+      unit.num_rows = t.num_rows;
+      unit.first_col = t.first_col + col;
+      unit.num_cols = std::min(kThreads, t.num_cols - col);
+      unit.col = col;
+      unit.tile_cols = t.num_cols;
+      unit.tile_offset = static_cast<int32_t>(out.bytes);
+      unit.bits = t.bits;
+      out.units.push_back(unit);
+    }
+    out.bytes += size_t{2} * (fp8 ? 1 : 2) * static_cast<size_t>(t.num_cols) +
+                 PackedTileBytes(t.num_rows, t.num_cols, t.bits);
+  }
+  return out;
+}
+
+bool CanQuantize(std::span<const Tile> tiles) {
+  return std::all_of(tiles.begin(), tiles.end(),
+                     [](const Tile& t) { return t.num_rows <= kMaxTileRows; });
+}
+
+}  // namespace xcache::cuda

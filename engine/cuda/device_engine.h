@@ -1,0 +1,101 @@
+// The engine on a device (device_ops.h): checks what callers hand in, runs the
+// forward pass, seals what became full, rematerializes pages. Knows no CUDA: on
+// a GPU the operations are those of the CUDA plugin, in tests they are emulated
+// on the host.
+#ifndef XCACHE_ENGINE_CUDA_DEVICE_ENGINE_H_
+#define XCACHE_ENGINE_CUDA_DEVICE_ENGINE_H_
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/base/thread_pool.h"
+#include "engine/codec_opener.h"
+#include "engine/cuda/device_forward.h"
+#include "engine/cuda/device_memory.h"
+#include "engine/cuda/device_ops.h"
+#include "engine/cuda/device_pages.h"
+#include "engine/cuda/device_remat.h"
+#include "engine/cuda/device_sequence.h"
+#include "engine/cuda/device_weights.h"
+#include "engine/engine.h"
+#include "engine/kernels/isa.h"
+#include "engine/model/model.h"
+
+namespace xcache::cuda {
+
+struct DeviceEngineOptions {
+  Isa isa{};            // of the CPU's codecs, which seal
+  int num_threads = 1;  // of the host: upload, sealing
+  std::string profile_dir;
+  // Most bytes of K/V blocks and live rows; 0: nine tenths of what is free once
+  // the weights are loaded.
+  size_t pool_bytes = 0;
+  // Keep blocks as payloads, where the device has kernels for the codec, and
+  // rematerialize them layer by layer in each step. Block 0 is kept as K/V.
+  bool remat_each_step = false;
+  // Decode every codec on the CPU, as those without kernels are.
+  bool host_codecs = false;
+};
+
+class DeviceEngine final : public Engine {
+ public:
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(
+      std::shared_ptr<const Model> model, std::shared_ptr<DeviceOps> ops,
+      const DeviceEngineOptions& options, const ProgressFn& progress);
+
+  const ModelInfo& info() const override { return info_; }
+  absl::StatusOr<const CodecHandle*> OpenCodec(
+      std::string_view spec, const ProgressFn& progress) override;
+  // An upper bound where blocks are kept as payloads.
+  size_t kv_block_bytes() const override { return TileBytes(shape_); }
+  size_t sequence_bytes(const CodecHandle& codec) const override;
+  // RESOURCE_EXHAUSTED, beside what the interface says, from all three: the
+  // pool is at its cap. Nothing has changed then.
+  absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
+      const CodecHandle& codec, std::span<const TokenId> tokens,
+      std::span<const KvBlockRef> blocks) override;
+  std::vector<absl::StatusOr<KvBlockRef>> Remat(
+      const CodecHandle& codec, std::span<const RematJob> jobs) override;
+  absl::Status Step(std::span<StepItem> items) override;
+
+  const DevicePool& pool() const { return *pool_; }
+
+ private:
+  DeviceEngine(std::shared_ptr<const Model> model,
+               std::shared_ptr<DeviceOps> ops,
+               const DeviceEngineOptions& options);
+
+  absl::Status CheckCodec(const CodecHandle& codec) const;
+  // INTERNAL where the device has reported an error.
+  absl::Status CheckDevice() const;
+  PoolPiece NewTiles() const { return PoolPiece(pool_, TileBytes(shape_)); }
+  // Computes the sinks of the blocks that begin a sequence, into their tiles.
+  absl::Status RunSinks(std::span<const RematJob> jobs,
+                        std::span<const PageJob> pages);
+  absl::Status SealFullBlocks(std::span<StepItem> items);
+  absl::Status SealBlocks(const DeviceCodecHandle& codec,
+                          std::span<DeviceSequence* const> full);
+
+  const std::shared_ptr<const Model> model_;
+  const std::shared_ptr<DeviceOps> ops_;
+  const DeviceEngineOptions options_;
+  const KvShape shape_;
+  ThreadPool threads_;
+  CodecOpener opener_;
+  std::shared_ptr<DevicePool> pool_;
+  std::unique_ptr<DeviceWeights> weights_;
+  std::unique_ptr<DeviceRemat> remat_;
+  std::unique_ptr<DeviceForward> forward_;
+  std::unique_ptr<DevicePages> pages_;
+  ModelInfo info_;
+  std::map<std::string, std::unique_ptr<DeviceCodecHandle>> codecs_;
+};
+
+}  // namespace xcache::cuda
+
+#endif  // XCACHE_ENGINE_CUDA_DEVICE_ENGINE_H_

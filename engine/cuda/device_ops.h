@@ -1,0 +1,338 @@
+// What the device engine asks of a device: memory, copies, streams, and the
+// kernels of a forward pass and of rematerialization. Two implementations: CUDA
+// (cuda_ops.cu, in a plugin library of its own) and the host's emulation
+// (host_ops.h), which runs the same kernel bodies serially for the tests.
+//
+// The interface crosses a library boundary: plain data only. Everything but
+// memory is enqueued on a stream and does not wait; arguments are copied, what
+// their pointers name must stay until the work is done. Errors stick: `error`
+// gives the first one, and later work may have been dropped. The caller
+// validates. One thread at a time, but for memory.
+//
+// Rows are row-major. BF16 and FP16 are held as uint16_t.
+#ifndef XCACHE_ENGINE_CUDA_DEVICE_OPS_H_
+#define XCACHE_ENGINE_CUDA_DEVICE_OPS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace xcache::cuda {
+
+// Changed with every change of this header: plugin and engine must agree.
+inline constexpr int kDeviceOpsVersion = 1;
+
+enum class StreamId : int { kCompute, kCopy };
+inline constexpr int kNumStreams = 2;
+inline constexpr int kNumEvents = 8;
+
+// Rows of a product's tile. Buffers that a Gemm reads or writes have room for
+// a multiple of it.
+inline constexpr int kGemmRows = 64;
+
+struct DeviceInfo {
+  char name[256] = {};
+  int ordinal = 0;
+  int capability_major = 0;
+  int capability_minor = 0;
+  size_t total_bytes = 0;
+  size_t free_bytes = 0;
+};
+
+enum class HalfType : int { kBf16, kF16 };
+
+// out[num_rows, n] (+)= a[num_rows, k] w[n, k]^T with FP32 sums. A row's result
+// depends neither on num_rows nor on the other rows: rows are computed in tiles
+// of kGemmRows, whatever their number, by one algorithm for each shape.
+struct GemmArgs {
+  const uint16_t* a = nullptr;
+  const uint16_t* w = nullptr;
+  float* out = nullptr;
+  int64_t out_stride = 0;  // elements
+  int num_rows = 0;
+  int n = 0;
+  int k = 0;
+  HalfType type = HalfType::kBf16;
+  bool add = false;
+};
+
+// What a step must know of each of its rows.
+struct RowInfo {
+  int32_t token = 0;
+  int32_t position = 0;
+  int32_t slot = 0;  // in the live block: position % 64
+  // The live block's tiles (KvLayout), and the live rows that its codec wants,
+  // of layer 0; each [layers][64][width], or null.
+  uint16_t* tiles = nullptr;
+  float* unit_x = nullptr;
+  float* rms = nullptr;
+  float* k_pre = nullptr;
+  float* v_pre = nullptr;
+};
+
+// The tiles of a block: for each layer and KV head K [head_dim][64], then V
+// [64][head_dim], FP16.
+struct KvLayout {
+  int num_layers = 0;
+  int n_kv_heads = 0;
+  int head_dim = 0;
+};
+
+struct EmbedArgs {
+  const RowInfo* rows = nullptr;
+  const uint16_t* table = nullptr;  // [vocab, width] BF16
+  float* out = nullptr;             // [num_rows, width]
+  int num_rows = 0;
+  int width = 0;
+};
+
+// out = x / rms(x) * gain as BF16; keeps x / rms(x) and rms(x) in the live rows
+// of `layer` where there are any.
+struct RmsNormArgs {
+  const float* x = nullptr;            // [.., width]
+  const int32_t* row_index = nullptr;  // row r is x's row row_index[r]; null: r
+  const RowInfo* rows = nullptr;       // null: no live rows
+  const float* gain = nullptr;         // [width]
+  uint16_t* out = nullptr;             // [num_rows, width]
+  float eps = 0.0f;
+  int num_rows = 0;
+  int width = 0;
+  int layer = 0;
+};
+
+// A rematerialized block's place.
+struct BlockTarget {
+  uint16_t* tiles = nullptr;  // of layer 0
+  int64_t layer_stride = 0;   // elements to the next layer's; 0: one layer's
+  int32_t first_position = 0;
+  int32_t first_row = 0;  // rows before it are left alone
+};
+
+enum class RopePairing : int { kInterleaved, kHalves };
+
+// Biases, RoPE and FP16: K and V as they leave W_k, W_v into tiles; also Q, and
+// the live rows, where there are any. The one way by which rows get into tiles,
+// live and rematerialized.
+struct StoreKvArgs {
+  // Either the rows of a step, or 64 rows of each of a run of blocks.
+  const RowInfo* rows = nullptr;
+  const BlockTarget* blocks = nullptr;
+  const float* k = nullptr;  // [num_rows, kv_stride]
+  const float* v = nullptr;
+  int64_t kv_stride = 0;
+  const float* q = nullptr;  // [num_rows, q_stride], null: none
+  int64_t q_stride = 0;
+  float* q_out = nullptr;     // [num_rows, n_heads * head_dim]
+  const float* bq = nullptr;  // biases, null: none
+  const float* bk = nullptr;
+  const float* bv = nullptr;
+  const float* cos = nullptr;  // [positions, rope_dim / 2]
+  const float* sin = nullptr;
+  RopePairing pairing = RopePairing::kInterleaved;
+  KvLayout layout;
+  int rope_dim = 0;
+  int n_heads = 0;
+  int layer = 0;
+  int num_rows = 0;
+};
+
+// Attention of query rows over chunks of 256 keys. A query row is a token and
+// one of the query heads of a KV head; a task is 16 query rows of one item and
+// one chunk. For every KV head, the tasks' partial results; then the chunks of
+// each row are merged in order.
+inline constexpr int kAttentionRows = 16;
+inline constexpr int kChunkTiles = 4;
+
+// A block of an item: where its tiles are. Layer l's are at tiles + l * stride.
+struct BlockTable {
+  const uint16_t* tiles = nullptr;
+  int64_t layer_stride = 0;  // elements; 0: `tiles` is of the layer at hand
+};
+struct AttentionTask {
+  int64_t first_block = 0;  // the item's first in `blocks`
+  int32_t row = 0;          // the item's first row in the step
+  int32_t num_tokens = 0;   // the item's
+  int32_t first_position = 0;
+  int32_t first_query = 0;  // number of the task's first query row
+  int32_t chunk = 0;
+  // Of the task with chunk 0: how many follow for the same rows, itself too.
+  int32_t num_chunks = 0;
+};
+struct AttentionArgs {
+  const AttentionTask* tasks = nullptr;
+  const BlockTable* blocks = nullptr;
+  const float* q = nullptr;   // [rows, n_heads * head_dim]
+  float* partials = nullptr;  // [tasks, n_kv_heads, 16, head_dim + 2]
+  uint16_t* out = nullptr;    // [rows, n_heads * head_dim] BF16
+  KvLayout layout;
+  int group = 0;  // query heads of a KV head
+  int layer = 0;
+  int num_tasks = 0;
+  float scale = 0.0f;
+};
+
+// out = silu(gate) * up as BF16.
+struct SiluMulArgs {
+  const float* gate_up = nullptr;  // [num_rows, 2 * width]: gate, then up
+  uint16_t* out = nullptr;         // [num_rows, width]
+  int num_rows = 0;
+  int width = 0;
+};
+
+// A quantized matrix in payloads (PAGE_FORMAT.md), with scales per token.
+struct TokenMatrix {
+  int64_t offset = 0;  // in the payload
+  int num_channels = 0;
+  int group = 0;
+  int bits = 0;
+  bool fp8 = false;
+  bool rotated = false;
+};
+// One of scales per channel: for each group of tokens and each channel, where
+// it is kept.
+struct ChannelEntry {
+  int32_t tile_offset = 0;  // in the matrix
+  int32_t tile_cols = 0;
+  int32_t col = 0;  // in the tile
+  int32_t bits = 0;
+};
+struct ChannelMatrix {
+  int64_t offset = 0;
+  int num_channels = 0;
+  int group = 0;                          // tokens, at most 64
+  const ChannelEntry* entries = nullptr;  // [ceil(64 / group), num_channels]
+  bool fp8 = false;
+};
+
+// Rows [64, num_channels] of each block's matrix, FP32 or FP16. A scale that is
+// not finite, or a step that is negative, sets invalid[block] to 1.
+struct DecodeArgs {
+  const uint8_t* const* payloads = nullptr;  // [num_blocks]
+  float* out = nullptr;                      // [num_blocks * 64, out_stride]
+  uint16_t* out_f16 = nullptr;               // the same; one of the two is null
+  int64_t out_stride = 0;
+  int32_t* invalid = nullptr;  // [num_blocks]
+  int num_blocks = 0;
+};
+
+// kv-fp16: rows [64, kv_dim] of K and V into tiles.
+struct StoreFinalArgs {
+  const uint8_t* const* payloads = nullptr;
+  int64_t offset = 0;  // of the layer in the payload: K, then V
+  const BlockTarget* blocks = nullptr;
+  KvLayout layout;
+  int layer = 0;
+  int num_blocks = 0;
+};
+
+// Sealing. A full live block: its rows, where its payload goes, and how many of
+// its first tokens are sinks.
+struct SealSource {
+  const float* rows = nullptr;  // layer 0 of what the kernel reads
+  uint8_t* payload = nullptr;
+  int32_t first_row = 0;
+};
+// Rows [64, num_channels] to columns [num_channels, 64], rotated where asked. A
+// value that is not finite sets invalid[block] to 1, here and below.
+struct TransposeArgs {
+  const SealSource* sources = nullptr;
+  int64_t layer_offset = 0;  // elements, added to the sources' rows
+  float* out = nullptr;      // [num_blocks, num_channels, 64]
+  int32_t* invalid = nullptr;
+  int num_blocks = 0;
+  int num_channels = 0;
+  bool rotate = false;
+};
+// out = rows w^T in FP32, one sum over k in order by fused multiply-adds.
+struct ExactProductArgs {
+  const SealSource* sources = nullptr;
+  int64_t layer_offset = 0;
+  const float* w = nullptr;  // [width, width]
+  float* out = nullptr;      // [num_blocks, 64, width]
+  int32_t* invalid = nullptr;
+  int num_blocks = 0;
+  int width = 0;
+};
+// At most 128 neighbouring columns of one tile of a matrix.
+struct TileUnit {
+  int32_t first_row = 0;  // in the matrix
+  int32_t num_rows = 0;
+  int32_t first_col = 0;    // the unit's, in the matrix
+  int32_t num_cols = 0;     // the unit's
+  int32_t col = 0;          // the unit's first column in the tile
+  int32_t tile_cols = 0;    // the tile's
+  int32_t tile_offset = 0;  // in the encoded matrix
+  int32_t bits = 0;
+};
+// Quantizes and packs matrices. REQUIRES: at most 128 rows a tile.
+struct QuantizeArgs {
+  const SealSource* sources = nullptr;
+  const TileUnit* units = nullptr;
+  int64_t payload_offset = 0;  // of the matrix
+  const float* x = nullptr;    // [num_blocks][x_block elements]
+  int64_t x_block = 0;
+  int64_t x_stride = 0;
+  float* ranges = nullptr;  // [num_blocks, num_units, 2] to work in, for fp8
+  int num_blocks = 0;
+  int num_units = 0;
+  bool rows_are_tokens = false;  // else columns are
+  bool fp8 = false;
+  bool search = false;
+};
+
+class DeviceOps {
+ public:
+  virtual ~DeviceOps() = default;
+
+  virtual DeviceInfo info() const = 0;
+  // The first error since it was made, or null.
+  virtual const char* error() const = 0;
+
+  // Memory, thread-safe. 256-byte aligned; nullptr: there is none left. Freeing
+  // waits for all work.
+  virtual void* Allocate(size_t bytes) = 0;
+  virtual void Free(void* p) = 0;
+  // Host memory that copies can run from and to at full speed.
+  virtual void* AllocatePinned(size_t bytes) = 0;
+  virtual void FreePinned(void* p) = 0;
+
+  virtual void CopyToDevice(StreamId stream, void* to, const void* from,
+                            size_t bytes) = 0;
+  virtual void CopyToHost(StreamId stream, void* to, const void* from,
+                          size_t bytes) = 0;
+  virtual void Clear(StreamId stream, void* p, size_t bytes) = 0;
+
+  // Marks the end of what is enqueued on `stream` now.
+  virtual void Record(StreamId stream, int event) = 0;
+  // What is enqueued on `stream` from now on waits for the event's last mark.
+  virtual void Wait(StreamId stream, int event) = 0;
+  // The caller waits: for the event's last mark; for all work of a stream.
+  virtual void WaitForEvent(int event) = 0;
+  virtual void Synchronize(StreamId stream) = 0;
+
+  // Kernels, on StreamId::kCompute.
+  virtual void Gemm(const GemmArgs& args) = 0;
+  virtual void Embed(const EmbedArgs& args) = 0;
+  virtual void RmsNorm(const RmsNormArgs& args) = 0;
+  virtual void StoreKv(const StoreKvArgs& args) = 0;
+  virtual void Attend(const AttentionArgs& args) = 0;
+  virtual void SiluMul(const SiluMulArgs& args) = 0;
+  virtual void DecodeTokens(const TokenMatrix& matrix,
+                            const DecodeArgs& args) = 0;
+  virtual void DecodeChannels(const ChannelMatrix& matrix,
+                              const DecodeArgs& args) = 0;
+  virtual void StoreFinal(const StoreFinalArgs& args) = 0;
+  virtual void Transpose(const TransposeArgs& args) = 0;
+  virtual void ExactProduct(const ExactProductArgs& args) = 0;
+  virtual void Quantize(const QuantizeArgs& args) = 0;
+};
+
+// The plugin's one symbol, "xcache_open_cuda": opens device `ordinal`.
+// `version` is kDeviceOpsVersion. Null, and a reason in `error`, where that
+// fails. The caller deletes what it returns before it closes the library.
+using OpenDeviceFn = DeviceOps* (*)(int version, int ordinal, char* error,
+                                    size_t error_bytes);
+inline constexpr char kOpenDeviceSymbol[] = "xcache_open_cuda";
+
+}  // namespace xcache::cuda
+
+#endif  // XCACHE_ENGINE_CUDA_DEVICE_OPS_H_

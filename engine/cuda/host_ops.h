@@ -1,0 +1,29 @@
+// A device that is the host: the kernels' own bodies run serially, products in
+// plain loops. For tests: it proves, where no GPU is, what the device engine
+// and the kernels' arithmetic do. It also is an adversary: streams run as late
+// and out of step with each other as the engine allows them, fresh memory is
+// full of NaNs, freed memory is poisoned, threads run in the order asked for.
+#ifndef XCACHE_ENGINE_CUDA_HOST_OPS_H_
+#define XCACHE_ENGINE_CUDA_HOST_OPS_H_
+
+#include <cstddef>
+#include <memory>
+
+#include "engine/cuda/device_ops.h"
+#include "engine/cuda/thread_block.h"
+
+namespace xcache::cuda {
+
+struct HostOpsOptions {
+  ThreadOrder order = ThreadOrder::kForward;
+  // What the device pretends to have; 0: no limit.
+  size_t memory_bytes = 0;
+  // Seeds the choice of the stream that runs next.
+  uint32_t seed = 1;
+};
+
+std::unique_ptr<DeviceOps> MakeHostOps(const HostOpsOptions& options);
+
+}  // namespace xcache::cuda
+
+#endif  // XCACHE_ENGINE_CUDA_HOST_OPS_H_
