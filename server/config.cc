@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
@@ -15,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/base/status_macros.h"
+#include "server/core/quality.h"
 
 namespace xcache {
 namespace {
@@ -117,6 +119,15 @@ absl::Status Finish(const Raw& raw, Config& config) {
   if (config.model_path.empty()) {
     return absl::InvalidArgumentError(
         "--model is missing: give the GGUF file of the model to serve");
+  }
+  if (!config.codec.empty() && !config.quality.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--codec and --quality both name the default codec: give one of them, "
+        "not --codec ",
+        config.codec, " and --quality ", config.quality));
+  }
+  if (config.codec.empty() && config.quality.empty()) {
+    config.quality = std::string(kDefaultQuality);
   }
   const auto bytes = [](std::string_view flag, const std::string& text,
                         uint64_t* out) {
@@ -286,8 +297,15 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   option("--model", "XCACHE_MODEL", config.model_path,
          "GGUF file of the model (required)");
   option("--codec", "XCACHE_CODEC", config.codec,
-         "Default codec of sessions; empty: xquant-gqa:bits=4 for GQA models, "
-         "xquant:bits=4 for MHA models");
+         "Default codec of sessions, a spec like xquant-gqa:bits=3; empty: "
+         "--quality names it");
+  std::vector<std::string> qualities = {""};
+  for (const Quality& quality : kQualities)
+    qualities.emplace_back(quality.name);
+  option("--quality", "XCACHE_QUALITY", config.quality,
+         "Default codec of sessions by what it is for: lossless, balanced or "
+         "compact; empty: balanced")
+      ->check(CLI::IsMember(qualities));
   option("--chat-template", "XCACHE_CHAT_TEMPLATE", config.chat_template,
          "chatml, llama2, llama3, mistral or gemma; empty: the model's own");
   option("--profile-dir", "XCACHE_PROFILE_DIR", raw.profile_dir,

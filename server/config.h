@@ -28,8 +28,10 @@ struct Config {
   bool repair = false;  // repair a store that does not open
   std::chrono::seconds session_ttl{7 * 24 * 3600};  // 0: never
 
-  // Empty: the default of the model's kind, xquant-gqa or xquant at 4 bits.
+  // The default codec of sessions: its spec, or, where that is empty, the
+  // quality that names one (server/core/quality.h).
   std::string codec;
+  std::string quality;  // empty where `codec` is not
   std::string profile_dir;  // empty: profiles are made in memory
 
   std::string device = "auto";       // auto, cpu, cuda or cuda:N

@@ -16,6 +16,7 @@
 #include "engine/model/chat_template.h"
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
+#include "server/core/quality.h"
 #include "server/core/server_core.h"
 #include "server/metrics/metrics_page.h"
 #include "server/metrics/process_metrics.h"
@@ -31,12 +32,6 @@ constexpr std::chrono::seconds kLastWords(5);
 
 // Switches chat off for a model whose template we do not know.
 constexpr std::string_view kNoTemplate = "none";
-
-// Keys and values are fewer than queries: the codecs with an SVD fit.
-std::string DefaultCodec(const HyperParams& hparams) {
-  return hparams.n_kv_heads < hparams.n_heads ? "xquant-gqa:bits=4"
-                                              : "xquant:bits=4";
-}
 
 CacheStoreOptions StoreOptions(const Config& config, const Digest& model_fp) {
   CacheStoreOptions options;
@@ -111,8 +106,12 @@ class ServerAppImpl final : public ServerApp {
     }
     XC_ASSIGN_OR_RETURN(engine_,
                         CreateEngine(model_, engine_options, progress));
+    const std::string& choice =
+        config_.codec.empty() ? config_.quality : config_.codec;
     XC_RETURN_IF_ERROR(StartCore(
-        config_.codec.empty() ? DefaultCodec(model_->hparams()) : config_.codec,
+        std::string(CodecOfChoice(
+            choice.empty() ? kDefaultQuality : std::string_view(choice),
+            engine_->info())),
         progress));
     AddSources();
     ready_ = true;

@@ -80,7 +80,7 @@ model() {
   echo "$path" > "$ROOT/build/model_path"
 }
 
-eval_text() { tests/eval/eval_text.py > "$ROOT/build/eval_text.txt"; }
+eval_text() { tests/eval/eval_text.py --all "$ROOT/build/eval_text"; }
 
 release() { build release; }
 unit() { run_ctest release -L 'unit' -j "$JOBS"; }
@@ -153,7 +153,7 @@ else
     export XCACHE_TEST_MODEL
   fi
   stage eval_text eval_text
-  export XCACHE_TEST_TEXT=$ROOT/build/eval_text.txt
+  export XCACHE_TEST_TEXT=$ROOT/build/eval_text/prose.txt
   stage rules python3 tests/house_rules.py
   stage release release
   stage cuda cuda

@@ -320,7 +320,8 @@ void AddChat(CLI::App* app, Action* action) {
                    "System prompt of a new session");
   chat->add_option("--title", options->create.title, "Title of a new session");
   chat->add_option("--codec", options->create.codec,
-                   "Codec of a new session, like xquant-gqa:bits=4");
+                   "Codec of a new session: lossless, balanced, compact, or a "
+                   "spec like xquant-gqa:bits=3");
   chat->add_option("--ttl-hours", options->ttl_hours,
                    "Hours after its last turn that a new session lives; 0: "
                    "for ever")

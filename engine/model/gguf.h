@@ -57,6 +57,12 @@ using GgufValue =
                  std::vector<bool>, std::vector<int64_t>, std::vector<uint64_t>,
                  std::vector<double>, std::vector<std::string>>;
 
+// A metadata entry as it stands in the file.
+struct GgufEntry {
+  std::string_view key;
+  std::span<const uint8_t> bytes;  // key, type and value
+};
+
 class GgufFile {
  public:
   // NOT_FOUND (no such file), INVALID_ARGUMENT saying what was expected and
@@ -78,6 +84,10 @@ class GgufFile {
   const std::map<std::string, GgufValue, std::less<>>& metadata() const {
     return metadata_;
   }
+  // The same in the file's order, for who writes a file of it.
+  const std::vector<GgufEntry>& entries() const { return entries_; }
+  // The multiple at which each tensor's bytes begin.
+  uint64_t alignment() const { return alignment_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   // nullptr where there is none of that name.
   const GgufTensor* FindTensor(std::string_view name) const;
@@ -106,6 +116,8 @@ class GgufFile {
   std::string path_;
   std::span<const uint8_t> bytes_;
   std::map<std::string, GgufValue, std::less<>> metadata_;
+  std::vector<GgufEntry> entries_;  // borrows from bytes_
+  uint64_t alignment_ = 0;
   std::vector<GgufTensor> tensors_;
   std::map<std::string_view, size_t> tensor_index_;  // keys live in tensors_
 };

@@ -69,11 +69,13 @@ class Parser {
 
   absl::Status ParseHeader(uint32_t* version);
   absl::Status ParseMetadata(
-      std::map<std::string, GgufValue, std::less<>>* metadata);
-  absl::Status ParseTensors(
-      const std::map<std::string, GgufValue, std::less<>>& metadata,
-      std::vector<GgufTensor>* tensors,
-      std::map<std::string_view, size_t>* index);
+      std::map<std::string, GgufValue, std::less<>>* metadata,
+      std::vector<GgufEntry>* entries);
+  absl::StatusOr<uint64_t> Alignment(
+      const std::map<std::string, GgufValue, std::less<>>& metadata) const;
+  absl::Status ParseTensors(uint64_t alignment,
+                            std::vector<GgufTensor>* tensors,
+                            std::map<std::string_view, size_t>* index);
 
  private:
   struct TensorPlace {
@@ -280,7 +282,8 @@ absl::StatusOr<GgufValue> Parser::ReadArray() {
 }
 
 absl::Status Parser::ParseMetadata(
-    std::map<std::string, GgufValue, std::less<>>* metadata) {
+    std::map<std::string, GgufValue, std::less<>>* metadata,
+    std::vector<GgufEntry>* entries) {
   for (uint64_t i = 0; i < num_entries_; ++i) {
     const size_t start = pos_;
     XC_ASSIGN_OR_RETURN(const std::string_view key, ReadName("metadata key"));
@@ -291,8 +294,25 @@ absl::Status Parser::ParseMetadata(
       return Bad(start, "metadata key ", Printable(key),
                  ": expected once, found again");
     }
+    entries->push_back({key, bytes_.subspan(start, pos_ - start)});
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> Parser::Alignment(
+    const std::map<std::string, GgufValue, std::less<>>& metadata) const {
+  const auto it = metadata.find("general.alignment");
+  if (it == metadata.end()) return kDefaultAlignment;
+  const auto* value = std::get_if<uint64_t>(&it->second);
+  if (value == nullptr || *value < 8 || !std::has_single_bit(*value) ||
+      *value > bytes_.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        name_,
+        ": metadata key general.alignment: expected a power of two "
+        "from 8 up to the file's size, found ",
+        value == nullptr ? "another type" : absl::StrCat(*value)));
+  }
+  return *value;
 }
 
 absl::StatusOr<GgufTensor> Parser::ReadTensorInfo(TensorPlace* place) {
@@ -369,25 +389,9 @@ absl::Status Parser::CheckOverlaps(
   return absl::OkStatus();
 }
 
-absl::Status Parser::ParseTensors(
-    const std::map<std::string, GgufValue, std::less<>>& metadata,
-    std::vector<GgufTensor>* tensors,
-    std::map<std::string_view, size_t>* index) {
-  uint64_t alignment = kDefaultAlignment;
-  if (const auto it = metadata.find("general.alignment");
-      it != metadata.end()) {
-    const auto* value = std::get_if<uint64_t>(&it->second);
-    if (value == nullptr || *value < 8 || !std::has_single_bit(*value) ||
-        *value > bytes_.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          name_,
-          ": metadata key general.alignment: expected a power of two "
-          "from 8 up to the file's size, found ",
-          value == nullptr ? "another type" : absl::StrCat(*value)));
-    }
-    alignment = *value;
-  }
-
+absl::Status Parser::ParseTensors(uint64_t alignment,
+                                  std::vector<GgufTensor>* tensors,
+                                  std::map<std::string_view, size_t>* index) {
   std::vector<TensorPlace> places;
   for (uint64_t i = 0; i < num_tensors_; ++i) {
     TensorPlace place{};
@@ -401,7 +405,7 @@ absl::Status Parser::ParseTensors(
     places.push_back(place);
   }
 
-  // pos_ <= size and alignment <= size, so this sum does not overflow.
+  // pos_ and the alignment are at most the size (or 32): no overflow.
   const uint64_t data_start = (pos_ + alignment - 1) / alignment * alignment;
   const uint64_t data_bytes =
       data_start <= bytes_.size() ? bytes_.size() - data_start : 0;
@@ -432,8 +436,9 @@ class ParsedGguf : public GgufFile {
     bytes_ = bytes;
     Parser parser(bytes, name);
     XC_RETURN_IF_ERROR(parser.ParseHeader(&version_));
-    XC_RETURN_IF_ERROR(parser.ParseMetadata(&metadata_));
-    return parser.ParseTensors(metadata_, &tensors_, &tensor_index_);
+    XC_RETURN_IF_ERROR(parser.ParseMetadata(&metadata_, &entries_));
+    XC_ASSIGN_OR_RETURN(alignment_, parser.Alignment(metadata_));
+    return parser.ParseTensors(alignment_, &tensors_, &tensor_index_);
   }
 };
 

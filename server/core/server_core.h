@@ -88,7 +88,7 @@ struct CreateSessionOptions {
   std::string id;             // empty: made
   std::string system_prompt;  // empty: the template's default, if any
   std::optional<std::chrono::seconds> ttl;  // unset: the default; 0: never
-  std::string codec;                        // empty: the default
+  std::string codec;  // spec or name of a quality; empty: the default
   std::string title;
 };
 

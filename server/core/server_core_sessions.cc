@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "server/core/quality.h"
 #include "server/core/server_core_impl.h"
 
 namespace xcache {
@@ -98,7 +99,8 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   }
   const CodecHandle* codec = default_codec_;
   if (!options.codec.empty()) {
-    XC_ASSIGN_OR_RETURN(codec, scheduler_.OpenCodec(options.codec));
+    XC_ASSIGN_OR_RETURN(
+        codec, scheduler_.OpenCodec(CodecOfChoice(options.codec, model())));
   }
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
                       sessions_.BeginNew(options.tenant, id));

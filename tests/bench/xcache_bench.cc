@@ -1,17 +1,22 @@
 // xcache-bench: how fast an engine prefills, decodes and resumes.
 //   xcache-bench --model M --prefill 512,4096 --decode 64 --depth 0,4096 --json
 //   xcache-bench --model M --resume 1000,4000,7000 --codec C --json
+//   xcache-bench --model M --remat 2048 --json      (every codec)
 #include "tests/bench/xcache_bench.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "CLI/CLI.hpp"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/engine_factory.h"
+#include "engine/kernels/isa.h"
+#include "engine/xcache/codec.h"
 
 namespace xcache::bench {
 namespace {
@@ -23,12 +28,42 @@ struct Options {
   std::vector<int> prefill;
   std::vector<int> depth;
   std::vector<int> resume;
+  std::vector<int> remat;
+  std::vector<std::string> remat_codecs;
   std::vector<int> batch = {1};
   int decode = 64;
   int repeat = 1;
   std::string store_dir;
   bool json = false;
 };
+
+absl::Status BenchRemats(Engine& engine, const Options& o, Report& report) {
+  if (o.remat.empty()) return absl::OkStatus();
+  const int threads =
+      o.engine.num_threads > 0
+          ? o.engine.num_threads
+          : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  XC_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(o.engine.isa));
+  const MachineLimits limits = MeasureMachineLimits(isa, threads);
+  report.Add({{"engine", "xcache"},
+              {"what", "limits"},
+              {"isa", IsaName(isa)},
+              {"threads", threads},
+              {"giga_multiply_adds_per_s_fp32", limits.fp32},
+              {"giga_multiply_adds_per_s_int8", limits.int8}});
+  const std::vector<std::string> specs =
+      o.remat_codecs.empty() ? CodecNames() : o.remat_codecs;
+  for (const std::string& spec : specs) {
+    XC_ASSIGN_OR_RETURN(const CodecHandle* codec, engine.OpenCodec(spec, {}));
+    for (int i = 0; i < o.repeat; ++i) {
+      for (int n : o.remat) {
+        XC_RETURN_IF_ERROR(
+            BenchRemat(engine, *codec, n, threads, limits, report));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::Status Run(const Options& o) {
   XC_ASSIGN_OR_RETURN(std::shared_ptr<const Model> model, Model::Load(o.model));
@@ -59,7 +94,7 @@ absl::Status Run(const Options& o) {
           BenchResume(*engine, *codec, n, threads, o.store_dir, report));
     }
   }
-  return absl::OkStatus();
+  return BenchRemats(*engine, o, report);
 }
 
 int Main(int argc, char** argv) {
@@ -81,6 +116,13 @@ int Main(int argc, char** argv) {
   app.add_option("--batch", o.batch, "sequences decoded together")
       ->delimiter(',');
   app.add_option("--resume", o.resume, "conversation lengths")->delimiter(',');
+  app.add_option("--remat", o.remat,
+                 "rematerialize that many tokens with every codec, next to "
+                 "prefill and to what the machine can multiply")
+      ->delimiter(',');
+  app.add_option("--remat-codec", o.remat_codecs,
+                 "codec spec for --remat; may be repeated; default: every "
+                 "codec, at its defaults");
   app.add_option("--repeat", o.repeat, "runs of everything")
       ->capture_default_str();
   app.add_option("--store-dir", o.store_dir,
@@ -88,7 +130,8 @@ int Main(int argc, char** argv) {
   app.add_flag("--json", o.json, "one JSON object a line");
   CLI11_PARSE(app, argc, argv);
   InitLogging("warn");
-  for (const std::vector<int>* counts : {&o.prefill, &o.resume, &o.batch}) {
+  for (const std::vector<int>* counts :
+       {&o.prefill, &o.resume, &o.remat, &o.batch}) {
     for (int n : *counts) {
       if (n < 1) {
         std::cerr << "xcache-bench: lengths must be at least 1, not " << n

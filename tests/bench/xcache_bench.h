@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "nlohmann/json.hpp"
+#include "tests/bench/machine_limits.h"
 
 namespace xcache::bench {
 
@@ -58,6 +59,11 @@ absl::Status BenchDecode(Engine& engine, const CodecHandle& codec, int depth,
 absl::Status BenchResume(Engine& engine, const CodecHandle& codec, int tokens,
                          int threads, const std::string& store_dir,
                          Report& report);
+
+// Rematerializes the pages of `tokens` tokens (whole blocks of them).
+absl::Status BenchRemat(Engine& engine, const CodecHandle& codec, int tokens,
+                        int threads, const MachineLimits& limits,
+                        Report& report);
 
 }  // namespace xcache::bench
 

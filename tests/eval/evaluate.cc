@@ -3,139 +3,299 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/thread_pool.h"
 
 namespace xcache {
 namespace {
 
-// log of the sum of exponentials, and the index of the largest logit.
-struct Normalizer {
-  double log_sum = 0.0;
-  size_t top = 0;
+// Codecs that step together: more rows for a matrix product, more logits held.
+constexpr size_t kStepCodecs = 4;
+
+// One codec's way through a window.
+struct Track {
+  const CodecHandle* codec = nullptr;
+  std::unique_ptr<Sequence> sequence;
+  std::vector<std::string> pages;  // kept where they are needed again
 };
 
-Normalizer Normalize(std::span<const float> logits) {
-  Normalizer n;
-  n.top = static_cast<size_t>(std::max_element(logits.begin(), logits.end()) -
-                              logits.begin());
-  const double max = logits[n.top];
-  double sum = 0.0;
-  for (float x : logits) sum += std::exp(static_cast<double>(x) - max);
-  n.log_sum = max + std::log(sum);
-  return n;
+// Takes the working set away and makes it anew, as a server does with a
+// conversation that comes back.
+absl::Status Resume(Engine& engine, Track* track) {
+  const std::span<const TokenId> live = track->sequence->tokens();
+  const std::vector<TokenId> tokens(live.begin(), live.end());
+  track->sequence.reset();
+  std::vector<RematJob> jobs(track->pages.size());
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    jobs[i] = {static_cast<int64_t>(i), track->pages[i],
+               std::span(tokens).subspan(i * kBlockTokens, kBlockTokens)};
+  }
+  std::vector<KvBlockRef> blocks;
+  for (auto& block : engine.Remat(*track->codec, jobs)) {
+    XC_RETURN_IF_ERROR(block.status());
+    blocks.push_back(*std::move(block));
+  }
+  const size_t known = blocks.size() * kBlockTokens;
+  XC_ASSIGN_OR_RETURN(
+      track->sequence,
+      engine.NewSequence(*track->codec, std::span(tokens).first(known),
+                         blocks));
+  if (known == tokens.size()) return absl::OkStatus();
+  StepItem tail;
+  tail.sequence = track->sequence.get();
+  tail.tokens = std::span(tokens).subspan(known);
+  return engine.Step({&tail, 1});
 }
 
-absl::Status RunWindow(Engine& engine,
-                       const std::vector<const CodecHandle*>& codecs,
-                       std::span<const TokenId> window,
-                       const std::function<void(size_t)>& progress,
-                       std::vector<Evaluation>* evaluations) {
-  std::vector<std::unique_ptr<Sequence>> sequences;
-  for (const CodecHandle* codec : codecs) {
-    XC_ASSIGN_OR_RETURN(auto sequence, engine.NewSequence(*codec, {}, {}));
-    sequences.push_back(std::move(sequence));
+// Where turns end: in the midst of a block, so that there is a tail, but for
+// the last one.
+std::vector<size_t> TurnEnds(size_t window, int turns) {
+  std::vector<size_t> ends;
+  const auto count = static_cast<size_t>(turns);
+  for (size_t i = 1; i < count; ++i) {
+    size_t end = window * i / count;
+    if (end % kBlockTokens == 0 && end > 0) end -= 13;
+    if (end > (ends.empty() ? 0 : ends.back())) ends.push_back(end);
   }
-  const auto vocab = static_cast<size_t>(engine.info().vocab_size);
-  for (size_t begin = 0; begin < window.size(); begin += kBlockTokens) {
-    const size_t count = std::min<size_t>(kBlockTokens, window.size() - begin);
-    std::vector<StepItem> items(sequences.size());
-    for (size_t i = 0; i < items.size(); ++i) {
-      items[i].sequence = sequences[i].get();
-      items[i].tokens = window.subspan(begin, count);
-      items[i].logits_mode = LogitsMode::kAll;
+  ends.push_back(window);
+  return ends;
+}
+
+// One window, the reference and some codecs side by side.
+class WindowRun {
+ public:
+  // `tracks`: the reference first. `evaluations`: one for each other.
+  WindowRun(Engine& engine, ThreadPool& pool, std::span<const TokenId> window,
+            std::vector<Track> tracks, std::span<Evaluation> evaluations)
+      : engine_(engine),
+        pool_(pool),
+        window_(window),
+        tracks_(std::move(tracks)),
+        evaluations_(evaluations),
+        vocab_(static_cast<size_t>(engine.info().vocab_size)) {}
+
+  absl::Status Run(int turns, const std::function<void(size_t)>& progress) {
+    keep_pages_ = turns > 1;
+    for (Track& track : tracks_) {
+      XC_ASSIGN_OR_RETURN(track.sequence,
+                          engine_.NewSequence(*track.codec, {}, {}));
     }
-    XC_RETURN_IF_ERROR(engine.Step(items));
-    for (size_t i = 1; i < items.size(); ++i) {
-      Evaluation& evaluation = (*evaluations)[i - 1];
-      for (size_t t = 0; t < count && begin + t + 1 < window.size(); ++t) {
-        AddPosition(items[0].logits.subspan(t * vocab, vocab),
-                    items[i].logits.subspan(t * vocab, vocab),
-                    window[begin + t + 1], &evaluation);
+    size_t begin = 0;
+    for (size_t end : TurnEnds(window_.size(), turns)) {
+      while (begin < end) {
+        const size_t count =
+            std::min(kBlockTokens - begin % kBlockTokens, end - begin);
+        XC_RETURN_IF_ERROR(Advance(begin, count));
+        begin += count;
+        progress(begin);
       }
-      for (const SealedBlock& sealed : sequences[i]->TakeSealed()) {
-        evaluation.page_bytes += static_cast<int64_t>(sealed.page.size());
-        evaluation.page_tokens += kBlockTokens;
+      if (end == window_.size()) break;
+      for (Track& track : tracks_) {
+        XC_RETURN_IF_ERROR(Resume(engine_, &track));
       }
     }
-    sequences[0]->TakeSealed();
-    progress(begin + count);
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+
+ private:
+  // Forwards tokens [begin, begin + count), which lie in one block.
+  absl::Status Advance(size_t begin, size_t count) {
+    StepItem item = Item(&tracks_[0], begin, count);
+    XC_RETURN_IF_ERROR(engine_.Step({&item, 1}));
+    TakePages(&tracks_[0], nullptr);
+    // The last token of a window is followed by none.
+    const size_t scored = std::min(count, window_.size() - 1 - begin);
+    std::vector<std::unique_ptr<ReferencePosition>> reference(scored);
+    pool_.ParallelFor(static_cast<int64_t>(scored), [&](int64_t i, int) {
+      const auto t = static_cast<size_t>(i);
+      reference[t] = std::make_unique<ReferencePosition>(
+          item.logits.subspan(t * vocab_, vocab_));
+    });
+    for (size_t first = 1; first < tracks_.size(); first += kStepCodecs) {
+      const size_t size = std::min(kStepCodecs, tracks_.size() - first);
+      std::vector<StepItem> items;
+      for (size_t i = 0; i < size; ++i) {
+        items.push_back(Item(&tracks_[first + i], begin, count));
+      }
+      XC_RETURN_IF_ERROR(engine_.Step(items));
+      // Computed in parallel, added in order: sums do not depend on threads,
+      // nor on how a window is cut into steps.
+      std::vector<Evaluation> positions(size * scored);
+      pool_.ParallelFor(static_cast<int64_t>(positions.size()), [&](int64_t i,
+                                                                    int) {
+        const size_t at = static_cast<size_t>(i), t = at % scored;
+        reference[t]->Add(items[at / scored].logits.subspan(t * vocab_, vocab_),
+                          window_[begin + t + 1], &positions[at]);
+      });
+      for (size_t at = 0; at < positions.size(); ++at) {
+        Evaluation& sum = evaluations_[first - 1 + at / scored];
+        sum.tokens += positions[at].tokens;
+        sum.sum_nll += positions[at].sum_nll;
+        sum.sum_baseline_nll += positions[at].sum_baseline_nll;
+        sum.sum_kl += positions[at].sum_kl;
+        sum.same_top1 += positions[at].same_top1;
+      }
+      for (size_t i = 0; i < size; ++i) {
+        TakePages(&tracks_[first + i], &evaluations_[first - 1 + i]);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  StepItem Item(Track* track, size_t begin, size_t count) const {
+    StepItem item;
+    item.sequence = track->sequence.get();
+    item.tokens = window_.subspan(begin, count);
+    item.logits_mode = LogitsMode::kAll;
+    return item;
+  }
+
+  void TakePages(Track* track, Evaluation* evaluation) const {
+    for (SealedBlock& sealed : track->sequence->TakeSealed()) {
+      if (evaluation != nullptr) {
+        evaluation->page_bytes += static_cast<int64_t>(sealed.page.size());
+        evaluation->page_tokens += kBlockTokens;
+      }
+      if (keep_pages_) track->pages.push_back(std::move(sealed.page));
+    }
+  }
+
+  Engine& engine_;
+  ThreadPool& pool_;
+  const std::span<const TokenId> window_;
+  std::vector<Track> tracks_;
+  const std::span<Evaluation> evaluations_;
+  const size_t vocab_;
+  bool keep_pages_ = false;
+};
+
+// How many of `codecs` fit beside the reference for a window of that size.
+size_t CodecsAtOnce(const Engine& engine, const CodecHandle& reference,
+                    std::span<const CodecHandle* const> codecs, size_t window,
+                    const EvaluateOptions& options) {
+  const size_t blocks = (window + kBlockTokens - 1) / kBlockTokens;
+  const auto bytes = [&](const CodecHandle& codec) {
+    const size_t pages = options.turns > 1 ? codec.page_bytes() : 0;
+    return static_cast<int64_t>(blocks * (engine.kv_block_bytes() + pages) +
+                                engine.sequence_bytes(codec));
+  };
+  int64_t left = options.memory_bytes - bytes(reference);
+  size_t count = 0;
+  while (count < codecs.size() && (left -= bytes(*codecs[count])) >= 0) ++count;
+  return std::max<size_t>(count, 1);
 }
 
 }  // namespace
 
 std::vector<std::string> SplitSpecs(std::string_view list) {
   std::vector<std::string> specs;
+  bool joins = false;  // whether an option may belong to the spec before it
   while (!list.empty()) {
-    const size_t comma = list.find(',');
-    const std::string_view part = list.substr(0, comma);
+    const size_t end = list.find_first_of(",;");
+    const std::string_view part = list.substr(0, end);
     const bool option = part.find('=') != std::string_view::npos &&
                         part.find(':') == std::string_view::npos;
-    if (option && !specs.empty()) {
+    if (option && joins) {
       specs.back().append(",").append(part);
     } else {
       specs.emplace_back(part);
     }
-    list = comma == std::string_view::npos ? "" : list.substr(comma + 1);
+    if (end == std::string_view::npos) break;
+    joins = list[end] == ',';
+    list.remove_prefix(end + 1);
   }
   return specs;
 }
 
-void AddPosition(std::span<const float> baseline, std::span<const float> logits,
-                 TokenId next, Evaluation* evaluation) {
-  const Normalizer p = Normalize(baseline);
-  const Normalizer q = Normalize(logits);
-  const auto id = static_cast<size_t>(next);
-  double kl = 0.0;
-  for (size_t i = 0; i < baseline.size(); ++i) {
-    const double log_p = baseline[i] - p.log_sum;
-    kl += std::exp(log_p) * (log_p - (logits[i] - q.log_sum));
+ReferencePosition::ReferencePosition(std::span<const float> logits)
+    : logits_(logits.begin(), logits.end()), p_(logits.size()) {
+  top_ =
+      static_cast<size_t>(std::ranges::max_element(logits_) - logits_.begin());
+  const double max = logits_[top_];
+  double sum = 0.0;
+  for (size_t i = 0; i < p_.size(); ++i) {
+    p_[i] = std::exp(static_cast<double>(logits_[i]) - max);
+    sum += p_[i];
   }
+  for (double& p : p_) p /= sum;
+  log_sum_ = max + std::log(sum);
+}
+
+void ReferencePosition::Add(std::span<const float> logits, TokenId next,
+                            Evaluation* evaluation) const {
+  const auto top =
+      static_cast<size_t>(std::ranges::max_element(logits) - logits.begin());
+  const double max = logits[top];
+  // KL(p || q) = E_p[log p - log q]; both logs are a logit less a constant.
+  double sum = 0.0, difference = 0.0;
+  for (size_t i = 0; i < p_.size(); ++i) {
+    const double x = logits[i];
+    sum += std::exp(x - max);
+    difference += p_[i] * (static_cast<double>(logits_[i]) - x);
+  }
+  const double log_sum = max + std::log(sum);
+  const auto id = static_cast<size_t>(next);
   evaluation->tokens += 1;
-  evaluation->sum_nll += q.log_sum - logits[id];
-  evaluation->sum_baseline_nll += p.log_sum - baseline[id];
-  evaluation->sum_kl += kl;
-  evaluation->same_top1 += p.top == q.top ? 1 : 0;
+  evaluation->sum_nll += log_sum - logits[id];
+  evaluation->sum_baseline_nll += log_sum_ - logits_[id];
+  evaluation->sum_kl += difference + (log_sum - log_sum_);
+  evaluation->same_top1 += top == top_ ? 1 : 0;
 }
 
 absl::StatusOr<std::vector<Evaluation>> Evaluate(
     Engine& engine, const std::vector<std::string>& specs,
     const std::vector<std::vector<TokenId>>& windows,
-    const ProgressFn& progress) {
+    const EvaluateOptions& options) {
+  if (options.turns < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "turns of a window: expected at least 1, found ", options.turns));
+  }
   XC_ASSIGN_OR_RETURN(const CodecHandle* lossless,
-                      engine.OpenCodec("kv-fp16", progress));
-  std::vector<const CodecHandle*> codecs = {lossless};
+                      engine.OpenCodec("kv-fp16", options.progress));
+  std::vector<const CodecHandle*> codecs;
   std::vector<Evaluation> evaluations;
   for (const std::string& spec : specs) {
     XC_ASSIGN_OR_RETURN(const CodecHandle* codec,
-                        engine.OpenCodec(spec, progress));
+                        engine.OpenCodec(spec, options.progress));
     codecs.push_back(codec);
     Evaluation evaluation;
     evaluation.codec = std::string(codec->spec());
     evaluation.kv_fp16_bytes_per_token = engine.info().kv_fp16_bytes_per_token;
     evaluations.push_back(evaluation);
   }
+  ThreadPool pool(std::max(options.threads, 1));
+  // In tokens through a codec, the reference's not counted.
   size_t done = 0, total = 0;
-  for (const auto& window : windows) total += window.size();
+  for (const auto& window : windows) total += window.size() * codecs.size();
   for (const auto& window : windows) {
-    XC_RETURN_IF_ERROR(RunWindow(
-        engine, codecs, window,
-        [&](size_t of_window) {
-          if (!progress) return;
-          progress("evaluate", static_cast<double>(done + of_window) /
-                                   static_cast<double>(total));
-        },
-        &evaluations));
-    done += window.size();
+    for (size_t first = 0; first < codecs.size();) {
+      const size_t count =
+          CodecsAtOnce(engine, *lossless, std::span(codecs).subspan(first),
+                       window.size(), options);
+      std::vector<Track> tracks(count + 1);
+      tracks[0].codec = lossless;
+      for (size_t i = 0; i < count; ++i)
+        tracks[i + 1].codec = codecs[first + i];
+      WindowRun run(engine, pool, window, std::move(tracks),
+                    std::span(evaluations).subspan(first, count));
+      XC_RETURN_IF_ERROR(run.Run(options.turns, [&](size_t of_window) {
+        if (!options.progress) return;
+        options.progress("evaluate",
+                         static_cast<double>(done + of_window * count) /
+                             static_cast<double>(total));
+      }));
+      done += window.size() * count;
+      first += count;
+    }
   }
   for (size_t i = 0; i < evaluations.size(); ++i) {
     // Windows of less than a block leave no page; every page is as large.
     if (evaluations[i].page_tokens == 0) {
       evaluations[i].page_tokens = kBlockTokens;
-      evaluations[i].page_bytes =
-          static_cast<int64_t>(codecs[i + 1]->page_bytes());
+      evaluations[i].page_bytes = static_cast<int64_t>(codecs[i]->page_bytes());
     }
   }
   return evaluations;

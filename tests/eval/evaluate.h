@@ -5,7 +5,6 @@
 #define XCACHE_TESTS_EVAL_EVALUATE_H_
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,6 +29,9 @@ struct Evaluation {
   int kv_fp16_bytes_per_token = 0;
 
   double nll() const { return sum_nll / static_cast<double>(tokens); }
+  double baseline_nll() const {
+    return sum_baseline_nll / static_cast<double>(tokens);
+  }
   double delta_nll() const {
     return (sum_nll - sum_baseline_nll) / static_cast<double>(tokens);
   }
@@ -45,22 +47,48 @@ struct Evaluation {
   }
 };
 
-// A list of codec specs: "a:x=1,y=2,b" is "a:x=1,y=2" and "b", since an option
-// has a '=' and a codec's name has none before its ':'.
+// A list of codec specs, parted by ';' or ','. "a:x=1,y=2,b" is "a:x=1,y=2" and
+// "b", since an option has a '=' and a codec's name has none before its ':'.
 std::vector<std::string> SplitSpecs(std::string_view list);
 
-// Adds one position: logits of the lossless codec and of the codec at hand for
-// the same prefix, and the token that follows in the text.
-void AddPosition(std::span<const float> baseline, std::span<const float> logits,
-                 TokenId next, Evaluation* evaluation);
+// What one position says: the lossless codec's logits for a prefix, as a
+// distribution, beside which other codecs' logits are held.
+class ReferencePosition {
+ public:
+  explicit ReferencePosition(std::span<const float> logits);
 
-// Runs every window through kv-fp16 and each of `specs`, side by side. Each
-// window starts an empty sequence; all its positions but the first count.
+  // Adds the position to `evaluation`: `logits` of the codec at hand for the
+  // same prefix, and the token that follows in the text.
+  void Add(std::span<const float> logits, TokenId next,
+           Evaluation* evaluation) const;
+
+ private:
+  std::vector<float> logits_;
+  std::vector<double> p_;
+  double log_sum_ = 0.0;
+  size_t top_ = 0;
+};
+
+struct EvaluateOptions {
+  // Each window is fed in so many turns. Between two turns the working set is
+  // dropped and made anew: pages are rematerialized, the tail is recomputed.
+  int turns = 1;
+  // Threads for the distances; the engine has its own.
+  int threads = 1;
+  // For the working sets of one window. Codecs that do not fit together are
+  // measured one after another, each time beside the reference.
+  int64_t memory_bytes = int64_t{4} << 30;
+  ProgressFn progress = {};
+};
+
+// Runs every window through kv-fp16 once and through each of `specs` beside it.
+// Each window starts an empty sequence; all its positions but the first count.
+// The figures do not depend on `options`.
 // REQUIRES: windows of at least 2 tokens and at most the context.
 absl::StatusOr<std::vector<Evaluation>> Evaluate(
     Engine& engine, const std::vector<std::string>& specs,
     const std::vector<std::vector<TokenId>>& windows,
-    const ProgressFn& progress);
+    const EvaluateOptions& options);
 
 }  // namespace xcache
 

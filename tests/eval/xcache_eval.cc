@@ -1,12 +1,17 @@
-// xcache-eval: perplexity, divergence and page size of codecs on real text.
-// One JSON object a line with --json, a table without.
+// xcache-eval: perplexity, divergence and page size of codecs on real texts.
+//   xcache-eval --model M --text prose.txt --text code.txt
+//     --codec 'xquant-gqa:bits=4;xquant-gqa:bits=2' --window 1024,4096
 #include <unistd.h>
 
-#include <cmath>
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <memory>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -16,7 +21,7 @@
 #include "engine/engine_factory.h"
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
-#include "nlohmann/json.hpp"
+#include "tests/eval/eval_report.h"
 #include "tests/eval/evaluate.h"
 
 namespace xcache {
@@ -24,27 +29,59 @@ namespace {
 
 struct Options {
   std::string model;
-  std::string text;
+  std::string original;
+  std::vector<std::string> texts;
   std::vector<std::string> codecs = {"xquant-gqa"};
-  int window = 1024;
+  std::vector<int> window = {1024};
   int windows = 8;
+  int turns = 1;
   int threads = 0;
+  int memory_mb = 4096;
   std::string isa;
   std::string profile_dir;
+  std::string csv;
   bool json = false;
 };
 
-// A bar on a terminal; nothing elsewhere.
-void ShowProgress(std::string_view what, double fraction) {
-  if (isatty(STDERR_FILENO) == 0) return;
-  constexpr int kWidth = 40;
-  const int filled = static_cast<int>(fraction * kWidth);
-  std::fprintf(stderr, "\r%-10.10s [%s%s] %3.0f %%", std::string(what).c_str(),
-               std::string(static_cast<size_t>(filled), '#').c_str(),
-               std::string(static_cast<size_t>(kWidth - filled), ' ').c_str(),
-               100.0 * fraction);
-  if (fraction >= 1.0) std::fputs("\r\033[K", stderr);
-}
+// A bar on a terminal, with the time that is left; nothing elsewhere.
+class ProgressBar {
+ public:
+  explicit ProgressBar(std::string label) : label_(std::move(label)) {}
+  ~ProgressBar() {
+    if (shown_) std::fputs("\r\033[K", stderr);
+  }
+
+  void Show(std::string_view what, double fraction) {
+    if (!terminal_) return;
+    if (what != what_) {
+      what_ = std::string(what);
+      start_ = Clock::now();
+    }
+    constexpr int kWidth = 30;
+    const int filled = static_cast<int>(fraction * kWidth);
+    const double seconds =
+        std::chrono::duration<double>(Clock::now() - start_).count();
+    std::fprintf(stderr, "\r\033[K%s%s [%s%s] %3.0f %%", label_.c_str(),
+                 what_.c_str(),
+                 std::string(static_cast<size_t>(filled), '#').c_str(),
+                 std::string(static_cast<size_t>(kWidth - filled), ' ').c_str(),
+                 100.0 * fraction);
+    if (fraction > 0.0 && seconds > 2.0) {
+      std::fprintf(stderr, ", %.0f s left",
+                   seconds / fraction * (1.0 - fraction));
+    }
+    shown_ = true;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  const bool terminal_ = isatty(STDERR_FILENO) != 0;
+  const std::string label_;
+  std::string what_;
+  Clock::time_point start_;
+  bool shown_ = false;
+};
 
 absl::StatusOr<std::string> ReadText(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -56,79 +93,128 @@ absl::StatusOr<std::string> ReadText(const std::string& path) {
 }
 
 absl::StatusOr<std::vector<std::vector<TokenId>>> CutWindows(
-    const std::vector<TokenId>& ids, const Options& options) {
-  const auto window = static_cast<size_t>(options.window);
+    const std::string& text, const std::vector<TokenId>& ids, int size,
+    int count) {
+  const auto window = static_cast<size_t>(size);
   std::vector<std::vector<TokenId>> windows;
   for (size_t at = 0; at + window <= ids.size(); at += window) {
-    if (windows.size() == static_cast<size_t>(options.windows)) break;
+    if (windows.size() == static_cast<size_t>(count)) break;
     const auto begin = ids.begin() + static_cast<ptrdiff_t>(at);
-    windows.emplace_back(begin, begin + options.window);
+    windows.emplace_back(begin, begin + size);
   }
   if (windows.empty()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the text has ", ids.size(), " tokens; expected at least ",
-                     window, " for one window"));
+        absl::StrCat("text ", text, ": expected at least ", window,
+                     " tokens for one window, found ", ids.size()));
   }
-  if (windows.size() < static_cast<size_t>(options.windows)) {
-    std::fprintf(stderr, "xcache-eval: the text fills %zu of %d windows\n",
-                 windows.size(), options.windows);
+  if (windows.size() < static_cast<size_t>(count)) {
+    std::fprintf(stderr,
+                 "xcache-eval: text %s fills %zu of %d windows of %d tokens\n",
+                 text.c_str(), windows.size(), count, size);
   }
   return windows;
 }
 
-void Print(const Evaluation& e, bool json) {
-  if (!json) {
-    std::printf("%-72s %8.3f %+8.3f %% %9.5f %8.4f %9.1f %7.2f\n",
-                e.codec.c_str(), std::exp(e.nll()),
-                100.0 * std::expm1(e.delta_nll()), e.kl(), e.top1_agreement(),
-                e.page_bytes_per_token(), e.ratio());
-    return;
+struct Text {
+  std::string name;
+  std::vector<TokenId> ids;
+};
+
+absl::StatusOr<std::vector<Text>> ReadTexts(const Options& options,
+                                            const Tokenizer& tokenizer) {
+  std::vector<Text> texts;
+  for (const std::string& path : options.texts) {
+    XC_ASSIGN_OR_RETURN(const std::string text, ReadText(path));
+    Text& out = texts.emplace_back();
+    out.name = std::filesystem::path(path).stem().string();
+    XC_ASSIGN_OR_RETURN(out.ids, tokenizer.Encode(text));
   }
-  nlohmann::ordered_json line;
-  line["codec"] = e.codec;
-  line["tokens"] = e.tokens;
-  line["ppl"] = std::exp(e.nll());
-  line["nll"] = e.nll();
-  line["delta_nll"] = e.delta_nll();
-  line["kl"] = e.kl();
-  line["top1_agreement"] = e.top1_agreement();
-  line["page_bytes_per_token"] = e.page_bytes_per_token();
-  line["kv_fp16_bytes_per_token"] = e.kv_fp16_bytes_per_token;
-  line["ratio"] = e.ratio();
-  std::printf("%s\n", line.dump().c_str());
+  return texts;
+}
+
+int KvFp16BytesPerToken(const HyperParams& h) {
+  constexpr int kFp16Bytes = 2, kKeysAndValues = 2;
+  return h.num_layers * h.kv_dim() * kKeysAndValues * kFp16Bytes;
 }
 
 absl::Status Run(const Options& options) {
-  XC_ASSIGN_OR_RETURN(const std::string text, ReadText(options.text));
   XC_ASSIGN_OR_RETURN(auto model, Model::Load(options.model));
   const int context = model->hparams().context_length;
-  if (options.window > context) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--window ", options.window,
-                     ": expected at most the model's context, ", context));
+  for (int window : options.window) {
+    if (window > context) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--window ", window,
+                       ": expected at most the model's context, ", context));
+    }
+  }
+  EvalSetup setup;
+  setup.model = model->hparams().name;
+  setup.turns = options.turns;
+  if (!options.original.empty()) {
+    XC_ASSIGN_OR_RETURN(const auto original, Model::Load(options.original));
+    setup.original_kv_bytes_per_token =
+        KvFp16BytesPerToken(original->hparams());
   }
   XC_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::Create(model->gguf()));
-  XC_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, tokenizer->Encode(text));
-  XC_ASSIGN_OR_RETURN(const auto windows, CutWindows(ids, options));
+  XC_ASSIGN_OR_RETURN(const std::vector<Text> texts,
+                      ReadTexts(options, *tokenizer));
+  std::ofstream csv;
+  if (!options.csv.empty()) {
+    csv.open(options.csv, std::ios::binary | std::ios::trunc);
+    csv << EvalCsvHead();
+  }
 
   EngineOptions engine_options;
   engine_options.num_threads = options.threads;
   engine_options.isa = options.isa;
   engine_options.profile_dir = options.profile_dir;
-  XC_ASSIGN_OR_RETURN(auto engine,
-                      CreateEngine(model, engine_options, ShowProgress));
+  std::unique_ptr<Engine> engine;
+  {
+    ProgressBar bar("");
+    XC_ASSIGN_OR_RETURN(
+        engine, CreateEngine(model, engine_options,
+                             [&bar](std::string_view what, double fraction) {
+                               bar.Show(what, fraction);
+                             }));
+  }
   std::vector<std::string> specs;
   for (const std::string& list : options.codecs) {
     for (std::string& spec : SplitSpecs(list)) specs.push_back(std::move(spec));
   }
-  XC_ASSIGN_OR_RETURN(const auto evaluations,
-                      Evaluate(*engine, specs, windows, ShowProgress));
-  if (!options.json) {
-    std::printf("%-72s %8s %10s %9s %8s %9s %7s\n", "codec", "ppl", "change",
-                "kl", "top-1", "bytes/tok", "ratio");
+  EvaluateOptions evaluate;
+  evaluate.turns = options.turns;
+  evaluate.threads =
+      options.threads > 0
+          ? options.threads
+          : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  evaluate.memory_bytes = int64_t{options.memory_mb} << 20;
+  for (const Text& text : texts) {
+    for (int window : options.window) {
+      XC_ASSIGN_OR_RETURN(
+          const auto windows,
+          CutWindows(text.name, text.ids, window, options.windows));
+      setup.text = text.name;
+      setup.window = window;
+      setup.windows = static_cast<int>(windows.size());
+      std::vector<Evaluation> evaluations;
+      {
+        ProgressBar bar(absl::StrCat(text.name, " ", window, ": "));
+        evaluate.progress = [&bar](std::string_view what, double fraction) {
+          bar.Show(what, fraction);
+        };
+        XC_ASSIGN_OR_RETURN(evaluations,
+                            Evaluate(*engine, specs, windows, evaluate));
+      }
+      const std::string out = options.json ? EvalJsonLines(setup, evaluations)
+                                           : EvalTable(setup, evaluations);
+      std::fputs(out.c_str(), stdout);
+      std::fflush(stdout);
+      if (csv.is_open()) csv << EvalCsvRows(setup, evaluations) << std::flush;
+    }
   }
-  for (const Evaluation& evaluation : evaluations) {
-    Print(evaluation, options.json);
+  if (!options.csv.empty() && !csv) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("cannot write ", options.csv, " (--csv)"));
   }
   return absl::OkStatus();
 }
@@ -139,14 +225,30 @@ int Main(int argc, char** argv) {
       "Measures codecs on a text: perplexity, divergence from the lossless "
       "kv-fp16, bytes of pages.");
   app.add_option("--model", options.model, "GGUF file")->required();
-  app.add_option("--text", options.text, "text file, UTF-8")->required();
+  app.add_option("--text", options.texts, "text file, UTF-8; may be repeated")
+      ->required();
   app.add_option("--codec", options.codecs,
-                 "codec specs, separated by commas; may be repeated")
+                 "codec specs, parted by ';' or ','; may be repeated")
       ->capture_default_str();
-  app.add_option("--window", options.window, "tokens of a window")
+  app.add_option("--window", options.window,
+                 "tokens of a window; several: parted by ','")
+      ->delimiter(',')
       ->check(CLI::Range(2, 1 << 24))
       ->capture_default_str();
-  app.add_option("--windows", options.windows, "windows, at most")
+  app.add_option("--windows", options.windows, "windows of a text, at most")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--turns", options.turns,
+                 "feed each window in so many turns, with resumes from pages "
+                 "in between; the figures are the same")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--original", options.original,
+                 "the GQA model that --model was expanded from "
+                 "(xcache-expand): its K/V bytes are compared too");
+  app.add_option("--memory-mb", options.memory_mb,
+                 "working sets held at once; codecs that do not fit are "
+                 "measured one after another")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   app.add_option("--threads", options.threads, "threads (0: all CPUs)")
@@ -154,6 +256,7 @@ int Main(int argc, char** argv) {
   app.add_option("--isa", options.isa, "ref, avx2 or avx512 (default: best)");
   app.add_option("--profile-dir", options.profile_dir,
                  "folder that keeps profiles (default: made in memory)");
+  app.add_option("--csv", options.csv, "write the figures into this file too");
   app.add_flag("--json", options.json, "one JSON object a line");
   CLI11_PARSE(app, argc, argv);
 

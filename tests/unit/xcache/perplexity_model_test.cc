@@ -66,7 +66,7 @@ TEST(PerplexityTest, IsLlamaCppsAndFourBitsCostAtMostOnePercent) {
   auto engine = CreateEngine(*model, options, nullptr);
   ASSERT_TRUE(engine.ok()) << engine.status();
   const auto found =
-      Evaluate(**engine, {"kv-fp16", "xquant-gqa:bits=4"}, windows, nullptr);
+      Evaluate(**engine, {"kv-fp16", "xquant-gqa:bits=4"}, windows, {});
   ASSERT_TRUE(found.ok()) << found.status();
   const double expected = std::exp(expected_nll);
   const double lossless = std::exp((*found)[0].nll());

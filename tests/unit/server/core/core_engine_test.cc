@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -18,6 +19,7 @@
 #include "engine/engine_factory.h"
 #include "engine/model/chat_template.h"
 #include "engine/model/tokenizer.h"
+#include "engine/xcache/codec.h"
 #include "server/core/server_core.h"
 #include "tests/support/tiny_model.h"
 #include "tests/unit/server/core/core_harness.h"
@@ -55,8 +57,10 @@ class RealCore {
   CacheStore& store() { return *store_; }
   const MemoryBudget& memory() const { return memory_; }
 
-  void NewSession(const std::string& id, const std::string& system) {
+  void NewSession(const std::string& id, const std::string& system,
+                  const std::string& codec = "") {
     CreateSessionOptions create;
+    create.codec = codec;
     create.tenant = "t";
     create.id = id;
     create.system_prompt = system;
@@ -174,6 +178,44 @@ TEST_F(CoreEngineTest, RestartedForkedAndRecomputedChatsAnswerTheSameBits) {
   const auto forked = core.Chat(TurnOf("f", 3));
   ExpectSame(forked->tokens(), expected[3]);
   EXPECT_EQ(forked->final().reused.total(), 0u);
+}
+
+TEST_F(CoreEngineTest, PagesOfDifferentCodecsLiveSideBySide) {
+  // Equal texts, so that nothing but the codec keeps their pages apart.
+  std::vector<std::string> choices = CodecNames();
+  for (const char* choice : {"lossless", "compact", "xquant-gqa:bits=3"}) {
+    choices.emplace_back(choice);
+  }
+  std::map<std::string, std::vector<SampledToken>> expected;
+  for (const std::string& choice : choices) {
+    RealCore alone(Dir("alone-" + choice), Restoring());
+    alone.NewSession("s", Letters(300, 77), choice);
+    ASSERT_TRUE(alone.Chat(TurnOf("s", 0))->status().ok());
+    expected[choice] = alone.Chat(TurnOf("s", 1))->tokens();
+  }
+  std::map<std::string, std::string> specs;
+  {
+    RealCore core(Dir("shared"), Restoring());
+    for (const std::string& choice : choices) {
+      core.NewSession(std::to_string(specs.size()), Letters(300, 77), choice);
+      const std::string id = std::to_string(specs.size());
+      ASSERT_TRUE(core.Chat(TurnOf(id, 0))->status().ok());
+      specs[choice] = core.core().GetSession("t", id, false)->codec;
+    }
+  }
+  // "lossless" is "kv-fp16": the very same pages.
+  EXPECT_EQ(specs["lossless"], specs["kv-fp16"]);
+  EXPECT_NE(specs["compact"], specs["xquant-gqa"]);
+  RealCore core(Dir("shared"), Restoring());
+  for (size_t i = 0; i < choices.size(); ++i) {
+    const auto sink = core.Chat(TurnOf(std::to_string(i), 1));
+    ASSERT_TRUE(sink->status().ok()) << sink->status();
+    ExpectSame(sink->tokens(), expected[choices[i]]);
+    EXPECT_GT(sink->final().reused.total(), 250u) << choices[i];
+    EXPECT_EQ(core.core().GetSession("t", std::to_string(i), false)->codec,
+              specs[choices[i]]);
+  }
+  EXPECT_EQ(core.metrics.counter(CoreCounter::kPagesCorrupt), 0u);
 }
 
 TEST_F(CoreEngineTest, EverySessionIsAtItsLastAcknowledgedTurn) {

@@ -134,6 +134,22 @@ TEST_F(ConfigTest, FileGivesValues) {
   EXPECT_THAT(Error({"--config", "/nowhere.toml"}), HasSubstr("/nowhere.toml"));
 }
 
+TEST_F(ConfigTest, ACodecIsNamedByItselfOrByQuality) {
+  EXPECT_EQ(Parse({"--model", "m"})->config.quality, "balanced");
+  const auto compact = Parse({"--model", "m", "--quality", "compact"});
+  ASSERT_TRUE(compact.ok()) << compact.status();
+  EXPECT_EQ(compact->config.quality, "compact");
+  EXPECT_EQ(compact->config.codec, "");
+  const auto codec = Parse({"--model", "m", "--codec", "kv-fp16"});
+  ASSERT_TRUE(codec.ok()) << codec.status();
+  EXPECT_EQ(codec->config.quality, "");
+  EXPECT_THAT(Error({"--model", "m", "--quality", "best"}),
+              HasSubstr("--quality"));
+  EXPECT_THAT(
+      Error({"--model", "m", "--codec", "kv-fp16", "--quality", "compact"}),
+      HasSubstr("give one of them, not --codec kv-fp16"));
+}
+
 TEST_F(ConfigTest, StoreNoneIsMemoryOnly) {
   const auto parsed = Parse({"--model", "m", "--store-dir", "none"});
   ASSERT_TRUE(parsed.ok());
