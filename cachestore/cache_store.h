@@ -74,6 +74,8 @@ class CacheStore {
     int64_t sessions_dropped = 0;
     int64_t pages_kept = 0;
     int64_t pages_dropped = 0;
+    // Table files too damaged for RocksDB to be given them.
+    int64_t tables_dropped = 0;
   };
   // Makes a store that will not open usable again, keeping every record that is
   // whole; what is not is dropped, and the damaged files are kept aside in

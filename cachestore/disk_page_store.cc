@@ -33,6 +33,24 @@ uint64_t UnixMicros() {
 
 }  // namespace
 
+DiskPageStore::Held::Held(DiskPageStore& store, const PageKey& key)
+    : store_(store) {
+  MutexLock lock(store_.mu_);
+  while (store_.held_.contains(key)) store_.released_.Wait(store_.mu_);
+  Add(key);
+}
+
+DiskPageStore::Held::~Held() {
+  MutexLock lock(store_.mu_);
+  for (const PageKey& key : keys_) store_.held_.erase(key);
+  store_.released_.SignalAll();
+}
+
+void DiskPageStore::Held::Add(const PageKey& key) {
+  store_.held_.insert(key);
+  keys_.push_back(key);
+}
+
 DiskPageStore::DiskPageStore(StoreDb& db, MemoryBudget& budget,
                              std::function<void()> on_full)
     : db_(db), budget_(budget), on_full_(std::move(on_full)) {}
@@ -132,40 +150,56 @@ absl::StatusOr<PageHit> DiskPageStore::Get(const PageKey& key) {
   if (!memory) {
     return absl::ResourceExhaustedError("no memory to read a page into");
   }
-  std::string value;
-  const absl::Status read = db_.Get(Family::kPages, KeyBytes(key), &value);
-  if (!read.ok()) return Lost(key, read);
-  const auto trailer = CheckPageValue(key, value);
-  if (!trailer.ok()) return Lost(key, trailer.status());
-  value.resize(trailer->page_bytes);
-  memory->Resize(PageMemoryBytes(value.size()));
+  absl::StatusOr<Value> value = Read(key);
+  if (!value.ok()) value = ReadHeld(key);
+  if (!value.ok()) {
+    MutexLock lock(mu_);
+    ++stats_.misses;
+    return value.status();
+  }
+  memory->Resize(PageMemoryBytes(value->bytes.size()));
   {
     MutexLock lock(mu_);
     ++stats_.hits;
-    stats_.get_bytes += static_cast<int64_t>(value.size());
+    stats_.get_bytes += static_cast<int64_t>(value->bytes.size());
   }
   return PageHit{
-      std::make_shared<const Page>(key, trailer->parent, std::move(value),
+      std::make_shared<const Page>(key, value->parent, std::move(value->bytes),
                                    *std::move(memory)),
       PageTier::kDisk};
 }
 
-// A page that the index knows could not be had: count it and drop it, so that
-// it can be put anew.
-absl::StatusOr<PageHit> DiskPageStore::Lost(const PageKey& key,
-                                            const absl::Status& why) {
+absl::StatusOr<DiskPageStore::Value> DiskPageStore::Read(const PageKey& key) {
+  Value value;
+  XC_RETURN_IF_ERROR(db_.Get(Family::kPages, KeyBytes(key), &value.bytes));
+  XC_ASSIGN_OR_RETURN(const PageTrailer trailer,
+                      CheckPageValue(key, value.bytes));
+  value.parent = trailer.parent;
+  value.bytes.resize(trailer.page_bytes);
+  return value;
+}
+
+// A page that the index knew could not be had: it may have been erased, and
+// even put anew, meanwhile. Only with the page held is that told from damage,
+// which is counted and dropped, so that the page can be put anew.
+absl::StatusOr<DiskPageStore::Value> DiskPageStore::ReadHeld(
+    const PageKey& key) {
+  const Held held(*this, key);
+  if (!Contains(key)) {
+    return absl::NotFoundError("the page was evicted meanwhile");
+  }
+  absl::StatusOr<Value> value = Read(key);
+  if (value.ok()) return value;
   {
     MutexLock lock(mu_);
-    ++stats_.misses;
-    if (!index_.Remove(key)) {
-      return absl::NotFoundError("the page was evicted meanwhile");
-    }
+    index_.Remove(key);
     ++stats_.corrupt;
   }
   XC_LOG_WARN("dropped a damaged page", "key={} detail={}", ToHex(key),
-              LogValue(std::string(why.message())));
-  DeleteRecords({&key, 1}).IgnoreError();  // else overwritten by the next put
-  return absl::DataLossError(why.message());
+              LogValue(std::string(value.status().message())));
+  // Where this fails, the next put overwrites them.
+  DeleteRecords(held.keys()).IgnoreError();
+  return absl::DataLossError(value.status().message());
 }
 
 absl::Status DiskPageStore::Put(const PageRef& page) {
@@ -175,6 +209,7 @@ absl::Status DiskPageStore::Put(const PageRef& page) {
   PageEntry entry{.parent = page->parent(),
                   .num_bytes = static_cast<uint32_t>(num_bytes),
                   .crc = crc};
+  const Held held(*this, key);
   {
     MutexLock lock(mu_);
     if (const PageIndex::Entry* found = index_.Find(key)) {
@@ -218,7 +253,6 @@ absl::Status DiskPageStore::Put(const PageRef& page) {
     return written;
   }
   MutexLock lock(mu_);
-  if (index_.Contains(key)) return absl::OkStatus();  // put twice at once
   index_.Add(key, entry.parent, num_bytes, crc, entry.put_us);
   ++stats_.puts;
   stats_.put_bytes += num_bytes;
@@ -243,11 +277,12 @@ absl::Status DiskPageStore::DeleteRecords(std::span<const PageKey> keys) {
 }
 
 absl::Status DiskPageStore::Erase(const PageKey& key) {
+  const Held held(*this, key);
   {
     MutexLock lock(mu_);
     if (!index_.Remove(key)) return absl::OkStatus();
   }
-  return DeleteRecords({&key, 1});
+  return DeleteRecords(held.keys());
 }
 
 PageStoreStats DiskPageStore::stats() const {
@@ -306,25 +341,29 @@ bool DiskPageStore::DemoteOne() {
 void DiskPageStore::EvictPages(int64_t wanted_bytes) {
   int64_t freed = 0;
   while (freed < wanted_bytes) {
-    std::vector<PageKey> keys;
+    Held victims(*this);
     {
       MutexLock lock(mu_);
-      while (freed < wanted_bytes && keys.size() < kEvictBatch) {
-        const std::optional<PageKey> key = index_.Victim(nullptr);
+      const auto is_free =
+          [this](const PageKey& key)
+              XC_NO_THREAD_SAFETY_ANALYSIS { return !held_.contains(key); };
+      while (freed < wanted_bytes && victims.keys().size() < kEvictBatch) {
+        const std::optional<PageKey> key = index_.Victim(is_free);
         if (!key) {
-          if (DemoteOne()) continue;
+          // What others hold is in use, or going anyway.
+          if (index_.num_candidates() == 0 && DemoteOne()) continue;
           break;
         }
         const int64_t num_bytes = index_.Find(*key)->num_bytes;
+        victims.Add(*key);
         index_.Remove(*key);
-        keys.push_back(*key);
         freed += num_bytes;
         ++stats_.evictions;
         stats_.evicted_bytes += num_bytes;
       }
     }
-    if (keys.empty()) return;
-    const absl::Status deleted = DeleteRecords(keys);
+    if (victims.keys().empty()) return;
+    const absl::Status deleted = DeleteRecords(victims.keys());
     if (!deleted.ok()) {
       // They are not found any more, and come back with the next start.
       XC_LOG_WARN("evicted pages stay on disk for now", "detail={}",

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/memory_budget.h"
@@ -62,12 +63,38 @@ class DiskPageStore : public PageStore {
     uint64_t used_us = 0;
   };
 
+  // Pages in one thread's hands. A page's records and its place in the index
+  // change together, and only by who holds its key: so what one thread deletes
+  // is never what another has just put. Reading needs no hold.
+  class Held {
+   public:
+    explicit Held(DiskPageStore& store) : store_(store) {}
+    // Waits until no one else holds it. REQUIRES: this holds nothing yet.
+    Held(DiskPageStore& store, const PageKey& key);
+    ~Held();
+    Held(const Held&) = delete;
+    Held& operator=(const Held&) = delete;
+    // REQUIRES: no one holds it; the store's lock (clang cannot follow it
+    // here).
+    void Add(const PageKey& key) XC_NO_THREAD_SAFETY_ANALYSIS;
+    const std::vector<PageKey>& keys() const { return keys_; }
+
+   private:
+    DiskPageStore& store_;
+    std::vector<PageKey> keys_;
+  };
+  struct Value {
+    PageKey parent{};
+    std::string bytes;
+  };
+
   DiskPageStore(StoreDb& db, MemoryBudget& budget,
                 std::function<void()> on_full);
   absl::Status Load();
   uint64_t Now() XC_REQUIRES(mu_);
   bool ReserveIndex() XC_REQUIRES(mu_);
-  absl::StatusOr<PageHit> Lost(const PageKey& key, const absl::Status& why);
+  absl::StatusOr<Value> Read(const PageKey& key);
+  absl::StatusOr<Value> ReadHeld(const PageKey& key);
   absl::Status DeleteRecords(std::span<const PageKey> keys);
   void EvictPages(int64_t wanted_bytes);
   bool DemoteOne() XC_REQUIRES(mu_);
@@ -81,6 +108,8 @@ class DiskPageStore : public PageStore {
 
   mutable Mutex mu_;
   uint64_t clock_us_ XC_GUARDED_BY(mu_) = 0;
+  CondVar released_;
+  absl::flat_hash_set<PageKey, DigestHash> held_ XC_GUARDED_BY(mu_);
   PageIndex index_ XC_GUARDED_BY(mu_);
   MemoryReservation index_memory_ XC_GUARDED_BY(mu_);
   absl::flat_hash_map<std::string, SessionClaim> claims_ XC_GUARDED_BY(mu_);

@@ -12,6 +12,15 @@
 
 namespace xcache {
 
+absl::Status FileStatus(const std::error_code& error, const std::string& what) {
+  if (!error) return absl::OkStatus();
+  const std::string message = absl::StrCat(what, ": ", error.message());
+  if (error == std::errc::no_space_on_device) {
+    return absl::ResourceExhaustedError(message);
+  }
+  return absl::UnavailableError(message);
+}
+
 int64_t FolderBytes(const std::string& dir) {
   namespace fs = std::filesystem;
   int64_t total = 0;
@@ -35,6 +44,22 @@ FileSystemBytes FileSystemOf(const std::string& dir) {
   const auto unit = static_cast<int64_t>(vfs.f_frsize);
   return {static_cast<int64_t>(vfs.f_blocks) * unit,
           static_cast<int64_t>(vfs.f_bavail) * unit};
+}
+
+absl::Status CheckRoomToOpen(const std::string& dir,
+                             const std::string& db_path) {
+  namespace fs = std::filesystem;
+  int64_t needed = 1 << 20;
+  std::error_code error;
+  for (const auto& file : fs::directory_iterator(db_path, error)) {
+    if (file.path().extension() != ".log") continue;
+    needed += static_cast<int64_t>(file.file_size(error));
+  }
+  const int64_t free = FileSystemOf(db_path).free;
+  if (free < 0 || free >= needed) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("no space to open store ", dir, ": its file system has ",
+                   free, " bytes left, wanted ", needed));
 }
 
 DiskPlan PlanDisk(int64_t cap_bytes, int64_t rocksdb_memory_bytes) {

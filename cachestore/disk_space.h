@@ -5,11 +5,16 @@
 
 #include <cstdint>
 #include <string>
+#include <system_error>
 
 #include "absl/status/status.h"
 #include "engine/base/mutex.h"
 
 namespace xcache {
+
+// OK where `error` is none; else "what: reason", RESOURCE_EXHAUSTED where it is
+// the disk's end.
+absl::Status FileStatus(const std::error_code& error, const std::string& what);
 
 // The bytes that a folder's files take on disk, subfolders included.
 int64_t FolderBytes(const std::string& dir);
@@ -18,6 +23,13 @@ struct FileSystemBytes {
   int64_t free = 0;  // for us; -1: it does not say
 };
 FileSystemBytes FileSystemOf(const std::string& dir);
+
+// RESOURCE_EXHAUSTED: there is no room to open the database in `db_path` of the
+// store `dir`, or to repair it: a new MANIFEST and the small files, and what
+// the log holds once more. (Debian's RocksDB has assertions on, and one of them
+// fails where an opening runs out of disk.)
+absl::Status CheckRoomToOpen(const std::string& dir,
+                             const std::string& db_path);
 
 // How a cap is divided. All in bytes.
 //

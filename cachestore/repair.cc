@@ -1,30 +1,31 @@
 // CacheStore::Repair: what is whole in a damaged store goes into a new one,
-// which then takes its place. The damaged one is only read: RocksDB's own
-// repair runs on a copy (and as it forgets every blob file, pages are then
-// taken from the blob files themselves).
+// which then takes its place. The damaged one is only read (repair_source.h);
+// where RocksDB's own repair had to run on the copy, pages are taken from the
+// blob files themselves.
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <set>
 #include <string>
 #include <system_error>
+#include <tuple>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cachestore/blob_salvage.h"
 #include "cachestore/cache_store.h"
+#include "cachestore/disk_space.h"
+#include "cachestore/ledger.h"
+#include "cachestore/repair_source.h"
 #include "cachestore/store_db.h"
-#include "cachestore/store_look.h"
 #include "cachestore/store_options.h"
 #include "cachestore/store_records.h"
 #include "engine/base/crc32c.h"
-#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
-#include "rocksdb/cache.h"
 #include "rocksdb/env.h"
 
 namespace xcache {
@@ -35,111 +36,27 @@ namespace fs = std::filesystem;
 // Memory for the databases that a repair opens; nothing else runs meanwhile.
 constexpr int64_t kRepairMemory = 256 << 20;
 
-absl::Status FileStatus(const std::error_code& error, const std::string& what) {
-  if (!error) return absl::OkStatus();
-  const std::string message = absl::StrCat(what, ": ", error.message());
-  if (error == std::errc::no_space_on_device) {
-    return absl::ResourceExhaustedError(message);
+// The manifest in `value` if it is whole and that of `key`.
+absl::StatusOr<SessionRecord> WholeRecord(const std::string& key,
+                                          const std::string& value) {
+  auto record = DecodeSessionRecord(value);
+  if (record.ok() && SessionKey(record->tenant, record->id) != key) {
+    return absl::DataLossError("session record: of another session");
   }
-  return absl::UnavailableError(message);
+  return record;
 }
 
-// The files of `from` in `to`: linked where RocksDB never changes them in
-// place, else copied.
-absl::Status CopyDatabase(const fs::path& from, const fs::path& to) {
-  std::error_code error;
-  fs::create_directories(to, error);
-  XC_RETURN_IF_ERROR(FileStatus(error, "cannot make " + to.string()));
-  for (const auto& file : fs::directory_iterator(from, error)) {
-    const fs::path name = file.path().filename();
-    const fs::path extension = name.extension();
-    if (!file.is_regular_file(error) || name == "LOCK" ||
-        absl::StartsWith(name.string(), "LOG")) {
-      continue;
-    }
-    if (extension == ".sst" || extension == ".blob" || extension == ".log") {
-      fs::create_hard_link(file.path(), to / name, error);
-      if (!error) continue;
-    }
-    fs::copy_file(file.path(), to / name, error);
-    XC_RETURN_IF_ERROR(FileStatus(error, "cannot copy " + name.string()));
-  }
-  return FileStatus(error, "cannot read " + from.string());
+// Whether `value` is a whole manifest of a session, and `other` is none or one
+// from before it.
+bool IsNewer(const std::string& key, const std::string& value,
+             const std::string& other) {
+  const auto record = WholeRecord(key, value);
+  if (!record.ok()) return false;
+  const auto before = WholeRecord(key, other);
+  if (!before.ok()) return !absl::IsFailedPrecondition(before.status());
+  return std::tie(record->create_ms, record->turn, record->update_ms) >
+         std::tie(before->create_ms, before->turn, before->update_ms);
 }
-
-// A damaged database, read as far as it goes.
-class Source {
- public:
-  ~Source() {
-    if (db_ == nullptr) return;
-    for (auto* handle : handles_) db_->DestroyColumnFamilyHandle(handle);
-  }
-
-  // Whether RocksDB opens it as it is, apart from a damaged log.
-  bool Open(rocksdb::Options options, const std::string& path) {
-    options.create_if_missing = false;
-    options.paranoid_checks = false;
-    options.wal_recovery_mode =
-        rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
-    std::vector<std::string> names;
-    if (!rocksdb::DB::ListColumnFamilies(options, path, &names).ok()) {
-      return false;
-    }
-    std::vector<rocksdb::ColumnFamilyDescriptor> families;
-    for (const std::string& name : names) {
-      families.emplace_back(name, rocksdb::ColumnFamilyOptions(options));
-    }
-    rocksdb::DB* db = nullptr;
-    const rocksdb::Status opened =
-        rocksdb::DB::OpenForReadOnly(options, path, families, &handles_, &db);
-    if (!opened.ok()) {
-      XC_LOG_WARN("the store does not open as it is", "path={} detail={}",
-                  LogValue(path), LogValue(opened.ToString()));
-      return false;
-    }
-    db_.reset(db);
-    return true;
-  }
-  bool is_open() const { return db_ != nullptr; }
-
-  rocksdb::ColumnFamilyHandle* Handle(Family family) const {
-    for (auto* handle : handles_) {
-      if (handle->GetName() == FamilyName(family)) return handle;
-    }
-    return nullptr;
-  }
-
-  // Adds the keys of a family that can be read, from both ends. False: there is
-  // damage between.
-  bool AddKeys(Family family, std::set<std::string>& keys) const {
-    rocksdb::ColumnFamilyHandle* handle = Handle(family);
-    if (handle == nullptr) return false;
-    rocksdb::ReadOptions options;
-    options.fill_cache = false;
-    const std::unique_ptr<rocksdb::Iterator> it(
-        db_->NewIterator(options, handle));
-    for (it->SeekToFirst(); it->Valid(); it->Next()) {
-      keys.insert(it->key().ToString());
-    }
-    if (it->status().ok()) return true;
-    for (it->SeekToLast(); it->Valid(); it->Prev()) {
-      keys.insert(it->key().ToString());
-    }
-    return false;
-  }
-
-  bool Get(Family family, const std::string& key, std::string* value) const {
-    rocksdb::ColumnFamilyHandle* handle = Handle(family);
-    if (handle == nullptr) return false;
-    rocksdb::ReadOptions options;
-    options.fill_cache = false;
-    return db_->Get(options, handle, key, value).ok();
-  }
-
- private:
-  std::unique_ptr<rocksdb::DB> db_;
-  std::vector<rocksdb::ColumnFamilyHandle*> handles_;
-};
 
 class Repairer {
  public:
@@ -155,8 +72,12 @@ class Repairer {
     std::error_code error;
     fs::remove_all(scratch, error);
     fs::remove_all(fresh, error);
-    XC_RETURN_IF_ERROR(CopyDatabase(dir_ / "db", scratch));
-    OpenSource(scratch.string());
+    XC_RETURN_IF_ERROR(CheckRoomToOpen(dir_.string(), (dir_ / "db").string()));
+    XC_ASSIGN_OR_RETURN(
+        source_, RepairSource::Open((dir_ / "db").string(), scratch.string(),
+                                    db_options_, ReadLedger(dir_.string())));
+    needs_salvage_ = source_->is_rebuilt();
+    report_.tables_dropped = source_->num_tables_dropped();
     {
       db_options_.subfolder = "db.new";
       XC_ASSIGN_OR_RETURN(target_, StoreDb::Open(db_options_, budget_));
@@ -178,48 +99,33 @@ class Repairer {
   }
 
  private:
-  void OpenSource(const std::string& path) {
-    const DiskPlan plan =
-        PlanDisk(db_options_.disk_bytes, db_options_.rocksdb_bytes);
-    rocksdb::Options options =
-        MakeRocksDbOptions(db_options_, plan, rocksdb::NewLRUCache(8 << 20));
-    source_ = std::make_unique<Source>();
-    if (source_->Open(options, path)) return;
-    needs_salvage_ = true;
-    // Values that it takes from the log stay in its tables: it would forget
-    // blob files that it wrote, as it does all others.
-    std::vector<rocksdb::ColumnFamilyDescriptor> families;
-    for (Family family : kFamilies) {
-      families.emplace_back(std::string(FamilyName(family)),
-                            rocksdb::ColumnFamilyOptions(options));
-    }
-    const rocksdb::Status repaired = rocksdb::RepairDB(
-        path, options, families, rocksdb::ColumnFamilyOptions(options));
-    if (!repaired.ok()) {
-      XC_LOG_WARN("RocksDB's repair failed", "path={} detail={}",
-                  LogValue(path), LogValue(repaired.ToString()));
-    }
-    source_ = std::make_unique<Source>();
-    source_->Open(options, path);
-  }
-
   absl::Status CopySessions() {
-    if (!source_->is_open()) return absl::OkStatus();
     std::set<std::string> keys;
     source_->AddKeys(Family::kSessions, keys);
     source_->AddKeys(Family::kSessionIndex, keys);
+    std::map<std::string, std::string> left_out;
+    source_->ReadLeftOut(Family::kSessions,
+                         [&](const std::string& key, std::string value) {
+                           keys.insert(key);
+                           std::string& newest = left_out[key];
+                           if (IsNewer(key, value, newest))
+                             newest = std::move(value);
+                         });
     for (const std::string& key : keys) {
       if (!ParseSessionKey(key)) continue;  // the family's marker
       std::string value;
       std::string entry;
-      if (source_->Get(Family::kSessions, key, &value)) {
-        const auto record = DecodeSessionRecord(value);
-        if (record.ok() && SessionKey(record->tenant, record->id) == key) {
-          entry = EncodeSessionEntry(MakeSessionEntry(*record));
-        } else if (absl::IsFailedPrecondition(record.status())) {
-          // Another version's: not ours to judge.
-          source_->Get(Family::kSessionIndex, key, &entry);
-        }
+      source_->Get(Family::kSessions, key, &value);
+      if (const auto it = left_out.find(key);
+          it != left_out.end() && IsNewer(key, it->second, value)) {
+        value = it->second;
+      }
+      const auto record = WholeRecord(key, value);
+      if (record.ok()) {
+        entry = EncodeSessionEntry(MakeSessionEntry(*record));
+      } else if (absl::IsFailedPrecondition(record.status())) {
+        // Another version's: not ours to judge.
+        source_->Get(Family::kSessionIndex, key, &entry);
       }
       if (entry.empty()) {
         ++report_.sessions_dropped;
@@ -236,7 +142,6 @@ class Repairer {
   }
 
   void CopyPages() {
-    if (!source_->is_open()) return;
     std::set<std::string> keys;
     if (!source_->AddKeys(Family::kPageIndex, keys)) needs_salvage_ = true;
     for (const std::string& name : keys) {
@@ -324,7 +229,7 @@ class Repairer {
   const fs::path dir_;
   StoreDbOptions db_options_;
   MemoryBudget budget_{kRepairMemory};
-  std::unique_ptr<Source> source_;
+  std::unique_ptr<RepairSource> source_;
   std::unique_ptr<StoreDb> target_;
   // Whether pages may be there that no index leads to.
   bool needs_salvage_ = false;

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
-#include "cachestore/store_look.h"
+#include "cachestore/coding.h"
 #include "engine/base/log.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/listener.h"
@@ -57,10 +57,9 @@ void StoreDb::AddListener() {
 StoreDb::~StoreDb() {
   if (db_ == nullptr) return;
   StopCompactions();
-  if (keeps_ledger_ && !degraded()) {
+  if (ledger_ != nullptr && !degraded()) {
     const uint64_t last = db_->GetLatestSequenceNumber();
-    if (db_->SyncWAL().ok()) synced_sequence_ = last;
-    SyncLedger().IgnoreError();  // it lags, and that is all
+    if (db_->SyncWAL().ok()) ledger_->LogSynced(last);
   }
   for (rocksdb::ColumnFamilyHandle* family : handles_) {
     if (family != nullptr) db_->DestroyColumnFamilyHandle(family);
@@ -119,16 +118,14 @@ absl::Status StoreDb::Write(rocksdb::WriteBatch& batch, bool sync, Room room) {
   }
   rocksdb::WriteOptions options;
   options.sync = sync;
-  // All that is in the log before this batch, and the batch, is on disk once
-  // this returns; its numbers start behind `before` or later.
-  const uint64_t before = db_->GetLatestSequenceNumber();
   const rocksdb::Status status = db_->Write(options, &batch);
   if (status.ok()) {
-    if (!sync) return absl::OkStatus();
-    const uint64_t reached = before + static_cast<uint64_t>(batch.Count());
-    uint64_t known = synced_sequence_;
-    while (known < reached &&
-           !synced_sequence_.compare_exchange_weak(known, reached)) {
+    if (sync && ledger_ != nullptr) {
+      // All that is in the log before this batch, and the batch, is on disk. A
+      // batch begins with the number of its first record, which RocksDB has
+      // filled in.
+      const uint64_t first = FieldReader(batch.Data()).Int<uint64_t>();
+      ledger_->LogSynced(first + static_cast<uint64_t>(batch.Count()) - 1);
     }
     return absl::OkStatus();
   }
@@ -163,18 +160,7 @@ absl::Status StoreDb::CollectGarbage() {
   return FromRocksDb(status, "garbage collection");
 }
 
-absl::Status StoreDb::SyncLedger() {
-  const uint64_t synced = synced_sequence_;
-  if (synced == ledger_sequence_) return absl::OkStatus();
-  // The first time, its own sync: the store is known to be one from then on.
-  const absl::Status written =
-      WriteLedger(dir_, synced, /*sync=*/ledger_sequence_ == 0);
-  if (written.ok()) ledger_sequence_ = synced;
-  return written;
-}
-
 void StoreDb::Housekeep() {
-  if (keeps_ledger_) SyncLedger().IgnoreError();  // it lags, and that is all
   space_->Scan();
   if (!degraded() || !space_->HasFreeSpace()) return;
   const rocksdb::Status resumed = db_->Resume();

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/disk_space.h"
+#include "cachestore/ledger.h"
 #include "cachestore/memory_budget.h"
 #include "cachestore/store_stats.h"
 #include "engine/base/mutex.h"
@@ -98,8 +99,6 @@ class StoreDb {
                            const std::vector<std::string>& families);
   // Makes what a new store needs, the format record last.
   absl::Status Create();
-  // Notes how far the store is synced.
-  absl::Status SyncLedger();
   void AddListener();
   void Degrade(const std::string& reason);
   int64_t Property(Family family, const std::string& name) const;
@@ -108,6 +107,9 @@ class StoreDb {
   std::string dir_;
   MemoryReservation memory_;
   std::unique_ptr<DiskSpace> space_;
+  // Null where none is kept: the database of a repair.
+  std::unique_ptr<Ledger> ledger_;
+  std::unique_ptr<rocksdb::Env> env_;
   rocksdb::Options options_;
   std::shared_ptr<rocksdb::Cache> cache_;
   std::unique_ptr<rocksdb::DB> db_;
@@ -115,10 +117,6 @@ class StoreDb {
   std::atomic<bool> stop_compactions_{false};
   std::atomic<int64_t> num_compactions_{0};
   bool has_torn_log_ = false;
-  bool keeps_ledger_ = false;
-  // What is known to be on disk, and what the ledger says of it.
-  std::atomic<uint64_t> synced_sequence_{0};
-  uint64_t ledger_sequence_ = 0;  // of the housekeeping's thread
 
   mutable Mutex mu_;
   // Writes have stopped; empty: they have not.

@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cachestore/store_db.h"
+#include "cachestore/store_file_system.h"
 #include "cachestore/store_look.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
@@ -83,23 +84,6 @@ bool IsLocked(rocksdb::Env* env, const std::string& path) {
   return false;
 }
 
-// Whether there is room to open: a new MANIFEST and the small files, and what
-// the log holds once more. (Debian's RocksDB has assertions on, and one of them
-// fails where an opening runs out of disk.)
-absl::Status CheckRoomToOpen(const std::string& dir, const std::string& path) {
-  int64_t needed = 1 << 20;
-  std::error_code error;
-  for (const auto& file : fs::directory_iterator(path, error)) {
-    if (file.path().extension() != ".log") continue;
-    needed += static_cast<int64_t>(file.file_size(error));
-  }
-  const int64_t free = FileSystemOf(path).free;
-  if (free < 0 || free >= needed) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
-      absl::StrCat("no space to open store ", dir, ": its file system has ",
-                   free, " bytes left, wanted ", needed));
-}
-
 absl::Status InUse(const std::string& dir) {
   return absl::FailedPreconditionError(
       absl::StrCat("store ", dir, " is in use by another process"));
@@ -141,25 +125,33 @@ absl::StatusOr<std::unique_ptr<StoreDb>> StoreDb::Open(
   cache.num_shard_bits = 2;
   store->cache_ = rocksdb::NewLRUCache(cache);
   store->options_ = MakeRocksDbOptions(options, plan, store->cache_);
+  const bool is_main = options.subfolder == "db";
+  if (is_main) store->ledger_ = std::make_unique<Ledger>(options.dir);
+  store->env_ = MakeStoreEnv(options.env, store->ledger_.get());
+  store->options_.env = store->env_.get();
   store->AddListener();
 
   rocksdb::Env* env = store->options_.env;
   if (IsLocked(env, path)) return InUse(options.dir);
-  if (options.subfolder == "db") RemoveRepairLeftovers(options.dir);
+  if (is_main) RemoveRepairLeftovers(options.dir);
   XC_RETURN_IF_ERROR(CheckRoomToOpen(options.dir, path));
-  const bool is_main = options.subfolder == "db";
-  const std::optional<uint64_t> ledger =
+  const std::optional<LedgerRecord> ledger =
       is_main ? ReadLedger(options.dir) : std::nullopt;
   XC_ASSIGN_OR_RETURN(
       const StoreLook look,
       LookAtStore(options.dir, path, store->options_, plan, ledger));
   store->options_.wal_recovery_mode = look.recovery_mode;
   store->has_torn_log_ = look.has_torn_log;
+  // Opening makes a new MANIFEST: of that, too, a ledger is to know.
+  if (ledger) XC_RETURN_IF_ERROR(store->ledger_->Start(ledger));
   XC_RETURN_IF_ERROR(store->OpenRocksDb(path, look.families));
   if (look.is_empty) XC_RETURN_IF_ERROR(store->Create());
-  store->keeps_ledger_ = is_main;
-  store->synced_sequence_ = store->db_->GetLatestSequenceNumber();
-  if (is_main) XC_RETURN_IF_ERROR(store->SyncLedger());
+  if (is_main) {
+    // What was in the log is in synced tables now.
+    store->ledger_->LogSynced(store->db_->GetLatestSequenceNumber());
+    // From here on it is a store, and one that is gone would be missed.
+    if (!ledger) XC_RETURN_IF_ERROR(store->ledger_->Start(std::nullopt));
+  }
   store->space_->Scan();
   return store;
 }

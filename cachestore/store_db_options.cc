@@ -84,8 +84,8 @@ rocksdb::Options MakeRocksDbOptions(const StoreDbOptions& options,
   table.block_cache = std::move(cache);
   table.cache_index_and_filter_blocks = true;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
-  table.format_version = 5;
-  table.checksum = rocksdb::ChecksumType::kXXH3;
+  table.format_version = 5;                         // table_check.h
+  table.checksum = rocksdb::ChecksumType::kCRC32c;  // table_check.h
   o.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   o.compression = rocksdb::CompressionType::kNoCompression;
   return o;

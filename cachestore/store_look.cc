@@ -1,14 +1,7 @@
 #include "cachestore/store_look.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <system_error>
 
@@ -27,10 +20,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kFormatName[] = "xcache-store";
-constexpr uint32_t kLedgerMagic = 0x47444c58;  // "XLDG"
-constexpr size_t kLedgerBytes = 16;
-
-std::string LedgerPath(const std::string& dir) { return dir + "/ledger"; }
 
 // A database opened for reading, for as long as one looks at it.
 class ReadOnlyDb {
@@ -40,6 +29,8 @@ class ReadOnlyDb {
       const std::vector<std::string>& families, rocksdb::WALRecoveryMode mode) {
     options.wal_recovery_mode = mode;
     options.listeners.clear();
+    // Every table, not the first few: each is checked when it is opened.
+    options.max_open_files = -1;
     auto out = std::make_unique<ReadOnlyDb>();
     rocksdb::DB* db = nullptr;
     const rocksdb::Status opened = rocksdb::DB::OpenForReadOnly(
@@ -112,47 +103,6 @@ absl::Status CheckFormat(const std::string& dir, const std::string& record,
 
 }  // namespace
 
-std::optional<uint64_t> ReadLedger(const std::string& dir) {
-  std::ifstream in(LedgerPath(dir), std::ios::binary);
-  const std::string bytes((std::istreambuf_iterator<char>(in)), {});
-  FieldReader r(bytes);
-  const auto magic = r.Int<uint32_t>();
-  const auto sequence = r.Int<uint64_t>();
-  const auto crc = r.Int<uint32_t>();
-  if (!r.ok() || r.remaining() != 0 || magic != kLedgerMagic ||
-      crc != Crc32c(bytes.data(), kLedgerBytes - sizeof(crc))) {
-    return std::nullopt;
-  }
-  return sequence;
-}
-
-absl::Status WriteLedger(const std::string& dir, uint64_t synced_sequence,
-                         bool sync) {
-  std::string bytes;
-  FieldWriter w(bytes);
-  w.Int(kLedgerMagic);
-  w.Int(synced_sequence);
-  w.Int(Crc32c(bytes));
-  // In place: a write this small is whole or, after a power loss, fails its
-  // checksum and is no evidence.
-  const int fd =
-      ::open(LedgerPath(dir).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-  if (fd < 0) {
-    return absl::UnavailableError(absl::StrCat(
-        "cannot open the ledger of ", dir, ": ", std::strerror(errno)));
-  }
-  const bool written = ::pwrite(fd, bytes.data(), bytes.size(), 0) ==
-                           static_cast<ssize_t>(bytes.size()) &&
-                       (!sync || ::fsync(fd) == 0);
-  const int error = errno;
-  ::close(fd);
-  if (written) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("cannot write the ledger of ", dir,
-                                             ": ", std::strerror(error)));
-}
-
-void RemoveLedger(const std::string& dir) { ::unlink(LedgerPath(dir).c_str()); }
-
 std::string FormatKey() { return "format"; }
 
 std::string FormatRecord() {
@@ -170,11 +120,10 @@ absl::Status WouldNotOpen(const std::string& dir, const absl::Status& why) {
                    "; --repair keeps every record in it that is whole"));
 }
 
-absl::StatusOr<StoreLook> LookAtStore(const std::string& dir,
-                                      const std::string& path,
-                                      const rocksdb::Options& options,
-                                      const DiskPlan& plan,
-                                      std::optional<uint64_t> ledger) {
+absl::StatusOr<StoreLook> LookAtStore(
+    const std::string& dir, const std::string& path,
+    const rocksdb::Options& options, const DiskPlan& plan,
+    const std::optional<LedgerRecord>& ledger) {
   using Mode = rocksdb::WALRecoveryMode;
   StoreLook look;
   std::error_code error;
@@ -186,6 +135,10 @@ absl::StatusOr<StoreLook> LookAtStore(const std::string& dir,
     look.is_empty = true;
     look.families = {"default"};
     return look;
+  }
+  if (ledger) {
+    const absl::Status checked = CheckManifest(*ledger, path);
+    if (!checked.ok()) return WouldNotOpen(dir, checked);
   }
   const rocksdb::Status listed =
       rocksdb::DB::ListColumnFamilies(options, path, &look.families);
@@ -214,10 +167,11 @@ absl::StatusOr<StoreLook> LookAtStore(const std::string& dir,
     look.has_torn_log = true;
   }
   if (!db.ok()) return WouldNotOpen(dir, db.status());
-  if (ledger && (*db)->sequence() < *ledger) {
-    return WouldNotOpen(dir, absl::DataLossError(absl::StrCat(
-                                 "it was synced up to record ", *ledger,
-                                 " and now ends at ", (*db)->sequence())));
+  if (ledger && (*db)->sequence() < ledger->synced_sequence) {
+    return WouldNotOpen(
+        dir, absl::DataLossError(absl::StrCat(
+                 "it was synced up to record ", ledger->synced_sequence,
+                 " and now ends at ", (*db)->sequence())));
   }
 
   std::string record;

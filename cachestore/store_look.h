@@ -4,7 +4,6 @@
 #ifndef XCACHE_CACHESTORE_STORE_LOOK_H_
 #define XCACHE_CACHESTORE_STORE_LOOK_H_
 
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,19 +11,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/disk_space.h"
+#include "cachestore/ledger.h"
 #include "rocksdb/options.h"
 
 namespace xcache {
-
-// How far the store is known to have been synced: RocksDB's sequence number, in
-// a small file of its own ("ledger", FORMAT.md). It lags by the interval of the
-// housekeeping and is never ahead of what is on disk.
-//
-// Nothing: there is none, or it is damaged itself; then it is no evidence.
-std::optional<uint64_t> ReadLedger(const std::string& dir);
-absl::Status WriteLedger(const std::string& dir, uint64_t synced_sequence,
-                         bool sync);
-void RemoveLedger(const std::string& dir);
 
 // The record in the meta family that says what and which version a store is.
 std::string FormatKey();
@@ -45,11 +35,10 @@ struct StoreLook {
 
 // Reads, and changes nothing but RocksDB's own info log. `path` is the
 // database's folder in the store's, `dir`. Errors: as CacheStore::Open.
-absl::StatusOr<StoreLook> LookAtStore(const std::string& dir,
-                                      const std::string& path,
-                                      const rocksdb::Options& options,
-                                      const DiskPlan& plan,
-                                      std::optional<uint64_t> ledger);
+absl::StatusOr<StoreLook> LookAtStore(
+    const std::string& dir, const std::string& path,
+    const rocksdb::Options& options, const DiskPlan& plan,
+    const std::optional<LedgerRecord>& ledger);
 
 }  // namespace xcache
 

@@ -23,6 +23,7 @@ class Conversation:
         self.name = name
         self.messages = [(common_pb2.ROLE_SYSTEM, system_prompt)]
         self.turn = 0         # acknowledged
+        self.tokens = 0       # its length after that turn
         self.created = False  # acknowledged
         self.asked = None     # a turn that has been sent and not acknowledged
         self.heard = ""       # what has come of its answer
@@ -46,6 +47,7 @@ class Conversation:
         answer = harness.Answer(responses)
         assert answer.final.turn == self.turn + 1
         self._accept(answer.text)
+        self.tokens = answer.final.prompt_tokens + answer.final.generated_tokens
         return answer
 
     def _accept(self, text):
@@ -65,6 +67,7 @@ class Conversation:
             assert not self.created, f"{self.name} is gone"
             return False
         self.created = True
+        self.tokens = session.num_tokens
         have = [(m.role, m.content) for m in session.messages]
         known = len(self.messages)
         assert have[:known] == self.messages, self.name

@@ -16,7 +16,6 @@ import grpc
 from xcache.v1 import common_pb2
 from xcache.v1 import inference_pb2
 from xcache.v1 import inference_pb2_grpc
-from xcache.v1 import sessions_pb2
 from xcache.v1 import sessions_pb2_grpc
 
 BUILD = pathlib.Path(os.environ["XCACHE_BUILD"])
@@ -296,7 +295,3 @@ def wait_until(condition, seconds=20, what="condition"):
             return value
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.02)
-
-
-def sessions_request(session_id):
-    return sessions_pb2.GetSessionRequest(id=session_id)

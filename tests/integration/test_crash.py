@@ -19,13 +19,40 @@ WORDS = ("apple river stone cloud lamp paper seven green never after window "
          "music train bread quiet north").split()
 
 
+class Sessions:
+    """What one client has going: a few conversations that grow, and those that
+    have had their length and are kept until they are checked once more."""
+
+    def __init__(self, name, rng, max_context):
+        self.name = name
+        self.rng = rng
+        self.max_context = max_context
+        self.made = 0
+        self.open = [self._new() for _ in range(SESSIONS_EACH)]
+        self.closed = []
+
+    def _new(self):
+        self.made += 1
+        return Conversation(
+            f"{self.name}-{self.made}", "You know the words: " + " ".join(
+                self.rng.choices(WORDS, k=self.rng.randrange(5, 90))))
+
+    def pick(self):
+        """One to go on with; a new one takes the place of one that is long."""
+        i = self.rng.randrange(len(self.open))
+        if self.open[i].tokens > self.max_context:
+            self.closed.append(self.open[i])
+            self.open[i] = self._new()
+        return self.open[i]
+
+
 class Busy(threading.Thread):
     """A client that talks in its sessions until the server is gone."""
 
-    def __init__(self, server, conversations, rng, max_tokens):
+    def __init__(self, server, sessions, rng, max_tokens):
         super().__init__()
         self.client = server.client()
-        self.conversations = conversations
+        self.sessions = sessions
         self.rng = rng
         self.max_tokens = max_tokens
         self.turns = 0
@@ -34,7 +61,7 @@ class Busy(threading.Thread):
     def run(self):
         try:
             while True:
-                conversation = self.rng.choice(self.conversations)
+                conversation = self.sessions.pick()
                 if not conversation.created:
                     conversation.create(self.client)
                     continue
@@ -56,23 +83,14 @@ class Busy(threading.Thread):
 def run_rounds(model, folder, rounds, seed, max_context, longest_run,
                max_tokens):
     rng = random.Random(seed)
-    made = [0]
-
-    def conversation():
-        made[0] += 1
-        return Conversation(
-            f"s{made[0]}", "You know the words: " + " ".join(
-                rng.choices(WORDS, k=rng.randrange(5, 90))))
-
-    clients = [[conversation() for _ in range(SESSIONS_EACH)]
-               for _ in range(CLIENTS)]
+    clients = [Sessions(f"client{i}", random.Random(rng.randrange(1 << 30)),
+                        max_context) for i in range(CLIENTS)]
     turns = reused = killed_starting = 0
     server = harness.Server(model, folder)
     try:
         for number in range(rounds):
-            busy = [Busy(server, conversations, random.Random(
-                rng.randrange(1 << 30)), max_tokens)
-                    for conversations in clients]
+            busy = [Busy(server, sessions, random.Random(
+                rng.randrange(1 << 30)), max_tokens) for sessions in clients]
             for thread in busy:
                 thread.start()
             time.sleep(rng.uniform(0.01, longest_run))
@@ -90,17 +108,14 @@ def run_rounds(model, folder, rounds, seed, max_context, longest_run,
                 killed_starting += 1
             server = harness.Server(model, folder)
             client = server.client()
-            for conversations in clients:
-                for i, c in enumerate(conversations):
-                    if not c.check_after_crash(client):
-                        continue
-                    # One session of each client is checked to the bit.
-                    if i == number % SESSIONS_EACH:
+            for sessions in clients:
+                for i, c in enumerate(sessions.open + sessions.closed):
+                    # One session of each client is checked to the bit, and
+                    # those that it is done with.
+                    if c.check_after_crash(client) and (
+                            i == number % SESSIONS_EACH or i >= SESSIONS_EACH):
                         reused += c.check_answer(client)
-                    tokens = client.sessions.GetSession(
-                        harness.sessions_request(c.name)).num_tokens
-                    if tokens > max_context:
-                        conversations[i] = conversation()
+                sessions.closed.clear()
             metrics = server.metrics()
             assert metrics.corrupt_pages() == 0, f"round {number}"
             assert metrics.sum("xcache_corrupt_sessions_total") == 0
@@ -111,7 +126,7 @@ def run_rounds(model, folder, rounds, seed, max_context, longest_run,
         server.kill()
     print(f"{rounds} kills, {killed_starting} more while starting, "
           f"{turns} turns acknowledged, {reused} tokens reused, "
-          f"{made[0]} sessions")
+          f"{sum(sessions.made for sessions in clients)} sessions")
     # The run was a busy one, and there was something to lose.
     assert turns >= rounds
     return reused

@@ -9,9 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "cachestore/store_db.h"
 #include "engine/base/crc32c.h"
+#include "rocksdb/cache.h"
 #include "rocksdb/db.h"
-#include "tests/unit/cachestore/store_test_util.h"
+#include "tests/unit/cachestore/store_fixture.h"
 
 namespace xcache {
 namespace {
@@ -19,46 +21,9 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-constexpr int64_t kMemory = 128 << 20;
-
-class CacheStoreTest : public ::testing::Test {
+class CacheStoreTest : public StoreFixture {
  protected:
-  CacheStoreTest() {
-    options_.dir = dir_.path() + "/store";
-    options_.disk_bytes = int64_t{1} << 30;
-    options_.model_fp = Sha256Of("model");
-    options_.housekeeping_ms = 20;
-  }
-  ~CacheStoreTest() override { store_.reset(); }
-
-  void Open() {
-    store_.reset();
-    auto opened = CacheStore::Open(options_, budget_);
-    ASSERT_TRUE(opened.ok()) << opened.status();
-    store_ = *std::move(opened);
-  }
-  // Puts the pages of a record and commits it.
-  absl::Status CommitTurn(const SessionRecord& record) {
-    PageKey parent = kRootPageKey;
-    for (const PageKey& key : record.page_keys) {
-      if (!store_->pages().Contains(key)) {
-        const absl::Status put =
-            store_->PutPage(key, parent, BytesOf(key[0], 20'000));
-        if (!put.ok()) return put;
-      }
-      parent = key;
-    }
-    return store_->sessions().Commit(record);
-  }
-  absl::Status OpenStatus() {
-    MemoryBudget budget(kMemory);
-    return CacheStore::Open(options_, budget).status();
-  }
-
-  TempDir dir_;
-  CacheStoreOptions options_;
-  MemoryBudget budget_{kMemory};
-  std::unique_ptr<CacheStore> store_;
+  CacheStoreTest() : StoreFixture(/*page_bytes=*/20'000) {}
 };
 
 TEST_F(CacheStoreTest, SessionsAndPagesComeBackAfterClosing) {
@@ -317,16 +282,20 @@ TEST_F(CacheStoreTest, AnotherFormatVersionIsRefusedNamingBoth) {
   ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", 1)).ok());
   store_.reset();
   // A record of version 7, with its right checksum.
+  StoreDbOptions db_options;
+  db_options.rocksdb_bytes = 8 << 20;
+  const DiskPlan plan = PlanDisk(kMinDiskBytes, db_options.rocksdb_bytes);
+  const rocksdb::Options raw_options =
+      MakeRocksDbOptions(db_options, plan, rocksdb::NewLRUCache(1 << 20));
   rocksdb::DB* raw = nullptr;
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
-  std::vector<rocksdb::ColumnFamilyDescriptor> families;
-  for (const char* name :
-       {"default", "pages", "page_index", "sessions", "session_index"}) {
-    families.emplace_back(name, rocksdb::ColumnFamilyOptions());
-  }
-  ASSERT_TRUE(rocksdb::DB::Open(rocksdb::DBOptions(), options_.dir + "/db",
-                                families, &handles, &raw)
-                  .ok());
+  ASSERT_TRUE(
+      rocksdb::DB::Open(raw_options, options_.dir + "/db",
+                        DescribeFamilies(raw_options, plan,
+                                         {"default", "pages", "page_index",
+                                          "sessions", "session_index"}),
+                        &handles, &raw)
+          .ok());
   std::string record;
   ASSERT_TRUE(raw->Get({}, "format", &record).ok());
   ASSERT_EQ(record.size(), 4u + 12 + 4 + 4);

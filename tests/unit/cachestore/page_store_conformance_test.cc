@@ -171,10 +171,6 @@ TEST_P(PageStoreTest, PagesThatAreReadAreCountedInTheBudget) {
 }
 
 TEST_P(PageStoreTest, ManyThreadsPutGetAndErase) {
-  if (std::string_view(GetParam().name) == "Disk") {
-    GTEST_SKIP() << "known bug: a page that one thread erases while another "
-                    "puts it anew may be lost, and is counted as corrupt";
-  }
   std::atomic<int> wrong{0};
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < 4; ++t) {

@@ -16,7 +16,7 @@
 #include "engine/base/mutex.h"
 #include "rocksdb/env.h"
 #include "rocksdb/file_system.h"
-#include "tests/unit/cachestore/store_test_util.h"
+#include "tests/unit/cachestore/store_fixture.h"
 
 namespace xcache {
 namespace {
@@ -29,6 +29,8 @@ using rocksdb::IODebugContext;
 using rocksdb::IOOptions;
 using rocksdb::IOStatus;
 using rocksdb::Slice;
+
+constexpr size_t kPageBytes = 20'000;
 
 // What of each file is synced, and how often logs were.
 class SyncLog {
@@ -161,17 +163,6 @@ class StoreDurabilityTest : public ::testing::Test {
     options.housekeeping_ms = 5;
     return options;
   }
-  static absl::Status CommitTurn(CacheStore& store,
-                                 const SessionRecord& record) {
-    PageKey parent = kRootPageKey;
-    for (const PageKey& key : record.page_keys) {
-      if (!store.pages().Contains(key)) {
-        store.PutPage(key, parent, BytesOf(key[0], 20'000)).IgnoreError();
-      }
-      parent = key;
-    }
-    return store.sessions().Commit(record);
-  }
   // What a power loss at this instant leaves of `from`: of each file that
   // RocksDB wrote the synced part, and `rubbish` behind it.
   void LosePower(const std::string& from, const std::string& to,
@@ -217,7 +208,7 @@ TEST_F(StoreDurabilityTest, CommitSyncsTheLogBeforeItReturnsAndPutDoesNot) {
     const PageKey& key = record.page_keys.back();
     int before = log_.num_log_syncs();
     ASSERT_TRUE(
-        (*store)->PutPage(key, kRootPageKey, BytesOf(key[0], 20'000)).ok());
+        (*store)->PutPage(key, kRootPageKey, BytesOf(key[0], kPageBytes)).ok());
     ASSERT_TRUE((*store)->Flush().ok());
     EXPECT_EQ(log_.num_log_syncs(), before) << "a page by itself is not synced";
     ASSERT_TRUE((*store)->sessions().Commit(record).ok());
@@ -236,7 +227,8 @@ TEST_F(StoreDurabilityTest, WhatWasCommittedSurvivesAPowerLossAtAnyTurn) {
   ASSERT_TRUE(store.ok()) << store.status();
   for (uint64_t turn = 1; turn <= 24; ++turn) {
     for (const char* id : {"a", "b", "c", "d"}) {
-      ASSERT_TRUE(CommitTurn(**store, RecordOf("t", id, turn)).ok());
+      ASSERT_TRUE(
+          CommitTurn(**store, RecordOf("t", id, turn), kPageBytes).ok());
     }
     // On their way when the power goes: no one was told of them.
     for (int i = 0; i < 5; ++i) {
@@ -263,7 +255,7 @@ TEST_F(StoreDurabilityTest, WhatWasCommittedSurvivesAPowerLossAtAnyTurn) {
       for (const PageKey& key : expected.page_keys) {
         const auto hit = (*after)->pages().Get(key);
         ASSERT_TRUE(hit.ok()) << "turn " << turn << ": " << hit.status();
-        EXPECT_EQ(hit->page->bytes(), BytesOf(key[0], 20'000));
+        EXPECT_EQ(hit->page->bytes(), BytesOf(key[0], kPageBytes));
       }
     }
     EXPECT_EQ((*after)->stats().disk.corrupt, 0);
@@ -288,7 +280,7 @@ TEST_F(StoreDurabilityTest, ConcurrentCommitsAreAtTheLastTurnOrTheNext) {
       for (uint64_t turn = 1; turn <= 200 && !stop; ++turn) {
         const SessionRecord record =
             RecordOf("t", absl::StrCat("client-", c), turn);
-        if (CommitTurn(**store, record).ok()) {
+        if (CommitTurn(**store, record, kPageBytes).ok()) {
           acknowledged[static_cast<size_t>(c)] = turn;
         }
       }

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,7 +19,7 @@
 #include "cachestore/disk_page_store.h"
 #include "cachestore/disk_space.h"
 #include "cachestore/store_db.h"
-#include "tests/unit/cachestore/store_test_util.h"
+#include "tests/unit/cachestore/store_fixture.h"
 
 namespace xcache {
 namespace {
@@ -26,6 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kMiB = 1 << 20;
+constexpr size_t kPageBytes = 100'000;
 
 // Waits for what the housekeeping does; false: it did not within 30 s.
 bool Eventually(const std::function<bool()>& condition) {
@@ -125,7 +127,6 @@ class StoreSpaceTest : public ::testing::Test {
     }
   }
 
-  static constexpr size_t kPageBytes = 100'000;
   TempDir dir_;
   StoreDbOptions options_;
   MemoryBudget budget_{128 * kMiB};
@@ -258,6 +259,59 @@ TEST_F(StoreSpaceTest, WhatIsPinnedIsNotEvictedAndPutsAreRefusedInstead) {
   EXPECT_TRUE(db_->Write(batch, true, StoreDb::Room::kRecord).ok());
 }
 
+// What one thread deletes is never what another has just put: the index and the
+// records agree, now and after a start.
+TEST_F(StoreSpaceTest, PutsErasuresAndEvictionsAtOnceLoseNothing) {
+  constexpr int kKeys = 150;  // about as many as there is room for
+  Open(kMinDiskBytes);
+  std::atomic<bool> stop{false};
+  std::atomic<int> wrong{0};
+  std::thread evictor([&] {
+    while (!stop) pages_->MakeRoom();
+  });
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937 random(t);
+      for (int step = 0; step < 300; ++step) {
+        // Few keys at a time, so that threads meet.
+        const int i =
+            step / 4 % (kKeys / 8) * 8 + static_cast<int>(random() % 8);
+        const auto choice = random() % 8;
+        if (choice == 0) {
+          if (!pages_->Erase(KeyOf(i)).ok()) ++wrong;
+        } else if (choice < 5) {
+          const absl::Status put = pages_->Put(
+              PageOf(budget_, KeyOf(i), kRootPageKey, BytesOf(i, kPageBytes)));
+          if (!put.ok() && !absl::IsResourceExhausted(put)) ++wrong;
+        } else {
+          const auto hit = pages_->Get(KeyOf(i));
+          const bool is_right =
+              hit.ok() ? hit->page->bytes() == BytesOf(i, kPageBytes)
+                       : absl::IsNotFound(hit.status());
+          if (!is_right) ++wrong;
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  stop = true;
+  evictor.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_GT(pages_->stats().evictions, 0);
+  std::vector<bool> present(kKeys);
+  for (int round = 0; round < 2; ++round) {
+    for (int i = 0; i < kKeys; ++i) {
+      const auto at = static_cast<size_t>(i);
+      if (round == 0) present[at] = pages_->Contains(KeyOf(i));
+      EXPECT_EQ(pages_->Contains(KeyOf(i)), present[at]) << i;
+      EXPECT_EQ(pages_->Get(KeyOf(i)).ok(), present[at]) << i;
+    }
+    EXPECT_EQ(pages_->stats().corrupt, 0);
+    Reopen();
+  }
+}
+
 // An index that does not fit the memory refuses pages; at start it drops some.
 TEST_F(StoreSpaceTest, IndexIsWithinTheBudget) {
   Open(1024 * kMiB);
@@ -283,8 +337,9 @@ TEST_F(StoreSpaceTest, IndexIsWithinTheBudget) {
 }
 
 // A file system of its own, small and easily filled.
-class TmpfsTest : public ::testing::Test {
+class TmpfsTest : public StoreFixture {
  protected:
+  TmpfsTest() : StoreFixture(kPageBytes) {}
   void SetUp() override {
     mount_point_ = dir_.path() + "/disk";
     fs::create_directory(mount_point_);
@@ -294,32 +349,12 @@ class TmpfsTest : public ::testing::Test {
       GTEST_SKIP() << "cannot mount a tmpfs: " << std::strerror(errno);
     }
     options_.dir = mount_point_ + "/store";
-    options_.disk_bytes = int64_t{1} << 30;  // more than there is
-    options_.model_fp = Sha256Of("model");
-    options_.housekeeping_ms = 20;
+    // The cap is more than there is.
     options_.rocksdb_bytes = 8 * kMiB;
   }
   void TearDown() override {
     store_.reset();
     if (!mount_point_.empty()) ::umount(mount_point_.c_str());
-  }
-  void Open() {
-    store_.reset();
-    auto opened = CacheStore::Open(options_, budget_);
-    ASSERT_TRUE(opened.ok()) << opened.status();
-    store_ = *std::move(opened);
-  }
-  absl::Status CommitTurn(const SessionRecord& record) {
-    PageKey parent = kRootPageKey;
-    for (const PageKey& key : record.page_keys) {
-      if (!store_->pages().Contains(key)) {
-        const absl::Status put =
-            store_->PutPage(key, parent, BytesOf(key[0], 100'000));
-        if (!put.ok()) return put;
-      }
-      parent = key;
-    }
-    return store_->sessions().Commit(record);
   }
   // Takes room away, and gives it back.
   void Fill(int64_t leave_bytes) {
@@ -354,7 +389,7 @@ class TmpfsTest : public ::testing::Test {
       for (const PageKey& key : record.page_keys) {
         const auto hit = store_->pages().Get(key);
         ASSERT_TRUE(hit.ok()) << hit.status();
-        EXPECT_EQ(hit->page->bytes(), BytesOf(key[0], 100'000));
+        EXPECT_EQ(hit->page->bytes(), BytesOf(key[0], kPageBytes));
       }
     }
     EXPECT_TRUE(Eventually([&] { return store_->stats().files.degraded; }));
@@ -378,7 +413,7 @@ class TmpfsTest : public ::testing::Test {
       const auto hit = store_->pages().Get(key);
       // A page that was refused is a miss, never a wrong one.
       if (hit.ok()) {
-        EXPECT_EQ(hit->page->bytes(), BytesOf(key[0], 100'000));
+        EXPECT_EQ(hit->page->bytes(), BytesOf(key[0], kPageBytes));
       } else {
         EXPECT_THAT(hit.status(), HasCode(absl::StatusCode::kNotFound));
       }
@@ -386,11 +421,7 @@ class TmpfsTest : public ::testing::Test {
     EXPECT_EQ(store_->stats().disk.corrupt, 0);
   }
 
-  TempDir dir_;
   std::string mount_point_;
-  CacheStoreOptions options_;
-  MemoryBudget budget_{128 * kMiB};
-  std::unique_ptr<CacheStore> store_;
 };
 
 TEST_F(TmpfsTest, FullDiskThatIsForeseenStopsTheSpillAndNothingElse) {

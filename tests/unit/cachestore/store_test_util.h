@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <fstream>
 #include <random>
 #include <string>
 #include <vector>
@@ -39,6 +40,16 @@ class TempDir {
  private:
   std::string path_;
 };
+
+// Changes a byte of a file; twice, and it is as it was.
+inline void FlipByte(const std::string& path, uint64_t offset) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(static_cast<std::streamoff>(offset));
+  const char byte = static_cast<char>(file.get() ^ 0x41);
+  file.seekp(static_cast<std::streamoff>(offset));
+  file.put(byte);
+  EXPECT_TRUE(file.good()) << path;
+}
 
 inline PageKey KeyOf(int i) { return Sha256Of(absl::StrCat("page ", i)); }
 

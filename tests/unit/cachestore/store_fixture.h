@@ -1,0 +1,67 @@
+// A store that a test opens, fills with turns, closes and opens again.
+#ifndef XCACHE_TESTS_UNIT_CACHESTORE_STORE_FIXTURE_H_
+#define XCACHE_TESTS_UNIT_CACHESTORE_STORE_FIXTURE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "cachestore/cache_store.h"
+#include "tests/unit/cachestore/store_test_util.h"
+
+namespace xcache {
+
+// Puts those pages of a record that are not there, and commits it.
+inline absl::Status CommitTurn(CacheStore& store, const SessionRecord& record,
+                               size_t page_bytes) {
+  PageKey parent = kRootPageKey;
+  for (const PageKey& key : record.page_keys) {
+    if (!store.pages().Contains(key)) {
+      const absl::Status put =
+          store.PutPage(key, parent, BytesOf(key[0], page_bytes));
+      if (!put.ok()) return put;
+    }
+    parent = key;
+  }
+  return store.sessions().Commit(record);
+}
+
+class StoreFixture : public ::testing::Test {
+ protected:
+  static constexpr int64_t kMemory = 128 << 20;
+
+  // The pages that CommitTurn puts have `page_bytes` each.
+  explicit StoreFixture(size_t page_bytes) : page_bytes_(page_bytes) {
+    options_.dir = dir_.path() + "/store";
+    options_.disk_bytes = int64_t{1} << 30;
+    options_.model_fp = Sha256Of("model");
+    options_.housekeeping_ms = 20;
+  }
+  // It goes before the budget and the folder.
+  ~StoreFixture() override { store_.reset(); }
+
+  void Open() {
+    store_.reset();
+    auto opened = CacheStore::Open(options_, budget_);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    store_ = *std::move(opened);
+  }
+  // What opening it once more says.
+  absl::Status OpenStatus() const {
+    MemoryBudget budget(kMemory);
+    return CacheStore::Open(options_, budget).status();
+  }
+  absl::Status CommitTurn(const SessionRecord& record) {
+    return xcache::CommitTurn(*store_, record, page_bytes_);
+  }
+
+  const size_t page_bytes_;
+  TempDir dir_;
+  CacheStoreOptions options_;
+  MemoryBudget budget_{kMemory};
+  std::unique_ptr<CacheStore> store_;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_TESTS_UNIT_CACHESTORE_STORE_FIXTURE_H_

@@ -1,0 +1,142 @@
+// What CheckTable lets pass, RocksDB reads or refuses in good order.
+#include "cachestore/table_check.h"
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cachestore/store_db.h"
+#include "rocksdb/sst_file_reader.h"
+#include "rocksdb/sst_file_writer.h"
+#include "tests/unit/cachestore/store_test_util.h"
+
+namespace xcache {
+namespace {
+
+class TableCheckTest : public ::testing::Test {
+ protected:
+  TableCheckTest() {
+    StoreDbOptions options;
+    options.rocksdb_bytes = 8 << 20;
+    const DiskPlan plan = PlanDisk(kMinDiskBytes, options.rocksdb_bytes);
+    options_ = MakeFamilyOptions(
+        MakeRocksDbOptions(options, plan, rocksdb::NewLRUCache(1 << 20)), plan,
+        Family::kSessions);
+    rocksdb_options_ = rocksdb::Options(rocksdb::DBOptions(), options_);
+  }
+  // A table of `num_records`, as the store has them written.
+  std::string Make(int num_records) {
+    const std::string path = dir_.path() + "/table.sst";
+    rocksdb::SstFileWriter writer(rocksdb::EnvOptions(), rocksdb_options_);
+    EXPECT_TRUE(writer.Open(path).ok());
+    for (int i = 0; i < num_records; ++i) {
+      const std::string key = absl::StrCat("key ", 100'000 + i);
+      EXPECT_TRUE(writer.Put(key, BytesOf(i, 300)).ok());
+    }
+    EXPECT_TRUE(writer.Finish().ok());
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  static absl::Status Check(std::string_view bytes) {
+    return CheckTable(bytes.size(), [&](uint64_t offset, size_t n, char* out) {
+      EXPECT_LE(offset + n, bytes.size());
+      if (offset + n > bytes.size()) return absl::UnavailableError("beyond");
+      std::memcpy(out, bytes.data() + offset, n);
+      return absl::OkStatus();
+    });
+  }
+  // Reads all there is; the number of records before an error.
+  int ReadAll(std::string_view bytes) {
+    const std::string path = dir_.path() + "/read.sst";
+    std::ofstream(path, std::ios::binary) << bytes;
+    EXPECT_TRUE(CheckTableFile(path).ok());
+    rocksdb::SstFileReader reader(rocksdb_options_);
+    if (!reader.Open(path).ok()) return -1;
+    const std::unique_ptr<rocksdb::Iterator> it(reader.NewIterator({}));
+    int num_read = 0;
+    for (it->SeekToFirst(); it->Valid(); it->Next()) ++num_read;
+    return num_read;
+  }
+
+  TempDir dir_;
+  rocksdb::ColumnFamilyOptions options_;
+  rocksdb::Options rocksdb_options_;
+};
+
+TEST_F(TableCheckTest, IntactTablesPass) {
+  for (int num_records : {1, 2, 100, 2000}) {
+    const std::string bytes = Make(num_records);
+    const absl::Status checked = Check(bytes);
+    EXPECT_TRUE(checked.ok()) << checked;
+    EXPECT_EQ(ReadAll(bytes), num_records);
+  }
+}
+
+TEST_F(TableCheckTest, EveryTruncationIsFound) {
+  const std::string bytes = Make(30);
+  for (size_t size = 0; size < bytes.size(); ++size) {
+    EXPECT_THAT(Check(bytes.substr(0, size)),
+                HasCode(absl::StatusCode::kDataLoss))
+        << size;
+  }
+  EXPECT_THAT(Check(bytes + "x"), HasCode(absl::StatusCode::kDataLoss));
+}
+
+// Every bit of a small table: what passes is in a data block, which RocksDB
+// checks itself, or says nothing (zeros of the footer).
+TEST_F(TableCheckTest, EveryBitIsCheckedHereOrByRocksDb) {
+  constexpr int kRecords = 3;
+  const std::string bytes = Make(kRecords);
+  int num_passed = 0;
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string damaged = bytes;
+      damaged[i] = static_cast<char>(damaged[i] ^ (1 << bit));
+      if (!Check(damaged).ok()) continue;
+      ++num_passed;
+      const int num_read = ReadAll(damaged);
+      if (bytes.size() - i <= 53) {
+        EXPECT_EQ(num_read, kRecords) << "footer, " << bytes.size() - i;
+      } else {
+        EXPECT_EQ(num_read, 0) << "at " << i;
+      }
+    }
+  }
+  // The one data block, and little else.
+  EXPECT_GT(num_passed, kRecords * 300 * 8);
+  EXPECT_LT(num_passed, (kRecords * 300 + 200) * 8);
+}
+
+TEST_F(TableCheckTest, RandomDamageNeverStopsTheProcess) {
+  const std::string bytes = Make(300);
+  std::mt19937 random(1);
+  int num_passed = 0;
+  for (int round = 0; round < 2000; ++round) {
+    std::string damaged = bytes;
+    // Half of the time where it matters most.
+    const size_t from = round % 2 == 0 ? 0 : bytes.size() - 2000;
+    for (int flips = 1 + static_cast<int>(random() % 3); flips > 0; --flips) {
+      const size_t at = from + random() % (bytes.size() - from);
+      damaged[at] = static_cast<char>(random());
+    }
+    if (!Check(damaged).ok()) continue;
+    ++num_passed;
+    EXPECT_LE(ReadAll(damaged), 300);
+  }
+  EXPECT_GT(num_passed, 100);
+  EXPECT_LT(num_passed, 1900);
+}
+
+TEST_F(TableCheckTest, FileThatCannotBeReadIsNotDamaged) {
+  EXPECT_THAT(CheckTableFile(dir_.path() + "/none"),
+              HasCode(absl::StatusCode::kUnavailable));
+  std::ofstream(dir_.path() + "/empty");
+  EXPECT_THAT(CheckTableFile(dir_.path() + "/empty"),
+              HasCode(absl::StatusCode::kDataLoss));
+}
+
+}  // namespace
+}  // namespace xcache
