@@ -72,7 +72,7 @@ absl::Status DiskPageStore::Load() {
   std::vector<PageKey> dropped;
   int64_t damaged = 0;
   std::unique_ptr<rocksdb::Iterator> it = db_.NewIterator(Family::kPageIndex);
-  const auto take = [&] {
+  const auto take = [&]() XC_REQUIRES(mu_) {
     const std::string_view name(it->key().data(), it->key().size());
     if (name == FamilyMarker()) return;
     const std::optional<PageKey> key = ParseKeyBytes(name);

@@ -105,10 +105,10 @@ absl::Status DiskSpace::Admit(int64_t bytes, Kind kind) {
   const int64_t limit =
       kind == Kind::kPage ? plan_.pages_limit : plan_.records_limit;
   MutexLock lock(mu_);
-  const auto over_cap = [&] {
+  const auto over_cap = [&]() XC_REQUIRES(mu_) {
     return scanned_bytes_ + written_since_ + bytes > limit;
   };
-  const auto over_disk = [&] {
+  const auto over_disk = [&]() XC_REQUIRES(mu_) {
     // Once to the WAL and once from the memtable.
     return free_bytes_ >= 0 &&
            free_bytes_ - 2 * (written_since_ + bytes) < min_free_bytes_;

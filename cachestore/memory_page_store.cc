@@ -76,9 +76,10 @@ int64_t MemoryPageStore::Evict(int64_t wanted_bytes) {
       MutexLock lock(mu_);
       // Only this store can hand out a reference to a page that no one else
       // has, and it does so under this lock.
-      const auto victim = index_.Victim([&pages = pages_](const PageKey& key) {
-        return pages.find(key)->second.use_count() == 1;
-      });
+      const auto victim =
+          index_.Victim([this](const PageKey& key) XC_REQUIRES(mu_) {
+            return pages_.find(key)->second.use_count() == 1;
+          });
       if (!victim) break;
       page = TakeOut(*victim);
       ++stats_.evictions;

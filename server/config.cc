@@ -65,6 +65,17 @@ absl::Status FlagError(std::string_view flag, std::string_view takes,
       ToAbsl(flag), " takes ", ToAbsl(takes), ", not \"", ToAbsl(value), "\""));
 }
 
+// What `flag` was given, as `parse` reads it. `takes`: what it takes, in words.
+template <typename T>
+absl::Status ReadFlag(std::string_view flag, std::string_view takes,
+                      absl::StatusOr<T> (*parse)(std::string_view),
+                      const std::string& text, T* out) {
+  const absl::StatusOr<T> value = parse(text);
+  if (!value.ok()) return FlagError(flag, takes, text);
+  *out = *value;
+  return absl::OkStatus();
+}
+
 absl::Status CheckAddress(std::string_view flag, std::string_view value) {
   if (!ParseHostPort(value).ok()) {
     return FlagError(flag, "host:port (an IPv6 address in brackets)", value);
@@ -129,35 +140,22 @@ absl::Status Finish(const Raw& raw, Config& config) {
   if (config.codec.empty() && config.quality.empty()) {
     config.quality = std::string(kDefaultQuality);
   }
-  const auto bytes = [](std::string_view flag, const std::string& text,
-                        uint64_t* out) {
-    const auto parsed = ParseBytes(text);
-    if (!parsed.ok()) {
-      return FlagError(flag, "a size like 512MiB or 4GiB", text);
-    }
-    *out = *parsed;
-    return absl::OkStatus();
-  };
-  XC_RETURN_IF_ERROR(
-      bytes("--memory-bytes", raw.memory_bytes, &config.memory_bytes));
-  XC_RETURN_IF_ERROR(bytes("--disk-bytes", raw.disk_bytes, &config.disk_bytes));
-  XC_RETURN_IF_ERROR(bytes("--device-memory-bytes", raw.device_memory_bytes,
-                           &config.device_memory_bytes));
   if (!IsDevice(config.device)) {
     return FlagError("--device", "auto, cpu, cuda or cuda:N", config.device);
   }
-  const auto seconds = [](std::string_view flag, const std::string& text,
-                          std::chrono::seconds* out) {
-    const auto parsed = ParseDuration(text);
-    if (!parsed.ok()) {
-      return FlagError(flag, "a duration like 30s, 10m, 12h or 7d", text);
-    }
-    *out = *parsed;
-    return absl::OkStatus();
-  };
-  XC_RETURN_IF_ERROR(
-      seconds("--session-ttl", raw.session_ttl, &config.session_ttl));
-  XC_RETURN_IF_ERROR(seconds("--drain-seconds", raw.drain, &config.drain));
+  constexpr std::string_view kSize = "a size like 512MiB or 4GiB";
+  constexpr std::string_view kDuration = "a duration like 30s, 10m, 12h or 7d";
+  XC_RETURN_IF_ERROR(ReadFlag("--memory-bytes", kSize, ParseBytes,
+                              raw.memory_bytes, &config.memory_bytes));
+  XC_RETURN_IF_ERROR(ReadFlag("--disk-bytes", kSize, ParseBytes, raw.disk_bytes,
+                              &config.disk_bytes));
+  XC_RETURN_IF_ERROR(ReadFlag("--device-memory-bytes", kSize, ParseBytes,
+                              raw.device_memory_bytes,
+                              &config.device_memory_bytes));
+  XC_RETURN_IF_ERROR(ReadFlag("--session-ttl", kDuration, ParseDuration,
+                              raw.session_ttl, &config.session_ttl));
+  XC_RETURN_IF_ERROR(ReadFlag("--drain-seconds", kDuration, ParseDuration,
+                              raw.drain, &config.drain));
   if (config.drain > std::chrono::hours(24)) {
     return FlagError("--drain-seconds", "at most 24h", raw.drain);
   }

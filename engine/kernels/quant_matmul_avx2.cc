@@ -30,10 +30,7 @@ XCACHE_INLINE __m256 LoadScales(const uint8_t* p) {
 
 template <bool kU8, bool kMin, bool kF32>
 struct Panel {
-  static constexpr bool kOffset = !kMin;  // a matrix has one or the other
-  static constexpr int kCodeBytes = kU8 ? 512 : 256;
-  static constexpr int kVecBytes = kF32 ? 64 : 32;
-  static constexpr int kScaleBytes = kVecBytes * (kMin ? 2 : 1);
+  using Shape = PanelShape<kU8, kMin, kF32>;
 
   // The block's integer products of kRows rows with 8 columns, of 32 bytes in
   // each 64-byte chunk at `codes`.
@@ -95,13 +92,13 @@ struct Panel {
                                     int half, float* out) {
     const int num_blocks = w.cols / kQuantBlock;
     const uint8_t* codes = panel + half * 32;
-    const uint8_t* scales = panel +
-                            static_cast<int64_t>(num_blocks) * kCodeBytes +
-                            half * (kVecBytes / 2);
+    const uint8_t* scales =
+        panel + static_cast<int64_t>(num_blocks) * Shape::kCodeBytes +
+        half * (Shape::kVecBytes / 2);
     const uint8_t* row_s = a + w.cols;
     const int64_t to_scaled_sum = num_blocks * 4;
     const int64_t to_sum = num_blocks * 8;
-    const int sum_factor = (kU8 ? 128 : 0) - (kOffset ? w.offset : 0);
+    const int sum_factor = (kU8 ? 128 : 0) - (Shape::kOffset ? w.offset : 0);
     __m256 acc[kRows];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) acc[r] = _mm256_setzero_ps();
@@ -111,7 +108,7 @@ struct Panel {
       const __m256 d = LoadScales<kF32>(scales);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        if constexpr (kU8 || kOffset) {
+        if constexpr (kU8 || Shape::kOffset) {
           int32_t sum;
           __builtin_memcpy(&sum, row_s + r * a_stride + to_sum, 4);
           dot[r] =
@@ -122,7 +119,7 @@ struct Panel {
                                  _mm256_mul_ps(d, _mm256_set1_ps(*s)), acc[r]);
       }
       if constexpr (kMin) {
-        const __m256 m = LoadScales<kF32>(scales + kVecBytes);
+        const __m256 m = LoadScales<kF32>(scales + Shape::kVecBytes);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
           const float* s = reinterpret_cast<const float*>(row_s + r * a_stride +
@@ -132,8 +129,8 @@ struct Panel {
       }
       a += kQuantBlock;
       row_s += 4;
-      codes += kCodeBytes;
-      scales += kScaleBytes;
+      codes += Shape::kCodeBytes;
+      scales += Shape::kScaleBytes;
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {

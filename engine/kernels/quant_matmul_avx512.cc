@@ -29,10 +29,7 @@ XCACHE_INLINE __m512 LoadScales(const uint8_t* p) {
 
 template <bool kU8, bool kMin, bool kF32>
 struct Panel {
-  static constexpr bool kOffset = !kMin;  // a matrix has one or the other
-  static constexpr int kCodeBytes = kU8 ? 512 : 256;
-  static constexpr int kVecBytes = kF32 ? 64 : 32;
-  static constexpr int kScaleBytes = kVecBytes * (kMin ? 2 : 1);
+  using Shape = PanelShape<kU8, kMin, kF32>;
 
   // kRows activation rows times kPanels panels of equal shape. Two panels share
   // the loads of the activations, which would bind otherwise.
@@ -50,7 +47,8 @@ struct Panel {
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
       codes[p] = panels[p];
-      scales[p] = panels[p] + static_cast<int64_t>(num_blocks) * kCodeBytes;
+      scales[p] =
+          panels[p] + static_cast<int64_t>(num_blocks) * Shape::kCodeBytes;
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) acc[p][r] = _mm512_setzero_ps();
     }
@@ -58,7 +56,7 @@ struct Panel {
     for (int b = 0; b < num_blocks; ++b) {
       __m512i dot[kPanels][kRows];
       DotBlock<kRows, kPanels>(a, a_stride, codes, dot);
-      if constexpr (kOffset) {
+      if constexpr (Shape::kOffset) {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           int32_t sum;
@@ -81,7 +79,7 @@ struct Panel {
                               _mm512_mul_ps(d, _mm512_set1_ps(*s)), acc[p][r]);
         }
         if constexpr (kMin) {
-          const __m512 m = LoadScales<kF32>(scales[p] + kVecBytes);
+          const __m512 m = LoadScales<kF32>(scales[p] + Shape::kVecBytes);
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
             const float* s =
@@ -89,8 +87,8 @@ struct Panel {
             acc[p][r] = _mm512_fmadd_ps(m, _mm512_set1_ps(*s), acc[p][r]);
           }
         }
-        codes[p] += kCodeBytes;
-        scales[p] += kScaleBytes;
+        codes[p] += Shape::kCodeBytes;
+        scales[p] += Shape::kScaleBytes;
       }
       a += kQuantBlock;
       row_s += 4;

@@ -49,6 +49,15 @@ void QuantizeRows(const float* x, int64_t x_stride, int num_rows,
   }
 }
 
+// What a block of a panel is made of; see QuantMatrix.
+template <bool kU8, bool kMin, bool kF32>
+struct PanelShape {
+  static constexpr bool kOffset = !kMin;  // a matrix has one or the other
+  static constexpr int kCodeBytes = kQuantBlock * kPanelCols / (kU8 ? 1 : 2);
+  static constexpr int kVecBytes = kPanelCols * (kF32 ? 4 : 2);
+  static constexpr int kScaleBytes = kVecBytes * (kMin ? 2 : 1);
+};
+
 // out[p][r][16] = activation rows r from `a` times panel p, for as many rows
 // and panels as the function is for.
 using DotFn = void (*)(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,

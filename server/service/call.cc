@@ -14,6 +14,8 @@ namespace {
 // Loading takes seconds and a restart not much longer: often enough to be
 // there soon, seldom enough not to be a burden.
 constexpr int64_t kUnavailableRetryMs = 1000;
+// As long as a busy moment lasts.
+constexpr int64_t kBusyRetryMs = 1000;
 
 std::optional<std::string_view> Authorization(
     const grpc::CallbackServerContext& context) {
@@ -67,6 +69,26 @@ absl::Status Call::Admit() {
                       deps_.auth->Authenticate(header ? &*header : nullptr));
   XC_ASSIGN_OR_RETURN(core_, deps_.gate->Enter());
   return absl::OkStatus();
+}
+
+bool Call::Start(std::function<void()> body, const RefuseFn& refuse) {
+  if (absl::Status status = Admit(); !status.ok()) {
+    refuse(status, 0);
+    return false;
+  }
+  if (!deps_.workers->Submit(std::move(body))) {
+    refuse(absl::ResourceExhaustedError("too many requests at once"),
+           kBusyRetryMs);
+    return false;
+  }
+  return true;
+}
+
+void Call::SetBase(const std::shared_ptr<Cancellation>& cancellation,
+                   RequestBase* base) const {
+  base->tenant = tenant_;
+  base->deadline = deadline_;
+  base->cancellation = cancellation;
 }
 
 grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,

@@ -5,6 +5,9 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -43,12 +46,19 @@ class Call {
   Call(const ServiceDeps& deps, Method method,
        grpc::CallbackServerContext* context);
 
-  // Authenticates and enters the gate. REQUIRES: before anything below.
-  absl::Status Admit();
+  // Authenticates, enters the gate and has a worker thread run `body`. False:
+  // it will not run, and `refuse` was called to end the call with what it is
+  // given. REQUIRES: before anything below.
+  using RefuseFn =
+      std::function<void(const absl::Status&, int64_t retry_after_ms)>;
+  bool Start(std::function<void()> body, const RefuseFn& refuse);
+
+  // Fills in what every request has. REQUIRES: started.
+  void SetBase(const std::shared_ptr<Cancellation>& cancellation,
+               RequestBase* base) const;
+
   const std::string& tenant() const { return tenant_; }
   ServerCore& core() const { return *core_; }
-  SteadyTime deadline() const { return deadline_; }
-  const ServiceDeps& deps() const { return deps_; }
 
   // Counts and logs the call's end (`details`: " key=value"s) and gives the
   // status to finish it with. Call exactly once.
@@ -56,6 +66,8 @@ class Call {
                      std::string_view details);
 
  private:
+  absl::Status Admit();
+
   const ServiceDeps& deps_;
   const Method method_;
   grpc::CallbackServerContext* const context_;

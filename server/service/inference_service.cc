@@ -13,15 +13,6 @@
 namespace xcache {
 namespace {
 
-// Fills in what every request has.
-template <typename Response>
-void SetBase(const Call& call, const StreamCall<Response>& stream,
-             RequestBase* base) {
-  base->tenant = call.tenant();
-  base->deadline = call.deadline();
-  base->cancellation = stream.cancellation();
-}
-
 absl::Status Tokenize(const ServerCore& core,
                       const v1::TokenizeRequest& request,
                       v1::TokenizeResponse* response) {
@@ -74,7 +65,7 @@ grpc::ServerWriteReactor<v1::ChatResponse>* InferenceService::Chat(
       deps_, Method::kChat, context,
       [request](Call& call, std::shared_ptr<Stream> self) -> absl::Status {
         XC_ASSIGN_OR_RETURN(ChatTurn turn, ToChatTurn(*request));
-        SetBase(call, *self, &turn);
+        call.SetBase(self->cancellation(), &turn);
         call.core().SubmitChat(std::move(turn), std::move(self));
         return absl::OkStatus();
       });
@@ -88,7 +79,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
       [request](Call& call, std::shared_ptr<Stream> self) -> absl::Status {
         XC_ASSIGN_OR_RETURN(GenerateRequest generate,
                             ToGenerate(*request, call.core().tokenizer()));
-        SetBase(call, *self, &generate);
+        call.SetBase(self->cancellation(), &generate);
         call.core().SubmitGenerate(std::move(generate), std::move(self));
         return absl::OkStatus();
       });

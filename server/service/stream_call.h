@@ -49,18 +49,16 @@ class StreamCall final
                            SubmitFn submit) {
     auto self = std::make_shared<StreamCall>(deps, method, context);
     self->self_ = self;
-    if (absl::Status status = self->call_.Admit(); !status.ok()) {
-      self->Refuse(status, 0);
-    } else if (!deps.workers->Submit([self, fn = std::move(submit)] {
-                 if (absl::Status s = fn(self->call_, self); !s.ok()) {
-                   self->Refuse(s, 0);
-                 }
-               })) {
-      self->Refuse(absl::ResourceExhaustedError("too many requests at once"),
-                   kBusyRetryMs);
-    } else {
-      deps.watchdog->Add(std::weak_ptr<WatchedStream>(self));
-    }
+    const bool started = self->call_.Start(
+        [self, fn = std::move(submit)] {
+          if (absl::Status s = fn(self->call_, self); !s.ok()) {
+            self->Refuse(s, 0);
+          }
+        },
+        [&self](const absl::Status& status, int64_t retry_after_ms) {
+          self->Refuse(status, retry_after_ms);
+        });
+    if (started) deps.watchdog->Add(std::weak_ptr<WatchedStream>(self));
     return self.get();
   }
 
@@ -141,7 +139,6 @@ class StreamCall final
  private:
   // Big enough to join many tokens, small beside gRPC's flow-control window.
   static constexpr size_t kMaxJoinedBytes = 16 << 10;
-  static constexpr int64_t kBusyRetryMs = 1000;
 
   struct Queued {
     Response message;

@@ -13,8 +13,6 @@
 namespace xcache {
 namespace {
 
-constexpr int64_t kBusyRetryMs = 1000;
-
 class WorkerCall final : public grpc::ServerUnaryReactor {
  public:
   WorkerCall(const ServiceDeps& deps, Method method,
@@ -22,13 +20,11 @@ class WorkerCall final : public grpc::ServerUnaryReactor {
       : call_(deps, method, context) {}
 
   void Start(std::function<absl::Status(Call&)> body) {
-    if (absl::Status status = call_.Admit(); !status.ok()) {
-      End(status, 0);
-    } else if (!call_.deps().workers->Submit(
-                   [this, body = std::move(body)] { End(body(call_), 0); })) {
-      End(absl::ResourceExhaustedError("too many requests at once"),
-          kBusyRetryMs);
-    }
+    // Once it has ended `this` may be gone.
+    call_.Start([this, body = std::move(body)] { End(body(call_), 0); },
+                [this](const absl::Status& status, int64_t retry_after_ms) {
+                  End(status, retry_after_ms);
+                });
   }
   void OnDone() override { delete this; }
 
@@ -52,16 +48,13 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
 
   void Start() {
     self_ = shared_from_this();
-    if (absl::Status status = call_.Admit(); !status.ok()) {
-      End(status, 0, "");
-    } else if (!call_.deps().workers->Submit([self = self_] {
-                 if (absl::Status s = self->Submit(); !s.ok()) {
-                   self->End(s, 0, "");
-                 }
-               })) {
-      End(absl::ResourceExhaustedError("too many requests at once"),
-          kBusyRetryMs, "");
-    }
+    call_.Start(
+        [self = self_] {
+          if (absl::Status s = self->Submit(); !s.ok()) self->End(s, 0, "");
+        },
+        [this](const absl::Status& status, int64_t retry_after_ms) {
+          End(status, retry_after_ms, "");
+        });
   }
 
   // The core calls these one at a time, and gRPC reads `response_` only after
@@ -91,9 +84,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   absl::Status Submit() {
     XC_ASSIGN_OR_RETURN(ScoreRequest score,
                         ToScore(*request_, call_.core().tokenizer()));
-    score.tenant = call_.tenant();
-    score.deadline = call_.deadline();
-    score.cancellation = cancellation_;
+    call_.SetBase(cancellation_, &score);
     call_.core().SubmitScore(std::move(score), shared_from_this());
     return absl::OkStatus();
   }

@@ -85,7 +85,8 @@ TEST(CoreReuseTest, SharedSystemPromptIsPrefilledOnceForAll) {
   for (int i = 0; i < kClients; ++i) {
     const std::string name = std::to_string(i);
     sinks.push_back(h.StartChat(
-        h.Turn("s" + name, "question " + Letters(20, 100u + i), 4)));
+        h.Turn("s" + name,
+               "question " + Letters(20, 100u + static_cast<uint32_t>(i)), 4)));
   }
   uint64_t reused = 0;
   for (const auto& sink : sinks) {
@@ -118,7 +119,8 @@ TEST(CoreReuseTest, SharedPagesAreRestoredOnceForAll) {
   std::vector<std::shared_ptr<CollectSink>> sinks;
   for (int i = 1; i < 16; ++i) {
     sinks.push_back(
-        h.StartChat(h.Turn("s" + std::to_string(i), Letters(20, 100u + i), 2)));
+        h.StartChat(h.Turn("s" + std::to_string(i),
+                           Letters(20, 100u + static_cast<uint32_t>(i)), 2)));
   }
   for (const auto& sink : sinks) {
     sink->Wait();
