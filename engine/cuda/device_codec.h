@@ -19,7 +19,7 @@
 #include "engine/kernels/quantize_groups.h"
 #include "engine/model/model.h"
 #include "engine/xcache/codec.h"
-#include "engine/xcache/latent_coder.h"
+#include "engine/xcache/tile_coder.h"
 #include "engine/xcache/profile.h"
 
 namespace xcache::cuda {

@@ -9,7 +9,8 @@
 #include "engine/cuda/device_memory.h"
 #include "engine/cuda/device_weights.h"
 #include "engine/types.h"
-#include "engine/xcache/latent_coder.h"
+#include "engine/xcache/bit_allocation.h"
+#include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
 namespace {

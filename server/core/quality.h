@@ -21,7 +21,7 @@ struct Quality {
 inline constexpr Quality kQualities[] = {
     {"lossless", "kv-fp16", "kv-fp16"},
     {"balanced", "xquant-gqa:bits=4", "xquant:bits=4"},
-    {"compact", "xquant-gqa:bits=2", "xquant:bits=2"},
+    {"compact", "xquant-cl-gqa:bits=2", "xquant-cl:bits=2"},
 };
 inline constexpr std::string_view kDefaultQuality = "balanced";
 

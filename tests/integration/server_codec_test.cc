@@ -44,7 +44,7 @@ TEST_F(ServerCodecTest, AQualityNamesTheDefaultCodec) {
       {"", "xquant-gqa:"},
       {"lossless", "kv-fp16"},
       {"balanced", "xquant-gqa:"},
-      {"compact", "xquant-gqa:"}};
+      {"compact", "xquant-cl-gqa:"}};
   std::map<std::string, std::string> found;
   for (const auto& [quality, codec] : expected) {
     config_.quality = quality;

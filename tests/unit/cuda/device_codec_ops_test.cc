@@ -7,8 +7,8 @@
 #include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/device_codec.h"
 #include "engine/kernels/packed.h"
-#include "engine/xcache/latent_coder.h"
-#include "engine/xcache/token_coder.h"
+#include "engine/xcache/block_coder.h"
+#include "engine/xcache/tile_coder.h"
 #include "gtest/gtest.h"
 #include "tests/unit/cuda/device_ops_fixture.h"
 
@@ -33,7 +33,8 @@ TEST_P(DeviceCodecOpsTest, MatricesPerTokenDecodeToTheCpusBits) {
             quant.group = group;
             quant.scales = scales;
             quant.search = false;
-            const TokenCoder coder(channels, quant, rotate, Isa::kRef);
+            const BlockCoder coder = BlockCoder::PerToken(
+                channels, quant, quant.bits, rotate, Isa::kRef);
             const auto n = static_cast<size_t>(kBlockTokens * channels);
             TokenMatrix matrix;
             matrix.offset = 3;  // payloads have no alignment
@@ -81,7 +82,8 @@ TEST_P(DeviceCodecOpsTest, AScaleThatIsNoneIsReported) {
   const int channels = 64;
   QuantOptions quant;
   quant.scales = ScaleFormat::kF16;
-  const TokenCoder coder(channels, quant, false, Isa::kRef);
+  const BlockCoder coder =
+      BlockCoder::PerToken(channels, quant, quant.bits, false, Isa::kRef);
   TokenMatrix matrix;
   matrix.num_channels = channels;
   matrix.group = quant.group;
@@ -128,21 +130,22 @@ TEST_P(DeviceCodecOpsTest, MatricesPerChannelAreTheCpusBothWays) {
           const bool fp8 = format == ScaleFormat::kF8;
           const std::vector<Tile> tiles =
               PerChannelTiles(widths, kBlockTokens, group);
-          const LatentCoder coder(tiles, format, search, Isa::kRef);
+          const TileCoder coder(format, search, Isa::kRef);
           const TileUnits units = MakeTileUnits(tiles, fp8);
-          ASSERT_EQ(units.bytes, coder.bytes());
+          ASSERT_EQ(units.bytes, coder.Bytes(tiles));
           const size_t n = kBlockTokens * k;
           const std::vector<float> x = Random(2 * n, 2.0f);
           std::vector<uint8_t> expected;
           std::vector<float> rows;
           for (size_t b = 0; b < 2; ++b) {
-            std::vector<uint8_t> bytes(coder.bytes());
-            coder.Encode(x.data() + b * n, channels, b == 0 ? kSinkTokens : 0,
-                         bytes.data());
+            std::vector<uint8_t> bytes(coder.Bytes(tiles));
+            coder.Encode(tiles, x.data() + b * n, channels,
+                         b == 0 ? kSinkTokens : 0, bytes.data());
             expected.insert(expected.end(), bytes.begin(), bytes.end());
             rows.resize((b + 1) * n);
             ASSERT_TRUE(
-                coder.Decode(bytes.data(), rows.data() + b * n, channels).ok());
+                coder.Decode(tiles, bytes.data(), rows.data() + b * n, channels)
+                    .ok());
           }
 
           Array<float> device_x(*ops_, x);
@@ -150,7 +153,7 @@ TEST_P(DeviceCodecOpsTest, MatricesPerChannelAreTheCpusBothWays) {
           Array<uint8_t> out(*ops_, std::vector<uint8_t>(expected.size(), 9));
           std::vector<SealSource> sources(2);
           for (size_t b = 0; b < 2; ++b) {
-            sources[b].payload = out.get() + b * coder.bytes();
+            sources[b].payload = out.get() + b * coder.Bytes(tiles);
             sources[b].first_row = b == 0 ? kSinkTokens : 0;
           }
           Array<SealSource> device_sources(*ops_, sources);
@@ -189,7 +192,7 @@ TEST_P(DeviceCodecOpsTest, MatricesPerChannelAreTheCpusBothWays) {
           Array<ChannelEntry> device_entries(*ops_, entries);
           matrix.entries = device_entries.get();
           Array<const uint8_t*> payloads(
-              *ops_, {out.get(), out.get() + coder.bytes()});
+              *ops_, {out.get(), out.get() + coder.Bytes(tiles)});
           Array<float> decoded(*ops_, std::vector<float>(2 * n));
           Array<int32_t> invalid(*ops_, {0, 0});
           DecodeArgs decode;
@@ -217,7 +220,8 @@ TEST_P(DeviceCodecOpsTest, MatricesPerTokenEncodeToTheCpusBytes) {
           quant.group = group;
           quant.search = refined;
           quant.scales = refined ? ScaleFormat::kF8 : ScaleFormat::kF16;
-          const TokenCoder coder(channels, quant, refined, Isa::kRef);
+          const BlockCoder coder = BlockCoder::PerToken(
+              channels, quant, quant.bits, refined, Isa::kRef);
           const auto n = static_cast<size_t>(kBlockTokens * channels);
           const std::vector<float> x = Random(2 * n, 3.0f);
           std::vector<uint8_t> expected;
