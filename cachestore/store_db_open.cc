@@ -117,7 +117,12 @@ absl::StatusOr<std::unique_ptr<StoreDb>> StoreDb::Open(
   auto store = std::unique_ptr<StoreDb>(new StoreDb());
   store->dir_ = options.dir;
   store->memory_ = *std::move(memory);
-  const DiskPlan plan = PlanDisk(options.disk_bytes, options.rocksdb_bytes);
+  // A cap that the file system cannot hold would make memtables that it cannot
+  // hold either: RocksDB writes again, after a full disk, only where one fits.
+  const int64_t total = FileSystemOf(options.dir).total;
+  const DiskPlan plan = PlanDisk(
+      total > 0 ? std::min(options.disk_bytes, total) : options.disk_bytes,
+      options.rocksdb_bytes);
   store->space_ =
       std::make_unique<DiskSpace>(options.dir, plan, options.min_free_bytes);
   rocksdb::LRUCacheOptions cache;

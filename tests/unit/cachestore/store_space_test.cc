@@ -446,10 +446,11 @@ TEST_F(TmpfsTest, NoRoomToOpenIsOneClearLine) {
     Unfill();
   }
   Open();
-  const SessionRecord record = RecordOf("t", "chat", 20);
+  const SessionRecord record =
+      RecordOf("t", "chat", 5);  // less than a memtable
   ASSERT_TRUE(CommitTurn(record).ok());
   store_.reset();
-  Fill(1'500'000);  // the log needs more
+  Fill(kMiB);  // enough for an empty log
   EXPECT_THAT(CacheStore::Open(options_, budget_).status(),
               HasCode(absl::StatusCode::kResourceExhausted));
   Unfill();
