@@ -102,13 +102,29 @@ integration() {
   XCACHE_SEED=${XCACHE_SEED:-1} tests/integration/run.sh build/release
 }
 
+# Findings go to files: a server's own output is a test's, and what it says as it
+# is killed would be lost there.
 asan() {
-  build asan-ubsan
-  # Leaks of libraries' own globals are listed in the suppressions.
-  ASAN_OPTIONS=detect_stack_use_after_return=1 \
-  UBSAN_OPTIONS=print_stacktrace=1 \
-  LSAN_OPTIONS=suppressions=$ROOT/tests/lsan.supp:print_suppressions=0 \
-    run_ctest asan-ubsan -L 'unit|integration' -j "$JOBS"
+  build asan-ubsan -- asan_tests
+  local found=$ROOT/build/asan-ubsan/findings
+  rm -rf "$found"
+  mkdir -p "$found"
+  export ASAN_OPTIONS=detect_stack_use_after_return=1:log_path=$found/asan
+  export UBSAN_OPTIONS=print_stacktrace=1:log_path=$found/ubsan
+  # The real model is too slow here: its tests run in `model_tests`.
+  unset XCACHE_TEST_MODEL
+  local failed=0
+  run_ctest asan-ubsan -L 'unit|integration' -j "$JOBS" || failed=1
+  XCACHE_SEED=${XCACHE_SEED:-1} XCACHE_CRASH_ROUNDS=${XCACHE_CRASH_ROUNDS:-20} \
+    tests/integration/run.sh build/asan-ubsan || failed=1
+  local report
+  for report in "$found"/*; do
+    [ -e "$report" ] || continue
+    failed=1
+    echo "== $report"
+    cat "$report"
+  done
+  return $failed
 }
 
 tsan() {
@@ -117,13 +133,11 @@ tsan() {
     run_ctest tsan -L 'tsan' -j "$JOBS"
 }
 
-# clang checks the lock annotations and drives the fuzzers.
+# clang checks the lock annotations and drives the fuzzers. XCACHE_FUZZ_SECONDS,
+# for each of them: some here, some hundreds for a campaign.
 fuzz() {
-  cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-    -DCMAKE_C_COMPILER=clang-14 -DCMAKE_CXX_COMPILER=clang++-14 \
-    -DXCACHE_FUZZERS=ON -DXCACHE_CUDA=OFF
-  cmake --build build/fuzz -j "$JOBS" --target fuzzers
-  tests/fuzz/run.sh build/fuzz "${XCACHE_FUZZ_SECONDS:-60}"
+  build fuzz -- fuzzers
+  tests/fuzz/run.sh build/fuzz "${XCACHE_FUZZ_SECONDS:-25}"
 }
 
 cuda() {

@@ -138,7 +138,8 @@ std::optional<double> MetricsText::Quantile(const std::string& histogram,
     for (const Sample& sample : it->second) {
       const auto le = sample.labels.find("le");
       double bound = 0;
-      if (le != sample.labels.end() && ParseValue(le->second, &bound)) {
+      if (le != sample.labels.end() && ParseValue(le->second, &bound) &&
+          !std::isnan(bound)) {
         (*out)[bound] += sign * sample.value;
       }
     }
@@ -155,7 +156,11 @@ std::optional<double> MetricsText::Quantile(const std::string& histogram,
     if (count >= q * total) {
       if (std::isinf(bound)) return low;
       if (count == below) return bound;
-      return low + (bound - low) * (q * total - below) / (count - below);
+      const double value =
+          low + (bound - low) * (q * total - below) / (count - below);
+      // Infinite or huge bounds and counts: no page of ours has such.
+      if (!std::isfinite(value)) return std::nullopt;
+      return value;
     }
     low = bound;
     below = count;

@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
-# Runs every libFuzzer program of a build for some seconds each, two at a time.
-#   tests/fuzz/run.sh BUILD_DIR SECONDS
+# Runs libFuzzer programs of a build, all or those named, for some seconds each,
+# as many at a time as there are CPUs.
+#   tests/fuzz/run.sh BUILD_DIR SECONDS [PROGRAM...]
 # A finding ends it with the input's path. Corpora stay in BUILD_DIR/corpus.
 set -euo pipefail
-build=${1:?usage: run.sh BUILD_DIR SECONDS}
-seconds=${2:?usage: run.sh BUILD_DIR SECONDS}
+usage="usage: run.sh BUILD_DIR SECONDS [PROGRAM...]"
+build=${1:?$usage}
+seconds=${2:?$usage}
+shift 2
 shopt -s nullglob
 programs=("$build"/fuzz/*_fuzz)
-if [ ${#programs[@]} -eq 0 ]; then
-  echo "$0: no fuzzers under $build/fuzz" >&2
-  exit 1
-fi
+[ $# -eq 0 ] || programs=("${@/#/$build/fuzz/}")
+for program in "${programs[@]:-$build/fuzz/*_fuzz}"; do
+  if [ ! -x "$program" ]; then
+    echo "$0: expected the program $program, found none: build it first" >&2
+    exit 1
+  fi
+done
 
 fuzz_one() {
   local program=$1 seconds=$2 build=$3

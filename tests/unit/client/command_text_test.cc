@@ -92,6 +92,16 @@ TEST(MetricsTextTest, QuantilesAreLinearInABucket) {
   EXPECT_FALSE(page->Quantile("h", 0.5, &*page).has_value());
 }
 
+TEST(MetricsTextTest, AQuantileIsANumberOrNone) {
+  const auto odd = MetricsText::Parse(
+      "h_bucket{le=\"nan\"} 1\nh_bucket{le=\"1\"} 2\nh_bucket{le=\"2\"} 4\n");
+  ASSERT_TRUE(odd.ok());
+  EXPECT_NEAR(*odd->Quantile("h", 0.75, nullptr), 1.5, 1e-9);
+  const auto huge = MetricsText::Parse("h_bucket{le=\"1\"} inf\n");
+  ASSERT_TRUE(huge.ok());
+  EXPECT_FALSE(huge->Quantile("h", 0.5, nullptr).has_value());
+}
+
 TEST(MetricsTextTest, WhatIsNoPageIsSaidWithItsLine) {
   for (const char* bad :
        {"# ok\nnothing", "a{b=\"c\" 1", "a{b} 1", "a x", "<html>", "a "}) {

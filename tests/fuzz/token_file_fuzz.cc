@@ -1,0 +1,37 @@
+// Token files of any bytes: what is taken has, for each line with words, a
+// token that is found and the tenant that stands behind it.
+#include <sstream>
+#include <string>
+
+#include "server/service/auth.h"
+#include "tests/fuzz/fuzz.h"
+
+using xcache::TokenTable;
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const std::string text(reinterpret_cast<const char*>(data), size);
+  const auto table = TokenTable::Parse(text);
+  if (!table.ok()) {
+    XCACHE_FUZZ_CHECK(absl::IsInvalidArgument(table.status()));
+    return 0;
+  }
+  std::istringstream in(text);
+  size_t found = 0;
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream words(line.substr(0, line.find('#')));
+    std::string token, tenant;
+    if (!(words >> token)) continue;
+    words >> tenant;
+    const std::string* have = (*table)->Find(token);
+    XCACHE_FUZZ_CHECK(have != nullptr && *have == tenant);
+    XCACHE_FUZZ_CHECK(xcache::IsTenantName(*have));
+    ++found;
+  }
+  XCACHE_FUZZ_CHECK(found > 0 && found == (*table)->size());
+  return 0;
+}
+
+std::vector<std::string> XcacheFuzzSeeds() {
+  return {"# tokens\n\n  abc  alice # hers\nd-e_f.g bob\r\n#x y\n",
+          "old t\nnew t", "a a\na b\n"};
+}
