@@ -7,17 +7,26 @@
 using xcache::Profile;
 using xcache::ProfileKind;
 
+namespace {
+
+constexpr ProfileKind kKinds[] = {ProfileKind::kGqaSvd, ProfileKind::kClGqaSvd};
+
+}  // namespace
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto check = [](std::string_view bytes) {
-    const auto profile =
-        Profile::Parse(bytes, xcache::Digest{}, ProfileKind::kGqaSvd);
-    if (!profile.ok()) {
-      XCACHE_FUZZ_CHECK(absl::IsDataLoss(profile.status()) ||
-                        absl::IsFailedPrecondition(profile.status()));
-      return;
+    for (const ProfileKind kind : kKinds) {
+      const auto profile = Profile::Parse(bytes, xcache::Digest{}, kind);
+      if (!profile.ok()) {
+        XCACHE_FUZZ_CHECK(absl::IsDataLoss(profile.status()) ||
+                          absl::IsFailedPrecondition(profile.status()));
+        continue;
+      }
+      XCACHE_FUZZ_CHECK((*profile)->Serialize() == bytes);
+      const bool keys = kind == ProfileKind::kGqaSvd;
+      XCACHE_FUZZ_CHECK(
+          !(*profile)->matrix(0, keys ? "k_basis" : "kv_basis").empty());
     }
-    XCACHE_FUZZ_CHECK((*profile)->Serialize() == bytes);
-    XCACHE_FUZZ_CHECK(!(*profile)->matrix(0, "k_basis").empty());
   };
   std::string bytes(reinterpret_cast<const char*>(data), size);
   check(bytes);
@@ -30,7 +39,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 }
 
 std::vector<std::string> XcacheFuzzSeeds() {
-  const xcache::ProfileShape shape{ProfileKind::kGqaSvd, 2, 5, 3};
-  std::vector<float> values(2 * xcache::FloatsPerLayer(shape), 0.5f);
-  return {xcache::NewProfile(shape, xcache::Digest{}, values)->Serialize()};
+  std::vector<std::string> seeds;
+  for (const ProfileKind kind : kKinds) {
+    const xcache::ProfileShape shape{kind, 2, 5, 3};
+    std::vector<float> values(2 * xcache::FloatsPerLayer(shape), 0.5f);
+    seeds.push_back(
+        xcache::NewProfile(shape, xcache::Digest{}, values)->Serialize());
+  }
+  return seeds;
 }
