@@ -1,7 +1,7 @@
 // xcache-bench: how fast an engine prefills, decodes and resumes.
 //   xcache-bench --model M --prefill 512,4096 --decode 64 --depth 0,4096 --json
 //   xcache-bench --model M --resume 1000,4000,7000 --codec C --json
-//   xcache-bench --model M --remat 2048 --json      (every codec)
+//   xcache-bench --model M --remat-tokens 2048 --json      (every codec)
 #include "tests/bench/xcache_bench.h"
 
 #include <algorithm>
@@ -116,13 +116,14 @@ int Main(int argc, char** argv) {
   app.add_option("--batch", o.batch, "sequences decoded together")
       ->delimiter(',');
   app.add_option("--resume", o.resume, "conversation lengths")->delimiter(',');
-  app.add_option("--remat", o.remat,
+  app.add_option("--remat-tokens", o.remat,
                  "rematerialize that many tokens with every codec, next to "
                  "prefill and to what the machine can multiply")
       ->delimiter(',');
-  app.add_option("--remat-codec", o.remat_codecs,
-                 "codec spec for --remat; may be repeated; default: every "
-                 "codec, at its defaults");
+  app.add_option(
+      "--remat-codec", o.remat_codecs,
+      "codec spec for --remat-tokens; may be repeated; default: every "
+      "codec, at its defaults");
   app.add_option("--repeat", o.repeat, "runs of everything")
       ->capture_default_str();
   app.add_option("--store-dir", o.store_dir,

@@ -24,8 +24,8 @@ std::optional<double> MultiplyAddsPerToken(std::string_view spec,
   if (name == "kv-fp16" || name == "kivi") return 0.0;  // only unpacked
   // X times W_k and W_v.
   if (name == "xquant" || name == "xquant-cl") return layers * d * 2 * k;
-  // A latent of k each, times the fused matrices.
-  if (name == "xquant-gqa") return layers * 2 * k * k;
+  // K's latent times its basis; V is turned back by additions.
+  if (name == "xquant-gqa") return layers * k * k;
   // The latent of 2 k back to X, then X times W_k and W_v.
   if (name == "xquant-cl-gqa") return layers * (2 * k * d + d * 2 * k);
   return std::nullopt;
@@ -39,7 +39,7 @@ absl::Status BenchRemat(Engine& engine, const CodecHandle& codec, int tokens,
   const size_t blocks = static_cast<size_t>(tokens) / kBlockTokens;
   if (blocks == 0) {
     return absl::InvalidArgumentError(
-        "--remat: expected at least one block of 64 tokens");
+        "--remat-tokens: expected at least one block of 64 tokens");
   }
   const std::vector<TokenId> ids = SpreadTokens(
       static_cast<int>(blocks) * kBlockTokens, engine.info().vocab_size);
