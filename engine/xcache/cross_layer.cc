@@ -126,9 +126,9 @@ class CrossLayer final : public Codec {
  private:
   // A block on its way through the layers.
   struct Block {
-    Block(const CrossLayer& codec, int first, const ParallelForFn& spread)
+    Block(const CrossLayer& codec, int first, ParallelForFn spread)
         : first_row(first),
-          parallel(spread),
+          parallel(std::move(spread)),
           d(codec.d()),
           x(kBlockTokens * d),
           latent(x.size()),
@@ -138,7 +138,7 @@ class CrossLayer final : public Codec {
     size_t begin() const { return static_cast<size_t>(first_row) * d; }
 
     const int first_row;
-    const ParallelForFn& parallel;
+    const ParallelForFn parallel;
     const size_t d;
     std::vector<float> x;             // [64, d] X^
     std::vector<float> latent;        // [64, m], m at most d
