@@ -33,6 +33,12 @@ BlockCoder BlockCoder::PerChannel(std::span<const int> widths,
                     isa);
 }
 
+BlockCoder BlockCoder::PerChannel(int num_channels, const QuantOptions& quant,
+                                  int bits, Isa isa) {
+  return PerChannel(std::vector<int>(static_cast<size_t>(num_channels), bits),
+                    quant, isa);
+}
+
 void BlockCoder::Encode(const float* rows, int first_row, uint8_t* out) const {
   if (!per_token_) {
     coder_.Encode(tiles_, rows, num_channels_, first_row, out);

@@ -24,6 +24,9 @@ class BlockCoder {
   // Groups of tokens of a channel, which has `widths[channel]` bits.
   static BlockCoder PerChannel(std::span<const int> widths,
                                const QuantOptions& quant, Isa isa);
+  // The same where every channel has `bits`.
+  static BlockCoder PerChannel(int num_channels, const QuantOptions& quant,
+                               int bits, Isa isa);
 
   // Bytes of an encoded block.
   size_t bytes() const { return bytes_; }

@@ -90,9 +90,9 @@ class CrossLayer final : public Codec {
       }
       const float* latent = difference.data();
       if (layer.to_latent) {
-        const RowProduct product{latent, &*layer.to_latent,
-                                 block.latent.data()};
-        ProjectRows(kernels_, std::span(&product, 1), first_row, parallel);
+        ProjectRows(kernels_,
+                    RowProduct{latent, &*layer.to_latent, block.latent.data()},
+                    first_row, parallel);
         latent = block.latent.data();
       }
       layer.coder->Encode(latent, first_row, out);
@@ -217,10 +217,10 @@ class CrossLayer final : public Codec {
                        Block& block) const {
     XC_RETURN_IF_ERROR(layer.coder->Decode(in, block.latent.data()));
     if (layer.from_latent) {
-      const RowProduct product{block.latent.data(), &*layer.from_latent,
-                               block.x.data(), Epilogue::kAdd};
-      ProjectRows(kernels_, std::span(&product, 1), block.first_row,
-                  block.parallel);
+      ProjectRows(kernels_,
+                  RowProduct{block.latent.data(), &*layer.from_latent,
+                             block.x.data(), Epilogue::kAdd},
+                  block.first_row, block.parallel);
       return absl::OkStatus();
     }
     for (size_t e = block.begin(); e < block.x.size(); ++e) {

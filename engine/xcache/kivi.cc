@@ -96,8 +96,7 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeKivi(
   const int k = sources.shape.kv_dim;
   return std::make_unique<const Kivi>(
       std::move(canonical), sources.shape,
-      BlockCoder::PerChannel(
-          std::vector<int>(static_cast<size_t>(k), quant.bits), quant, isa),
+      BlockCoder::PerChannel(k, quant, quant.bits, isa),
       BlockCoder::PerToken(k, quant, quant.bits, rotate, isa), isa);
 }
 

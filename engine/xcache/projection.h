@@ -56,11 +56,16 @@ inline void ProjectRows(const Kernels& kernels,
   });
 }
 
+// One product.
+inline void ProjectRows(const Kernels& kernels, const RowProduct& product,
+                        int first_row, const ParallelForFn& parallel) {
+  ProjectRows(kernels, std::span(&product, 1), first_row, parallel);
+}
+
 // One product, on the calling thread.
 inline void ProjectRows(const Kernels& kernels, const float* a,
                         const PackedFloat& b, int first_row, float* out) {
-  const RowProduct product{a, &b, out};
-  ProjectRows(kernels, std::span(&product, 1), first_row, nullptr);
+  ProjectRows(kernels, RowProduct{a, &b, out}, first_row, nullptr);
 }
 
 // W_k or W_v of a layer with the norm's gain folded in, [d, k]. In FP16, which

@@ -120,10 +120,7 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquant(
   BlockCoder coder =
       per_token
           ? BlockCoder::PerToken(shape.d_model, quant, quant.bits, rotate, isa)
-          : BlockCoder::PerChannel(
-                std::vector<int>(static_cast<size_t>(shape.d_model),
-                                 quant.bits),
-                quant, isa);
+          : BlockCoder::PerChannel(shape.d_model, quant, quant.bits, isa);
   return std::make_unique<const Xquant>(
       std::move(canonical), shape, std::move(layers), std::move(coder), isa);
 }

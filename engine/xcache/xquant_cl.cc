@@ -38,9 +38,7 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantCl(
     layer.coder.emplace(
         per_token
             ? BlockCoder::PerToken(shape.d_model, quant, bits, rotate, isa)
-            : BlockCoder::PerChannel(
-                  std::vector<int>(static_cast<size_t>(shape.d_model), bits),
-                  quant, isa));
+            : BlockCoder::PerChannel(shape.d_model, quant, bits, isa));
   }
   return NewCrossLayerCodec(std::move(canonical), shape, prediction,
                             std::move(layers), isa);
