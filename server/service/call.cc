@@ -54,6 +54,13 @@ SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
                           deadline - system_now);
 }
 
+bool AtDeadline(SteadyTime start, SteadyTime deadline, SteadyTime now) {
+  if (deadline == SteadyTime::max()) return false;
+  const SteadyTime::duration early =
+      (deadline - start) / 100 + std::chrono::milliseconds(1);
+  return now >= deadline - early;
+}
+
 Call::Call(const ServiceDeps& deps, Method method,
            grpc::CallbackServerContext* context)
     : deps_(deps),
@@ -95,7 +102,8 @@ grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,
                          std::string_view details) {
   const auto now = std::chrono::steady_clock::now();
   // gRPC cancels a call at its deadline: say which of the two it was.
-  if (status.code() == absl::StatusCode::kCancelled && now >= deadline_) {
+  if (status.code() == absl::StatusCode::kCancelled &&
+      AtDeadline(start_, deadline_, now)) {
     status = absl::DeadlineExceededError("the request's deadline has passed");
   }
   if (status.code() == absl::StatusCode::kUnavailable) {

@@ -82,6 +82,11 @@ SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
                     std::chrono::system_clock::time_point system_now,
                     SteadyTime steady_now);
 
+// Whether a call begun at `start` and cancelled at `now` was cancelled by its
+// deadline. The client's clock rings first: gRPC sends the time left rounded up
+// to a millisecond or to about 1 %.
+bool AtDeadline(SteadyTime start, SteadyTime deadline, SteadyTime now);
+
 }  // namespace xcache
 
 #endif  // XCACHE_SERVER_SERVICE_CALL_H_

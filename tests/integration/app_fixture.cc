@@ -77,6 +77,7 @@ std::string HttpGet(const std::string& address, const std::string& path) {
 AppFixture::AppFixture() {
   InitLogging("error");
   TinyModelOptions model;
+  model.context_length = kContextLength;
   config_.model_path = folder_.path() + "/tiny.gguf";
   WriteTinyModel(model, config_.model_path);
   config_.listen = "127.0.0.1:0";

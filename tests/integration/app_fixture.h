@@ -21,6 +21,10 @@ namespace xcache::testing {
 
 inline constexpr std::chrono::seconds kPatience(60);
 
+// The model's context, and a turn that no machine ends before a test does.
+inline constexpr int kContextLength = 1 << 16;
+inline constexpr uint32_t kEndlessTokens = 60'000;
+
 // Waits until `done`; false where it never comes true.
 template <typename Done>
 bool Eventually(Done done) {

@@ -100,7 +100,8 @@ TEST_F(ServerAppTest, TwoTurnsAtOnceOnOneSession) {
   Start();
   ASSERT_TRUE(CreateSession("s").ok());
   const auto context = Context();
-  const auto running = inference_->Chat(context.get(), Turn("s", "long", 1500));
+  const auto running =
+      inference_->Chat(context.get(), Turn("s", "long", kEndlessTokens));
   v1::ChatResponse response;
   ASSERT_TRUE(running->Read(&response));
   EXPECT_EQ(Chat(Turn("s", "too soon")).status.error_code(),
@@ -115,7 +116,7 @@ TEST_F(ServerAppTest, ACancelledTurnIsRolledBack) {
   ASSERT_TRUE(Chat(Turn("s", "first")).status.ok());
   const auto context = Context();
   const auto running =
-      inference_->Chat(context.get(), Turn("s", "second", 1500));
+      inference_->Chat(context.get(), Turn("s", "second", kEndlessTokens));
   v1::ChatResponse response;
   ASSERT_TRUE(running->Read(&response));
   context->TryCancel();
@@ -132,13 +133,15 @@ TEST_F(ServerAppTest, ACancelledTurnIsRolledBack) {
 
 TEST_F(ServerAppTest, ADeadlineEndsATurn) {
   Start();
-  const Answer answer =
-      Chat(Turn("", "never ending", 2000), std::chrono::milliseconds(100));
-  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  // Where the request takes long to arrive, the client's deadline is well before
+  // the server's and what the server sees is a cancellation: then once more.
   EXPECT_TRUE(Eventually([&] {
+    const Answer answer = Chat(Turn("", "never ending", kEndlessTokens),
+                               std::chrono::milliseconds(300));
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
     return MetricValue(
                "xcache_requests_total{method=\"Chat\","
-               "code=\"DEADLINE_EXCEEDED\"}") == 1;
+               "code=\"DEADLINE_EXCEEDED\"}") >= 1;
   }));
   EXPECT_TRUE(
       Eventually([&] { return MetricValue("xcache_requests_running") == 0; }));
@@ -188,11 +191,13 @@ TEST_F(ServerAppTest, GenerateIsRepeatableAndScoreAgreesWithItBitForBit) {
 TEST_F(ServerAppTest, ATooLongContextNamesBothNumbers) {
   Start();
   v1::GenerateRequest request;
-  for (int i = 0; i < 2100; ++i) request.mutable_token_ids()->add_ids(5);
+  for (int i = 0; i < kContextLength + 52; ++i) {
+    request.mutable_token_ids()->add_ids(5);
+  }
   const Answer answer = Generate(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_THAT(answer.status.error_message(), HasSubstr("2100"));
-  EXPECT_THAT(answer.status.error_message(), HasSubstr("2047"));
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("65588"));
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("65535"));
 }
 
 TEST_F(ServerAppTest, SessionsFromCreationToDeletion) {
@@ -288,7 +293,7 @@ TEST_F(ServerAppTest, ModelInfoAndHealth) {
           ->GetModelInfo(Context().get(), v1::GetModelInfoRequest(), &info)
           .ok());
   EXPECT_EQ(info.architecture(), "llama");
-  EXPECT_EQ(info.context_length(), 2048u);
+  EXPECT_EQ(info.context_length(), uint32_t{kContextLength});
   EXPECT_EQ(info.chat_template(), "chatml");
   EXPECT_THAT(info.codec(), HasSubstr("xquant-gqa:"));
   EXPECT_GT(info.kv_fp16_bytes_per_token(), info.page_bytes_per_token());

@@ -146,7 +146,8 @@ TEST_F(ServerProcessTest, SigtermDrainsAndExitsWithZero) {
 TEST_F(ServerProcessTest, DrainingEndsAtItsLimit) {
   RunServer({"--drain-seconds", "0"});
   const auto context = Context();
-  const auto running = inference_->Chat(context.get(), Turn("", "run", 2000));
+  const auto running =
+      inference_->Chat(context.get(), Turn("", "run", kEndlessTokens));
   v1::ChatResponse response;
   ASSERT_TRUE(running->Read(&response));
   kill(pid_, SIGTERM);
