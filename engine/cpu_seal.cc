@@ -77,21 +77,15 @@ class TileWriter {
         num_rows_(kBlockTokens - first_row_),
         first_(static_cast<size_t>(first_row_) *
                static_cast<size_t>(block.shape().kv_dim())),
-        final_stage_(codec.codec().remat_stage() == RematStage::kFinal) {
-    if (final_stage_) return;
-    k_.resize(static_cast<size_t>(num_rows_) *
-              static_cast<size_t>(block.shape().kv_dim()));
-    v_.resize(k_.size());
-  }
+        final_stage_(codec.codec().remat_stage() == RematStage::kFinal) {}
 
   void operator()(int layer, const RematRows& rows) const {
     const KvShape& shape = block_.shape();
     const int kv_dim = shape.kv_dim();
     if (!final_stage_) {
-      std::copy_n(rows.k_pre + first_, k_.size(), k_.data());
-      std::copy_n(rows.v_pre + first_, v_.size(), v_.data());
-      forward_.StoreRows(layer, block_index_, first_row_, num_rows_, k_.data(),
-                         v_.data(), kv_dim, block_);
+      forward_.StoreRows(layer, block_index_, first_row_, num_rows_,
+                         rows.k_pre + first_, rows.v_pre + first_, kv_dim,
+                         block_);
       return;
     }
     for (int head = 0; head < shape.n_kv_heads; ++head) {
@@ -110,7 +104,6 @@ class TileWriter {
   const int num_rows_;
   const size_t first_;
   const bool final_stage_;
-  mutable std::vector<float> k_, v_;  // StoreRows changes what it is given
 };
 
 absl::Status SealStatus(int64_t block_index, const absl::Status& status) {

@@ -2,6 +2,9 @@
 // the writing of K and V into tiles.
 #include "engine/kernels/attention.h"
 
+#include <algorithm>
+
+#include "engine/kernels/codec_kernels.h"
 #include "engine/kernels/kernels.h"
 
 namespace xcache {
@@ -35,13 +38,30 @@ void StoreKvF16(const uint16_t* k, const uint16_t* v, int64_t stride,
 void StoreKv(const Kernels& kernels, const float* k, const float* v,
              int64_t stride, int num_rows, int head_dim, int slot,
              uint16_t* k_tile, uint16_t* v_tile) {
-  uint16_t k_row[256];
   for (int row = 0; row < num_rows; ++row) {
     kernels.to_f16(v + row * stride, head_dim,
                    v_tile + (slot + row) * head_dim);
-    kernels.to_f16(k + row * stride, head_dim, k_row);
-    for (int d = 0; d < head_dim; ++d) {
-      k_tile[d * kTileKeys + slot + row] = k_row[d];
+  }
+  if (num_rows < 8) {
+    uint16_t k_row[256];
+    for (int row = 0; row < num_rows; ++row) {
+      kernels.to_f16(k + row * stride, head_dim, k_row);
+      for (int d = 0; d < head_dim; ++d) {
+        k_tile[d * kTileKeys + slot + row] = k_row[d];
+      }
+    }
+    return;
+  }
+  // Turned first, then rounded: the tile's rows are written whole.
+  constexpr int kPiece = 64;
+  float turned[kPiece * kTileKeys];
+  const TransposeFn transpose = GetCodecKernels(kernels.isa).transpose;
+  for (int begin = 0; begin < head_dim; begin += kPiece) {
+    const int piece = std::min(kPiece, head_dim - begin);
+    transpose(k + begin, stride, num_rows, piece, turned, kTileKeys);
+    for (int d = 0; d < piece; ++d) {
+      kernels.to_f16(turned + d * kTileKeys, num_rows,
+                     k_tile + (begin + d) * kTileKeys + slot);
     }
   }
 }

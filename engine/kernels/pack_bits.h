@@ -48,9 +48,10 @@ using TransposeFn = void (*)(const float* in, int64_t in_stride, int num_rows,
                              int num_cols, float* out, int64_t out_stride);
 
 // The unnormalised Walsh-Hadamard transform (Sylvester order) of each column,
-// in place. `num_rows` is a power of two.
+// in place; row r of the result times factors[r] where they are not null.
+// `num_rows` is a power of two.
 using HadamardFn = void (*)(float* x, int64_t stride, int num_rows,
-                            int num_cols);
+                            int num_cols, const float* factors);
 
 // x[r, c] *= factors[r].
 using ScaleRowsFn = void (*)(float* x, int64_t stride, int num_rows,

@@ -45,7 +45,15 @@ void Transpose(const float* in, int64_t in_stride, int num_rows, int num_cols,
   }
 }
 
-void Hadamard(float* x, int64_t stride, int num_rows, int num_cols) {
+void ScaleRows(float* x, int64_t stride, int num_rows, int num_cols,
+               const float* factors) {
+  for (int r = 0; r < num_rows; ++r) {
+    for (int c = 0; c < num_cols; ++c) x[r * stride + c] *= factors[r];
+  }
+}
+
+void Hadamard(float* x, int64_t stride, int num_rows, int num_cols,
+              const float* factors) {
   for (int half = 1; half < num_rows; half *= 2) {
     for (int r = 0; r < num_rows; ++r) {
       if ((r & half) != 0) continue;
@@ -58,13 +66,7 @@ void Hadamard(float* x, int64_t stride, int num_rows, int num_cols) {
       }
     }
   }
-}
-
-void ScaleRows(float* x, int64_t stride, int num_rows, int num_cols,
-               const float* factors) {
-  for (int r = 0; r < num_rows; ++r) {
-    for (int c = 0; c < num_cols; ++c) x[r * stride + c] *= factors[r];
-  }
+  if (factors != nullptr) ScaleRows(x, stride, num_rows, num_cols, factors);
 }
 
 }  // namespace

@@ -152,10 +152,23 @@ void Transpose(const float* in, int64_t in_stride, int num_rows, int num_cols,
   }
 }
 
-// log2(kRadix) steps of the transform, from distance `half` on, in registers.
+void ScaleRows(float* x, int64_t stride, int num_rows, int num_cols,
+               const float* factors) {
+  for (int r = 0; r < num_rows; ++r) {
+    float* row = x + r * stride;
+    int c = 0;
+    for (; c + kLanes <= num_cols; c += kLanes) {
+      Store(Load(row + c) * factors[r], row + c);
+    }
+    for (; c < num_cols; ++c) row[c] *= factors[r];
+  }
+}
+
+// log2(kRadix) steps of the transform, from distance `half` on, in registers;
+// then the factors, where this is the last pass.
 template <int kRadix>
 void HadamardPass(float* x, int64_t stride, int num_rows, int num_cols,
-                  int half) {
+                  int half, const float* factors) {
   const int64_t step = half * stride;
   for (int block = 0; block < num_rows; block += kRadix * half) {
     for (int r = block; r < block + half; ++r) {
@@ -172,7 +185,10 @@ void HadamardPass(float* x, int64_t stride, int num_rows, int num_cols,
             v[i] = sum;
           }
         }
-        for (int i = 0; i < kRadix; ++i) Store(v[i], row + i * step + c);
+        for (int i = 0; i < kRadix; ++i) {
+          if (factors != nullptr) v[i] *= factors[r + i * half];
+          Store(v[i], row + i * step + c);
+        }
       }
       for (; c < num_cols; ++c) {
         for (int h = 1; h < kRadix; h *= 2) {
@@ -185,31 +201,32 @@ void HadamardPass(float* x, int64_t stride, int num_rows, int num_cols,
             *a = sum;
           }
         }
+        for (int i = 0; factors != nullptr && i < kRadix; ++i) {
+          row[i * step + c] *= factors[r + i * half];
+        }
       }
     }
   }
 }
 
-void Hadamard(float* x, int64_t stride, int num_rows, int num_cols) {
-  int half = 1;
-  for (; half * 8 <= num_rows; half *= 8) {
-    HadamardPass<8>(x, stride, num_rows, num_cols, half);
-  }
-  for (; half < num_rows; half *= 2) {
-    HadamardPass<2>(x, stride, num_rows, num_cols, half);
+template <int kRadix>
+void HadamardPasses(float* x, int64_t stride, int num_rows, int num_cols,
+                    const float* factors, int* half) {
+  for (; *half * kRadix <= num_rows; *half *= kRadix) {
+    const bool last = *half * kRadix == num_rows;
+    HadamardPass<kRadix>(x, stride, num_rows, num_cols, *half,
+                         last ? factors : nullptr);
   }
 }
 
-void ScaleRows(float* x, int64_t stride, int num_rows, int num_cols,
-               const float* factors) {
-  for (int r = 0; r < num_rows; ++r) {
-    float* row = x + r * stride;
-    int c = 0;
-    for (; c + kLanes <= num_cols; c += kLanes) {
-      Store(Load(row + c) * factors[r], row + c);
-    }
-    for (; c < num_cols; ++c) row[c] *= factors[r];
+void Hadamard(float* x, int64_t stride, int num_rows, int num_cols,
+              const float* factors) {
+  if (num_rows == 1 && factors != nullptr) {
+    return ScaleRows(x, stride, 1, num_cols, factors);
   }
+  int half = 1;
+  HadamardPasses<8>(x, stride, num_rows, num_cols, factors, &half);
+  HadamardPasses<2>(x, stride, num_rows, num_cols, factors, &half);
 }
 
 void SetPackBits(CodecKernels* table) {

@@ -56,7 +56,9 @@ void BlockCoder::Encode(const float* rows, int first_row, uint8_t* out) const {
 
 absl::Status BlockCoder::Decode(const uint8_t* in, float* rows) const {
   if (!per_token_) return coder_.Decode(tiles_, in, rows, num_channels_);
-  std::vector<float> columns(static_cast<size_t>(num_channels_) * kBlockTokens);
+  // Kept: this is called for each layer of each block of a conversation.
+  thread_local std::vector<float> columns;
+  columns.resize(static_cast<size_t>(num_channels_) * kBlockTokens);
   XC_RETURN_IF_ERROR(coder_.Decode(tiles_, in, columns.data(), kBlockTokens));
   if (rotation_) rotation_->Invert(columns.data(), kBlockTokens, kBlockTokens);
   kernels_->transpose(columns.data(), kBlockTokens, num_channels_, kBlockTokens,

@@ -62,10 +62,11 @@ enum class RematStage {
   kFinal,  // ready for attention, FP16
 };
 
-// One layer of a rematerialized block. Rows [first_row, 64) are valid.
+// One layer of a rematerialized block. Rows [first_row, 64) are valid. The sink
+// may change what it is given: it is not read again.
 struct RematRows {
-  const float* k_pre = nullptr;       // [64, k], stage kPre
-  const float* v_pre = nullptr;       // [64, k]
+  float* k_pre = nullptr;             // [64, k], stage kPre
+  float* v_pre = nullptr;             // [64, k]
   const uint16_t* k_final = nullptr;  // [64, k], stage kFinal
   const uint16_t* v_final = nullptr;
 };

@@ -242,19 +242,18 @@ void Rotation::Apply(float* x, int64_t stride, int num_cols) const {
   kernels_.scale_rows(x, stride, static_cast<int>(signs_.size()), num_cols,
                       signs_.data());
   for (int piece : pieces_) {
-    kernels_.hadamard(x, stride, piece, num_cols);
+    kernels_.hadamard(x, stride, piece, num_cols, nullptr);
     x += piece * stride;
   }
 }
 
 void Rotation::Invert(float* x, int64_t stride, int num_cols) const {
-  float* part = x;
+  const float* factors = inverse_.data();
   for (int piece : pieces_) {
-    kernels_.hadamard(part, stride, piece, num_cols);
-    part += piece * stride;
+    kernels_.hadamard(x, stride, piece, num_cols, factors);
+    x += piece * stride;
+    factors += piece;
   }
-  kernels_.scale_rows(x, stride, static_cast<int>(inverse_.size()), num_cols,
-                      inverse_.data());
 }
 
 }  // namespace xcache

@@ -101,8 +101,17 @@ TEST_P(PackBitsTest, HadamardEqualsTheReference) {
       const std::vector<float> x =
           MakeValues(Values::kNormal, static_cast<size_t>(stride * rows), 6);
       std::vector<float> found = x, expected = x;
-      codec_kernels().hadamard(found.data(), stride, rows, cols);
-      codec_ref().hadamard(expected.data(), stride, rows, cols);
+      codec_kernels().hadamard(found.data(), stride, rows, cols, nullptr);
+      codec_ref().hadamard(expected.data(), stride, rows, cols, nullptr);
+      ASSERT_EQ(found, expected) << rows << " x " << cols;
+
+      const std::vector<float> factors =
+          MakeValues(Values::kNormal, static_cast<size_t>(rows), 7);
+      found = x;
+      codec_kernels().hadamard(found.data(), stride, rows, cols,
+                               factors.data());
+      codec_ref().scale_rows(expected.data(), stride, rows, cols,
+                             factors.data());
       ASSERT_EQ(found, expected) << rows << " x " << cols;
     }
   }
@@ -113,7 +122,7 @@ TEST_P(PackBitsTest, HadamardIsSylvesters) {
   for (int column = 0; column < 64; ++column) {
     std::vector<float> x(64 * 8, 0.0f);
     for (int c = 0; c < 8; ++c) x[static_cast<size_t>(column * 8 + c)] = 1.0f;
-    codec_kernels().hadamard(x.data(), 8, 64, 8);
+    codec_kernels().hadamard(x.data(), 8, 64, 8, nullptr);
     for (int row = 0; row < 64; ++row) {
       const float expected =
           __builtin_popcount(static_cast<unsigned>(row & column)) % 2 != 0
