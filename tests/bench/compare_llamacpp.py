@@ -6,11 +6,14 @@ Both run in turn, round after round, with the same number of threads, so that a
 machine whose speed drifts is fair to both; a figure is the median over rounds.
 llama.cpp runs through llama-cpp-python, built for this CPU into a venv of its
 own (made on first use), with flash attention on and off: the better one counts.
-XCache seals every full block with its default codec while it is timed.
+XCache seals every full block while it is timed. The first codec is the one that
+prefill and decode run with; each codec is resumed.
 
-  tests/bench/compare_llamacpp.py --model M [--rounds 3] [--json FILE]
+  tests/bench/compare_llamacpp.py --model M [--codec SPEC ...] [--rounds 3]
+                                  [--json FILE]
 """
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -99,13 +102,18 @@ def main():
     p.add_argument("--model", required=True, help="GGUF file")
     p.add_argument("--bench", default=os.path.join(
         ROOT, "build", "release", "bin", "xcache-bench"))
-    p.add_argument("--codec", default="", help="default: xcache-bench's own")
+    p.add_argument("--codec", action="append", metavar="SPEC",
+                   help="may be repeated; default: xquant-gqa:bits=4 and "
+                   "xquant-cl-gqa:bits=4")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--prefill", default="512,4096")
     p.add_argument("--depth", default="0,4096")
     p.add_argument("--decode", type=int, default=64)
     p.add_argument("--resume", default="1000,4000,7000")
+    p.add_argument("--profile-dir", default=os.path.join(ROOT, "build",
+                                                         "profiles"),
+                   help="where the codecs' profiles are kept")
     p.add_argument("--peer-venv", default=os.path.join(ROOT, "build", "peer"))
     p.add_argument("--json", help="write all figures there too")
     a = p.parse_args()
@@ -113,20 +121,22 @@ def main():
         sys.exit(f"{a.bench}: not built (cmake --build --preset release)")
 
     python = peer_python(a.peer_venv)
-    shared = ["--model", a.model, "--threads", str(a.threads), "--prefill",
-              a.prefill, "--depth", a.depth, "--decode", str(a.decode),
-              "--resume", a.resume]
-    ours = [a.bench, *shared, "--json"]
-    if a.codec:
-        ours += ["--codec", a.codec]
+    codecs = a.codec or ["xquant-gqa:bits=4", "xquant-cl-gqa:bits=4"]
+    common = ["--model", a.model, "--threads", str(a.threads), "--resume",
+              a.resume]
+    speed = ["--prefill", a.prefill, "--depth", a.depth, "--decode",
+             str(a.decode)]
+    peer_command = [python, f"{HERE}/llamacpp_peer.py", *common, *speed,
+                    "--flash-attention"]
+    contestants = [("fa-on", [*peer_command, "on"])]
+    for codec in codecs:
+        contestants.append((codec, [
+            a.bench, *common, *(speed if codec == codecs[0] else []), "--codec",
+            codec, "--profile-dir", a.profile_dir, "--json"]))
+    contestants.append(("fa-off", [*peer_command, "off"]))
     figures = Figures()
     for i in range(a.rounds):
-        for engine, command in (
-                ("fa-on", [python, f"{HERE}/llamacpp_peer.py", *shared,
-                           "--flash-attention", "on"]),
-                ("xcache", ours),
-                ("fa-off", [python, f"{HERE}/llamacpp_peer.py", *shared,
-                            "--flash-attention", "off"])):
+        for engine, command in contestants:
             print(f"round {i + 1} of {a.rounds}: {engine}", file=sys.stderr)
             collect(figures, run(command), engine)
 
@@ -135,15 +145,11 @@ def main():
         return best(v for v in both if v is not None)
 
     rows = []  # (what, ours, llama.cpp's, ratio: above 1 we win)
-    for n in a.prefill.split(","):
-        name = f"prefill {n}"
-        x, y = figures.median("xcache", name), peer(name, max)
-        rows.append((f"{name} tokens, tokens/s", x, y, x / y))
-    for n in a.depth.split(","):
-        name = f"decode at {n}"
-        x, y = figures.median("xcache", name), peer(name, max)
-        rows.append((f"{name} tokens, tokens/s", x, y, x / y))
-    for n in a.resume.split(","):
+    for name in ([f"prefill {n}" for n in a.prefill.split(",")] +
+                 [f"decode at {n}" for n in a.depth.split(",")]):
+        x, y = figures.median(codecs[0], name), peer(name, max)
+        rows.append((f"{codecs[0]}: {name} tokens, tokens/s", x, y, x / y))
+    for codec, n in itertools.product(codecs, a.resume.split(",")):
         recompute = peer(f"recompute_ms {n}", min)
         restore = peer(f"restore_ms {n}", min)
         for key, what, other, other_name in (
@@ -157,12 +163,12 @@ def main():
                 ("resume_disk_warm_ms", "resume from disk, warm", restore,
                  "slot restore"),
                 ("save_ms", "save", peer(f"save_ms {n}", min), "slot save")):
-            x = figures.median("xcache", f"{key} {n}")
-            rows.append((f"{what} of {n} tokens, ms (llama.cpp: {other_name})",
-                         x, other, other / x))
-        x = figures.median("xcache", f"page_bytes {n}")
+            x = figures.median(codec, f"{key} {n}")
+            rows.append((f"{codec}: {what} of {n} tokens, ms (llama.cpp: "
+                         f"{other_name})", x, other, other / x))
+        x = figures.median(codec, f"page_bytes {n}")
         y = peer(f"bytes {n}", min)
-        rows.append((f"stored bytes of {n} tokens", x, y, y / x))
+        rows.append((f"{codec}: stored bytes of {n} tokens", x, y, y / x))
 
     print(f"\n{machine()}; {a.threads} threads; medians of {a.rounds} rounds; "
           f"ratio above 1: XCache wins\n")
