@@ -8,7 +8,9 @@
 #include <string>
 #include <string_view>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/base/mutex.h"
 #include "engine/base/sha256.h"
 #include "engine/kernels/isa.h"
 #include "engine/model/model.h"
@@ -25,19 +27,31 @@ struct OpenedCodec {
   Digest cache_fp{};
 };
 
-// Not thread-safe.
+// Thread-safe. A profile that one thread makes is waited for by those that need
+// it, and by no other.
 class CodecOpener {
  public:
   CodecOpener(std::shared_ptr<const Model> model, std::string profile_dir,
               Isa isa);
   absl::StatusOr<OpenedCodec> Open(std::string_view spec,
                                    const ProgressFn& progress);
+  // Makes or loads the profile that `spec` needs.
+  absl::Status Prepare(std::string_view spec, const ProgressFn& progress);
 
  private:
+  // Null where `spec` needs none.
+  absl::StatusOr<std::shared_ptr<const Profile>> ProfileFor(
+      const CodecSpec& spec, const ProgressFn& progress);
+  std::shared_ptr<const Profile> Known(ProfileKind kind) const;
+
   const std::shared_ptr<const Model> model_;
   const std::string profile_dir_;
   const Isa isa_;
-  std::map<ProfileKind, std::shared_ptr<const Profile>> profiles_;
+
+  Mutex making_;  // held while a profile is made; before mu_
+  mutable Mutex mu_;
+  std::map<ProfileKind, std::shared_ptr<const Profile>> profiles_
+      XC_GUARDED_BY(mu_);
 };
 
 }  // namespace xcache

@@ -30,6 +30,10 @@ class CpuEngine final : public Engine {
       std::string profile_dir, const ProgressFn& progress);
 
   const ModelInfo& info() const override { return info_; }
+  absl::Status PrepareCodec(std::string_view spec,
+                            const ProgressFn& progress) override {
+    return opener_.Prepare(spec, progress);
+  }
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
   size_t kv_block_bytes() const override { return arena_->block_bytes(); }

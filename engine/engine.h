@@ -128,6 +128,12 @@ class Engine {
 
   virtual const ModelInfo& info() const = 0;
 
+  // What takes long in OpenCodec, done beforehand: makes or loads the profile.
+  // From any thread, also while the engine works. Errors: OpenCodec's.
+  virtual absl::Status PrepareCodec(std::string_view /*spec*/,
+                                    const ProgressFn& /*progress*/) {
+    return absl::OkStatus();
+  }
   // Parses `spec` ("xquant-gqa:bits=4"; see `CodecNames` in
   // engine/xcache/codec.h), makes or loads its profile, and returns the handle;
   // the same handle for equal canonical specs. INVALID_ARGUMENT names what is

@@ -49,6 +49,10 @@ class DeviceEngine final : public Engine {
       const DeviceEngineOptions& options, const ProgressFn& progress);
 
   const ModelInfo& info() const override { return info_; }
+  absl::Status PrepareCodec(std::string_view spec,
+                            const ProgressFn& progress) override {
+    return opener_.Prepare(spec, progress);
+  }
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
   // An upper bound where blocks are kept as payloads.

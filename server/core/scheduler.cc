@@ -148,6 +148,7 @@ bool Scheduler::Run(std::function<void()> work) {
 
 absl::StatusOr<const CodecHandle*> Scheduler::OpenCodec(std::string_view spec) {
   if (const CodecHandle* handle = codecs_.Find(spec)) return handle;
+  XC_RETURN_IF_ERROR(engine_.PrepareCodec(spec, {}));
   absl::StatusOr<const CodecHandle*> handle =
       absl::UnavailableError("the server is shutting down");
   Run([&] { handle = codecs_.Open(engine_, spec, {}); });

@@ -192,6 +192,11 @@ absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
     }
     job.tokens.assign(record.tokens.begin(), record.tokens.end());
     job.codec_spec = record.codec;
+    if (codecs_.Find(record.codec) == nullptr) {
+      // Here, so that nobody else waits for it. What is wrong with the codec
+      // shows when the turn is admitted.
+      deps_.engine->PrepareCodec(record.codec, {}).IgnoreError();
+    }
   } else if (turn.expected_turn.has_value()) {
     return absl::InvalidArgumentError("expected_turn needs a session");
   }
