@@ -67,7 +67,9 @@ TEST_F(ServerCodecTest, SessionsOfDifferentCodecsLiveSideBySide) {
       {"lossless", "lossless"},
       {"compact", "compact"},
       {"spec", "xquant-gqa:bits=3"},
-      {"mha-form", "xquant:bits=8"}};
+      {"mha-form", "xquant:bits=8"},
+      {"mha-cross-layer", "xquant-cl:bits=3"},
+      {"baseline", "kivi:bits=4"}};
   const v1::ChatRequest more = Turn("", "go on", 24);
   std::map<std::string, Answer> expected;
   std::map<std::string, std::string> codecs;
