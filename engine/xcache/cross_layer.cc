@@ -28,7 +28,11 @@ uint8_t ScaleCode(float a) {
 float Dot(const float* a, const float* b, size_t n) {
   constexpr size_t kLanes = 16;
   std::array<float, kLanes> sums{};
-  for (size_t i = 0; i < n; ++i) sums[i % kLanes] += a[i] * b[i];
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (size_t l = 0; l < kLanes; ++l) sums[l] += a[i + l] * b[i + l];
+  }
+  for (size_t l = 0; i + l < n; ++l) sums[l] += a[i + l] * b[i + l];
   float sum = 0.0f;
   for (float s : sums) sum += s;
   return sum;
@@ -68,12 +72,15 @@ class CrossLayer final : public Codec {
     return SealRemat(rows, first_row, payload, nullptr, nullptr);
   }
 
+  // Rows depend on each other only in the quantizer. So a layer takes two
+  // rounds: in the first, over rows, the layer before comes back and this one's
+  // latent is made; in the second this one is quantized, beside `sink`.
   absl::Status SealRemat(const std::function<LayerRows(int layer)>& rows,
                          int first_row, std::span<uint8_t> payload,
                          const RematSink& sink,
                          const ParallelForFn& parallel) const override {
     XC_RETURN_IF_ERROR(CheckSize(payload.size()));
-    Block block(*this, first_row, parallel);
+    Block block(*this, first_row, sink != nullptr);
     std::vector<float> difference(kBlockTokens * d());
     std::vector<float> previous_rms(kBlockTokens);
     uint8_t* out = payload.data();
@@ -82,27 +89,47 @@ class CrossLayer final : public Codec {
       const LayerRows in = rows(static_cast<int>(i));
       XC_RETURN_IF_ERROR(CheckRows("X", in.unit_x, shape_.d_model, first_row,
                                    static_cast<int>(i), all_finite_));
-      ChooseScales(i, in, previous_rms, block, out);
-      Predict(i, out, block);
+      std::fill_n(out, scale_bytes(i) == 0 ? 0 : first_row, uint8_t{0});
+      ForRows(first_row, parallel, [&](int first, int last) {
+        if (i > 0) Advance(i - 1, first, last, block);
+        ChooseScales(i, in, previous_rms, first, last, block, out);
+        Predict(i, out, first, last, block);
+        for (size_t e = At(first); e < At(last); ++e) {
+          difference[e] = in.unit_x[e] - block.x[e];
+        }
+        if (layer.to_latent) {
+          ProjectRows(kernels_, difference.data(), *layer.to_latent, first,
+                      last, block.latent.data());
+        }
+      });
       out += scale_bytes(i);
-      for (size_t e = block.begin(); e < difference.size(); ++e) {
-        difference[e] = in.unit_x[e] - block.x[e];
+      absl::Status decoded;
+      const auto quantize = [&] {
+        layer.coder->Encode(
+            layer.to_latent ? block.latent.data() : difference.data(),
+            first_row, out);
+        decoded = layer.coder->Decode(out, block.latent.data());
+      };
+      if (parallel && sink && i > 0) {
+        parallel(2, [&](int64_t task) {
+          if (task == 0) return quantize();
+          Emit(i - 1, block, sink);
+        });
+      } else {
+        if (sink && i > 0) Emit(i - 1, block, sink);
+        quantize();
       }
-      const float* latent = difference.data();
-      if (layer.to_latent) {
-        ProjectRows(kernels_,
-                    RowProduct{latent, &*layer.to_latent, block.latent.data()},
-                    first_row, parallel);
-        latent = block.latent.data();
-      }
-      layer.coder->Encode(latent, first_row, out);
-      XC_RETURN_IF_ERROR(Advance(layer, out, block));
+      XC_RETURN_IF_ERROR(decoded);
       out += layer.coder->bytes();
-      if (sink) Emit(i, block, sink);
       if (in.rms != nullptr) {
         std::copy_n(in.rms, kBlockTokens, previous_rms.begin());
       }
     }
+    const size_t last_layer = layers_.size() - 1;
+    ForRows(first_row, parallel, [&](int first, int last) {
+      Advance(last_layer, first, last, block);
+    });
+    if (sink) Emit(last_layer, block, sink);
     return CheckSum(block);
   }
 
@@ -111,13 +138,14 @@ class CrossLayer final : public Codec {
                            const RematSink& sink) const override {
     XC_RETURN_IF_ERROR(CheckRange(range));
     XC_RETURN_IF_ERROR(CheckSize(payload.size()));
-    Block block(*this, first_row, nullptr);
+    Block block(*this, first_row, true);
     const uint8_t* in = payload.data();
     for (size_t i = 0; i < layers_.size(); ++i) {
-      Predict(i, in, block);
+      Predict(i, in, first_row, kBlockTokens, block);
       in += scale_bytes(i);
-      XC_RETURN_IF_ERROR(Advance(layers_[i], in, block));
+      XC_RETURN_IF_ERROR(layers_[i].coder->Decode(in, block.latent.data()));
       in += layers_[i].coder->bytes();
+      Advance(i, first_row, kBlockTokens, block);
       Emit(i, block, sink);
     }
     return CheckSum(block);
@@ -126,26 +154,37 @@ class CrossLayer final : public Codec {
  private:
   // A block on its way through the layers.
   struct Block {
-    Block(const CrossLayer& codec, int first, ParallelForFn spread)
+    Block(const CrossLayer& codec, int first, bool wants_kv)
         : first_row(first),
-          parallel(std::move(spread)),
-          d(codec.d()),
-          x(kBlockTokens * d),
+          emits(wants_kv),
+          x(codec.At(kBlockTokens)),
           latent(x.size()),
           keys(kBlockTokens * static_cast<size_t>(codec.shape_.kv_dim)),
           values(keys.size()) {}
-    // Where the first row that counts starts in x.
-    size_t begin() const { return static_cast<size_t>(first_row) * d; }
 
     const int first_row;
-    const ParallelForFn parallel;
-    const size_t d;
-    std::vector<float> x;             // [64, d] X^
+    const bool emits;
+    std::vector<float> x;             // [64, d] X^, or P
     std::vector<float> latent;        // [64, m], m at most d
     std::vector<float> keys, values;  // [64, k]
   };
 
+  // Calls fn(first, last) for rows [first_row, 64), in parts where they can be
+  // worked on at once. A part is two row tiles of the products.
+  template <typename Fn>
+  void ForRows(int first_row, const ParallelForFn& parallel,
+               const Fn& fn) const {
+    if (!parallel) return fn(first_row, kBlockTokens);
+    const int rows = 2 * kernels_.float_row_tile;
+    parallel((kBlockTokens - first_row + rows - 1) / rows, [&](int64_t part) {
+      const int first = first_row + static_cast<int>(part) * rows;
+      fn(first, std::min(first + rows, kBlockTokens));
+    });
+  }
+
   size_t d() const { return static_cast<size_t>(shape_.d_model); }
+  // Where a row starts in a matrix [64, d].
+  size_t At(int row) const { return static_cast<size_t>(row) * d(); }
 
   bool predicted(size_t layer) const {
     return layer > 0 && !layers_[layer].direct;
@@ -172,70 +211,65 @@ class CrossLayer final : public Codec {
   // X^ of crafted scales may have grown beyond FP32; no later layer makes it
   // finite again.
   absl::Status CheckSum(const Block& block) const {
-    if (all_finite_(block.x.data() + block.begin(),
-                    static_cast<int64_t>(block.x.size() - block.begin()))) {
+    const size_t begin = At(block.first_row);
+    if (all_finite_(block.x.data() + begin,
+                    static_cast<int64_t>(block.x.size() - begin))) {
       return absl::OkStatus();
     }
     return absl::InvalidArgumentError("payload: the layers' sum is not finite");
   }
 
   void ChooseScales(size_t i, const LayerRows& in,
-                    const std::vector<float>& previous_rms, const Block& block,
-                    uint8_t* codes) const {
+                    const std::vector<float>& previous_rms, int first, int last,
+                    const Block& block, uint8_t* codes) const {
     if (scale_bytes(i) == 0) return;
-    std::fill_n(codes, block.first_row, uint8_t{0});
-    for (size_t row = static_cast<size_t>(block.first_row); row < kBlockTokens;
-         ++row) {
+    for (int r = first; r < last; ++r) {
+      const auto row = static_cast<size_t>(r);
       float a;
       if (prediction_ == Prediction::kResidual) {
         a = previous_rms[row] / in.rms[row];
       } else {
-        const float* known = block.x.data() + row * d();
-        a = Dot(in.unit_x + row * d(), known, d()) / Dot(known, known, d());
+        const float* known = block.x.data() + At(r);
+        a = Dot(in.unit_x + At(r), known, d()) / Dot(known, known, d());
       }
       codes[row] = ScaleCode(a);
     }
   }
 
   // X^ to P.
-  void Predict(size_t i, const uint8_t* codes, Block& block) const {
+  void Predict(size_t i, const uint8_t* codes, int first, int last,
+               Block& block) const {
     if (!predicted(i)) {
-      std::fill(block.x.begin(), block.x.end(), 0.0f);
+      std::fill(block.x.data() + At(first), block.x.data() + At(last), 0.0f);
       return;
     }
     if (scale_bytes(i) == 0) return;
-    for (size_t row = static_cast<size_t>(block.first_row); row < kBlockTokens;
-         ++row) {
+    for (int row = first; row < last; ++row) {
       const float a = ScaleOf(codes[row]);
-      float* values = block.x.data() + row * d();
-      for (size_t e = 0; e < d(); ++e) values[e] *= a;
+      for (size_t e = At(row); e < At(row + 1); ++e) block.x[e] *= a;
     }
   }
 
-  // P to X^ of the next layer: adds what `in` gives back.
-  absl::Status Advance(const CrossLayerLayer& layer, const uint8_t* in,
-                       Block& block) const {
-    XC_RETURN_IF_ERROR(layer.coder->Decode(in, block.latent.data()));
-    if (layer.from_latent) {
-      ProjectRows(kernels_,
-                  RowProduct{block.latent.data(), &*layer.from_latent,
-                             block.x.data(), Epilogue::kAdd},
-                  block.first_row, block.parallel);
-      return absl::OkStatus();
-    }
-    for (size_t e = block.begin(); e < block.x.size(); ++e) {
-      block.x[e] += block.latent[e];
-    }
-    return absl::OkStatus();
-  }
-
-  // X^ to K and V.
-  void Emit(size_t i, Block& block, const RematSink& sink) const {
+  // P to X^ of layer i, by the latent that came back, and X^ to K and V where
+  // they are wanted.
+  void Advance(size_t i, int first, int last, Block& block) const {
     const CrossLayerLayer& layer = layers_[i];
-    const RowProduct products[] = {
-        {block.x.data(), &layer.wk, block.keys.data()},
-        {block.x.data(), &layer.wv, block.values.data()}};
-    ProjectRows(kernels_, products, block.first_row, block.parallel);
+    if (layer.from_latent) {
+      ProjectRows(kernels_, block.latent.data(), *layer.from_latent, first,
+                  last, block.x.data(), Epilogue::kAdd);
+    } else {
+      for (size_t e = At(first); e < At(last); ++e) {
+        block.x[e] += block.latent[e];
+      }
+    }
+    if (!block.emits) return;
+    ProjectRows(kernels_, block.x.data(), layer.wk, first, last,
+                block.keys.data());
+    ProjectRows(kernels_, block.x.data(), layer.wv, first, last,
+                block.values.data());
+  }
+
+  void Emit(size_t i, Block& block, const RematSink& sink) const {
     RematRows out;
     out.k_pre = block.keys.data();
     out.v_pre = block.values.data();

@@ -76,8 +76,10 @@ class Xquant final : public Codec {
     for (int i = range.begin; i < range.end; ++i) {
       XC_RETURN_IF_ERROR(coder_.Decode(in, x.data()));
       const Layer& layer = layers_[static_cast<size_t>(i)];
-      ProjectRows(kernels_, x.data(), layer.wk, first_row, keys.data());
-      ProjectRows(kernels_, x.data(), layer.wv, first_row, values.data());
+      ProjectRows(kernels_, x.data(), layer.wk, first_row, kBlockTokens,
+                  keys.data());
+      ProjectRows(kernels_, x.data(), layer.wv, first_row, kBlockTokens,
+                  values.data());
       RematRows out;
       out.k_pre = keys.data();
       out.v_pre = values.data();

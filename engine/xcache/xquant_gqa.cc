@@ -78,7 +78,7 @@ class XquantGqa final : public Codec {
       XC_RETURN_IF_ERROR(
           CheckRows("V", in.v_pre, kv_dim_, first_row, i, all_finite_));
       ProjectRows(kernels_, in.k_pre, layer.to_latent, first_row,
-                  latent.data());
+                  kBlockTokens, latent.data());
       uint8_t* out = payload.data() + layer.payload_at;
       layer.k_coder->Encode(latent.data(), first_row, out);
       v_coder_.Encode(in.v_pre, first_row, out + layer.k_coder->bytes());
@@ -98,7 +98,7 @@ class XquantGqa final : public Codec {
       const uint8_t* in = payload.data() + layer.payload_at;
       XC_RETURN_IF_ERROR(layer.k_coder->Decode(in, latent.data()));
       ProjectRows(kernels_, latent.data(), layer.from_latent, first_row,
-                  k.data());
+                  kBlockTokens, k.data());
       XC_RETURN_IF_ERROR(
           v_coder_.Decode(in + layer.k_coder->bytes(), v.data()));
       RematRows out;
