@@ -344,6 +344,10 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "On a GPU: resume keeps K and V, step keeps codes and makes K and V "
          "in each step; auto is resume")
       ->check(CLI::IsMember({"auto", "resume", "step"}));
+  option("--restore", "XCACHE_RESTORE", config.restore,
+         "Whether known pages are rematerialized (always), their tokens "
+         "computed again (never), or what is measured to be faster (auto)")
+      ->check(CLI::IsMember({"auto", "always", "never"}));
   option("--threads", "XCACHE_THREADS", config.num_threads,
          "Threads of the forward pass; 0: one for each CPU")
       ->check(CLI::Range(0, 1024));

@@ -190,6 +190,11 @@ class ServerAppImpl final : public ServerApp {
     options.max_queue_requests = config_.max_queue_requests;
     options.max_queue_tokens = config_.max_queue_tokens;
     options.default_ttl = config_.session_ttl;
+    if (config_.restore != "auto") {
+      options.restore = config_.restore == "always"
+                            ? ServerCoreOptions::Restore::kAlways
+                            : ServerCoreOptions::Restore::kNever;
+    }
     XC_ASSIGN_OR_RETURN(core_, ServerCore::Create(deps, options, progress));
     return absl::OkStatus();
   }

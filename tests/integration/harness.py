@@ -132,6 +132,8 @@ class Server:
         if store is not None:
             store = self.folder / store
         words += ["--store-dir", str(store) if store is not None else "none"]
+        # What is faster is not for a test to depend on.
+        words += ["--restore", "always"]
         words += [str(flag) for flag in flags]
         self.log_start = (self.log_file.stat().st_size
                           if self.log_file.exists() else 0)

@@ -84,6 +84,32 @@ TEST_F(ServerAppTest, ARestartedServerGoesOnBitForBit) {
             0u);
 }
 
+TEST_F(ServerAppTest, RestoredOrComputedAgainTheAnswerIsTheSame) {
+  config_.restore = "always";
+  Start();
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Chat(Turn("s", LongText(400))).status.ok());
+  v1::ForkSessionRequest fork;
+  fork.set_id("s");
+  fork.set_new_id("t");
+  v1::Session session;
+  ASSERT_TRUE(sessions_->ForkSession(Context().get(), fork, &session).ok());
+  Stop();
+  Start();
+  const Answer restored = Chat(Turn("s", "go on", 64));
+  Stop();
+  config_.restore = "never";
+  Start();
+  const Answer computed = Chat(Turn("t", "go on", 64));
+  ASSERT_TRUE(restored.status.ok()) << restored.status.error_message();
+  ASSERT_TRUE(computed.status.ok()) << computed.status.error_message();
+  EXPECT_GE(restored.final.reused().disk(), 64u);
+  EXPECT_EQ(computed.final.reused().disk(), 0u);
+  EXPECT_EQ(computed.final.prefilled_tokens(), computed.final.prompt_tokens());
+  EXPECT_EQ(restored.tokens, computed.tokens);
+  EXPECT_EQ(restored.logprobs, computed.logprobs);
+}
+
 TEST_F(ServerAppTest, ARetryIsNeverAppliedTwice) {
   Start();
   ASSERT_TRUE(CreateSession("s").ok());

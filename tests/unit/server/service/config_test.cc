@@ -150,6 +150,14 @@ TEST_F(ConfigTest, ACodecIsNamedByItselfOrByQuality) {
       HasSubstr("give one of them, not --codec kv-fp16"));
 }
 
+TEST_F(ConfigTest, RestoreIsOneOfThree) {
+  EXPECT_EQ(Parse({"--model", "m"})->config.restore, "auto");
+  EXPECT_EQ(Parse({"--model", "m", "--restore", "never"})->config.restore,
+            "never");
+  EXPECT_THAT(Error({"--model", "m", "--restore", "some"}),
+              HasSubstr("--restore"));
+}
+
 TEST_F(ConfigTest, StoreNoneIsMemoryOnly) {
   const auto parsed = Parse({"--model", "m", "--store-dir", "none"});
   ASSERT_TRUE(parsed.ok());
