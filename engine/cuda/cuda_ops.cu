@@ -87,6 +87,10 @@ __global__ void __launch_bounds__(kThreads)
   TransposePiece(block, args, BlockIndex() / pieces, BlockIndex() % pieces,
                  shared);
 }
+__global__ void __launch_bounds__(kThreads) GatherKernel(GatherArgs args) {
+  DeviceBlock block;
+  GatherRow(block, args, BlockIndex());
+}
 constexpr int kProductRowParts = kBlockTokens / kProductRows;
 __global__ void __launch_bounds__(kThreads)
     ExactProductKernel(ExactProductArgs args) {
@@ -266,6 +270,12 @@ class CudaOps final : public DeviceOps {
     if (!Ready(blocks)) return;
     TransposeKernel<<<blocks, kThreads, 0, compute()>>>(args);
     CheckLaunch("transpose");
+  }
+  void Gather(const GatherArgs& args) override {
+    if (!Ready(args.num_blocks)) return;
+    GatherKernel<<<args.num_blocks * kBlockTokens, kThreads, 0, compute()>>>(
+        args);
+    CheckLaunch("gather");
   }
   void ExactProduct(const ExactProductArgs& args) override {
     const int parts = (args.width + kThreads - 1) / kThreads;

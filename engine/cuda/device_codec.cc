@@ -18,6 +18,7 @@ struct Entry {
 };
 
 constexpr std::array kDeviceCodecs = {
+    Entry{"kivi", &MakeDeviceKivi},
     Entry{"kv-fp16", &MakeDeviceKvFp16},
     Entry{"xquant", &MakeDeviceXquant},
     Entry{"xquant-gqa", &MakeDeviceXquantGqa},

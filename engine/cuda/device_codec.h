@@ -90,6 +90,8 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceCodec(
     const DeviceCodecSources& sources);
 
 // Each of these is one codec's.
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceKivi(
+    const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceKvFp16(
     const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(

@@ -19,7 +19,7 @@
 namespace xcache::cuda {
 
 // Changed with every change of this header: plugin and engine must agree.
-inline constexpr int kDeviceOpsVersion = 1;
+inline constexpr int kDeviceOpsVersion = 2;
 
 enum class StreamId : int { kCompute, kCopy };
 inline constexpr int kNumStreams = 2;
@@ -242,6 +242,15 @@ struct TransposeArgs {
   int num_channels = 0;
   bool rotate = false;
 };
+// The rows as they are, [64, width] of each block; the sinks' are 0.
+struct GatherArgs {
+  const SealSource* sources = nullptr;
+  int64_t layer_offset = 0;
+  float* out = nullptr;  // [num_blocks * 64, width]
+  int32_t* invalid = nullptr;
+  int num_blocks = 0;
+  int width = 0;
+};
 // out = rows w^T in FP32, one sum over k in order by fused multiply-adds.
 struct ExactProductArgs {
   const SealSource* sources = nullptr;
@@ -322,6 +331,7 @@ class DeviceOps {
                               const DecodeArgs& args) = 0;
   virtual void StoreFinal(const StoreFinalArgs& args) = 0;
   virtual void Transpose(const TransposeArgs& args) = 0;
+  virtual void Gather(const GatherArgs& args) = 0;
   virtual void ExactProduct(const ExactProductArgs& args) = 0;
   virtual void Quantize(const QuantizeArgs& args) = 0;
 };

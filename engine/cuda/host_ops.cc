@@ -171,6 +171,10 @@ class HostOps final : public DeviceOps {
       TransposePiece(block, args, i / pieces, i % pieces, shared.data());
     });
   }
+  void Gather(const GatherArgs& args) override {
+    Rows(args.num_blocks * kBlockTokens,
+         [args](HostBlock& block, int row) { GatherRow(block, args, row); });
+  }
   void ExactProduct(const ExactProductArgs& args) override {
     const int parts = (args.width + kThreads - 1) / kThreads;
     constexpr int kRowParts8 = kBlockTokens / kProductRows;

@@ -233,6 +233,24 @@ XC_HOST_DEVICE void TransposePiece(Block& block, const TransposeArgs& args,
   });
 }
 
+// One row of one block.
+template <typename Block>
+XC_HOST_DEVICE void GatherRow(Block& block, const GatherArgs& args, int row) {
+  const int index = row / kBlockTokens;
+  const int token = row % kBlockTokens;
+  const SealSource& source = args.sources[index];
+  const float* from = source.rows + args.layer_offset +
+                      static_cast<int64_t>(token) * args.width;
+  float* to = args.out + static_cast<int64_t>(row) * args.width;
+  block.ForThreads([&](int thread) {
+    for (int i = thread; i < args.width; i += kThreads) {
+      const float value = token < source.first_row ? 0.0f : from[i];
+      if (!IsFinite(value)) args.invalid[index] = 1;
+      to[i] = value;
+    }
+  });
+}
+
 // out[row, n] = fma over k in order of x[row, k] w[n, k]: the CPU's bits. Eight
 // rows and kThreads columns of one block. `shared`: 8 * kProductDepth floats.
 inline constexpr int kProductRows = 8;

@@ -253,7 +253,7 @@ TEST(DeviceEngineTest, SealsTheBytesThatTheCpusCodecSeals) {
     const auto device = MakeDeviceEngine(model, scattered, {});
     ASSERT_TRUE(host.ok() && device.ok());
     std::vector<std::string> specs = CodecSpecsUnderTest();
-    for (const char* name : {"xquant", "xquant-gqa"}) {
+    for (const char* name : {"xquant", "xquant-gqa", "kivi"}) {
       for (const char* more :
            {":preset=plain", ":bits=2,group=16", ":bits=8,group=128",
             ":scales=fp16,rotate=off", ":clip=minmax,group=32"}) {
