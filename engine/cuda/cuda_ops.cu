@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "engine/cuda/attention_kernels.h"
+#include "engine/cuda/cross_layer_kernels.h"
 #include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/device_ops.h"
 #include "engine/cuda/quantize_kernels.h"
@@ -71,6 +72,16 @@ __global__ void __launch_bounds__(kThreads)
   DeviceBlock block;
   DecodeChannelPart(block, matrix, args, BlockIndex() / parts / kOctets,
                     BlockIndex() / parts % kOctets, BlockIndex() % parts);
+}
+__global__ void __launch_bounds__(kThreads)
+    ScaleSumsKernel(ScaleSumsArgs args) {
+  DeviceBlock block;
+  ScaleSumsRow(block, args, BlockIndex());
+}
+__global__ void __launch_bounds__(kThreads)
+    RoundSumsKernel(RoundSumsArgs args) {
+  DeviceBlock block;
+  RoundSumsRow(block, args, BlockIndex());
 }
 __global__ void __launch_bounds__(kThreads)
     StoreFinalKernel(StoreFinalArgs args) {
@@ -259,6 +270,18 @@ class CudaOps final : public DeviceOps {
     DecodeChannelsKernel<<<blocks, kThreads, 0, compute()>>>(matrix, args);
     CheckLaunch("decode_channels");
   }
+  void ScaleSums(const ScaleSumsArgs& args) override {
+    const int rows = args.num_blocks * kBlockTokens;
+    if (!Ready(rows)) return;
+    ScaleSumsKernel<<<rows, kThreads, 0, compute()>>>(args);
+    CheckLaunch("scale_sums");
+  }
+  void RoundSums(const RoundSumsArgs& args) override {
+    const int rows = args.num_blocks * kBlockTokens;
+    if (!Ready(rows)) return;
+    RoundSumsKernel<<<rows, kThreads, 0, compute()>>>(args);
+    CheckLaunch("round_sums");
+  }
   void StoreFinal(const StoreFinalArgs& args) override {
     const int blocks = args.num_blocks * args.layout.n_kv_heads;
     if (!Ready(blocks)) return;
@@ -272,9 +295,9 @@ class CudaOps final : public DeviceOps {
     CheckLaunch("transpose");
   }
   void Gather(const GatherArgs& args) override {
-    if (!Ready(args.num_blocks)) return;
-    GatherKernel<<<args.num_blocks * kBlockTokens, kThreads, 0, compute()>>>(
-        args);
+    const int rows = args.num_blocks * kBlockTokens;
+    if (!Ready(rows)) return;
+    GatherKernel<<<rows, kThreads, 0, compute()>>>(args);
     CheckLaunch("gather");
   }
   void ExactProduct(const ExactProductArgs& args) override {

@@ -15,12 +15,13 @@
 
 #include "absl/status/statusor.h"
 #include "engine/base/thread_pool.h"
+#include "engine/cuda/device_memory.h"
 #include "engine/cuda/device_ops.h"
 #include "engine/kernels/quantize_groups.h"
 #include "engine/model/model.h"
 #include "engine/xcache/codec.h"
-#include "engine/xcache/tile_coder.h"
 #include "engine/xcache/profile.h"
+#include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
 
@@ -35,6 +36,7 @@ struct RematBatch {
 struct RematScratch {
   uint16_t* latent = nullptr;  // [rows, latent_width()]
   float* kv = nullptr;         // [rows, 2 kv_dim]
+  float* sums = nullptr;       // [rows, sums_width()]
 };
 // K and V before biases and RoPE. Null: the codec has written the tiles itself.
 struct PreRows {
@@ -63,6 +65,10 @@ class DeviceCodec {
   virtual ~DeviceCodec() = default;
   // FP16 elements a row that it needs of the scratch.
   virtual int latent_width() const = 0;
+  // FP32 elements a row that it keeps in the scratch from a layer to the next.
+  // 0: its layers stand for themselves. Else the layers of a batch are enqueued
+  // in order, all of them, before those of another batch.
+  virtual int sums_width() const { return 0; }
   // Enqueues the work for one layer.
   virtual PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
                         const RematScratch& scratch) const = 0;
@@ -96,6 +102,10 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceKvFp16(
     const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
     const DeviceCodecSources& sources);
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantCl(
+    const DeviceCodecSources& sources);
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantClGqa(
+    const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantGqa(
     const DeviceCodecSources& sources);
 
@@ -114,6 +124,11 @@ class SpecOptions {
   std::map<std::string, std::string> left_;
   bool missing_ = false;
 };
+
+// [W_k; W_v] of each layer as the CPU's codecs have them: FP16 with the norm's
+// gain folded in, [layers, 2 kv_dim, d].
+absl::Status UploadProjections(const DeviceCodecSources& sources,
+                               DeviceMemory& to);
 
 // Bytes of a matrix with scales per token, as its payload has it.
 size_t TokenMatrixBytes(const TokenMatrix& matrix);

@@ -212,6 +212,27 @@ struct DecodeArgs {
   int64_t out_stride = 0;
   int32_t* invalid = nullptr;  // [num_blocks]
   int num_blocks = 0;
+  bool add = false;  // to what is in `out`
+};
+
+// Sums of cross-layer codecs: rows that grow from layer to layer, 64 of each
+// block. A row times its byte of the payload / 128, the 64 bytes at `offset`.
+struct ScaleSumsArgs {
+  const uint8_t* const* payloads = nullptr;  // [num_blocks]
+  int64_t offset = 0;
+  float* sums = nullptr;  // [num_blocks * 64, width]
+  int num_blocks = 0;
+  int width = 0;
+};
+// The sums as FP16. One that is not finite, in a row that counts, sets
+// invalid[block] to 1.
+struct RoundSumsArgs {
+  const float* sums = nullptr;
+  const BlockTarget* blocks = nullptr;  // [num_blocks]
+  uint16_t* out = nullptr;              // [num_blocks * 64, width]
+  int32_t* invalid = nullptr;
+  int num_blocks = 0;
+  int width = 0;
 };
 
 // kv-fp16: rows [64, kv_dim] of K and V into tiles.
@@ -329,6 +350,8 @@ class DeviceOps {
                             const DecodeArgs& args) = 0;
   virtual void DecodeChannels(const ChannelMatrix& matrix,
                               const DecodeArgs& args) = 0;
+  virtual void ScaleSums(const ScaleSumsArgs& args) = 0;
+  virtual void RoundSums(const RoundSumsArgs& args) = 0;
   virtual void StoreFinal(const StoreFinalArgs& args) = 0;
   virtual void Transpose(const TransposeArgs& args) = 0;
   virtual void Gather(const GatherArgs& args) = 0;

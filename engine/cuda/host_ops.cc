@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/cuda/attention_kernels.h"
+#include "engine/cuda/cross_layer_kernels.h"
 #include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/quantize_kernels.h"
 #include "engine/cuda/row_kernels.h"
@@ -156,6 +157,14 @@ class HostOps final : public DeviceOps {
            DecodeChannelPart(block, m, args, i / parts / kOctets,
                              i / parts % kOctets, i % parts);
          });
+  }
+  void ScaleSums(const ScaleSumsArgs& args) override {
+    Rows(args.num_blocks * kBlockTokens,
+         [args](HostBlock& block, int row) { ScaleSumsRow(block, args, row); });
+  }
+  void RoundSums(const RoundSumsArgs& args) override {
+    Rows(args.num_blocks * kBlockTokens,
+         [args](HostBlock& block, int row) { RoundSumsRow(block, args, row); });
   }
   void StoreFinal(const StoreFinalArgs& args) override {
     const int heads = args.layout.n_kv_heads;

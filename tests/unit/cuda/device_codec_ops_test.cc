@@ -319,6 +319,54 @@ TEST_P(DeviceCodecOpsTest, WhatIsNotFiniteIsReportedButForSinks) {
   EXPECT_EQ(invalid_product.ToHost(), expected);
 }
 
+TEST_P(DeviceCodecOpsTest, SumsAreScaledAndRounded) {
+  const int width = 136;
+  const auto n = static_cast<size_t>(kBlockTokens * width);
+  std::vector<float> x = Random(2 * n, 3.0f);
+  std::vector<uint8_t> payload(7 + kBlockTokens);
+  for (uint8_t& byte : payload) byte = static_cast<uint8_t>(rng_());
+  Array<float> sums(*ops_, x);
+  Array<uint8_t> first(*ops_, std::vector<uint8_t>(payload.size(), 128)),
+      second(*ops_, payload);
+  Array<const uint8_t*> table(*ops_, {first.get(), second.get()});
+  ScaleSumsArgs scale;
+  scale.payloads = table.get();
+  scale.offset = 7;
+  scale.sums = sums.get();
+  scale.num_blocks = 2;
+  scale.width = width;
+  ops_->ScaleSums(scale);
+  for (size_t i = n; i < 2 * n; ++i) {
+    const size_t token = (i - n) / static_cast<size_t>(width);
+    x[i] *= static_cast<float>(payload[7 + token]) / 128.0f;
+  }
+  EXPECT_EQ(sums.ToHost(), x);
+
+  x[3 * width] = FloatOf(0x7f800000u);  // a sink's
+  x[n + 4] = 70000.0f;                  // finite, though not in FP16
+  std::vector<BlockTarget> targets(2);
+  targets[0].first_row = kSinkTokens;
+  Array<BlockTarget> blocks(*ops_, targets);
+  Array<uint16_t> out(*ops_, std::vector<uint16_t>(2 * n));
+  Array<int32_t> invalid(*ops_, {0, 0});
+  std::vector<uint16_t> expected(2 * n);
+  RoundSumsArgs round;
+  round.blocks = blocks.get();
+  round.out = out.get();
+  round.invalid = invalid.get();
+  round.num_blocks = 2;
+  round.width = width;
+  for (const bool overflow : {false, true}) {
+    if (overflow) x[2 * n - 1] = FloatOf(0xff800000u);
+    Array<float> rows(*ops_, x);
+    round.sums = rows.get();
+    ops_->RoundSums(round);
+    kernels_.to_f16(x.data(), static_cast<int64_t>(2 * n), expected.data());
+    EXPECT_EQ(out.ToHost(), expected);
+    EXPECT_EQ(invalid.ToHost(), (std::vector<int32_t>{0, overflow ? 1 : 0}));
+  }
+}
+
 TEST_P(DeviceCodecOpsTest, ExactProductsAreTheCpusBits) {
   for (int width : {16, 96, 130, 256, 300}) {
     const auto k = static_cast<size_t>(width);

@@ -18,6 +18,7 @@
 
 #include "engine/base/thread_pool.h"
 #include "engine/codec_opener.h"
+#include "engine/xcache/block_coder.h"
 #include "gtest/gtest.h"
 #include "tests/support/tiny_model.h"
 #include "tests/unit/cuda/device_ops_fixture.h"
@@ -192,6 +193,7 @@ class DeviceCodecTest : public DeviceOpsTest {
 
   struct LayerOut {
     std::vector<float> k, v;  // [64, kv_dim]
+    std::vector<float> sums;  // [64, sums_width()]
   };
   // For each block and layer; `invalid` for each block.
   std::vector<std::vector<LayerOut>> RematOnDevice(
@@ -215,6 +217,10 @@ class DeviceCodecTest : public DeviceOpsTest {
         std::vector<uint16_t>(
             kRows * static_cast<size_t>(codec.device->latent_width()), 0x7e00));
     Array<float> kv(*ops_, std::vector<float>(kRows * 2 * kv_dim));
+    const auto sums_width = static_cast<size_t>(codec.device->sums_width());
+    Array<float> sums(
+        *ops_, std::vector<float>(kRows * sums_width,
+                                  std::numeric_limits<float>::quiet_NaN()));
     RematBatch batch;
     batch.num_blocks = kBlocks;
     batch.payloads = table.get();
@@ -222,12 +228,13 @@ class DeviceCodecTest : public DeviceOpsTest {
     batch.invalid = flags.get();
     std::vector<std::vector<LayerOut>> out(kBlocks);
     for (int layer = 0; layer < codec.h->num_layers; ++layer) {
-      const PreRows rows =
-          codec.device->Remat(*ops_, layer, batch, {latent.get(), kv.get()});
+      const PreRows rows = codec.device->Remat(
+          *ops_, layer, batch, {latent.get(), kv.get(), sums.get()});
       EXPECT_EQ(rows.k, kv.get());
       EXPECT_EQ(rows.v, kv.get() + kv_dim);
       EXPECT_EQ(rows.stride, static_cast<int64_t>(2 * kv_dim));
       const std::vector<float> all = kv.ToHost();
+      const std::vector<float> all_sums = sums.ToHost();
       for (size_t b = 0; b < kBlocks; ++b) {
         LayerOut of;
         for (size_t row = 0; row < kBlockTokens; ++row) {
@@ -235,6 +242,8 @@ class DeviceCodecTest : public DeviceOpsTest {
           of.k.insert(of.k.end(), k, k + kv_dim);
           of.v.insert(of.v.end(), k + kv_dim, k + 2 * kv_dim);
         }
+        const float* first = all_sums.data() + b * kBlockTokens * sums_width;
+        of.sums.assign(first, first + kBlockTokens * sums_width);
         out[b].push_back(std::move(of));
       }
     }
@@ -307,14 +316,15 @@ class DeviceCodecTest : public DeviceOpsTest {
           SealOnCpu(codec, MakeRows(*codec.h, first_row), first_row));
     }
     int refused = 0;
-    for (int trial = 0; trial < 12; ++trial) {
+    for (int trial = 0; trial < 5; ++trial) {
       auto payloads = good;
-      const size_t bad = static_cast<size_t>(trial) % kBlocks;
-      // Not a number as binary16 and, each byte, as E4M3. The very beginning is
-      // a scale; elsewhere it may be codes.
-      const size_t at = trial < 2 ? 0 : rng_() % (payloads[bad].size() / 2) * 2;
-      payloads[bad][at] = 0xff;
-      payloads[bad][at + 1] = 0x7f;
+      for (std::vector<uint8_t>& bad : payloads) {
+        // Not a number as binary16 and, each byte, as E4M3. The very beginning
+        // is a scale; elsewhere it may be codes.
+        const size_t at = trial == 0 ? 0 : rng_() % (bad.size() / 2) * 2;
+        bad[at] = 0xff;
+        bad[at + 1] = 0x7f;
+      }
       std::vector<int32_t> invalid;
       RematOnDevice(codec, payloads, &invalid);
       for (size_t b = 0; b < kBlocks; ++b) {
@@ -323,7 +333,7 @@ class DeviceCodecTest : public DeviceOpsTest {
                 ->Remat(payloads[b], kFirstRows[b],
                         [](int /*layer*/, const RematRows& /*rows*/) {})
                 .ok();
-        EXPECT_EQ(invalid[b] == 0, ok) << spec << ", offset " << at;
+        EXPECT_EQ(invalid[b] == 0, ok) << spec << ", trial " << trial;
         refused += ok ? 0 : 1;
       }
     }
@@ -394,10 +404,73 @@ TEST_P(DeviceCodecTest, XquantGqaIsTheCpusBothWays) {
   }
 }
 
+constexpr std::array kCrossLayerOptions = {
+    "",
+    ":base_layers=1,bits=2",
+    ":base_layers=2,base_bits=8,bits=3,group=16,axis=token",
+    ":base_layers=1,axis=channel,rotate=off,group=32",
+    ":base_layers=1,x=residual",
+    ":base_layers=1,x=unit,scales=fp16,clip=minmax",
+    ":preset=plain,base_layers=1"};
+
+TEST_P(DeviceCodecTest, XquantClIsTheCpusBothWays) {
+  for (const char* options : kCrossLayerOptions) {
+    CheckAgainstCpu(std::string("xquant-cl") + options, kRounded, kRounded);
+  }
+}
+
+// The differences and U are rounded on top of X^, in every layer that X^ has
+// come through.
+TEST_P(DeviceCodecTest, XquantClGqaIsTheCpusBothWays) {
+  for (const char* options : kCrossLayerOptions) {
+    CheckAgainstCpu(std::string("xquant-cl-gqa") + options, 2 * kRounded,
+                    2 * kRounded);
+  }
+  CheckAgainstCpu("xquant-cl-gqa:alloc=uniform", 2 * kRounded, 2 * kRounded);
+}
+
+// Where U = I, X^ itself is a sum of what the CPU's coder decodes, to the bit.
+TEST_P(DeviceCodecTest, SumsOfXquantClAreTheCpusBits) {
+  const Opened codec =
+      Open(models_[0], "xquant-cl:base_layers=2,bits=2,base_bits=4,group=32");
+  ASSERT_NE(codec.device, nullptr);
+  std::vector<std::vector<uint8_t>> payloads;
+  for (int first_row : kFirstRows) {
+    payloads.push_back(
+        SealOnCpu(codec, MakeRows(*codec.h, first_row), first_row));
+  }
+  std::vector<int32_t> invalid;
+  const auto found = RematOnDevice(codec, payloads, &invalid);
+  const auto d = static_cast<size_t>(codec.h->d_model);
+  QuantOptions quant;
+  quant.group = 32;
+  for (size_t b = 0; b < kBlocks; ++b) {
+    const uint8_t* in = payloads[b].data();
+    std::vector<float> x(kBlockTokens * d), difference(x.size());
+    for (int layer = 0; layer < codec.h->num_layers; ++layer) {
+      const bool base = layer < 2;
+      for (size_t e = 0; e < x.size(); ++e) {
+        x[e] = base ? 0.0f : x[e] * (static_cast<float>(in[e / d]) / 128.0f);
+      }
+      if (!base) in += kBlockTokens;
+      const BlockCoder coder = BlockCoder::PerToken(
+          codec.h->d_model, quant, base ? 4 : 2, true, Isa::kRef);
+      ASSERT_TRUE(coder.Decode(in, difference.data()).ok());
+      in += coder.bytes();
+      for (size_t e = 0; e < x.size(); ++e) x[e] += difference[e];
+      EXPECT_TRUE(found[b][static_cast<size_t>(layer)].sums == x)
+          << "block " << b << ", layer " << layer;
+    }
+    EXPECT_EQ(in, payloads[b].data() + payloads[b].size());
+  }
+}
+
 TEST_P(DeviceCodecTest, ThePayloadsThatTheCpuRefusesAreRefused) {
-  for (const char* name : {"kivi", "xquant", "xquant-gqa"}) {
-    for (const char* scales : {":scales=fp8", ":scales=fp16"}) {
-      CheckRefusals(std::string(name) + scales);
+  for (const char* name : {"kivi", "xquant", "xquant-gqa",
+                           "xquant-cl:base_layers=1,", "xquant-cl-gqa"}) {
+    for (const char* scales : {"scales=fp8", "scales=fp16"}) {
+      const std::string_view of(name);
+      CheckRefusals(std::string(of) + (of.back() == ',' ? "" : ":") + scales);
     }
   }
 }
