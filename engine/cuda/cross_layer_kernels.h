@@ -46,6 +46,67 @@ XC_HOST_DEVICE void RoundSumsRow(Block& block, const RoundSumsArgs& args,
   });
 }
 
+XC_HOST_DEVICE inline uint8_t PredictionCode(float scale) {
+  // Not a number, where rows are zero: predicts nothing.
+  if (!(scale > 0.0f)) return 0;
+  const float steps = scale * 128.0f;
+  return static_cast<uint8_t>((steps < 255.0f ? steps : 255.0f) + 0.5f);
+}
+
+// Sums of a dot product, each of every 16th element: the CPU's order.
+inline constexpr int kDotSums = 16;
+
+// `shared`: 2 * kDotSums floats.
+template <typename Block>
+XC_HOST_DEVICE void PredictRow(Block& block, const PredictArgs& args, int row,
+                               float* shared) {
+  const int index = row / kBlockTokens;
+  const int token = row % kBlockTokens;
+  const SealSource& source = args.sources[index];
+  const bool counts = token >= source.first_row;
+  const float* x = source.rows + args.layer_offset +
+                   static_cast<int64_t>(token) * args.width;
+  float* sums = args.sums + static_cast<int64_t>(row) * args.width;
+  float* out = args.out + static_cast<int64_t>(row) * args.width;
+  float wanted = 0.0f;
+  if (args.kind == PredictionKind::kResidual && counts) {
+    const float* rms = args.rms[index].rows + args.layer * kBlockTokens + token;
+    wanted = rms[-kBlockTokens] / rms[0];
+  }
+  if (args.kind == PredictionKind::kFit) {
+    // <x, sums> and <sums, sums>.
+    block.ForThreads([&](int thread) {
+      if (thread >= 2 * kDotSums || !counts) return;
+      const float* a = thread < kDotSums ? x : sums;
+      float sum = 0.0f;
+      for (int i = thread % kDotSums; i < args.width; i += kDotSums) {
+        sum += a[i] * sums[i];
+      }
+      shared[thread] = sum;
+    });
+    float dot = 0.0f, power = 0.0f;
+    for (int i = 0; i < kDotSums && counts; ++i) {
+      dot += shared[i];
+      power += shared[kDotSums + i];
+    }
+    wanted = dot / power;
+  }
+  const uint8_t code = counts ? PredictionCode(wanted) : uint8_t{0};
+  const float scale =
+      args.kind == PredictionKind::kUnit ? 1.0f : PredictionScale(code);
+  uint8_t* codes = source.payload + args.payload_offset;
+  block.ForThreads([&](int thread) {
+    if (thread == 0 && args.kind != PredictionKind::kUnit) codes[token] = code;
+    for (int i = thread; i < args.width; i += kThreads) {
+      const float value = counts ? x[i] : 0.0f;
+      if (!IsFinite(value)) args.invalid[index] = 1;
+      const float predicted = counts ? sums[i] * scale : 0.0f;
+      sums[i] = predicted;
+      out[i] = value - predicted;
+    }
+  });
+}
+
 }  // namespace xcache::cuda
 
 #endif  // XCACHE_ENGINE_CUDA_CROSS_LAYER_KERNELS_H_

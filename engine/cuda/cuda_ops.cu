@@ -112,6 +112,11 @@ __global__ void __launch_bounds__(kThreads)
                    BlockIndex() / kProductRowParts % parts,
                    BlockIndex() % kProductRowParts, shared);
 }
+__global__ void __launch_bounds__(kThreads) PredictKernel(PredictArgs args) {
+  __shared__ float shared[2 * kDotSums];
+  DeviceBlock block;
+  PredictRow(block, args, BlockIndex(), shared);
+}
 __global__ void __launch_bounds__(kThreads) RangesKernel(QuantizeArgs args) {
   __shared__ float shared[2 * kThreads];
   DeviceBlock block;
@@ -306,6 +311,12 @@ class CudaOps final : public DeviceOps {
     if (!Ready(blocks)) return;
     ExactProductKernel<<<blocks, kThreads, 0, compute()>>>(args);
     CheckLaunch("exact_product");
+  }
+  void Predict(const PredictArgs& args) override {
+    const int rows = args.num_blocks * kBlockTokens;
+    if (!Ready(rows)) return;
+    PredictKernel<<<rows, kThreads, 0, compute()>>>(args);
+    CheckLaunch("predict");
   }
   void Quantize(const QuantizeArgs& args) override {
     const int blocks = args.num_blocks * args.num_units;

@@ -50,8 +50,10 @@ struct PreRows {
 struct SealBatch {
   int num_blocks = 0;
   const SealSource* unit_x = nullptr;  // [num_blocks]
+  const SealSource* rms = nullptr;
   const SealSource* k_pre = nullptr;
   const SealSource* v_pre = nullptr;
+  const uint8_t* const* payloads = nullptr;  // [num_blocks], the sources' own
   int32_t* invalid = nullptr;  // [num_blocks], of the layer at hand
 };
 struct SealScratch {
@@ -76,7 +78,8 @@ class DeviceCodec {
   // Sealing. Scratch of one block; 0 floats where the CPU's codec seals.
   virtual size_t seal_floats() const { return 0; }
   virtual size_t seal_units() const { return 0; }
-  // Enqueues one layer: the bytes that the CPU's codec writes for these rows.
+  // Enqueues one layer, in order from 0 on: the bytes that the CPU's codec
+  // writes for these rows.
   virtual void Seal(DeviceOps& /*ops*/, int /*layer*/,
                     const SealBatch& /*batch*/,
                     const SealScratch& /*scratch*/) const {}

@@ -4,7 +4,8 @@
 // X^ differs by the rounding of each layer's differences to 11 bits. K and V
 // are then one product, as for xquant: X^ is rounded to FP16 on the way.
 //
-// The CPU's codec seals.
+// Sealing computes X^ anew as the CPU does, by exact products: the loop that is
+// closed is the CPU's, to the bit, and so are the bytes.
 #include <algorithm>
 #include <functional>
 #include <memory>
@@ -43,9 +44,10 @@ class CrossLayer final : public DeviceCodec {
     DeviceMemory bases;        // [layers, d, m] FP16: U; empty where U = I
   };
   CrossLayer(std::vector<Layer> layers, std::unique_ptr<const Tables> tables,
-             int d, int m, int kv_dim)
+             PredictionKind kind, int d, int m, int kv_dim)
       : layers_(std::move(layers)),
         tables_(std::move(tables)),
+        kind_(kind),
         d_(d),
         m_(m),
         kv_dim_(kv_dim) {}
@@ -89,8 +91,99 @@ class CrossLayer final : public DeviceCodec {
     return {scratch.kv, scratch.kv + kv_dim_, 2 * kv_dim_};
   }
 
+  // X^, the differences, the latent.
+  size_t seal_floats() const override {
+    return static_cast<size_t>(2 * d_ + m_) * kBlockTokens;
+  }
+  size_t seal_units() const override { return tables_->matrices.max_units(); }
+  void Seal(DeviceOps& ops, int layer, const SealBatch& batch,
+            const SealScratch& scratch) const override {
+    const Layer& l = layers_[static_cast<size_t>(layer)];
+    const int64_t rows = int64_t{batch.num_blocks} * kBlockTokens;
+    float* sums = scratch.rows;
+    float* differences = sums + rows * d_;
+    float* latent = differences + rows * d_;
+    Subtract(ops, layer, batch, sums, differences);
+
+    EncodeArgs encode;
+    encode.sources = batch.unit_x;
+    encode.rows = differences;
+    encode.columns = latent;
+    encode.ranges = scratch.ranges;
+    encode.invalid = batch.invalid;
+    encode.num_blocks = batch.num_blocks;
+    ExactProductArgs product;
+    product.sources = batch.unit_x;
+    product.w_f16 = BasisOf(layer);
+    product.invalid = batch.invalid;
+    product.num_blocks = batch.num_blocks;
+    if (has_basis()) {
+      product.x = differences;
+      product.transposed = true;
+      product.out = latent;
+      product.width = m_;
+      product.depth = d_;
+      ops.ExactProduct(product);
+      encode.rows = latent;
+      encode.columns = differences;
+    }
+    tables_->matrices.Encode(ops, l.matrix, l.matrix_at, encode);
+
+    DecodeArgs decode;
+    decode.payloads = batch.payloads;
+    decode.out = has_basis() ? latent : sums;
+    decode.out_stride = m_;
+    decode.invalid = batch.invalid;
+    decode.num_blocks = batch.num_blocks;
+    decode.add = !has_basis() && l.predicted;
+    tables_->matrices.Decode(ops, l.matrix, l.matrix_at, decode);
+    if (!has_basis()) return;
+    product.x = latent;
+    product.transposed = false;
+    product.out = sums;
+    product.width = d_;
+    product.depth = m_;
+    product.add = l.predicted;
+    ops.ExactProduct(product);
+  }
+
  private:
   bool has_basis() const { return tables_->bases.bytes() > 0; }
+
+  const uint16_t* BasisOf(int layer) const {
+    return tables_->bases.as<uint16_t>() + int64_t{layer} * d_ * m_;
+  }
+
+  // The rows less P, and X^ to P; the rows themselves in a base layer.
+  void Subtract(DeviceOps& ops, int layer, const SealBatch& batch, float* sums,
+                float* differences) const {
+    const Layer& l = layers_[static_cast<size_t>(layer)];
+    const int64_t layer_offset = int64_t{layer} * kBlockTokens * d_;
+    if (l.predicted) {
+      PredictArgs predict;
+      predict.sources = batch.unit_x;
+      predict.layer_offset = layer_offset;
+      predict.rms = batch.rms;
+      predict.layer = layer;
+      predict.payload_offset = l.scales_at;
+      predict.sums = sums;
+      predict.out = differences;
+      predict.invalid = batch.invalid;
+      predict.num_blocks = batch.num_blocks;
+      predict.width = d_;
+      predict.kind = kind_;
+      ops.Predict(predict);
+      return;
+    }
+    GatherArgs gather;
+    gather.sources = batch.unit_x;
+    gather.layer_offset = layer_offset;
+    gather.out = differences;
+    gather.invalid = batch.invalid;
+    gather.num_blocks = batch.num_blocks;
+    gather.width = d_;
+    ops.Gather(gather);
+  }
 
   // P to X^: adds what the payload gives back; a base layer's is all there is.
   void Advance(DeviceOps& ops, int layer, const RematBatch& batch,
@@ -111,7 +204,7 @@ class CrossLayer final : public DeviceCodec {
     tables_->matrices.Decode(ops, l.matrix, l.matrix_at, decode);
     GemmArgs gemm;
     gemm.a = scratch.latent;
-    gemm.w = tables_->bases.as<uint16_t>() + int64_t{layer} * d_ * m_;
+    gemm.w = BasisOf(layer);
     gemm.out = scratch.sums;
     gemm.out_stride = d_;
     gemm.num_rows = batch.num_blocks * kBlockTokens;
@@ -124,6 +217,7 @@ class CrossLayer final : public DeviceCodec {
 
   const std::vector<Layer> layers_;
   const std::unique_ptr<const Tables> tables_;
+  const PredictionKind kind_;
   const int d_;
   const int m_;  // columns of U; d where U = I
   const int kv_dim_;
@@ -137,7 +231,7 @@ struct CrossLayerOptions {
   int base_bits = 0;
   bool per_token = false;
   bool rotated = false;
-  bool scaled = false;
+  PredictionKind kind = PredictionKind::kUnit;
 };
 // Nullopt: not what kernels know.
 std::optional<CrossLayerOptions> TakeOptions(SpecOptions& options) {
@@ -152,7 +246,8 @@ std::optional<CrossLayerOptions> TakeOptions(SpecOptions& options) {
   out.per_token = axis == "token";
   out.rotated = options.Take("rotate") == "on";
   const std::string x = options.Take("x");
-  out.scaled = x != "unit";
+  if (x == "residual") out.kind = PredictionKind::kResidual;
+  if (x == "fit") out.kind = PredictionKind::kFit;
   const auto in_range = [](int bits) { return bits >= 1 && bits <= 8; };
   if (!options.complete() || !in_range(out.bits) || !in_range(out.base_bits) ||
       out.base_layers < 1 || (axis != "token" && axis != "channel") ||
@@ -174,7 +269,7 @@ std::vector<CrossLayer::Layer> LayLayersOut(
     CrossLayer::Layer layer;
     layer.predicted = i >= options.base_layers;
     const int bits = layer.predicted ? options.bits : options.base_bits;
-    if (layer.predicted && options.scaled) {
+    if (layer.predicted && options.kind != PredictionKind::kUnit) {
       layer.scales_at = at;
       at += kBlockTokens;
     }
@@ -209,8 +304,9 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantCl(
   if (payload_bytes != sources.codec->payload_bytes()) return nullptr;
   XC_RETURN_IF_ERROR(tables->matrices.Upload(*sources.ops));
   XC_RETURN_IF_ERROR(UploadProjections(sources, tables->projections));
-  return std::make_unique<const CrossLayer>(
-      std::move(layers), std::move(tables), h.d_model, h.d_model, h.kv_dim());
+  return std::make_unique<const CrossLayer>(std::move(layers),
+                                            std::move(tables), options->kind,
+                                            h.d_model, h.d_model, h.kv_dim());
 }
 
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantClGqa(
@@ -263,9 +359,9 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantClGqa(
         },
         tables->bases.as<uint16_t>() + i * layer_elements);
   }
-  return std::make_unique<const CrossLayer>(std::move(layers),
-                                            std::move(tables), h.d_model,
-                                            static_cast<int>(m), h.kv_dim());
+  return std::make_unique<const CrossLayer>(
+      std::move(layers), std::move(tables), options->kind, h.d_model,
+      static_cast<int>(m), h.kv_dim());
 }
 
 }  // namespace xcache::cuda

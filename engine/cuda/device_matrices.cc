@@ -119,6 +119,7 @@ void DeviceMatrices::Encode(DeviceOps& ops, size_t matrix, int64_t offset,
     TransposeArgs transpose;
     transpose.sources = args.sources;
     transpose.layer_offset = args.layer_offset;
+    transpose.x = args.rows;
     transpose.out = args.columns;
     transpose.invalid = args.invalid;
     transpose.num_blocks = args.num_blocks;

@@ -257,7 +257,9 @@ struct SealSource {
 struct TransposeArgs {
   const SealSource* sources = nullptr;
   int64_t layer_offset = 0;  // elements, added to the sources' rows
-  float* out = nullptr;      // [num_blocks, num_channels, 64]
+  // [num_blocks, 64, num_channels], in place of the sources' rows.
+  const float* x = nullptr;
+  float* out = nullptr;  // [num_blocks, num_channels, 64]
   int32_t* invalid = nullptr;
   int num_blocks = 0;
   int num_channels = 0;
@@ -272,15 +274,39 @@ struct GatherArgs {
   int num_blocks = 0;
   int width = 0;
 };
-// out = rows w^T in FP32, one sum over k in order by fused multiply-adds.
+// out (+)= rows w^T in FP32, one sum over k in order by fused multiply-adds.
 struct ExactProductArgs {
   const SealSource* sources = nullptr;
   int64_t layer_offset = 0;
-  const float* w = nullptr;  // [width, width]
-  float* out = nullptr;      // [num_blocks, 64, width]
+  // [num_blocks, 64, depth], in place of the sources' rows.
+  const float* x = nullptr;
+  const float* w = nullptr;  // [width, depth]
+  // In place of w: FP16, and [depth, width] where it is transposed.
+  const uint16_t* w_f16 = nullptr;
+  bool transposed = false;
+  float* out = nullptr;  // [num_blocks, 64, width]
   int32_t* invalid = nullptr;
   int num_blocks = 0;
   int width = 0;
+  int depth = 0;
+  bool add = false;
+};
+// What a cross-layer codec encodes: a layer's unit rows less what the sums
+// foretell of them. Chooses each row's scale, writes it to the payload as
+// ScaleSums reads it, and scales the sums. kUnit: the sums as they are.
+enum class PredictionKind : int { kUnit, kResidual, kFit };
+struct PredictArgs {
+  const SealSource* sources = nullptr;  // unit rows
+  int64_t layer_offset = 0;
+  const SealSource* rms = nullptr;  // [layers, 64], of kResidual alone
+  int layer = 0;                    // at least 1
+  int64_t payload_offset = 0;       // of the scales
+  float* sums = nullptr;            // [num_blocks * 64, width]
+  float* out = nullptr;             // the same
+  int32_t* invalid = nullptr;
+  int num_blocks = 0;
+  int width = 0;
+  PredictionKind kind = PredictionKind::kUnit;
 };
 // At most 128 neighbouring columns of one tile of a matrix.
 struct TileUnit {
@@ -356,6 +382,7 @@ class DeviceOps {
   virtual void Transpose(const TransposeArgs& args) = 0;
   virtual void Gather(const GatherArgs& args) = 0;
   virtual void ExactProduct(const ExactProductArgs& args) = 0;
+  virtual void Predict(const PredictArgs& args) = 0;
   virtual void Quantize(const QuantizeArgs& args) = 0;
 };
 

@@ -33,8 +33,8 @@ class DeviceRemat {
   // Room for batches of this codec; null: of rows from the CPU's codec.
   absl::Status Reserve(const DeviceCodec* codec);
 
-  // Enqueues one layer of a batch of at most kRematBlocks blocks; in order where
-  // the codec has sums.
+  // Enqueues one layer of a batch of at most kRematBlocks blocks; in order
+  // where the codec has sums.
   void Layer(const DeviceCodec& codec, int layer, const RematBatch& batch);
   // The same of rows that the CPU's codec has decoded, in pinned memory, of one
   // block: [64, kv_dim] of K, then of V, FP32 before biases and RoPE or FP16

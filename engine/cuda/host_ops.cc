@@ -194,6 +194,12 @@ class HostOps final : public DeviceOps {
                             i / kRowParts8 % parts, i % kRowParts8, shared);
          });
   }
+  void Predict(const PredictArgs& args) override {
+    Rows(args.num_blocks * kBlockTokens, [args](HostBlock& block, int row) {
+      float shared[2 * kDotSums];
+      PredictRow(block, args, row, shared);
+    });
+  }
   void Quantize(const QuantizeArgs& args) override {
     const int n = args.num_blocks * args.num_units;
     if (args.fp8) {

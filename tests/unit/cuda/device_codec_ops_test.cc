@@ -315,6 +315,7 @@ TEST_P(DeviceCodecOpsTest, WhatIsNotFiniteIsReportedButForSinks) {
   product.invalid = invalid_product.get();
   product.num_blocks = 3;
   product.width = channels;
+  product.depth = channels;
   ops_->ExactProduct(product);
   EXPECT_EQ(invalid_product.ToHost(), expected);
 }
@@ -387,6 +388,7 @@ TEST_P(DeviceCodecOpsTest, ExactProductsAreTheCpusBits) {
     args.invalid = invalid.get();
     args.num_blocks = 1;
     args.width = width;
+    args.depth = width;
     ops_->ExactProduct(args);
     const auto packed =
         PackedFloat::FromMatrix(w.data(), width, width, 1, width);
@@ -401,6 +403,69 @@ TEST_P(DeviceCodecOpsTest, ExactProductsAreTheCpusBits) {
     product.out_stride = width;
     kernels_.float_matmul(product, 0, packed->num_panels());
     ASSERT_TRUE(out.ToHost() == expected) << width;
+  }
+}
+
+// FP16 weights, either way around, of rows that are no source's, added to what
+// is there.
+TEST_P(DeviceCodecOpsTest, ExactProductsOfHalvesAreTheCpusBits) {
+  for (const auto& [width, depth] :
+       {std::pair{16, 130}, std::pair{130, 16}, std::pair{300, 256}}) {
+    for (const bool transposed : {false, true}) {
+      for (const bool add : {false, true}) {
+        const auto n = static_cast<size_t>(width);
+        const auto k = static_cast<size_t>(depth);
+        const std::vector<float> x = Random(2 * kBlockTokens * k);
+        const std::vector<float> w = Random(n * k);
+        std::vector<uint16_t> halves(n * k);
+        for (size_t row = 0; row < n; ++row) {
+          for (size_t i = 0; i < k; ++i) {
+            halves[transposed ? i * n + row : row * k + i] =
+                F32ToF16(w[row * k + i]);
+          }
+        }
+        std::vector<float> expected = Random(2 * kBlockTokens * n);
+        Array<float> device_x(*ops_, x), out(*ops_, expected);
+        Array<uint16_t> device_w(*ops_, halves);
+        std::vector<SealSource> sources(2);
+        sources[0].first_row = kSinkTokens;
+        Array<SealSource> device_sources(*ops_, sources);
+        Array<int32_t> invalid(*ops_, {0, 0});
+        ExactProductArgs args;
+        args.sources = device_sources.get();
+        args.x = device_x.get();
+        args.w_f16 = device_w.get();
+        args.transposed = transposed;
+        args.out = out.get();
+        args.invalid = invalid.get();
+        args.num_blocks = 2;
+        args.width = width;
+        args.depth = depth;
+        args.add = add;
+        ops_->ExactProduct(args);
+
+        const auto packed = PackedFloat::FromWeightRows(
+            width, depth, FloatType::kF16, [&](int row, float* to) {
+              std::copy_n(w.data() + static_cast<size_t>(row) * k, k, to);
+            });
+        ASSERT_TRUE(packed.ok());
+        // The sinks' rows are as zeros are.
+        std::vector<float> read = x;
+        std::fill_n(read.begin(), kSinkTokens * k, 0.0f);
+        FloatMatmulArgs product;
+        product.a = read.data();
+        product.a_stride = depth;
+        product.num_rows = 2 * kBlockTokens;
+        product.b = packed->view();
+        product.out = expected.data();
+        product.out_stride = width;
+        product.epilogue = add ? Epilogue::kAdd : Epilogue::kStore;
+        kernels_.float_matmul(product, 0, packed->num_panels());
+        EXPECT_TRUE(out.ToHost() == expected)
+            << width << ", " << depth << ", " << transposed << ", " << add;
+        EXPECT_EQ(invalid.ToHost(), (std::vector<int32_t>{0, 0}));
+      }
+    }
   }
 }
 
