@@ -1,6 +1,7 @@
 // The device's codec kernels against the CPU's coders: decoding gives the CPU's
 // values and sealing the CPU's bytes, bit for bit, on every device.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -466,6 +467,97 @@ TEST_P(DeviceCodecOpsTest, ExactProductsOfHalvesAreTheCpusBits) {
         EXPECT_EQ(invalid.ToHost(), (std::vector<int32_t>{0, 0}));
       }
     }
+  }
+}
+
+// The dot product of engine/xcache/cross_layer.cc, whose order decides a code.
+float DotInSixteenSums(const float* a, const float* b, size_t n) {
+  float sums[16] = {};
+  for (size_t i = 0; i < n; ++i) sums[i % 16] += a[i] * b[i];
+  float sum = 0.0f;
+  for (float s : sums) sum += s;
+  return sum;
+}
+
+TEST_P(DeviceCodecOpsTest, PredictionsAreTheCpusBits) {
+  const size_t width = 136, layer = 2;
+  const size_t n = kBlockTokens * width;
+  const std::vector<float> sums = Random(2 * n);
+  std::vector<float> x(2 * 3 * n);
+  std::vector<float> rms(2 * 3 * kBlockTokens);
+  for (float& r : rms) r = std::exp(Random(1)[0]);
+  for (size_t row = 0; row < 2 * kBlockTokens; ++row) {
+    const float* of = sums.data() + row * width;
+    float* to = x.data() + (row / kBlockTokens * 3 + layer) * n +
+                row % kBlockTokens * width;
+    // Products that cancel out, so that every order has a sum of its own.
+    for (size_t i = 0; i + 1 < width; i += 2) {
+      const float large = 0x1p22f * Random(1)[0];
+      to[i] = large / of[i];
+      to[i + 1] = of[i + 1] - large / of[i + 1];
+    }
+  }
+  Array<float> device_x(*ops_, x), device_rms(*ops_, rms);
+  const size_t payload_bytes = 5 + kBlockTokens;
+  for (const PredictionKind kind :
+       {PredictionKind::kUnit, PredictionKind::kResidual,
+        PredictionKind::kFit}) {
+    Array<uint8_t> payloads(*ops_,
+                            std::vector<uint8_t>(2 * payload_bytes, 0xee));
+    std::vector<uint8_t> expected_codes(2 * payload_bytes, 0xee);
+    std::vector<float> expected_sums(2 * n), expected_out(2 * n);
+    std::vector<SealSource> sources(2), rms_sources(2);
+    for (size_t b = 0; b < 2; ++b) {
+      sources[b].rows = device_x.get() + b * 3 * n;
+      sources[b].payload = payloads.get() + b * payload_bytes;
+      sources[b].first_row = b == 0 ? kSinkTokens : 0;
+      rms_sources[b].rows = device_rms.get() + b * 3 * kBlockTokens;
+      for (size_t token = 0; token < kBlockTokens; ++token) {
+        uint8_t& code = expected_codes[b * payload_bytes + 5 + token];
+        const bool counts = static_cast<int>(token) >= sources[b].first_row;
+        if (!counts && kind != PredictionKind::kUnit) code = 0;
+        if (!counts) continue;
+        const float* row = x.data() + (b * 3 + layer) * n + token * width;
+        const float* of = sums.data() + (b * kBlockTokens + token) * width;
+        const float* r = rms.data() + (b * 3 + layer) * kBlockTokens + token;
+        const float a = kind == PredictionKind::kResidual
+                            ? r[-kBlockTokens] / r[0]
+                            : DotInSixteenSums(row, of, width) /
+                                  DotInSixteenSums(of, of, width);
+        float scale = 1.0f;
+        if (kind != PredictionKind::kUnit) {
+          const float steps = a > 0.0f ? std::min(a * 128.0f, 255.0f) : 0.0f;
+          code = static_cast<uint8_t>(steps + 0.5f);
+          scale = static_cast<float>(code) / 128.0f;
+        }
+        for (size_t i = 0; i < width; ++i) {
+          const size_t at = (b * kBlockTokens + token) * width + i;
+          expected_sums[at] = of[i] * scale;
+          expected_out[at] = row[i] - expected_sums[at];
+        }
+      }
+    }
+    Array<SealSource> device_sources(*ops_, sources),
+        device_rms_sources(*ops_, rms_sources);
+    Array<float> device_sums(*ops_, sums), out(*ops_, sums);
+    Array<int32_t> invalid(*ops_, {0, 0});
+    PredictArgs args;
+    args.sources = device_sources.get();
+    args.layer_offset = static_cast<int64_t>(layer * n);
+    args.rms = device_rms_sources.get();
+    args.layer = static_cast<int>(layer);
+    args.payload_offset = 5;
+    args.sums = device_sums.get();
+    args.out = out.get();
+    args.invalid = invalid.get();
+    args.num_blocks = 2;
+    args.width = static_cast<int>(width);
+    args.kind = kind;
+    ops_->Predict(args);
+    EXPECT_EQ(payloads.ToHost(), expected_codes);
+    EXPECT_TRUE(device_sums.ToHost() == expected_sums);
+    EXPECT_TRUE(out.ToHost() == expected_out);
+    EXPECT_EQ(invalid.ToHost(), (std::vector<int32_t>{0, 0}));
   }
 }
 
