@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "engine/cuda/attention_kernels.h"
+#include "engine/cuda/cross_layer_kernels.h"
 #include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/device_ops.h"
 #include "engine/cuda/quantize_kernels.h"
@@ -73,6 +74,16 @@ __global__ void __launch_bounds__(kThreads)
                     BlockIndex() / parts % kOctets, BlockIndex() % parts);
 }
 __global__ void __launch_bounds__(kThreads)
+    ScaleSumsKernel(ScaleSumsArgs args) {
+  DeviceBlock block;
+  ScaleSumsRow(block, args, BlockIndex());
+}
+__global__ void __launch_bounds__(kThreads)
+    RoundSumsKernel(RoundSumsArgs args) {
+  DeviceBlock block;
+  RoundSumsRow(block, args, BlockIndex());
+}
+__global__ void __launch_bounds__(kThreads)
     StoreFinalKernel(StoreFinalArgs args) {
   const int heads = args.layout.n_kv_heads;
   DeviceBlock block;
@@ -87,6 +98,10 @@ __global__ void __launch_bounds__(kThreads)
   TransposePiece(block, args, BlockIndex() / pieces, BlockIndex() % pieces,
                  shared);
 }
+__global__ void __launch_bounds__(kThreads) GatherKernel(GatherArgs args) {
+  DeviceBlock block;
+  GatherRow(block, args, BlockIndex());
+}
 constexpr int kProductRowParts = kBlockTokens / kProductRows;
 __global__ void __launch_bounds__(kThreads)
     ExactProductKernel(ExactProductArgs args) {
@@ -96,6 +111,11 @@ __global__ void __launch_bounds__(kThreads)
   ExactProductPart(block, args, BlockIndex() / kProductRowParts / parts,
                    BlockIndex() / kProductRowParts % parts,
                    BlockIndex() % kProductRowParts, shared);
+}
+__global__ void __launch_bounds__(kThreads) PredictKernel(PredictArgs args) {
+  __shared__ float shared[2 * kDotSums];
+  DeviceBlock block;
+  PredictRow(block, args, BlockIndex(), shared);
 }
 __global__ void __launch_bounds__(kThreads) RangesKernel(QuantizeArgs args) {
   __shared__ float shared[2 * kThreads];
@@ -255,6 +275,18 @@ class CudaOps final : public DeviceOps {
     DecodeChannelsKernel<<<blocks, kThreads, 0, compute()>>>(matrix, args);
     CheckLaunch("decode_channels");
   }
+  void ScaleSums(const ScaleSumsArgs& args) override {
+    const int rows = args.num_blocks * kBlockTokens;
+    if (!Ready(rows)) return;
+    ScaleSumsKernel<<<rows, kThreads, 0, compute()>>>(args);
+    CheckLaunch("scale_sums");
+  }
+  void RoundSums(const RoundSumsArgs& args) override {
+    const int rows = args.num_blocks * kBlockTokens;
+    if (!Ready(rows)) return;
+    RoundSumsKernel<<<rows, kThreads, 0, compute()>>>(args);
+    CheckLaunch("round_sums");
+  }
   void StoreFinal(const StoreFinalArgs& args) override {
     const int blocks = args.num_blocks * args.layout.n_kv_heads;
     if (!Ready(blocks)) return;
@@ -267,12 +299,24 @@ class CudaOps final : public DeviceOps {
     TransposeKernel<<<blocks, kThreads, 0, compute()>>>(args);
     CheckLaunch("transpose");
   }
+  void Gather(const GatherArgs& args) override {
+    const int rows = args.num_blocks * kBlockTokens;
+    if (!Ready(rows)) return;
+    GatherKernel<<<rows, kThreads, 0, compute()>>>(args);
+    CheckLaunch("gather");
+  }
   void ExactProduct(const ExactProductArgs& args) override {
     const int parts = (args.width + kThreads - 1) / kThreads;
     const int blocks = args.num_blocks * parts * kProductRowParts;
     if (!Ready(blocks)) return;
     ExactProductKernel<<<blocks, kThreads, 0, compute()>>>(args);
     CheckLaunch("exact_product");
+  }
+  void Predict(const PredictArgs& args) override {
+    const int rows = args.num_blocks * kBlockTokens;
+    if (!Ready(rows)) return;
+    PredictKernel<<<rows, kThreads, 0, compute()>>>(args);
+    CheckLaunch("predict");
   }
   void Quantize(const QuantizeArgs& args) override {
     const int blocks = args.num_blocks * args.num_units;

@@ -55,7 +55,9 @@ XC_HOST_DEVICE inline Grid LoadGrid(const uint8_t* scales, int num_cols,
 XC_HOST_DEVICE inline void StoreRow(const DecodeArgs& args, int64_t row,
                                     int channel, float value) {
   const int64_t at = row * args.out_stride + channel;
-  if (args.out != nullptr) args.out[at] = value;
+  if (args.out != nullptr) {
+    args.out[at] = args.add ? args.out[at] + value : value;
+  }
   if (args.out_f16 != nullptr) args.out_f16[at] = F32ToF16(value);
 }
 

@@ -15,12 +15,13 @@
 
 #include "absl/status/statusor.h"
 #include "engine/base/thread_pool.h"
+#include "engine/cuda/device_memory.h"
 #include "engine/cuda/device_ops.h"
 #include "engine/kernels/quantize_groups.h"
 #include "engine/model/model.h"
 #include "engine/xcache/codec.h"
-#include "engine/xcache/tile_coder.h"
 #include "engine/xcache/profile.h"
+#include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
 
@@ -35,6 +36,7 @@ struct RematBatch {
 struct RematScratch {
   uint16_t* latent = nullptr;  // [rows, latent_width()]
   float* kv = nullptr;         // [rows, 2 kv_dim]
+  float* sums = nullptr;       // [rows, sums_width()]
 };
 // K and V before biases and RoPE. Null: the codec has written the tiles itself.
 struct PreRows {
@@ -48,8 +50,10 @@ struct PreRows {
 struct SealBatch {
   int num_blocks = 0;
   const SealSource* unit_x = nullptr;  // [num_blocks]
+  const SealSource* rms = nullptr;
   const SealSource* k_pre = nullptr;
   const SealSource* v_pre = nullptr;
+  const uint8_t* const* payloads = nullptr;  // [num_blocks], the sources' own
   int32_t* invalid = nullptr;  // [num_blocks], of the layer at hand
 };
 struct SealScratch {
@@ -63,6 +67,10 @@ class DeviceCodec {
   virtual ~DeviceCodec() = default;
   // FP16 elements a row that it needs of the scratch.
   virtual int latent_width() const = 0;
+  // FP32 elements a row that it keeps in the scratch from a layer to the next.
+  // 0: its layers stand for themselves. Else the layers of a batch are enqueued
+  // in order, all of them, before those of another batch.
+  virtual int sums_width() const { return 0; }
   // Enqueues the work for one layer.
   virtual PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
                         const RematScratch& scratch) const = 0;
@@ -70,7 +78,8 @@ class DeviceCodec {
   // Sealing. Scratch of one block; 0 floats where the CPU's codec seals.
   virtual size_t seal_floats() const { return 0; }
   virtual size_t seal_units() const { return 0; }
-  // Enqueues one layer: the bytes that the CPU's codec writes for these rows.
+  // Enqueues one layer, in order from 0 on: the bytes that the CPU's codec
+  // writes for these rows.
   virtual void Seal(DeviceOps& /*ops*/, int /*layer*/,
                     const SealBatch& /*batch*/,
                     const SealScratch& /*scratch*/) const {}
@@ -90,9 +99,15 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceCodec(
     const DeviceCodecSources& sources);
 
 // Each of these is one codec's.
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceKivi(
+    const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceKvFp16(
     const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
+    const DeviceCodecSources& sources);
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantCl(
+    const DeviceCodecSources& sources);
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantClGqa(
     const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantGqa(
     const DeviceCodecSources& sources);
@@ -112,6 +127,11 @@ class SpecOptions {
   std::map<std::string, std::string> left_;
   bool missing_ = false;
 };
+
+// [W_k; W_v] of each layer as the CPU's codecs have them: FP16 with the norm's
+// gain folded in, [layers, 2 kv_dim, d].
+absl::Status UploadProjections(const DeviceCodecSources& sources,
+                               DeviceMemory& to);
 
 // Bytes of a matrix with scales per token, as its payload has it.
 size_t TokenMatrixBytes(const TokenMatrix& matrix);

@@ -89,6 +89,7 @@ class XquantGqa final : public DeviceCodec {
     product.invalid = batch.invalid;
     product.num_blocks = batch.num_blocks;
     product.width = kv_dim_;
+    product.depth = kv_dim_;
     ops.ExactProduct(product);
     QuantizeArgs quantize;
     quantize.sources = batch.k_pre;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/cuda/attention_kernels.h"
 #include "engine/engine_checks.h"
@@ -96,8 +97,16 @@ absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
     if (!options_.host_codecs) {
       XC_ASSIGN_OR_RETURN(device_codec, MakeDeviceCodec(sources));
     }
+    // Sums of all of a step's blocks at once could be larger than their K and
+    // V: where layers depend on each other, blocks are kept as K and V.
+    const bool has_sums =
+        device_codec != nullptr && device_codec->sums_width() > 0;
     const bool keep_payloads =
-        options_.remat_each_step && device_codec != nullptr;
+        options_.remat_each_step && device_codec != nullptr && !has_sums;
+    if (options_.remat_each_step && has_sums) {
+      XC_LOG_INFO("layers depend on each other: blocks are kept as K and V",
+                  "codec={}", LogValue(opened.spec));
+    }
     handle = std::make_unique<DeviceCodecHandle>(this, std::move(opened),
                                                  std::move(device_codec),
                                                  shape_, keep_payloads);

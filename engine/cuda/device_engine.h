@@ -35,8 +35,9 @@ struct DeviceEngineOptions {
   // Most bytes of K/V blocks and live rows; 0: nine tenths of what is free once
   // the weights are loaded.
   size_t pool_bytes = 0;
-  // Keep blocks as payloads, where the device has kernels for the codec, and
-  // rematerialize them layer by layer in each step. Block 0 is kept as K/V.
+  // Keep blocks as payloads, where the device has kernels for the codec and its
+  // layers stand for themselves, and rematerialize them layer by layer in each
+  // step. Block 0 is kept as K/V.
   bool remat_each_step = false;
   // Decode every codec on the CPU, as those without kernels are.
   bool host_codecs = false;

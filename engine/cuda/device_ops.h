@@ -19,7 +19,7 @@
 namespace xcache::cuda {
 
 // Changed with every change of this header: plugin and engine must agree.
-inline constexpr int kDeviceOpsVersion = 1;
+inline constexpr int kDeviceOpsVersion = 2;
 
 enum class StreamId : int { kCompute, kCopy };
 inline constexpr int kNumStreams = 2;
@@ -212,6 +212,27 @@ struct DecodeArgs {
   int64_t out_stride = 0;
   int32_t* invalid = nullptr;  // [num_blocks]
   int num_blocks = 0;
+  bool add = false;  // to what is in `out`
+};
+
+// Sums of cross-layer codecs: rows that grow from layer to layer, 64 of each
+// block. A row times its byte of the payload / 128, the 64 bytes at `offset`.
+struct ScaleSumsArgs {
+  const uint8_t* const* payloads = nullptr;  // [num_blocks]
+  int64_t offset = 0;
+  float* sums = nullptr;  // [num_blocks * 64, width]
+  int num_blocks = 0;
+  int width = 0;
+};
+// The sums as FP16. One that is not finite, in a row that counts, sets
+// invalid[block] to 1.
+struct RoundSumsArgs {
+  const float* sums = nullptr;
+  const BlockTarget* blocks = nullptr;  // [num_blocks]
+  uint16_t* out = nullptr;              // [num_blocks * 64, width]
+  int32_t* invalid = nullptr;
+  int num_blocks = 0;
+  int width = 0;
 };
 
 // kv-fp16: rows [64, kv_dim] of K and V into tiles.
@@ -236,21 +257,56 @@ struct SealSource {
 struct TransposeArgs {
   const SealSource* sources = nullptr;
   int64_t layer_offset = 0;  // elements, added to the sources' rows
-  float* out = nullptr;      // [num_blocks, num_channels, 64]
+  // [num_blocks, 64, num_channels], in place of the sources' rows.
+  const float* x = nullptr;
+  float* out = nullptr;  // [num_blocks, num_channels, 64]
   int32_t* invalid = nullptr;
   int num_blocks = 0;
   int num_channels = 0;
   bool rotate = false;
 };
-// out = rows w^T in FP32, one sum over k in order by fused multiply-adds.
-struct ExactProductArgs {
+// The rows as they are, [64, width] of each block; the sinks' are 0.
+struct GatherArgs {
   const SealSource* sources = nullptr;
   int64_t layer_offset = 0;
-  const float* w = nullptr;  // [width, width]
-  float* out = nullptr;      // [num_blocks, 64, width]
+  float* out = nullptr;  // [num_blocks * 64, width]
   int32_t* invalid = nullptr;
   int num_blocks = 0;
   int width = 0;
+};
+// out (+)= rows w^T in FP32, one sum over k in order by fused multiply-adds.
+struct ExactProductArgs {
+  const SealSource* sources = nullptr;
+  int64_t layer_offset = 0;
+  // [num_blocks, 64, depth], in place of the sources' rows.
+  const float* x = nullptr;
+  const float* w = nullptr;  // [width, depth]
+  // In place of w: FP16, and [depth, width] where it is transposed.
+  const uint16_t* w_f16 = nullptr;
+  bool transposed = false;
+  float* out = nullptr;  // [num_blocks, 64, width]
+  int32_t* invalid = nullptr;
+  int num_blocks = 0;
+  int width = 0;
+  int depth = 0;
+  bool add = false;
+};
+// What a cross-layer codec encodes: a layer's unit rows less what the sums
+// foretell of them. Chooses each row's scale, writes it to the payload as
+// ScaleSums reads it, and scales the sums. kUnit: the sums as they are.
+enum class PredictionKind : int { kUnit, kResidual, kFit };
+struct PredictArgs {
+  const SealSource* sources = nullptr;  // unit rows
+  int64_t layer_offset = 0;
+  const SealSource* rms = nullptr;  // [layers, 64], of kResidual alone
+  int layer = 0;                    // at least 1
+  int64_t payload_offset = 0;       // of the scales
+  float* sums = nullptr;            // [num_blocks * 64, width]
+  float* out = nullptr;             // the same
+  int32_t* invalid = nullptr;
+  int num_blocks = 0;
+  int width = 0;
+  PredictionKind kind = PredictionKind::kUnit;
 };
 // At most 128 neighbouring columns of one tile of a matrix.
 struct TileUnit {
@@ -320,9 +376,13 @@ class DeviceOps {
                             const DecodeArgs& args) = 0;
   virtual void DecodeChannels(const ChannelMatrix& matrix,
                               const DecodeArgs& args) = 0;
+  virtual void ScaleSums(const ScaleSumsArgs& args) = 0;
+  virtual void RoundSums(const RoundSumsArgs& args) = 0;
   virtual void StoreFinal(const StoreFinalArgs& args) = 0;
   virtual void Transpose(const TransposeArgs& args) = 0;
+  virtual void Gather(const GatherArgs& args) = 0;
   virtual void ExactProduct(const ExactProductArgs& args) = 0;
+  virtual void Predict(const PredictArgs& args) = 0;
   virtual void Quantize(const QuantizeArgs& args) = 0;
 };
 

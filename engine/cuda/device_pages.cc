@@ -259,16 +259,24 @@ absl::Status DevicePages::SealOnDevice(const DeviceCodecHandle& codec,
   };
   tables_.Clear();
   const size_t unit_x_at = sources(&LiveRowsLayout::unit_x);
+  const size_t rms_at = sources(&LiveRowsLayout::rms);
   const size_t k_pre_at = sources(&LiveRowsLayout::k_pre);
   const size_t v_pre_at = sources(&LiveRowsLayout::v_pre);
+  std::vector<const uint8_t*> payloads(jobs.size());
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    payloads[i] = payloads_.as<uint8_t>() + i * page;
+  }
+  const size_t payloads_at = tables_.Add(payloads);
   const size_t invalid_at = tables_.Add(std::vector<int32_t>(flags));
   XC_RETURN_IF_ERROR(tables_.Upload());
 
   SealBatch batch;
   batch.num_blocks = static_cast<int>(jobs.size());
   batch.unit_x = tables_.At<SealSource>(unit_x_at);
+  batch.rms = tables_.At<SealSource>(rms_at);
   batch.k_pre = tables_.At<SealSource>(k_pre_at);
   batch.v_pre = tables_.At<SealSource>(v_pre_at);
+  batch.payloads = tables_.At<const uint8_t*>(payloads_at);
   batch.invalid = tables_.At<int32_t>(invalid_at);
   for (int layer = 0; layer < shape_.num_layers; ++layer) {
     device_codec.Seal(ops_, layer, batch,

@@ -18,7 +18,8 @@ DeviceRemat::DeviceRemat(const Model& model, const DeviceWeights& weights,
       cos_(ops),
       sin_(ops),
       latent_(ops),
-      kv_(ops) {}
+      kv_(ops),
+      sums_(ops) {}
 
 absl::Status DeviceRemat::ExtendRope(int64_t num_positions) {
   if (num_positions <= positions_) return absl::OkStatus();
@@ -43,6 +44,8 @@ absl::Status DeviceRemat::Reserve(const DeviceCodec* codec) {
   const size_t width = 2 * static_cast<size_t>(shape_.kv_dim());
   XC_RETURN_IF_ERROR(kv_.Reserve(rows * width * sizeof(float)));
   if (codec == nullptr) return absl::OkStatus();
+  XC_RETURN_IF_ERROR(sums_.Reserve(
+      rows * static_cast<size_t>(codec->sums_width()) * sizeof(float)));
   return latent_.Reserve(std::max<size_t>(
       1, rows * static_cast<size_t>(codec->latent_width()) * sizeof(uint16_t)));
 }
@@ -67,8 +70,9 @@ StoreKvArgs DeviceRemat::StoreArgs(int layer) const {
 
 void DeviceRemat::Layer(const DeviceCodec& codec, int layer,
                         const RematBatch& batch) {
-  const PreRows rows = codec.Remat(ops_, layer, batch,
-                                   {latent_.as<uint16_t>(), kv_.as<float>()});
+  const PreRows rows =
+      codec.Remat(ops_, layer, batch,
+                  {latent_.as<uint16_t>(), kv_.as<float>(), sums_.as<float>()});
   if (rows.k == nullptr) return;
   StoreKvArgs args = StoreArgs(layer);
   args.blocks = batch.targets;

@@ -33,7 +33,8 @@ class DeviceRemat {
   // Room for batches of this codec; null: of rows from the CPU's codec.
   absl::Status Reserve(const DeviceCodec* codec);
 
-  // Enqueues one layer of a batch of at most kRematBlocks blocks.
+  // Enqueues one layer of a batch of at most kRematBlocks blocks; in order
+  // where the codec has sums.
   void Layer(const DeviceCodec& codec, int layer, const RematBatch& batch);
   // The same of rows that the CPU's codec has decoded, in pinned memory, of one
   // block: [64, kv_dim] of K, then of V, FP32 before biases and RoPE or FP16
@@ -55,7 +56,7 @@ class DeviceRemat {
   RopeTable rope_;
   int64_t positions_ = 0;
   DeviceMemory cos_, sin_;  // [positions_, rope_dim / 2]
-  DeviceMemory latent_, kv_;
+  DeviceMemory latent_, kv_, sums_;
 };
 
 }  // namespace xcache::cuda

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/cuda/attention_kernels.h"
+#include "engine/cuda/cross_layer_kernels.h"
 #include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/quantize_kernels.h"
 #include "engine/cuda/row_kernels.h"
@@ -157,6 +158,14 @@ class HostOps final : public DeviceOps {
                              i / parts % kOctets, i % parts);
          });
   }
+  void ScaleSums(const ScaleSumsArgs& args) override {
+    Rows(args.num_blocks * kBlockTokens,
+         [args](HostBlock& block, int row) { ScaleSumsRow(block, args, row); });
+  }
+  void RoundSums(const RoundSumsArgs& args) override {
+    Rows(args.num_blocks * kBlockTokens,
+         [args](HostBlock& block, int row) { RoundSumsRow(block, args, row); });
+  }
   void StoreFinal(const StoreFinalArgs& args) override {
     const int heads = args.layout.n_kv_heads;
     Rows(args.num_blocks * heads, [args, heads](HostBlock& block, int i) {
@@ -171,6 +180,10 @@ class HostOps final : public DeviceOps {
       TransposePiece(block, args, i / pieces, i % pieces, shared.data());
     });
   }
+  void Gather(const GatherArgs& args) override {
+    Rows(args.num_blocks * kBlockTokens,
+         [args](HostBlock& block, int row) { GatherRow(block, args, row); });
+  }
   void ExactProduct(const ExactProductArgs& args) override {
     const int parts = (args.width + kThreads - 1) / kThreads;
     constexpr int kRowParts8 = kBlockTokens / kProductRows;
@@ -180,6 +193,12 @@ class HostOps final : public DeviceOps {
            ExactProductPart(block, args, i / kRowParts8 / parts,
                             i / kRowParts8 % parts, i % kRowParts8, shared);
          });
+  }
+  void Predict(const PredictArgs& args) override {
+    Rows(args.num_blocks * kBlockTokens, [args](HostBlock& block, int row) {
+      float shared[2 * kDotSums];
+      PredictRow(block, args, row, shared);
+    });
   }
   void Quantize(const QuantizeArgs& args) override {
     const int n = args.num_blocks * args.num_units;

@@ -202,8 +202,10 @@ template <typename Block>
 XC_HOST_DEVICE void TransposePiece(Block& block, const TransposeArgs& args,
                                    int index, int piece, float* shared) {
   const SealSource& source = args.sources[index];
-  const float* rows = source.rows + args.layer_offset;
-  float* out = args.out + int64_t{index} * args.num_channels * kBlockTokens;
+  const int64_t block_floats = int64_t{kBlockTokens} * args.num_channels;
+  const float* rows = args.x != nullptr ? args.x + index * block_floats
+                                        : source.rows + args.layer_offset;
+  float* out = args.out + index * block_floats;
   const int first = piece * kPieceChannels;
   const int left = args.num_channels - first;
   const int channels = left < kPieceChannels ? left : kPieceChannels;
@@ -233,8 +235,27 @@ XC_HOST_DEVICE void TransposePiece(Block& block, const TransposeArgs& args,
   });
 }
 
-// out[row, n] = fma over k in order of x[row, k] w[n, k]: the CPU's bits. Eight
-// rows and kThreads columns of one block. `shared`: 8 * kProductDepth floats.
+// One row of one block.
+template <typename Block>
+XC_HOST_DEVICE void GatherRow(Block& block, const GatherArgs& args, int row) {
+  const int index = row / kBlockTokens;
+  const int token = row % kBlockTokens;
+  const SealSource& source = args.sources[index];
+  const float* from = source.rows + args.layer_offset +
+                      static_cast<int64_t>(token) * args.width;
+  float* to = args.out + static_cast<int64_t>(row) * args.width;
+  block.ForThreads([&](int thread) {
+    for (int i = thread; i < args.width; i += kThreads) {
+      const float value = token < source.first_row ? 0.0f : from[i];
+      if (!IsFinite(value)) args.invalid[index] = 1;
+      to[i] = value;
+    }
+  });
+}
+
+// out[row, n] (+)= fma over k in order of x[row, k] w[n, k]: the CPU's bits.
+// Eight rows and kThreads columns of one block. `shared`: 8 * kProductDepth
+// floats.
 inline constexpr int kProductRows = 8;
 inline constexpr int kProductDepth = 128;
 template <typename Block>
@@ -242,7 +263,9 @@ XC_HOST_DEVICE void ExactProductPart(Block& block, const ExactProductArgs& args,
                                      int index, int part, int row_part,
                                      float* shared) {
   const SealSource& source = args.sources[index];
-  const float* rows = source.rows + args.layer_offset;
+  const float* rows = args.x != nullptr
+                          ? args.x + int64_t{index} * kBlockTokens * args.depth
+                          : source.rows + args.layer_offset;
   const int first_row = row_part * kProductRows;
   float* out = args.out + int64_t{index} * kBlockTokens * args.width;
   struct Sums {
@@ -253,8 +276,8 @@ XC_HOST_DEVICE void ExactProductPart(Block& block, const ExactProductArgs& args,
     XC_UNROLL
     for (int r = 0; r < kProductRows; ++r) sums(thread).of[r] = 0.0f;
   });
-  for (int first = 0; first < args.width; first += kProductDepth) {
-    const int left = args.width - first;
+  for (int first = 0; first < args.depth; first += kProductDepth) {
+    const int left = args.depth - first;
     const int depth = left < kProductDepth ? left : kProductDepth;
     block.ForThreads([&](int thread) {
       for (int e = thread; e < kProductRows * depth; e += kThreads) {
@@ -262,7 +285,7 @@ XC_HOST_DEVICE void ExactProductPart(Block& block, const ExactProductArgs& args,
         const int row = first_row + r;
         float value = 0.0f;
         if (row >= source.first_row) {
-          value = rows[int64_t{row} * args.width + first + e - r * depth];
+          value = rows[int64_t{row} * args.depth + first + e - r * depth];
           if (!IsFinite(value)) args.invalid[index] = 1;
         }
         shared[r * kProductDepth + e - r * depth] = value;
@@ -271,15 +294,23 @@ XC_HOST_DEVICE void ExactProductPart(Block& block, const ExactProductArgs& args,
     block.ForThreads([&](int thread) {
       const int n = part * kThreads + thread;
       if (n >= args.width) return;
-      const float* w = args.w + int64_t{n} * args.width + first;
-      for (int i = 0; i < depth; ++i) {
-        const float weight = w[i];
+      const auto multiply = [&](int i, float weight) {
         XC_UNROLL
         for (int r = 0; r < kProductRows; ++r) {
           sums(thread).of[r] =
               Fma(shared[r * kProductDepth + i], weight, sums(thread).of[r]);
         }
+      };
+      if (args.w != nullptr) {
+        const float* w = args.w + int64_t{n} * args.depth + first;
+        for (int i = 0; i < depth; ++i) multiply(i, w[i]);
+        return;
       }
+      const int64_t stride = args.transposed ? args.width : 1;
+      const uint16_t* w = args.w_f16 +
+                          (args.transposed ? n : int64_t{n} * args.depth) +
+                          first * stride;
+      for (int i = 0; i < depth; ++i) multiply(i, F16ToF32(w[i * stride]));
     });
   }
   block.ForThreads([&](int thread) {
@@ -287,7 +318,8 @@ XC_HOST_DEVICE void ExactProductPart(Block& block, const ExactProductArgs& args,
     if (n >= args.width) return;
     XC_UNROLL
     for (int r = 0; r < kProductRows; ++r) {
-      out[int64_t{first_row + r} * args.width + n] = sums(thread).of[r];
+      float& to = out[int64_t{first_row + r} * args.width + n];
+      to = args.add ? to + sums(thread).of[r] : sums(thread).of[r];
     }
   });
 }

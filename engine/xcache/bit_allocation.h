@@ -14,6 +14,10 @@ namespace xcache {
 // channels are given alike, so that no vector register is cut.
 std::vector<int> SpreadBits(std::span<const float> deviations, int bits);
 
+// What stands for the deviations where a latent's errors are also seen by later
+// layers (xquant-cl-gqa): `spectrum` are the channels' singular values.
+std::vector<float> CrossLayerDeviations(std::span<const float> spectrum);
+
 }  // namespace xcache
 
 #endif  // XCACHE_ENGINE_XCACHE_BIT_ALLOCATION_H_

@@ -5,7 +5,6 @@
 // layer's U that does span it finds it among its differences. With Q = I, K and
 // V are exact.
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <span>
 #include <vector>
@@ -18,29 +17,6 @@
 #include "engine/xcache/quant_options.h"
 
 namespace xcache {
-namespace {
-
-// What an error in each channel of the latent costs. This layer's K and V see
-// it times the channel's singular value; but it also stays in X^, where later
-// layers, whose bases are others, see it too: as much as kLater of the mean.
-// Measured on SmolLM2-135M at 2 bits (KL to FP16, x 1000, prose / code; Python
-// code): kLater 0: 17.5 / 21.6, 0.1: 16.2 / 23.0, 0.3: 15.3 / 19.6, 0.6: 15.4 /
-// 21.9, 1: 15.8 / 24.0, equal widths: 21.5 / 36.4. At 3 bits: 7.1 / 9.4, 5.8 /
-// 7.7, 5.6 / 7.6, 6.3 / 7.5, 5.9 / 8.5, 7.5 / 11.8.
-constexpr double kLater = 0.3;
-
-std::vector<float> ErrorWeights(std::span<const float> spectrum) {
-  double mean = 0.0;
-  for (double s : spectrum)
-    mean += s * s / static_cast<double>(spectrum.size());
-  std::vector<float> weights;
-  for (double s : spectrum) {
-    weights.push_back(static_cast<float>(std::sqrt(s * s + kLater * mean)));
-  }
-  return weights;
-}
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantClGqa(
     const CodecSpec& spec, const CodecSources& sources, Isa isa) {
@@ -102,12 +78,13 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantClGqa(
     layer.direct = i < base.layers;
     const int bits = layer.direct ? base.bits : quant.bits;
     layer.coder.emplace(
-        per_token ? BlockCoder::PerToken(static_cast<int>(m), quant, bits,
-                                         rotate, isa)
-                  : BlockCoder::PerChannel(
-                        spread ? SpreadBits(ErrorWeights(spectrum), bits)
-                               : std::vector<int>(m, bits),
-                        quant, isa));
+        per_token
+            ? BlockCoder::PerToken(static_cast<int>(m), quant, bits, rotate,
+                                   isa)
+            : BlockCoder::PerChannel(
+                  spread ? SpreadBits(CrossLayerDeviations(spectrum), bits)
+                         : std::vector<int>(m, bits),
+                  quant, isa));
   }
   return NewCrossLayerCodec(std::move(canonical), shape, prediction,
                             std::move(layers), isa);

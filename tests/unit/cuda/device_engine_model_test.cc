@@ -31,7 +31,8 @@ TEST(DeviceEngineModelTest, AgreesWithTheCpu) {
       cuda::DeviceEngine::Create(*model, cuda::MakeHostOps({}), options, {});
   ASSERT_TRUE(device.ok()) << device.status();
   // Past the first block, so that codes are read.
-  for (const char* spec : {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4"}) {
+  for (const char* spec : {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4",
+                           "xquant-cl-gqa:bits=4"}) {
     const Agreement found = MeasureAgreement(**cpu, **device, spec, 90);
     EXPECT_LT(found.relative_error, kModelRelativeError) << spec;
     EXPECT_GT(found.top1, kModelTop1) << spec;

@@ -75,7 +75,8 @@ TEST(GpuEngineTest, AgreesWithTheCpuOnARealModel) {
     gpu_options.device_memory_bytes = uint64_t{2} << 30;
     const auto gpu = CreateEngine(*model, gpu_options, {});
     ASSERT_TRUE(gpu.ok()) << gpu.status();
-    for (const char* spec : {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4"}) {
+    for (const char* spec : {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4",
+                             "xquant-cl-gqa:bits=4", "kivi:bits=4"}) {
       const Agreement found = MeasureAgreement(**cpu, **gpu, spec, 200);
       EXPECT_LT(found.relative_error, kModelRelativeError) << spec;
       EXPECT_GT(found.top1, kModelTop1) << spec;
