@@ -70,6 +70,12 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceCodec(
   return nullptr;
 }
 
+bool UsesFusedRemat(const DeviceCodecSources& sources) {
+  return sources.remat_kernel == RematKernel::kFused &&
+         sources.ops->info().has_fused_remat &&
+         sources.model->hparams().head_dim <= kFusedHeadDim;
+}
+
 SpecOptions::SpecOptions(const CodecSpec& spec) {
   for (const auto& [key, value] : spec.options) left_[key] = value;
 }

@@ -24,12 +24,20 @@
 
 namespace xcache::cuda {
 
+// Of codecs that have both: from codes to tiles in one kernel on tensor cores
+// (DeviceOps::FusedRemat), where the device has it and heads are not too wide; or
+// by way of FP16 rows in memory and the vendor's product, which is the reference.
+enum class RematKernel { kFused, kTwoStep };
+
 // Some pages that are rematerialized together. All arrays are the device's.
 struct RematBatch {
   int num_blocks = 0;
   const uint8_t* const* payloads = nullptr;  // [num_blocks]
   const BlockTarget* targets = nullptr;      // [num_blocks]
   int32_t* invalid = nullptr;                // [num_blocks]
+  // What a codec that writes the tiles itself does to K and V. Its blocks are
+  // `targets`; it has no rows.
+  StoreKvArgs store;
 };
 // Room for num_blocks * 64 rows, a multiple of kGemmRows.
 struct RematScratch {
@@ -82,7 +90,10 @@ struct DeviceCodecSources {
   const Model* model = nullptr;
   DeviceOps* ops = nullptr;
   ThreadPool* pool = nullptr;
+  RematKernel remat_kernel = RematKernel::kFused;
 };
+// Whether FusedRemat is asked for and can be.
+bool UsesFusedRemat(const DeviceCodecSources& sources);
 
 // Null: the codec, or these options of it, have no kernels. An error is the
 // device's: no memory.

@@ -1,7 +1,7 @@
 // xquant on the device: unpack, dequantize and rotate back X to FP16, then one
 // product with [W_k; W_v], FP16 with the norm's gain folded in, as the CPU has
-// them. X̂ is rounded to FP16 once more than on the CPU: at most 2^-11 of each
-// value, well below a step of 8 bits.
+// them; in one kernel or in two steps. X̂ is rounded to FP16 once more than on
+// the CPU: at most 2^-11 of each value, well below a step of 8 bits.
 #include <utility>
 
 #include "engine/base/status_macros.h"
@@ -17,20 +17,35 @@ class Xquant final : public DeviceCodec {
  public:
   Xquant(const TokenMatrix& x, bool search,
          std::unique_ptr<DeviceMemory> weights,
-         std::unique_ptr<DeviceMemory> units, int num_units, int kv_dim)
+         std::unique_ptr<DeviceMemory> units, int num_units, int kv_dim,
+         bool fused)
       : x_(x),
         search_(search),
         layer_bytes_(static_cast<int64_t>(TokenMatrixBytes(x))),
         weights_(std::move(weights)),
         units_(std::move(units)),
         num_units_(num_units),
-        kv_dim_(kv_dim) {}
+        kv_dim_(kv_dim),
+        fused_(fused) {}
 
-  int latent_width() const override { return x_.num_channels; }
+  int latent_width() const override { return fused_ ? 0 : x_.num_channels; }
   PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
                 const RematScratch& scratch) const override {
     TokenMatrix x = x_;
     x.offset = layer * layer_bytes_;
+    const uint16_t* w = weights_->as<uint16_t>() +
+                        int64_t{layer} * 2 * kv_dim_ * x.num_channels;
+    if (fused_) {
+      FusedRematArgs fused;
+      fused.payloads = batch.payloads;
+      fused.invalid = batch.invalid;
+      fused.num_blocks = batch.num_blocks;
+      fused.x = x;
+      fused.w = w;
+      fused.store = batch.store;
+      ops.FusedRemat(fused);
+      return {};
+    }
     DecodeArgs decode;
     decode.payloads = batch.payloads;
     decode.out_f16 = scratch.latent;
@@ -40,8 +55,7 @@ class Xquant final : public DeviceCodec {
     ops.DecodeTokens(x, decode);
     GemmArgs gemm;
     gemm.a = scratch.latent;
-    gemm.w = weights_->as<uint16_t>() +
-             int64_t{layer} * 2 * kv_dim_ * x.num_channels;
+    gemm.w = w;
     gemm.out = scratch.kv;
     gemm.out_stride = 2 * kv_dim_;
     gemm.num_rows = batch.num_blocks * kBlockTokens;
@@ -90,6 +104,7 @@ class Xquant final : public DeviceCodec {
   const std::unique_ptr<DeviceMemory> units_;
   const int num_units_;
   const int kv_dim_;
+  const bool fused_;
 };
 
 }  // namespace
@@ -142,9 +157,10 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
   auto device_units = std::make_unique<DeviceMemory>(*sources.ops);
   XC_RETURN_IF_ERROR(
       UploadArray(*sources.ops, std::span(units.units), *device_units));
-  return std::make_unique<const Xquant>(
-      x, search, std::move(weights), std::move(device_units),
-      static_cast<int>(units.units.size()), h.kv_dim());
+  return std::make_unique<const Xquant>(x, search, std::move(weights),
+                                        std::move(device_units),
+                                        static_cast<int>(units.units.size()),
+                                        h.kv_dim(), UsesFusedRemat(sources));
 }
 
 }  // namespace xcache::cuda

@@ -68,7 +68,7 @@ class HostOps final : public DeviceOps {
   DeviceInfo info() const override {
     DeviceInfo info;
     std::strcpy(info.name, "host emulation");
-    info.has_fused_remat = true;
+    info.has_fused_remat = options_.fused_remat;
     info.total_bytes =
         options_.memory_bytes > 0 ? options_.memory_bytes : size_t{1} << 40;
     std::lock_guard<std::mutex> lock(mu_);
