@@ -1,14 +1,19 @@
-// xquant on the device: unpack, dequantize and rotate back X to FP16, then one
-// product with [W_k; W_v], FP16 with the norm's gain folded in, as the CPU has
-// them; in one kernel or in two steps. X̂ is rounded to FP16 once more than on
-// the CPU: at most 2^-11 of each value, well below a step of 8 bits.
+// xquant on the device: unpack and dequantize to FP16, then one product with
+// [W_k; W_v], FP16 with the norm's gain folded in, as the CPU has them; in one
+// kernel or in two steps. A rotation of X is folded into them too. So X̂ before
+// its rotation, and the turned matrix, are rounded to FP16, where the CPU
+// rounds the matrix alone: at most 2^-11 of each value, well below a step of 8
+// bits.
+#include <algorithm>
 #include <utility>
 
 #include "engine/base/status_macros.h"
+#include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/device_codec.h"
 #include "engine/cuda/device_memory.h"
 #include "engine/cuda/device_weights.h"
 #include "engine/types.h"
+#include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
 namespace {
@@ -33,6 +38,7 @@ class Xquant final : public DeviceCodec {
                 const RematScratch& scratch) const override {
     TokenMatrix x = x_;
     x.offset = layer * layer_bytes_;
+    x.rotated = false;  // weights_ are
     const uint16_t* w = weights_->as<uint16_t>() +
                         int64_t{layer} * 2 * kv_dim_ * x.num_channels;
     if (fused_) {
@@ -100,7 +106,8 @@ class Xquant final : public DeviceCodec {
   const TokenMatrix x_;
   const bool search_;
   const int64_t layer_bytes_;
-  const std::unique_ptr<DeviceMemory> weights_;  // [layers, 2 kv_dim, d]
+  // [layers, 2 kv_dim, d], for X as its page has it, rotated or not.
+  const std::unique_ptr<DeviceMemory> weights_;
   const std::unique_ptr<DeviceMemory> units_;
   const int num_units_;
   const int kv_dim_;
@@ -140,6 +147,7 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
   PinnedMemory staging(*sources.ops);
   XC_RETURN_IF_ERROR(staging.Reserve(UploadStagingBytes(h.d_model)));
   std::vector<float> gain(static_cast<size_t>(h.d_model));
+  const Rotation rotation(h.d_model, Isa::kRef);
   for (int layer = 0; layer < h.num_layers; ++layer) {
     const LayerTensors& tensors = model.layer(layer);
     DequantizeRow(tensors.attn_norm, 0, gain.data());
@@ -148,6 +156,15 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
       DequantizeRow(value ? tensors.wv : tensors.wk,
                     value ? row - h.kv_dim() : row, out);
       for (size_t i = 0; i < gain.size(); ++i) out[i] *= gain[i];
+      if (!x.rotated) return;
+      // With x = D H z / s, signs D and the symmetric H of a piece of s
+      // channels, w x = (H D w / s) z.
+      rotation.Apply(out, 1, 1);
+      for (int i = 0; i < h.d_model; ++i) {
+        const int piece = i / kPieceChannels * kPieceChannels;
+        const int left = std::min(kPieceChannels, h.d_model - piece);
+        out[i] /= static_cast<float>(PieceOf(i - piece, left).size);
+      }
     };
     UploadRows(*sources.ops, *sources.pool, staging, 2 * h.kv_dim(), h.d_model,
                HalfType::kF16, fill,
