@@ -19,14 +19,15 @@
 #include "engine/kernels/quantize_groups.h"
 #include "engine/model/model.h"
 #include "engine/xcache/codec.h"
-#include "engine/xcache/tile_coder.h"
 #include "engine/xcache/profile.h"
+#include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
 
 // Of codecs that have both: from codes to tiles in one kernel on tensor cores
-// (DeviceOps::FusedRemat), where the device has it and heads are not too wide; or
-// by way of FP16 rows in memory and the vendor's product, which is the reference.
+// (DeviceOps::FusedRemat), where the device has it and heads are not too wide;
+// or by way of FP16 rows in memory and the vendor's product, which is the
+// reference.
 enum class RematKernel { kFused, kTwoStep };
 
 // Some pages that are rematerialized together. All arrays are the device's.

@@ -229,8 +229,8 @@ struct FusedRematArgs {
   // number of channels.
   TokenMatrix x;
   ChannelMatrix latent;
-  // [n, k] FP16, 16-byte aligned. n is 2 kv_dim, K and V; or kv_dim, K, where `v`
-  // has channels (kv_dim of them) and is V without a product.
+  // [n, k] FP16, 16-byte aligned. n is 2 kv_dim, K and V; or kv_dim, K, where
+  // `v` has channels (kv_dim of them) and is V without a product.
   const uint16_t* w = nullptr;
   TokenMatrix v;
   // Blocks, biases, RoPE, layout, layer; its rows, k, v and q are not used.

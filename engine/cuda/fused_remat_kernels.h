@@ -109,15 +109,19 @@ XC_HOST_DEVICE inline WarpPart WarpPartOf(int warp, int num_columns) {
           half / kMmaCols};
 }
 
-// One stage of the Hadamard transform at distance step * stride_of(1) among 8
-// values, value j of which is channel first + j * stride of `channels`.
+// One stage of the Hadamard transform at distance step * stride among 8 values,
+// value j of which is channel first + j * stride of `channels`.
 XC_HOST_DEVICE inline void ButterflyStage(int step, int first, int stride,
                                           int channels, float* values) {
+  const bool whole = channels == kSliceChannels;  // one piece
   XC_UNROLL
   for (int j = 0; j < 8; ++j) {
     if ((j & step) != 0) continue;
     const int c = first + j * stride;
-    if (c >= channels || step * stride >= PieceOf(c, channels).size) continue;
+    if (!whole &&
+        (c >= channels || step * stride >= PieceOf(c, channels).size)) {
+      continue;
+    }
     const float a = values[j], b = values[j + step];
     values[j] = a + b;
     values[j + step] = a - b;
@@ -125,15 +129,17 @@ XC_HOST_DEVICE inline void ButterflyStage(int step, int first, int stride,
 }
 
 // Channels [64 slice, ..) of all tokens of a matrix with scales per token, what
-// DecodeTokenPiece gives: store(token, channel in the slice, value) for each,
-// and zeros up to PaddedChannels. A piece begins at a multiple of its size, so
-// the stages at distances 1, 2 and 4 stay in an octet, and the others among the
-// channels of equal remainder: two passes of three stages each in registers.
-template <typename Block, typename Store>
+// DecodeTokenPiece gives, plus `bias` where it is not null ([num_channels]), as
+// FP16 to `out` [token][channel in the slice], and zeros up to PaddedChannels.
+// A rotation's piece begins at a multiple of its size, so the stages at
+// distances 1, 2 and 4 stay in an octet, and the others among the channels of
+// equal remainder: two passes of three stages each in registers, through
+// `turn`.
+template <typename Block>
 XC_HOST_DEVICE void DecodeTokenSlice(Block& block, const TokenMatrix& m,
                                      const uint8_t* payload, int32_t* invalid,
-                                     int slice, float* turn,
-                                     const Store& store) {
+                                     int slice, const float* bias, float* turn,
+                                     uint16_t* out) {
   const uint8_t* in = payload + m.offset;
   const int first = slice * kSliceChannels;
   const int left = m.num_channels - first;
@@ -149,10 +155,12 @@ XC_HOST_DEVICE void DecodeTokenSlice(Block& block, const TokenMatrix& m,
   const int64_t tile_bytes =
       int64_t{kBlockTokens} * (2 * scale_bytes + (m.group + 7) / 8 * m.bits);
   block.ForThreads([&](int thread) {
-    for (int unit = thread; unit < padded / 8 * kBlockTokens;
-         unit += kThreads) {
-      const int octet = unit / kBlockTokens;
-      const int token = unit % kBlockTokens;
+    // All of a thread's octets are of one token, and most of one group.
+    const int token = thread % kBlockTokens;
+    int grid_tile = -1;
+    Grid grid;
+    for (int octet = thread / kBlockTokens; octet < padded / 8;
+         octet += kThreads / kBlockTokens) {
       float values[8] = {};
       if (8 * octet < channels) {
         const int channel = first + 8 * octet;
@@ -162,40 +170,59 @@ XC_HOST_DEVICE void DecodeTokenSlice(Block& block, const TokenMatrix& m,
         const TileShape shape{tile_left < m.group ? tile_left : m.group,
                               kBlockTokens, m.bits};
         const uint8_t* scales = in + tile * tile_bytes;
-        const Grid grid = LoadGrid(scales, kBlockTokens, token, m.bits, m.fp8,
-                                   step_multiplier, centre_multiplier);
-        if (!grid.valid) *invalid = 1;
+        if (tile != grid_tile) {
+          grid = LoadGrid(scales, kBlockTokens, token, m.bits, m.fp8,
+                          step_multiplier, centre_multiplier);
+          if (!grid.valid) *invalid = 1;
+          grid_tile = tile;
+        }
         const uint64_t codes =
             CodesOfOctet(scales + 2 * scale_bytes * kBlockTokens, shape,
                          (channel - tile_first) / 8, token);
         XC_UNROLL
         for (int i = 0; i < 8; ++i) {
           if (8 * octet + i >= channels) continue;
-          values[i] =
-              grid.base + grid.step * static_cast<float>(CodeOf(codes, i));
+          values[i] = grid.base + grid.step * CodeAsFloat(codes, i);
         }
       }
-      if (!m.rotated) {
+      if (m.rotated) {
         XC_UNROLL
-        for (int i = 0; i < 8; ++i) store(token, 8 * octet + i, values[i]);
+        for (int step = 1; step < 8; step *= 2) {
+          ButterflyStage(step, 8 * octet, 1, channels, values);
+        }
+        XC_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          turn[(8 * octet + i) * kTurnStride + token] = values[i];
+        }
         continue;
       }
-      XC_UNROLL
-      for (int step = 1; step < 8; step *= 2) {
-        ButterflyStage(step, 8 * octet, 1, channels, values);
+      if (bias != nullptr) {
+        XC_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          if (8 * octet + i >= channels) continue;
+          values[i] = values[i] + bias[first + 8 * octet + i];
+        }
       }
-      XC_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        turn[(8 * octet + i) * kTurnStride + token] = values[i];
-      }
+      StoreOctet(out + token * kOperandStride + 8 * octet, values);
     }
   });
   if (!m.rotated) return;
   block.ForThreads([&](int thread) {
-    for (int unit = thread; unit < 8 * kBlockTokens; unit += kThreads) {
-      const int rest = unit % 8;
-      const int token = unit / 8;
-      float values[8];
+    // And all of these have the same remainder.
+    const int rest = thread % 8;
+    float factors[kSliceOctets], biases[kSliceOctets];
+    XC_UNROLL
+    for (int j = 0; j < kSliceOctets; ++j) {
+      const int c = rest + 8 * j;
+      factors[j] = 0.0f;
+      biases[j] = 0.0f;
+      if (c >= channels) continue;
+      const float sign = RotationNegates(first + c) ? -1.0f : 1.0f;
+      factors[j] = sign / static_cast<float>(PieceOf(c, channels).size);
+      if (bias != nullptr) biases[j] = bias[first + c];
+    }
+    for (int token = thread / 8; token < kBlockTokens; token += kThreads / 8) {
+      float values[kSliceOctets];
       XC_UNROLL
       for (int j = 0; j < kSliceOctets; ++j) {
         const int c = rest + 8 * j;
@@ -209,23 +236,20 @@ XC_HOST_DEVICE void DecodeTokenSlice(Block& block, const TokenMatrix& m,
       for (int j = 0; j < kSliceOctets; ++j) {
         const int c = rest + 8 * j;
         if (c >= padded) continue;
-        float value = 0.0f;
-        if (c < channels) {
-          const float sign = RotationNegates(first + c) ? -1.0f : 1.0f;
-          value = values[j] *
-                  (sign / static_cast<float>(PieceOf(c, channels).size));
-        }
-        store(token, c, value);
+        float value = c < channels ? values[j] * factors[j] : 0.0f;
+        if (bias != nullptr) value = value + biases[j];
+        out[token * kOperandStride + c] = F32ToF16(value);
       }
     }
   });
 }
 
 // The same of a matrix with scales per channel, what DecodeChannelPart gives.
-template <typename Block, typename Store>
+template <typename Block>
 XC_HOST_DEVICE void DecodeChannelSlice(Block& block, const ChannelMatrix& m,
                                        const uint8_t* payload, int32_t* invalid,
-                                       int slice, const Store& store) {
+                                       int slice, uint16_t* out) {
+  static_assert(kThreads % kSliceChannels == 0, "a thread has one channel");
   const uint8_t* in = payload + m.offset;
   const int first = slice * kSliceChannels;
   const int left = m.num_channels - first;
@@ -238,35 +262,43 @@ XC_HOST_DEVICE void DecodeChannelSlice(Block& block, const ChannelMatrix& m,
     centre_multiplier = F16ToF32(LoadHalf(in + 2));
   }
   block.ForThreads([&](int thread) {
-    for (int unit = thread; unit < kOctets * kSliceChannels; unit += kThreads) {
-      const int octet = unit / kSliceChannels;
-      const int c = unit % kSliceChannels;
-      if (c >= padded) continue;
+    const int c = thread % kSliceChannels;
+    if (c >= padded) return;
+    int grid_group = -1;
+    ChannelEntry entry;
+    Grid grid;
+    for (int octet = thread / kSliceChannels; octet < kOctets;
+         octet += kThreads / kSliceChannels) {
       float values[8] = {};
       if (c < channels) {
         const int row_group = 8 * octet / m.group;
         const int group_first = row_group * m.group;
         const int group_left = kBlockTokens - group_first;
-        const ChannelEntry entry =
-            m.entries[int64_t{row_group} * m.num_channels + first + c];
+        if (row_group != grid_group) {
+          entry = m.entries[int64_t{row_group} * m.num_channels + first + c];
+          grid =
+              LoadGrid(in + entry.tile_offset, entry.tile_cols, entry.col,
+                       entry.bits, m.fp8, step_multiplier, centre_multiplier);
+          if (!grid.valid) *invalid = 1;
+          grid_group = row_group;
+        }
         const TileShape shape{group_left < m.group ? group_left : m.group,
                               entry.tile_cols, entry.bits};
-        const uint8_t* scales = in + entry.tile_offset;
-        const Grid grid =
-            LoadGrid(scales, entry.tile_cols, entry.col, entry.bits, m.fp8,
-                     step_multiplier, centre_multiplier);
-        if (!grid.valid) *invalid = 1;
-        const uint64_t codes =
-            CodesOfOctet(scales + 2 * scale_bytes * entry.tile_cols, shape,
-                         (8 * octet - group_first) / 8, entry.col);
+        const uint64_t codes = CodesOfOctet(
+            in + entry.tile_offset + 2 * scale_bytes * entry.tile_cols, shape,
+            (8 * octet - group_first) / 8, entry.col);
         XC_UNROLL
         for (int i = 0; i < 8; ++i) {
-          values[i] =
-              grid.base + grid.step * static_cast<float>(CodeOf(codes, i));
+          values[i] = grid.base + grid.step * CodeAsFloat(codes, i);
         }
       }
+      uint16_t* to = out + 8 * octet * kOperandStride + c;
       XC_UNROLL
-      for (int i = 0; i < 8; ++i) store(8 * octet + i, c, values[i]);
+      for (int i = 0; i < 8; i += 2) {
+        const uint32_t pair = PackHalves(values[i], values[i + 1]);
+        to[i * kOperandStride] = static_cast<uint16_t>(pair & 0xffffu);
+        to[(i + 1) * kOperandStride] = static_cast<uint16_t>(pair >> 16);
+      }
     }
   });
 }
@@ -378,17 +410,14 @@ XC_HOST_DEVICE void RematPanel(Block& block, const FusedRematArgs& args,
   typename Block::template PerThread<Sums> sums;
   FusedShared::Slice& s = shared.slice;
   const int k = FusedDepth(args);
-  const auto store = [&](int token, int channel, float value) {
-    s.a[token * kOperandStride + channel] = F32ToF16(value);
-  };
   for (int slice = 0; slice * kSliceChannels < k; ++slice) {
     LoadPanel(block, args.w, k, panel, slice, s.b);
     if (args.latent.entries != nullptr) {
       DecodeChannelSlice(block, args.latent, args.payloads[index],
-                         args.invalid + index, slice, store);
+                         args.invalid + index, slice, s.a);
     } else {
       DecodeTokenSlice(block, args.x, args.payloads[index],
-                       args.invalid + index, slice, s.turn, store);
+                       args.invalid + index, slice, nullptr, s.turn, s.a);
     }
     block.FinishCopies();
     const int left = k - slice * kSliceChannels;
@@ -457,12 +486,7 @@ XC_HOST_DEVICE void RematValues(Block& block, const FusedRematArgs& args,
   const int channels = left < kSliceChannels ? left : kSliceChannels;
   FusedShared::Slice& s = shared.slice;
   DecodeTokenSlice(block, args.v, args.payloads[index], args.invalid + index,
-                   piece, s.turn, [&](int token, int channel, float value) {
-                     if (store.bv != nullptr && channel < channels) {
-                       value = value + store.bv[first + channel];
-                     }
-                     s.a[token * kOperandStride + channel] = F32ToF16(value);
-                   });
+                   piece, store.bv, s.turn, s.a);
   const BlockTarget& target = store.blocks[index];
   uint16_t* tiles = target.tiles + store.layer * target.layer_stride;
   const int head_dim = store.layout.head_dim;
