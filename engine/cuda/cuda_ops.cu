@@ -19,6 +19,7 @@
 #include "engine/cuda/cross_layer_kernels.h"
 #include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/device_ops.h"
+#include "engine/cuda/fused_remat_kernels.h"
 #include "engine/cuda/quantize_kernels.h"
 #include "engine/cuda/row_kernels.h"
 #include "engine/cuda/thread_block.h"
@@ -72,6 +73,14 @@ __global__ void __launch_bounds__(kThreads)
   DeviceBlock block;
   DecodeChannelPart(block, matrix, args, BlockIndex() / parts / kOctets,
                     BlockIndex() / parts % kOctets, BlockIndex() % parts);
+}
+// Neighbouring blocks of threads share a panel of the matrix.
+__global__ void __launch_bounds__(kThreads)
+    FusedRematKernel(FusedRematArgs args) {
+  __shared__ FusedShared shared;
+  DeviceBlock block;
+  FusedRematPart(block, args, BlockIndex() % args.num_blocks,
+                 BlockIndex() / args.num_blocks, shared);
 }
 __global__ void __launch_bounds__(kThreads)
     ScaleSumsKernel(ScaleSumsArgs args) {
@@ -165,6 +174,7 @@ class CudaOps final : public DeviceOps {
       std::snprintf(info.name, sizeof(info.name), "%s", properties.name);
       info.capability_major = properties.major;
       info.capability_minor = properties.minor;
+      info.has_fused_remat = properties.major >= 8;
     }
     info.ordinal = ordinal_;
     (void)cudaMemGetInfo(&info.free_bytes, &info.total_bytes);
@@ -286,6 +296,12 @@ class CudaOps final : public DeviceOps {
     if (!Ready(rows)) return;
     RoundSumsKernel<<<rows, kThreads, 0, compute()>>>(args);
     CheckLaunch("round_sums");
+  }
+  void FusedRemat(const FusedRematArgs& args) override {
+    const int blocks = args.num_blocks * FusedParts(args);
+    if (!Ready(blocks)) return;
+    FusedRematKernel<<<blocks, kThreads, 0, compute()>>>(args);
+    CheckLaunch("fused_remat");
   }
   void StoreFinal(const StoreFinalArgs& args) override {
     const int blocks = args.num_blocks * args.layout.n_kv_heads;

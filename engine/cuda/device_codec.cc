@@ -76,6 +76,7 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceCodec(
 }
 
 absl::Status UploadProjections(const DeviceCodecSources& sources,
+                               const std::function<void(float* row)>& turn,
                                DeviceMemory& to) {
   const Model& model = *sources.model;
   const HyperParams& h = model.hparams();
@@ -93,12 +94,19 @@ absl::Status UploadProjections(const DeviceCodecSources& sources,
       DequantizeRow(value ? tensors.wv : tensors.wk,
                     value ? row - h.kv_dim() : row, out);
       for (size_t i = 0; i < gain.size(); ++i) out[i] *= gain[i];
+      if (turn) turn(out);
     };
     UploadRows(*sources.ops, *sources.pool, staging, 2 * h.kv_dim(), h.d_model,
                HalfType::kF16, fill,
                to.as<uint16_t>() + layer * layer_elements);
   }
   return absl::OkStatus();
+}
+
+bool UsesFusedRemat(const DeviceCodecSources& sources) {
+  return sources.remat_kernel == RematKernel::kFused &&
+         sources.ops->info().has_fused_remat &&
+         sources.model->hparams().head_dim <= kFusedHeadDim;
 }
 
 SpecOptions::SpecOptions(const CodecSpec& spec) {

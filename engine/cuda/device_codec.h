@@ -5,6 +5,7 @@
 #define XCACHE_ENGINE_CUDA_DEVICE_CODEC_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -25,12 +26,21 @@
 
 namespace xcache::cuda {
 
+// Of codecs that have both: from codes to tiles in one kernel on tensor cores
+// (DeviceOps::FusedRemat), where the device has it and heads are not too wide;
+// or by way of FP16 rows in memory and the vendor's product, which is the
+// reference.
+enum class RematKernel { kFused, kTwoStep };
+
 // Some pages that are rematerialized together. All arrays are the device's.
 struct RematBatch {
   int num_blocks = 0;
   const uint8_t* const* payloads = nullptr;  // [num_blocks]
   const BlockTarget* targets = nullptr;      // [num_blocks]
   int32_t* invalid = nullptr;                // [num_blocks]
+  // What a codec that writes the tiles itself does to K and V. Its blocks are
+  // `targets`; it has no rows.
+  StoreKvArgs store;
 };
 // Room for num_blocks * 64 rows, a multiple of kGemmRows.
 struct RematScratch {
@@ -91,7 +101,10 @@ struct DeviceCodecSources {
   const Model* model = nullptr;
   DeviceOps* ops = nullptr;
   ThreadPool* pool = nullptr;
+  RematKernel remat_kernel = RematKernel::kFused;
 };
+// Whether FusedRemat is asked for and can be.
+bool UsesFusedRemat(const DeviceCodecSources& sources);
 
 // Null: the codec, or these options of it, have no kernels. An error is the
 // device's: no memory.
@@ -129,8 +142,10 @@ class SpecOptions {
 };
 
 // [W_k; W_v] of each layer as the CPU's codecs have them: FP16 with the norm's
-// gain folded in, [layers, 2 kv_dim, d].
+// gain folded in, [layers, 2 kv_dim, d]. `turn`, where there is one, changes
+// each row [d] before it is rounded.
 absl::Status UploadProjections(const DeviceCodecSources& sources,
+                               const std::function<void(float* row)>& turn,
                                DeviceMemory& to);
 
 // Bytes of a matrix with scales per token, as its payload has it.

@@ -303,7 +303,7 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantCl(
       tables->matrices, &payload_bytes);
   if (payload_bytes != sources.codec->payload_bytes()) return nullptr;
   XC_RETURN_IF_ERROR(tables->matrices.Upload(*sources.ops));
-  XC_RETURN_IF_ERROR(UploadProjections(sources, tables->projections));
+  XC_RETURN_IF_ERROR(UploadProjections(sources, nullptr, tables->projections));
   return std::make_unique<const CrossLayer>(std::move(layers),
                                             std::move(tables), options->kind,
                                             h.d_model, h.d_model, h.kv_dim());
@@ -339,7 +339,7 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantClGqa(
   if (payload_bytes != sources.codec->payload_bytes()) return nullptr;
   DeviceOps& ops = *sources.ops;
   XC_RETURN_IF_ERROR(tables->matrices.Upload(ops));
-  XC_RETURN_IF_ERROR(UploadProjections(sources, tables->projections));
+  XC_RETURN_IF_ERROR(UploadProjections(sources, nullptr, tables->projections));
 
   const auto layer_elements = static_cast<int64_t>(d * m);
   XC_RETURN_IF_ERROR(tables->bases.Reserve(

@@ -1,5 +1,6 @@
 // xquant-gqa on the device: K's latent to FP16 and one product with the basis
-// B^T as FP16; V is rotated back with additions alone, to the CPU's very bits.
+// B^T as FP16, in one kernel or in two steps; V is rotated back with additions
+// alone, to the CPU's very bits.
 // K differs from the CPU's by the rounding of latent and basis to 11 bits.
 #include <algorithm>
 #include <utility>
@@ -33,17 +34,32 @@ class XquantGqa final : public DeviceCodec {
     DeviceMemory to_latent;    // [layers, kv_dim, kv_dim] FP32
   };
   XquantGqa(std::vector<Layer> layers, std::unique_ptr<Tables> tables,
-            int num_v_units, bool search, int kv_dim)
+            int num_v_units, bool search, int kv_dim, bool fused)
       : layers_(std::move(layers)),
         tables_(std::move(tables)),
         num_v_units_(num_v_units),
         search_(search),
-        kv_dim_(kv_dim) {}
+        kv_dim_(kv_dim),
+        fused_(fused) {}
 
-  int latent_width() const override { return kv_dim_; }
+  int latent_width() const override { return fused_ ? 0 : kv_dim_; }
   PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
                 const RematScratch& scratch) const override {
     const Layer& l = layers_[static_cast<size_t>(layer)];
+    const uint16_t* w = tables_->from_latent.as<uint16_t>() +
+                        int64_t{layer} * kv_dim_ * kv_dim_;
+    if (fused_) {
+      FusedRematArgs fused;
+      fused.payloads = batch.payloads;
+      fused.invalid = batch.invalid;
+      fused.num_blocks = batch.num_blocks;
+      fused.latent = l.k;
+      fused.w = w;
+      fused.v = l.v;
+      fused.store = batch.store;
+      ops.FusedRemat(fused);
+      return {};
+    }
     DecodeArgs decode;
     decode.payloads = batch.payloads;
     decode.invalid = batch.invalid;
@@ -53,8 +69,7 @@ class XquantGqa final : public DeviceCodec {
     ops.DecodeChannels(l.k, decode);
     GemmArgs gemm;
     gemm.a = scratch.latent;
-    gemm.w = tables_->from_latent.as<uint16_t>() +
-             int64_t{layer} * kv_dim_ * kv_dim_;
+    gemm.w = w;
     gemm.out = scratch.kv;
     gemm.out_stride = 2 * kv_dim_;
     gemm.num_rows = batch.num_blocks * kBlockTokens;
@@ -130,6 +145,7 @@ class XquantGqa final : public DeviceCodec {
   const int num_v_units_;
   const bool search_;
   const int kv_dim_;
+  const bool fused_;
 };
 
 }  // namespace
@@ -230,7 +246,8 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantGqa(
   }
   return std::make_unique<const XquantGqa>(
       std::move(layers), std::move(tables),
-      static_cast<int>(v_units.units.size()), search, kv_dim);
+      static_cast<int>(v_units.units.size()), search, kv_dim,
+      UsesFusedRemat(sources));
 }
 
 }  // namespace xcache::cuda

@@ -1,13 +1,18 @@
-// xquant on the device: unpack, dequantize and rotate back X to FP16, then one
-// product with [W_k; W_v], FP16 with the norm's gain folded in, as the CPU has
-// them. X̂ is rounded to FP16 once more than on the CPU: at most 2^-11 of each
-// value, well below a step of 8 bits.
+// xquant on the device: unpack and dequantize to FP16, then one product with
+// [W_k; W_v], FP16 with the norm's gain folded in, as the CPU has them; in one
+// kernel or in two steps. A rotation of X is folded into them too. So X̂ before
+// its rotation, and the turned matrix, are rounded to FP16, where the CPU
+// rounds the matrix alone: at most 2^-11 of each value, well below a step of 8
+// bits.
+#include <algorithm>
 #include <utility>
 
 #include "engine/base/status_macros.h"
+#include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/device_codec.h"
 #include "engine/cuda/device_memory.h"
 #include "engine/types.h"
+#include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
 namespace {
@@ -16,20 +21,36 @@ class Xquant final : public DeviceCodec {
  public:
   Xquant(const TokenMatrix& x, bool search,
          std::unique_ptr<DeviceMemory> weights,
-         std::unique_ptr<DeviceMemory> units, int num_units, int kv_dim)
+         std::unique_ptr<DeviceMemory> units, int num_units, int kv_dim,
+         bool fused)
       : x_(x),
         search_(search),
         layer_bytes_(static_cast<int64_t>(TokenMatrixBytes(x))),
         weights_(std::move(weights)),
         units_(std::move(units)),
         num_units_(num_units),
-        kv_dim_(kv_dim) {}
+        kv_dim_(kv_dim),
+        fused_(fused) {}
 
-  int latent_width() const override { return x_.num_channels; }
+  int latent_width() const override { return fused_ ? 0 : x_.num_channels; }
   PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
                 const RematScratch& scratch) const override {
     TokenMatrix x = x_;
     x.offset = layer * layer_bytes_;
+    x.rotated = false;  // weights_ are
+    const uint16_t* w = weights_->as<uint16_t>() +
+                        int64_t{layer} * 2 * kv_dim_ * x.num_channels;
+    if (fused_) {
+      FusedRematArgs fused;
+      fused.payloads = batch.payloads;
+      fused.invalid = batch.invalid;
+      fused.num_blocks = batch.num_blocks;
+      fused.x = x;
+      fused.w = w;
+      fused.store = batch.store;
+      ops.FusedRemat(fused);
+      return {};
+    }
     DecodeArgs decode;
     decode.payloads = batch.payloads;
     decode.out_f16 = scratch.latent;
@@ -39,8 +60,7 @@ class Xquant final : public DeviceCodec {
     ops.DecodeTokens(x, decode);
     GemmArgs gemm;
     gemm.a = scratch.latent;
-    gemm.w = weights_->as<uint16_t>() +
-             int64_t{layer} * 2 * kv_dim_ * x.num_channels;
+    gemm.w = w;
     gemm.out = scratch.kv;
     gemm.out_stride = 2 * kv_dim_;
     gemm.num_rows = batch.num_blocks * kBlockTokens;
@@ -85,10 +105,12 @@ class Xquant final : public DeviceCodec {
   const TokenMatrix x_;
   const bool search_;
   const int64_t layer_bytes_;
-  const std::unique_ptr<DeviceMemory> weights_;  // [layers, 2 kv_dim, d]
+  // [layers, 2 kv_dim, d], for X as its page has it, rotated or not.
+  const std::unique_ptr<DeviceMemory> weights_;
   const std::unique_ptr<DeviceMemory> units_;
   const int num_units_;
   const int kv_dim_;
+  const bool fused_;
 };
 
 }  // namespace
@@ -117,14 +139,27 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
   }
 
   auto weights = std::make_unique<DeviceMemory>(*sources.ops);
-  XC_RETURN_IF_ERROR(UploadProjections(sources, *weights));
+  const Rotation rotation(h.d_model, Isa::kRef);
+  const auto turn = [&](float* row) {
+    if (!x.rotated) return;
+    // With x = D H z / s, signs D and the symmetric H of a piece of s channels,
+    // w x = (H D w / s) z.
+    rotation.Apply(row, 1, 1);
+    for (int i = 0; i < h.d_model; ++i) {
+      const int piece = i / kPieceChannels * kPieceChannels;
+      const int left = std::min(kPieceChannels, h.d_model - piece);
+      row[i] /= static_cast<float>(PieceOf(i - piece, left).size);
+    }
+  };
+  XC_RETURN_IF_ERROR(UploadProjections(sources, turn, *weights));
   const TileUnits units = MakeTileUnits(tiles, x.fp8);
   auto device_units = std::make_unique<DeviceMemory>(*sources.ops);
   XC_RETURN_IF_ERROR(
       UploadArray(*sources.ops, std::span(units.units), *device_units));
-  return std::make_unique<const Xquant>(
-      x, search, std::move(weights), std::move(device_units),
-      static_cast<int>(units.units.size()), h.kv_dim());
+  return std::make_unique<const Xquant>(x, search, std::move(weights),
+                                        std::move(device_units),
+                                        static_cast<int>(units.units.size()),
+                                        h.kv_dim(), UsesFusedRemat(sources));
 }
 
 }  // namespace xcache::cuda

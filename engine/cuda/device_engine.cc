@@ -71,6 +71,9 @@ absl::StatusOr<std::unique_ptr<Engine>> DeviceEngine::Create(
   info.numerics_id =
       absl::StrCat("xcache-", XCACHE_VERSION, "/cuda/", found.capability_major,
                    ".", found.capability_minor, "/", found.name);
+  if (options.remat_kernel == RematKernel::kTwoStep) {
+    info.numerics_id += "/two-step";
+  }
   info.weight_bytes = static_cast<int64_t>(engine->weights_->bytes());
   XC_RETURN_IF_ERROR(engine->CheckDevice());
   return engine;
@@ -93,6 +96,7 @@ absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
     sources.model = model_.get();
     sources.ops = ops_.get();
     sources.pool = &threads_;
+    sources.remat_kernel = options_.remat_kernel;
     std::unique_ptr<const DeviceCodec> device_codec;
     if (!options_.host_codecs) {
       XC_ASSIGN_OR_RETURN(device_codec, MakeDeviceCodec(sources));

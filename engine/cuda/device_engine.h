@@ -41,6 +41,8 @@ struct DeviceEngineOptions {
   bool remat_each_step = false;
   // Decode every codec on the CPU, as those without kernels are.
   bool host_codecs = false;
+  // How the device's codecs make K and V where they have two ways.
+  RematKernel remat_kernel = RematKernel::kFused;
 };
 
 class DeviceEngine final : public Engine {

@@ -108,6 +108,28 @@ XC_HOST_DEVICE inline uint16_t F32ToF16(float x) {
 #endif
 }
 
+// Two values as FP16, the first in the lower half.
+XC_HOST_DEVICE inline uint32_t PackHalves(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  const __half2 pair = __floats2half2_rn(low, high);
+  return __half_as_ushort(__low2half(pair)) |
+         static_cast<uint32_t>(__half_as_ushort(__high2half(pair))) << 16;
+#else
+  return F32ToF16(low) | static_cast<uint32_t>(F32ToF16(high)) << 16;
+#endif
+}
+
+// Eight of them. REQUIRES: `to` is 16-byte aligned.
+XC_HOST_DEVICE inline void StoreOctet(uint16_t* to, const float* values) {
+#if defined(__CUDA_ARCH__)
+  *reinterpret_cast<uint4*>(to) = make_uint4(
+      PackHalves(values[0], values[1]), PackHalves(values[2], values[3]),
+      PackHalves(values[4], values[5]), PackHalves(values[6], values[7]));
+#else
+  for (int i = 0; i < 8; ++i) to[i] = F32ToF16(values[i]);
+#endif
+}
+
 XC_HOST_DEVICE inline float Bf16ToF32(uint16_t h) {
   return FloatOf(static_cast<uint32_t>(h) << 16);
 }

@@ -36,6 +36,7 @@ struct DeviceInfo {
   int capability_minor = 0;
   size_t total_bytes = 0;
   size_t free_bytes = 0;
+  bool has_fused_remat = false;  // whether FusedRemat may be called
 };
 
 enum class HalfType : int { kBf16, kF16 };
@@ -235,6 +236,28 @@ struct RoundSumsArgs {
   int width = 0;
 };
 
+// From payloads to tiles in one kernel: codes to FP16 in shared memory, the
+// very values that DecodeTokens or DecodeChannels give; their product with w by
+// tensor cores, FP32 sums over k in steps of 16; then what StoreKv does. A
+// row's result depends on no other row. REQUIRES: head_dim at most
+// kFusedHeadDim.
+inline constexpr int kFusedHeadDim = 128;
+struct FusedRematArgs {
+  const uint8_t* const* payloads = nullptr;  // [num_blocks]
+  int32_t* invalid = nullptr;                // [num_blocks], as in DecodeArgs
+  int num_blocks = 0;
+  // What is multiplied: `latent` where it has entries, else `x`; k is its
+  // number of channels.
+  TokenMatrix x;
+  ChannelMatrix latent;
+  // [n, k] FP16, 16-byte aligned. n is 2 kv_dim, K and V; or kv_dim, K, where
+  // `v` has channels (kv_dim of them) and is V without a product.
+  const uint16_t* w = nullptr;
+  TokenMatrix v;
+  // Blocks, biases, RoPE, layout, layer; its rows, k, v and q are not used.
+  StoreKvArgs store;
+};
+
 // kv-fp16: rows [64, kv_dim] of K and V into tiles.
 struct StoreFinalArgs {
   const uint8_t* const* payloads = nullptr;
@@ -378,6 +401,7 @@ class DeviceOps {
                               const DecodeArgs& args) = 0;
   virtual void ScaleSums(const ScaleSumsArgs& args) = 0;
   virtual void RoundSums(const RoundSumsArgs& args) = 0;
+  virtual void FusedRemat(const FusedRematArgs& args) = 0;
   virtual void StoreFinal(const StoreFinalArgs& args) = 0;
   virtual void Transpose(const TransposeArgs& args) = 0;
   virtual void Gather(const GatherArgs& args) = 0;

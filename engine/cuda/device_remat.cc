@@ -70,12 +70,14 @@ StoreKvArgs DeviceRemat::StoreArgs(int layer) const {
 
 void DeviceRemat::Layer(const DeviceCodec& codec, int layer,
                         const RematBatch& batch) {
+  RematBatch with_store = batch;
+  with_store.store = StoreArgs(layer);
+  with_store.store.blocks = batch.targets;
   const PreRows rows =
-      codec.Remat(ops_, layer, batch,
+      codec.Remat(ops_, layer, with_store,
                   {latent_.as<uint16_t>(), kv_.as<float>(), sums_.as<float>()});
   if (rows.k == nullptr) return;
-  StoreKvArgs args = StoreArgs(layer);
-  args.blocks = batch.targets;
+  StoreKvArgs args = with_store.store;
   args.k = rows.k;
   args.v = rows.v;
   args.kv_stride = rows.stride;

@@ -14,6 +14,7 @@
 #include "engine/cuda/attention_kernels.h"
 #include "engine/cuda/cross_layer_kernels.h"
 #include "engine/cuda/decode_kernels.h"
+#include "engine/cuda/fused_remat_kernels.h"
 #include "engine/cuda/quantize_kernels.h"
 #include "engine/cuda/row_kernels.h"
 
@@ -68,6 +69,7 @@ class HostOps final : public DeviceOps {
   DeviceInfo info() const override {
     DeviceInfo info;
     std::strcpy(info.name, "host emulation");
+    info.has_fused_remat = options_.fused_remat;
     info.total_bytes =
         options_.memory_bytes > 0 ? options_.memory_bytes : size_t{1} << 40;
     std::lock_guard<std::mutex> lock(mu_);
@@ -165,6 +167,15 @@ class HostOps final : public DeviceOps {
   void RoundSums(const RoundSumsArgs& args) override {
     Rows(args.num_blocks * kBlockTokens,
          [args](HostBlock& block, int row) { RoundSumsRow(block, args, row); });
+  }
+  void FusedRemat(const FusedRematArgs& args) override {
+    const int parts = FusedParts(args);
+    Rows(args.num_blocks * parts, [args](HostBlock& block, int i) {
+      const auto shared = std::make_unique<FusedShared>();
+      std::memset(shared.get(), kPoison, sizeof(FusedShared));
+      FusedRematPart(block, args, i % args.num_blocks, i / args.num_blocks,
+                     *shared);
+    });
   }
   void StoreFinal(const StoreFinalArgs& args) override {
     const int heads = args.layout.n_kv_heads;

@@ -20,6 +20,7 @@ struct HostOpsOptions {
   size_t memory_bytes = 0;
   // Seeds the choice of the stream that runs next.
   uint32_t seed = 1;
+  bool fused_remat = true;  // whether the device has FusedRemat
 };
 
 std::unique_ptr<DeviceOps> MakeHostOps(const HostOpsOptions& options);

@@ -33,19 +33,31 @@ XC_HOST_DEVICE inline uint64_t CodesOfOctet(const uint8_t* packed,
   const int64_t plane = PlaneBytes(t);
   uint64_t codes = 0;
   for (int bit = 0; bit < t.bits; ++bit, byte += plane) {
-    // Spreads the byte's eight bits to the lowest bits of eight bytes: the
-    // multiplication makes seven shifted copies that do not overlap in the
-    // bits kept.
-    const uint64_t low = (*byte & 0x7fu) * 0x0002040810204081ull;
-    const uint64_t spread = (low & 0x0001010101010101ull) |
-                            (static_cast<uint64_t>(*byte >> 7) << 56);
-    codes |= spread << bit;
+    // Spreads four bits to the lowest bits of four bytes: the multiplication
+    // makes copies at distances of 7, which do not overlap in the bits kept.
+    const uint32_t low = (*byte & 15u) * 0x00204081u & 0x01010101u;
+    const uint32_t high = (*byte >> 4) * 0x00204081u & 0x01010101u;
+    codes |= (static_cast<uint64_t>(high) << 32 | low) << bit;
   }
   return codes;
 }
 
 XC_HOST_DEVICE inline int CodeOf(uint64_t codes, int value_in_octet) {
   return static_cast<int>((codes >> (8 * value_in_octet)) & 0xff);
+}
+
+// The same as FP32, by the low bits of 2^23 + code: conversions are slow.
+XC_HOST_DEVICE inline float CodeAsFloat(uint64_t codes, int value_in_octet) {
+#if defined(__CUDA_ARCH__)
+  const auto half = static_cast<uint32_t>(
+      value_in_octet < 4 ? codes & 0xffffffffu : codes >> 32);
+  const auto place = static_cast<uint32_t>(value_in_octet) & 3u;
+  const uint32_t bits = __byte_perm(half, 0x4b000000u, 0x7440u | place);
+#else
+  const uint32_t bits =
+      0x4b000000u | static_cast<uint32_t>(CodeOf(codes, value_in_octet));
+#endif
+  return FloatOf(bits) - 0x1p23f;
 }
 
 }  // namespace xcache::cuda

@@ -9,20 +9,64 @@
 // may read what another writes. The host runs the threads in any order it is
 // told, so that a body that breaks this rule gives different bits in different
 // orders.
+//
+// ForWarps(fn) runs fn(warp) for each warp and is a barrier too. What a warp
+// does in lanes is in ForLanes; between two of these it may multiply tiles
+// together.
+//
+// CopyAsync, by any thread, begins a copy of 16 aligned bytes from global to
+// shared memory; FinishCopies waits for all of them and is a barrier. On the
+// host nothing is copied before.
 #ifndef XCACHE_ENGINE_CUDA_THREAD_BLOCK_H_
 #define XCACHE_ENGINE_CUDA_THREAD_BLOCK_H_
 
+#include <array>
 #include <cstdint>
+#include <cstring>
+#include <utility>
 #include <vector>
 
 #include "engine/cuda/device_math.h"
+#include "engine/cuda/mma_fragments.h"
 
 namespace xcache::cuda {
 
 // Threads of every kernel's block.
 inline constexpr int kThreads = 128;
+inline constexpr int kWarps = kThreads / kWarpLanes;
 
 enum class ThreadOrder { kForward, kBackward, kScattered };
+
+class HostWarp {
+ public:
+  explicit HostWarp(int index) : index_(index) {}
+  int index() const { return index_; }
+
+  template <typename Fn>
+  void ForLanes(const Fn& fn) {
+    for (int lane = 0; lane < kWarpLanes; ++lane) fn(lane);
+  }
+  // d += a b, all three functions of a lane.
+  template <typename A, typename B, typename D>
+  void Mma(const A& a, const B& b, const D& d) {
+    HostMma(a, b, d);
+  }
+
+  template <typename T>
+  class PerLane {
+   public:
+    T& operator()(int lane) { return values_[static_cast<size_t>(lane)]; }
+    const T& operator()(int lane) const {
+      return values_[static_cast<size_t>(lane)];
+    }
+
+   private:
+    std::array<T, kWarpLanes> values_{};
+  };
+
+ private:
+  const int index_;
+};
 
 class HostBlock {
  public:
@@ -39,6 +83,20 @@ class HostBlock {
     }
   }
 
+  template <typename Fn>
+  void ForWarps(const Fn& fn) {
+    for (int i = 0; i < kWarps; ++i) {
+      HostWarp warp(order_ == ThreadOrder::kForward ? i : kWarps - 1 - i);
+      fn(warp);
+    }
+  }
+
+  void CopyAsync(void* to, const void* from) { copies_.push_back({to, from}); }
+  void FinishCopies() {
+    for (const auto& [to, from] : copies_) std::memcpy(to, from, 16);
+    copies_.clear();
+  }
+
   // A variable that each thread has for itself, from one ForThreads to the
   // next: a register on the device.
   template <typename T>
@@ -53,14 +111,70 @@ class HostBlock {
 
  private:
   ThreadOrder order_;
+  std::vector<std::pair<void*, const void*>> copies_;
 };
 
 #if defined(__CUDACC__)
+class DeviceWarp {
+ public:
+  __device__ __forceinline__ int index() const {
+    return static_cast<int>(threadIdx.x) / kWarpLanes;
+  }
+  template <typename Fn>
+  __device__ __forceinline__ void ForLanes(const Fn& fn) {
+    fn(lane());
+  }
+  template <typename A, typename B, typename D>
+  __device__ __forceinline__ void Mma(const A& a, const B& b, const D& d) {
+#if defined(__CUDA_ARCH__)
+    DeviceMma(a(lane()), b(lane()), d(lane()));
+#endif
+  }
+
+  template <typename T>
+  class PerLane {
+   public:
+    __device__ __forceinline__ T& operator()(int /*lane*/) { return value_; }
+    __device__ __forceinline__ const T& operator()(int /*lane*/) const {
+      return value_;
+    }
+
+   private:
+    T value_{};
+  };
+
+ private:
+  __device__ __forceinline__ static int lane() {
+    return static_cast<int>(threadIdx.x) % kWarpLanes;
+  }
+};
+
 class DeviceBlock {
  public:
   template <typename Fn>
   __device__ __forceinline__ void ForThreads(const Fn& fn) {
     fn(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+  template <typename Fn>
+  __device__ __forceinline__ void ForWarps(const Fn& fn) {
+    DeviceWarp warp;
+    fn(warp);
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void CopyAsync(void* to, const void* from) {
+#if defined(__CUDA_ARCH__)
+    const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared),
+                 "l"(from)
+                 : "memory");
+#endif
+  }
+  __device__ __forceinline__ void FinishCopies() {
+#if defined(__CUDA_ARCH__)
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
     __syncthreads();
   }
 

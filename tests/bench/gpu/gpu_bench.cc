@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <functional>
 #include <iostream>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@
 #include "engine/cuda/plugin.h"
 #include "engine/xcache/page.h"
 #include "nlohmann/json.hpp"
+#include "tests/bench/gpu/remat_kernels.h"
 #include "tests/bench/gpu/synthetic_model.h"
 #include "tests/bench/xcache_bench.h"
 
@@ -46,6 +48,7 @@ struct Options {
   int threads = 8;
   int repeat = 3;
   double recompute_seconds = 60.0;  // longest recomputation
+  cuda::RematKernel remat_kernel = cuda::RematKernel::kFused;
 };
 
 double Median(std::vector<double> values) {
@@ -72,6 +75,9 @@ class Bench {
         if (policy == std::string("step") && spec == "kv-fp16") continue;
         XC_ASSIGN_OR_RETURN(codec_, engine_->OpenCodec(spec, {}));
         XC_RETURN_IF_ERROR(MakePagePayloads());
+        if (policy == std::string("resume") && spec != "kv-fp16") {
+          XC_RETURN_IF_ERROR(RematKernels(spec));
+        }
         for (int n : options_.resume) XC_RETURN_IF_ERROR(Resume(n));
         for (int depth : options_.depth) {
           for (int batch : options_.batch) {
@@ -100,6 +106,7 @@ class Bench {
     options.num_threads = options_.threads;
     options.profile_dir = options_.profile_dir;
     options.remat_each_step = policy == "step";
+    options.remat_kernel = options_.remat_kernel;
     const Timer timer;
     XC_ASSIGN_OR_RETURN(engine_,
                         cuda::DeviceEngine::Create(model_, ops_, options, {}));
@@ -272,6 +279,18 @@ class Bench {
     return Device();
   }
 
+  absl::Status RematKernels(const std::string& spec) {
+    RematKernelsOptions options;
+    options.profile_dir = options_.profile_dir;
+    options.threads = options_.threads;
+    options.repeat = options_.repeat;
+    XC_ASSIGN_OR_RETURN(const std::vector<Row> rows,
+                        MeasureRematKernels(model_, *ops_, spec,
+                                            PagePayload(sealed_[1]), options));
+    for (const Row& row : rows) Add(row);
+    return absl::OkStatus();
+  }
+
   absl::Status Resume(int n) {
     const std::vector<std::string> pages = Pages(n);
     size_t bytes = 0;
@@ -285,6 +304,7 @@ class Bench {
     Add({{"what", "resume"},
          {"codec", codec_->spec()},
          {"policy", policy_},
+         {"remat_kernel", RematKernelName(options_.remat_kernel)},
          {"tokens", n},
          {"page_bytes", bytes},
          {"ms", Median(ms)},
@@ -331,6 +351,7 @@ class Bench {
     Add({{"what", "decode"},
          {"codec", codec_->spec()},
          {"policy", policy_},
+         {"remat_kernel", RematKernelName(options_.remat_kernel)},
          {"depth", depth},
          {"batch", batch},
          {"ms", Median(ms)},
@@ -421,6 +442,8 @@ absl::Status Main(Options options) {
 }  // namespace xcache::bench
 
 int main(int argc, char** argv) {
+  using xcache::bench::RematKernelName;
+  using xcache::cuda::RematKernel;
   CLI::App app("Measures the XCache engine on a GPU.");
   xcache::bench::Options o;
   app.add_option("--shape", o.shape, "synthetic model")->capture_default_str();
@@ -444,6 +467,12 @@ int main(int argc, char** argv) {
   app.add_option("--recompute-seconds", o.recompute_seconds,
                  "recomputations that would take longer are left out")
       ->capture_default_str();
+  app.add_option("--remat-kernel", o.remat_kernel,
+                 "of resume and decode: fused or two-step; both are measured "
+                 "alone in each run")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, RematKernel>{
+          {RematKernelName(RematKernel::kFused), RematKernel::kFused},
+          {RematKernelName(RematKernel::kTwoStep), RematKernel::kTwoStep}}));
   CLI11_PARSE(app, argc, argv);
   xcache::InitLogging("warn");
   const absl::Status status = xcache::bench::Main(o);

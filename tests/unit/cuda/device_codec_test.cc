@@ -69,6 +69,9 @@ class DeviceCodecTest : public DeviceOpsTest {
     sources.model = model.get();
     sources.ops = ops_.get();
     sources.pool = &pool_;
+    // The form whose K and V can be seen; fused_remat_test holds the other to
+    // it.
+    sources.remat_kernel = RematKernel::kTwoStep;
     auto device = MakeDeviceCodec(sources);
     EXPECT_TRUE(device.ok()) << device.status();
     out.device = *std::move(device);

@@ -40,6 +40,8 @@ TEST(PackedTileTest, EveryCodeOfEveryShapeIsFoundWhereTheCpuPacksIt) {
                       codes[static_cast<size_t>(value * num_groups + group)])
                 << bits << " bits, " << num_values << " x " << num_groups
                 << ", value " << value << ", group " << group;
+            ASSERT_EQ(CodeAsFloat(octet, value % 8),
+                      static_cast<float>(CodeOf(octet, value % 8)));
           }
         }
       }
