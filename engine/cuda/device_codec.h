@@ -15,7 +15,6 @@
 
 #include "absl/status/statusor.h"
 #include "engine/base/thread_pool.h"
-#include "engine/cuda/device_memory.h"
 #include "engine/cuda/device_ops.h"
 #include "engine/kernels/quantize_groups.h"
 #include "engine/model/model.h"
@@ -127,11 +126,6 @@ class SpecOptions {
   std::map<std::string, std::string> left_;
   bool missing_ = false;
 };
-
-// [W_k; W_v] of each layer as the CPU's codecs have them: FP16 with the norm's
-// gain folded in, [layers, 2 kv_dim, d].
-absl::Status UploadProjections(const DeviceCodecSources& sources,
-                               DeviceMemory& to);
 
 // Bytes of a matrix with scales per token, as its payload has it.
 size_t TokenMatrixBytes(const TokenMatrix& matrix);

@@ -284,6 +284,34 @@ std::vector<CrossLayer::Layer> LayLayersOut(
   return layers;
 }
 
+// [W_k; W_v] of each layer as the CPU's codecs have them: FP16 with the norm's
+// gain folded in.
+absl::Status UploadProjections(const DeviceCodecSources& sources,
+                               DeviceMemory& to) {
+  const Model& model = *sources.model;
+  const HyperParams& h = model.hparams();
+  const int64_t layer_elements = int64_t{2} * h.kv_dim() * h.d_model;
+  XC_RETURN_IF_ERROR(to.Reserve(
+      static_cast<size_t>(h.num_layers * layer_elements) * sizeof(uint16_t)));
+  PinnedMemory staging(*sources.ops);
+  XC_RETURN_IF_ERROR(staging.Reserve(UploadStagingBytes(h.d_model)));
+  std::vector<float> gain(static_cast<size_t>(h.d_model));
+  for (int layer = 0; layer < h.num_layers; ++layer) {
+    const LayerTensors& tensors = model.layer(layer);
+    DequantizeRow(tensors.attn_norm, 0, gain.data());
+    const auto fill = [&](int64_t row, float* out) {
+      const bool value = row >= h.kv_dim();
+      DequantizeRow(value ? tensors.wv : tensors.wk,
+                    value ? row - h.kv_dim() : row, out);
+      for (size_t i = 0; i < gain.size(); ++i) out[i] *= gain[i];
+    };
+    UploadRows(*sources.ops, *sources.pool, staging, 2 * h.kv_dim(), h.d_model,
+               HalfType::kF16, fill,
+               to.as<uint16_t>() + layer * layer_elements);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantCl(

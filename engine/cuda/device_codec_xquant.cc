@@ -7,6 +7,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/cuda/device_codec.h"
 #include "engine/cuda/device_memory.h"
+#include "engine/cuda/device_weights.h"
 #include "engine/types.h"
 
 namespace xcache::cuda {
@@ -95,7 +96,8 @@ class Xquant final : public DeviceCodec {
 
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
     const DeviceCodecSources& sources) {
-  const HyperParams& h = sources.model->hparams();
+  const Model& model = *sources.model;
+  const HyperParams& h = model.hparams();
   SpecOptions options(sources.codec->spec());
   TokenMatrix x;
   x.num_channels = h.d_model;
@@ -117,7 +119,25 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
   }
 
   auto weights = std::make_unique<DeviceMemory>(*sources.ops);
-  XC_RETURN_IF_ERROR(UploadProjections(sources, *weights));
+  const int64_t layer_elements = int64_t{2} * h.kv_dim() * h.d_model;
+  XC_RETURN_IF_ERROR(weights->Reserve(
+      static_cast<size_t>(h.num_layers * layer_elements) * sizeof(uint16_t)));
+  PinnedMemory staging(*sources.ops);
+  XC_RETURN_IF_ERROR(staging.Reserve(UploadStagingBytes(h.d_model)));
+  std::vector<float> gain(static_cast<size_t>(h.d_model));
+  for (int layer = 0; layer < h.num_layers; ++layer) {
+    const LayerTensors& tensors = model.layer(layer);
+    DequantizeRow(tensors.attn_norm, 0, gain.data());
+    const auto fill = [&](int64_t row, float* out) {
+      const bool value = row >= h.kv_dim();
+      DequantizeRow(value ? tensors.wv : tensors.wk,
+                    value ? row - h.kv_dim() : row, out);
+      for (size_t i = 0; i < gain.size(); ++i) out[i] *= gain[i];
+    };
+    UploadRows(*sources.ops, *sources.pool, staging, 2 * h.kv_dim(), h.d_model,
+               HalfType::kF16, fill,
+               weights->as<uint16_t>() + layer * layer_elements);
+  }
   const TileUnits units = MakeTileUnits(tiles, x.fp8);
   auto device_units = std::make_unique<DeviceMemory>(*sources.ops);
   XC_RETURN_IF_ERROR(
