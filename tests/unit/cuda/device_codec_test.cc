@@ -47,26 +47,32 @@ class DeviceCodecTest : public DeviceOpsTest {
       options.n_heads = gqa ? 6 : 3;
       options.n_kv_heads = 3;
       options.matrix_type = GgufType::kF16;
-      models_.push_back(testing::MakeTinyModel(options));
+      Subject& subject = subjects_.emplace_back();
+      subject.model = testing::MakeTinyModel(options);
+      subject.opener =
+          std::make_unique<CodecOpener>(subject.model, "", *ChooseIsa(""));
     }
   }
 
+  struct Subject {
+    std::shared_ptr<const Model> model;
+    std::unique_ptr<CodecOpener> opener;  // makes profiles once
+  };
   struct Opened {
     OpenedCodec cpu;
     std::unique_ptr<const DeviceCodec> device;
     const HyperParams* h = nullptr;
   };
-  Opened Open(const std::shared_ptr<const Model>& model,
-              const std::string& spec) {
+  Opened Open(const Subject& subject, const std::string& spec) {
     Opened out;
-    out.h = &model->hparams();
-    auto opened = CodecOpener(model, "", Isa::kRef).Open(spec, {});
+    out.h = &subject.model->hparams();
+    auto opened = subject.opener->Open(spec, {});
     EXPECT_TRUE(opened.ok()) << opened.status();
     out.cpu = *std::move(opened);
     DeviceCodecSources sources;
     sources.codec = out.cpu.codec.get();
     sources.profile = out.cpu.profile.get();
-    sources.model = model.get();
+    sources.model = subject.model.get();
     sources.ops = ops_.get();
     sources.pool = &pool_;
     // The form whose K and V can be seen; fused_remat_test holds the other to
@@ -231,15 +237,15 @@ class DeviceCodecTest : public DeviceOpsTest {
     Array<BlockTarget> device_targets(*ops_, targets);
     Array<int32_t> flags(*ops_, std::vector<int32_t>(kBlocks));
     constexpr size_t kRows = kBlocks * kBlockTokens;
-    Array<uint16_t> latent(
-        *ops_,
-        std::vector<uint16_t>(
-            kRows * static_cast<size_t>(codec.device->latent_width()), 0x7e00));
-    Array<float> kv(*ops_, std::vector<float>(kRows * 2 * kv_dim));
+    // Not a number, and at least one.
+    const auto latent_width = static_cast<size_t>(codec.device->latent_width());
     const auto sums_width = static_cast<size_t>(codec.device->sums_width());
+    Array<uint16_t> latent(
+        *ops_, std::vector<uint16_t>(1 + kRows * latent_width, 0x7e00));
     Array<float> sums(
-        *ops_, std::vector<float>(kRows * sums_width,
+        *ops_, std::vector<float>(1 + kRows * sums_width,
                                   std::numeric_limits<float>::quiet_NaN()));
+    Array<float> kv(*ops_, std::vector<float>(kRows * 2 * kv_dim));
     RematBatch batch;
     batch.num_blocks = kBlocks;
     batch.payloads = table.get();
@@ -289,8 +295,8 @@ class DeviceCodecTest : public DeviceOpsTest {
   // Both directions of one spec. K's and V's errors must not exceed these.
   void CheckAgainstCpu(const std::string& spec, double k_tolerance,
                        double v_tolerance) {
-    for (const auto& model : models_) {
-      const Opened codec = Open(model, spec);
+    for (const Subject& subject : subjects_) {
+      const Opened codec = Open(subject, spec);
       ASSERT_NE(codec.device, nullptr);
       std::vector<LiveBlock> blocks;
       std::vector<std::vector<uint8_t>> payloads;
@@ -325,7 +331,7 @@ class DeviceCodecTest : public DeviceOpsTest {
   // Scales that are none anywhere in the payload: refused where the CPU's codec
   // refuses them, and only there.
   void CheckRefusals(const std::string& spec) {
-    const Opened codec = Open(models_[0], spec);
+    const Opened codec = Open(subjects_[0], spec);
     ASSERT_NE(codec.device, nullptr);
     std::vector<std::vector<uint8_t>> good;
     for (int first_row : kFirstRows) {
@@ -359,7 +365,7 @@ class DeviceCodecTest : public DeviceOpsTest {
 
   // A value that is not finite, in any layer's rows but the sinks'.
   void CheckWhatIsNotFinite(const std::string& spec) {
-    const Opened codec = Open(models_[0], spec);
+    const Opened codec = Open(subjects_[0], spec);
     ASSERT_NE(codec.device, nullptr);
     const unsigned asked = codec.cpu.codec->live_rows();
     for (const auto& [kind, part] :
@@ -385,7 +391,7 @@ class DeviceCodecTest : public DeviceOpsTest {
     }
   }
 
-  std::vector<std::shared_ptr<const Model>> models_;
+  std::vector<Subject> subjects_;
   ThreadPool pool_{1};
   std::vector<std::unique_ptr<Array<float>>> rows_;
 };
@@ -436,8 +442,8 @@ TEST_P(DeviceCodecTest, XquantClIsTheCpusBothWays) {
   }
 }
 
-// The differences and U are rounded on top of X^, in every layer that X^ has
-// come through.
+// Differences are rounded on top of X^, in every layer that X^ has come
+// through.
 TEST_P(DeviceCodecTest, XquantClGqaIsTheCpusBothWays) {
   for (const char* options : kCrossLayerOptions) {
     CheckAgainstCpu(std::string("xquant-cl-gqa") + options, 2 * kRounded,
@@ -449,7 +455,7 @@ TEST_P(DeviceCodecTest, XquantClGqaIsTheCpusBothWays) {
 // Where U = I, X^ itself is a sum of what the CPU's coder decodes, to the bit.
 TEST_P(DeviceCodecTest, SumsOfXquantClAreTheCpusBits) {
   const Opened codec =
-      Open(models_[0], "xquant-cl:base_layers=2,bits=2,base_bits=4,group=32");
+      Open(subjects_[0], "xquant-cl:base_layers=2,bits=2,base_bits=4,group=32");
   ASSERT_NE(codec.device, nullptr);
   std::vector<std::vector<uint8_t>> payloads;
   for (int first_row : kFirstRows) {
