@@ -19,7 +19,7 @@
 namespace xcache::cuda {
 
 // Changed with every change of this header: plugin and engine must agree.
-inline constexpr int kDeviceOpsVersion = 2;
+inline constexpr int kDeviceOpsVersion = 3;
 
 enum class StreamId : int { kCompute, kCopy };
 inline constexpr int kNumStreams = 2;
