@@ -135,14 +135,6 @@ std::optional<int> SpecOptions::TakeInt(const std::string& key) {
   return std::atoi(text.c_str());
 }
 
-std::vector<Tile> TilesOf(const TokenMatrix& m) {
-  return PerTokenTiles(m.num_channels, kBlockTokens, m.group, m.bits);
-}
-
-size_t TokenMatrixBytes(const TokenMatrix& m) {
-  return MakeTileUnits(TilesOf(m), m.fp8).bytes;
-}
-
 TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8) {
   TileUnits out;
   out.bytes = fp8 ? 4 : 0;  // the multipliers
@@ -163,11 +155,6 @@ TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8) {
                  PackedTileBytes(t.num_rows, t.num_cols, t.bits);
   }
   return out;
-}
-
-bool CanQuantize(std::span<const Tile> tiles) {
-  return std::all_of(tiles.begin(), tiles.end(),
-                     [](const Tile& t) { return t.num_rows <= kMaxTileRows; });
 }
 
 }  // namespace xcache::cuda

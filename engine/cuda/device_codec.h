@@ -148,9 +148,6 @@ absl::Status UploadProjections(const DeviceCodecSources& sources,
                                const std::function<void(float* row)>& turn,
                                DeviceMemory& to);
 
-// Bytes of a matrix with scales per token, as its payload has it.
-size_t TokenMatrixBytes(const TokenMatrix& matrix);
-
 // A matrix's tiles cut into the units that kernels quantize, and the bytes of
 // the encoded matrix.
 struct TileUnits {
@@ -158,10 +155,6 @@ struct TileUnits {
   size_t bytes = 0;
 };
 TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8);
-// Whether kernels can quantize tiles of so many rows.
-bool CanQuantize(std::span<const Tile> tiles);
-// The tiles of a TokenMatrix.
-std::vector<Tile> TilesOf(const TokenMatrix& matrix);
 
 }  // namespace xcache::cuda
 

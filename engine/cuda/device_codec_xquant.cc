@@ -5,11 +5,16 @@
 // rounds the matrix alone: at most 2^-11 of each value, well below a step of 8
 // bits.
 #include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "engine/base/status_macros.h"
 #include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/device_codec.h"
+#include "engine/cuda/device_matrices.h"
 #include "engine/cuda/device_memory.h"
 #include "engine/types.h"
 #include "engine/xcache/tile_coder.h"
@@ -19,33 +24,41 @@ namespace {
 
 class Xquant final : public DeviceCodec {
  public:
-  Xquant(const TokenMatrix& x, bool search,
-         std::unique_ptr<DeviceMemory> weights,
-         std::unique_ptr<DeviceMemory> units, int num_units, int kv_dim,
-         bool fused)
-      : x_(x),
-        search_(search),
-        layer_bytes_(static_cast<int64_t>(TokenMatrixBytes(x))),
-        weights_(std::move(weights)),
-        units_(std::move(units)),
-        num_units_(num_units),
+  struct Tables {
+    Tables(DeviceOps& ops, const MatrixForm& form)
+        : matrices(ops, form), weights(ops) {}
+    DeviceMatrices matrices;  // of one matrix, the same for every layer
+    // [layers, 2 kv_dim, d], for X as its page has it, rotated or not.
+    DeviceMemory weights;
+  };
+  Xquant(std::unique_ptr<const Tables> tables, bool per_token, int d,
+         int kv_dim, bool fused)
+      : tables_(std::move(tables)),
+        per_token_(per_token),
+        d_(d),
         kv_dim_(kv_dim),
         fused_(fused) {}
 
-  int latent_width() const override { return fused_ ? 0 : x_.num_channels; }
+  int latent_width() const override { return fused_ ? 0 : d_; }
   PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
                 const RematScratch& scratch) const override {
-    TokenMatrix x = x_;
-    x.offset = layer * layer_bytes_;
-    x.rotated = false;  // weights_ are
-    const uint16_t* w = weights_->as<uint16_t>() +
-                        int64_t{layer} * 2 * kv_dim_ * x.num_channels;
+    const uint16_t* w =
+        tables_->weights.as<uint16_t>() + int64_t{layer} * 2 * kv_dim_ * d_;
+    TokenMatrix tokens;
+    ChannelMatrix channels;
+    if (per_token_) {
+      tokens = tables_->matrices.PerToken(kX, At(layer));
+      tokens.rotated = false;  // the weights are
+    } else {
+      channels = tables_->matrices.PerChannel(kX, At(layer));
+    }
     if (fused_) {
       FusedRematArgs fused;
       fused.payloads = batch.payloads;
       fused.invalid = batch.invalid;
       fused.num_blocks = batch.num_blocks;
-      fused.x = x;
+      fused.x = tokens;
+      fused.latent = channels;
       fused.w = w;
       fused.store = batch.store;
       ops.FusedRemat(fused);
@@ -54,10 +67,14 @@ class Xquant final : public DeviceCodec {
     DecodeArgs decode;
     decode.payloads = batch.payloads;
     decode.out_f16 = scratch.latent;
-    decode.out_stride = x.num_channels;
+    decode.out_stride = d_;
     decode.invalid = batch.invalid;
     decode.num_blocks = batch.num_blocks;
-    ops.DecodeTokens(x, decode);
+    if (per_token_) {
+      ops.DecodeTokens(tokens, decode);
+    } else {
+      ops.DecodeChannels(channels, decode);
+    }
     GemmArgs gemm;
     gemm.a = scratch.latent;
     gemm.w = w;
@@ -65,50 +82,49 @@ class Xquant final : public DeviceCodec {
     gemm.out_stride = 2 * kv_dim_;
     gemm.num_rows = batch.num_blocks * kBlockTokens;
     gemm.n = 2 * kv_dim_;
-    gemm.k = x.num_channels;
+    gemm.k = d_;
     gemm.type = HalfType::kF16;
     ops.Gemm(gemm);
     return {scratch.kv, scratch.kv + kv_dim_, 2 * kv_dim_};
   }
 
   size_t seal_floats() const override {
-    return static_cast<size_t>(x_.num_channels) * kBlockTokens;
+    return static_cast<size_t>(d_) * kBlockTokens;
   }
-  size_t seal_units() const override { return static_cast<size_t>(num_units_); }
+  size_t seal_units() const override { return tables_->matrices.max_units(); }
   void Seal(DeviceOps& ops, int layer, const SealBatch& batch,
             const SealScratch& scratch) const override {
-    TransposeArgs transpose;
-    transpose.sources = batch.unit_x;
-    transpose.layer_offset = int64_t{layer} * kBlockTokens * x_.num_channels;
-    transpose.out = scratch.rows;
-    transpose.invalid = batch.invalid;
-    transpose.num_blocks = batch.num_blocks;
-    transpose.num_channels = x_.num_channels;
-    transpose.rotate = x_.rotated;
-    ops.Transpose(transpose);
-    QuantizeArgs quantize;
-    quantize.sources = batch.unit_x;
-    quantize.units = units_->as<TileUnit>();
-    quantize.payload_offset = layer * layer_bytes_;
-    quantize.x = scratch.rows;
-    quantize.x_block = static_cast<int64_t>(seal_floats());
-    quantize.x_stride = kBlockTokens;
-    quantize.ranges = scratch.ranges;
-    quantize.num_blocks = batch.num_blocks;
-    quantize.num_units = num_units_;
-    quantize.fp8 = x_.fp8;
-    quantize.search = search_;
-    ops.Quantize(quantize);
+    EncodeArgs encode;
+    encode.sources = batch.unit_x;
+    encode.layer_offset = int64_t{layer} * kBlockTokens * d_;
+    encode.columns = scratch.rows;
+    encode.ranges = scratch.ranges;
+    encode.invalid = batch.invalid;
+    encode.num_blocks = batch.num_blocks;
+    if (!per_token_) {
+      GatherArgs gather;
+      gather.sources = batch.unit_x;
+      gather.layer_offset = encode.layer_offset;
+      gather.out = scratch.rows;
+      gather.invalid = batch.invalid;
+      gather.num_blocks = batch.num_blocks;
+      gather.width = d_;
+      ops.Gather(gather);
+      encode.rows = scratch.rows;
+    }
+    tables_->matrices.Encode(ops, kX, At(layer), encode);
   }
 
  private:
-  const TokenMatrix x_;
-  const bool search_;
-  const int64_t layer_bytes_;
-  // [layers, 2 kv_dim, d], for X as its page has it, rotated or not.
-  const std::unique_ptr<DeviceMemory> weights_;
-  const std::unique_ptr<DeviceMemory> units_;
-  const int num_units_;
+  static constexpr size_t kX = 0;
+
+  int64_t At(int layer) const {
+    return layer * static_cast<int64_t>(tables_->matrices.bytes(kX));
+  }
+
+  const std::unique_ptr<const Tables> tables_;
+  const bool per_token_;
+  const int d_;
   const int kv_dim_;
   const bool fused_;
 };
@@ -119,29 +135,30 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
     const DeviceCodecSources& sources) {
   const HyperParams& h = sources.model->hparams();
   SpecOptions options(sources.codec->spec());
-  TokenMatrix x;
-  x.num_channels = h.d_model;
-  x.bits = options.TakeInt("bits").value_or(0);
-  x.group = options.TakeInt("group").value_or(0);
-  x.fp8 = options.Take("scales") == "fp8";
-  x.rotated = options.Take("rotate") == "on";
-  const bool per_token = options.Take("axis") == "token";
-  const bool search = options.Take("clip") == "mse";
-  if (!options.complete() || !per_token || x.group < 8 || x.group % 8 != 0 ||
-      x.bits < 1 || x.bits > 8) {
-    return nullptr;
-  }
-  const std::vector<Tile> tiles = TilesOf(x);
-  if (!CanQuantize(tiles)) return nullptr;
-  if (static_cast<size_t>(h.num_layers) * TokenMatrixBytes(x) !=
-      sources.codec->payload_bytes()) {
+  const int bits = options.TakeInt("bits").value_or(0);
+  const std::optional<MatrixForm> form = TakeMatrixForm(options);
+  const bool rotate = options.Take("rotate") == "on";
+  const std::string axis = options.Take("axis");
+  const bool per_token = axis == "token";
+  if (!options.complete() || !form.has_value() || bits < 1 || bits > 8 ||
+      (!per_token && axis != "channel") || (rotate && !per_token)) {
     return nullptr;
   }
 
-  auto weights = std::make_unique<DeviceMemory>(*sources.ops);
+  DeviceOps& ops = *sources.ops;
+  auto tables = std::make_unique<Xquant::Tables>(ops, *form);
+  const size_t x =
+      per_token ? tables->matrices.AddPerToken(h.d_model, bits, rotate)
+                : tables->matrices.AddPerChannel(std::vector<int>(
+                      static_cast<size_t>(h.d_model), bits));
+  if (static_cast<size_t>(h.num_layers) * tables->matrices.bytes(x) !=
+      sources.codec->payload_bytes()) {
+    return nullptr;
+  }
+  XC_RETURN_IF_ERROR(tables->matrices.Upload(ops));
   const Rotation rotation(h.d_model, Isa::kRef);
   const auto turn = [&](float* row) {
-    if (!x.rotated) return;
+    if (!rotate) return;
     // With x = D H z / s, signs D and the symmetric H of a piece of s channels,
     // w x = (H D w / s) z.
     rotation.Apply(row, 1, 1);
@@ -151,14 +168,8 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
       row[i] /= static_cast<float>(PieceOf(i - piece, left).size);
     }
   };
-  XC_RETURN_IF_ERROR(UploadProjections(sources, turn, *weights));
-  const TileUnits units = MakeTileUnits(tiles, x.fp8);
-  auto device_units = std::make_unique<DeviceMemory>(*sources.ops);
-  XC_RETURN_IF_ERROR(
-      UploadArray(*sources.ops, std::span(units.units), *device_units));
-  return std::make_unique<const Xquant>(x, search, std::move(weights),
-                                        std::move(device_units),
-                                        static_cast<int>(units.units.size()),
+  XC_RETURN_IF_ERROR(UploadProjections(sources, turn, tables->weights));
+  return std::make_unique<const Xquant>(std::move(tables), per_token, h.d_model,
                                         h.kv_dim(), UsesFusedRemat(sources));
 }
 

@@ -76,27 +76,36 @@ absl::Status DeviceMatrices::Upload(DeviceOps& ops) {
   return UploadArray(ops, std::span<const TileUnit>(units_), device_units_);
 }
 
-void DeviceMatrices::Decode(DeviceOps& ops, size_t matrix, int64_t offset,
-                            const DecodeArgs& args) const {
+TokenMatrix DeviceMatrices::PerToken(size_t matrix, int64_t offset) const {
   const Matrix& m = matrices_[matrix];
-  if (m.per_token) {
-    TokenMatrix tokens;
-    tokens.offset = offset;
-    tokens.num_channels = m.num_channels;
-    tokens.group = form_.group;
-    tokens.bits = m.bits;
-    tokens.fp8 = form_.fp8;
-    tokens.rotated = m.rotated;
-    ops.DecodeTokens(tokens, args);
-    return;
-  }
+  TokenMatrix tokens;
+  tokens.offset = offset;
+  tokens.num_channels = m.num_channels;
+  tokens.group = form_.group;
+  tokens.bits = m.bits;
+  tokens.fp8 = form_.fp8;
+  tokens.rotated = m.rotated;
+  return tokens;
+}
+
+ChannelMatrix DeviceMatrices::PerChannel(size_t matrix, int64_t offset) const {
+  const Matrix& m = matrices_[matrix];
   ChannelMatrix channels;
   channels.offset = offset;
   channels.num_channels = m.num_channels;
   channels.group = row_group();
   channels.entries = device_entries_.as<ChannelEntry>() + m.first_entry;
   channels.fp8 = form_.fp8;
-  ops.DecodeChannels(channels, args);
+  return channels;
+}
+
+void DeviceMatrices::Decode(DeviceOps& ops, size_t matrix, int64_t offset,
+                            const DecodeArgs& args) const {
+  if (matrices_[matrix].per_token) {
+    ops.DecodeTokens(PerToken(matrix, offset), args);
+  } else {
+    ops.DecodeChannels(PerChannel(matrix, offset), args);
+  }
 }
 
 void DeviceMatrices::Encode(DeviceOps& ops, size_t matrix, int64_t offset,

@@ -56,6 +56,10 @@ class DeviceMatrices {
   size_t bytes(size_t matrix) const { return matrices_[matrix].bytes; }
   size_t max_units() const { return max_units_; }
 
+  // A matrix that starts at `offset` of each payload, as kernels take it.
+  TokenMatrix PerToken(size_t matrix, int64_t offset) const;
+  ChannelMatrix PerChannel(size_t matrix, int64_t offset) const;
+
   // Enqueues the work for a matrix that starts at `offset` of each payload.
   void Decode(DeviceOps& ops, size_t matrix, int64_t offset,
               const DecodeArgs& args) const;

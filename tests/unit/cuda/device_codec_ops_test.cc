@@ -18,6 +18,10 @@ namespace {
 
 using DeviceCodecOpsTest = DeviceOpsTest;
 
+std::vector<Tile> TilesOf(const TokenMatrix& m) {
+  return PerTokenTiles(m.num_channels, kBlockTokens, m.group, m.bits);
+}
+
 INSTANTIATE_TEST_SUITE_P(Devices, DeviceCodecOpsTest,
                          ::testing::ValuesIn(testing::TestDevices()),
                          [](const auto& param) { return param.param.name; });
@@ -44,7 +48,8 @@ TEST_P(DeviceCodecOpsTest, MatricesPerTokenDecodeToTheCpusBits) {
             matrix.bits = bits;
             matrix.fp8 = scales == ScaleFormat::kF8;
             matrix.rotated = rotate;
-            ASSERT_EQ(TokenMatrixBytes(matrix), coder.bytes());
+            ASSERT_EQ(MakeTileUnits(TilesOf(matrix), matrix.fp8).bytes,
+                      coder.bytes());
             std::vector<std::vector<uint8_t>> payloads;
             std::vector<float> expected;
             for (int first_row : {4, 0}) {

@@ -415,7 +415,9 @@ TEST_P(DeviceCodecTest, KiviIsTheCpusBothWays) {
 }
 
 TEST_P(DeviceCodecTest, XquantIsTheCpusBothWays) {
-  for (const char* options : {"", ":bits=2,group=16", ":preset=plain"}) {
+  for (const char* options :
+       {"", ":bits=2,group=16", ":preset=plain", ":axis=channel,rotate=off",
+        ":axis=channel,rotate=off,bits=3,group=32,scales=fp16"}) {
     CheckAgainstCpu(std::string("xquant") + options, kRounded, kRounded);
   }
 }
@@ -500,7 +502,8 @@ TEST_P(DeviceCodecTest, ThePayloadsThatTheCpuRefusesAreRefused) {
 
 TEST_P(DeviceCodecTest, WhatIsNotFiniteIsNotSealed) {
   for (const char* name :
-       {"kivi", "xquant", "xquant-gqa", "xquant-cl", "xquant-cl:base_layers=1",
+       {"kivi", "xquant", "xquant:axis=channel,rotate=off", "xquant-gqa",
+        "xquant-cl", "xquant-cl:base_layers=1",
         "xquant-cl:base_layers=1,axis=channel,rotate=off", "xquant-cl-gqa"}) {
     CheckWhatIsNotFinite(name);
   }

@@ -293,6 +293,7 @@ TEST(DeviceEngineTest, FusedAndTwoStepRematAgree) {
     int different = 0;
     for (const char* spec :
          {"xquant:bits=2", "xquant:bits=4", "xquant:bits=8,group=32,rotate=off",
+          "xquant:bits=4,axis=channel,rotate=off",
           "xquant-gqa:bits=2", "xquant-gqa:bits=4",
           "xquant-gqa:bits=8,group=16,scales=fp16"}) {
       const auto fused_codec = (*fused)->OpenCodec(spec, {});
