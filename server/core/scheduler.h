@@ -103,6 +103,9 @@ class Scheduler {
   std::optional<MemoryReservation> Reserve(Job& job, int64_t bytes);
   void Preempt(Job& job);
   int64_t Reclaim(int64_t wanted_bytes, bool all);
+  // The engine had no room on its device and has changed nothing. True: some
+  // was made, try again.
+  bool MakeRoomOnDevice();
   void DropWantedIdle();
 
   // scheduler_step.cc: planning, restoring, computing.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -118,6 +119,22 @@ int64_t Scheduler::Reclaim(int64_t wanted_bytes, bool all) {
     freed += bytes;
   }
   return freed;
+}
+
+bool Scheduler::MakeRoomOnDevice() {
+  constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+  if (Reclaim(kAll, /*all=*/true) > 0) return true;
+  Job* youngest = nullptr;
+  int holders = 0;
+  for (const std::shared_ptr<Job>& job : running_) {
+    if (!HoldsMemory(*job)) continue;
+    youngest = job.get();
+    ++holders;
+  }
+  if (holders < 2) return false;
+  Preempt(*youngest);
+  Reclaim(kAll, /*all=*/true);
+  return true;
 }
 
 void Scheduler::DropWantedIdle() {

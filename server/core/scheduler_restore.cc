@@ -194,6 +194,11 @@ bool Scheduler::RestoreSlice(Job& job) {
                    SecondsBetween(begin, end) / static_cast<double>(slice));
   job.final.timings.remat_us += MicrosBetween(begin, end);
   for (size_t i = 0; i < blocks.size(); ++i) {
+    // The page is whole: it is the device that has no room for its block.
+    if (absl::IsResourceExhausted(blocks[i].status())) {
+      if (!MakeRoomOnDevice()) Fail(job, blocks[i].status());
+      return true;
+    }
     const RestoreSlot page = std::move(job.restore.front());
     if (!blocks[i].ok()) {
       XC_LOG_WARN("page dropped", "key={} why={}", ToHex(page.key),

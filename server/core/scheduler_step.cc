@@ -106,6 +106,7 @@ void Scheduler::RunStep(std::span<Job* const> jobs, std::span<StepItem> items) {
   const SteadyTime begin = steady_clock::now();
   const absl::Status status = engine_.Step(items);
   const SteadyTime end = steady_clock::now();
+  if (absl::IsResourceExhausted(status) && MakeRoomOnDevice()) return;
   if (!status.ok()) {
     // One of them is the reason: each goes on alone, and who then fails again
     // ends. Their sequences are made anew.
@@ -115,7 +116,9 @@ void Scheduler::RunStep(std::span<Job* const> jobs, std::span<StepItem> items) {
       planner_.LandAll(*job);
       job->live.sequence.reset();
       if (items.size() == 1) {
-        Fail(*job, absl::InternalError(status.message()));
+        Fail(*job, absl::IsResourceExhausted(status)
+                       ? status
+                       : absl::InternalError(status.message()));
       } else {
         job->solo = true;
       }

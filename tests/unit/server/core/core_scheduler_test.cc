@@ -228,6 +228,44 @@ TEST(CoreSchedulerTest, LittleMemoryPreemptsAndAnswersAllTheSame) {
   EXPECT_LE(h.memory.peak_bytes(), options.memory_bytes);
 }
 
+// A device may have less room than the budget believes. No page is lost to it.
+TEST(CoreSchedulerTest, AFullDevicePreemptsAndAnswersAllTheSame) {
+  Harness::Options options;
+  options.core.restore = ServerCoreOptions::Restore::kAlways;
+  Harness h(options);
+  h.engine->set_device_bytes(30000);
+  for (int round = 0; round < 2; ++round) {
+    std::vector<std::shared_ptr<CollectSink>> sinks;
+    for (uint32_t i = 0; i < 8; ++i) {
+      sinks.push_back(Start(h, Prompt(600, i, 100)));
+    }
+    for (uint32_t i = 0; i < 8; ++i) {
+      sinks[i]->Wait();
+      ASSERT_TRUE(sinks[i]->status().ok()) << sinks[i]->status();
+      std::string expected;
+      for (const TokenId token :
+           FakeGreedy(options.engine, kCodec, Prompt(600, i, 1).prompt, 100,
+                      true)) {
+        expected += h.tokenizer.TokenBytes(token, false);
+      }
+      EXPECT_EQ(sinks[i]->text(), expected);
+    }
+  }
+  EXPECT_GT(h.engine->refusals(), 0);
+  EXPECT_GT(h.engine->remats(), 0);
+  EXPECT_GT(h.Count(CoreCounter::kPreemptions), 0u);
+  EXPECT_EQ(h.Count(CoreCounter::kPagesCorrupt), 0u);
+}
+
+TEST(CoreSchedulerTest, WhatCannotFitOnTheDeviceIsResourceExhausted) {
+  Harness h;
+  h.engine->set_device_bytes(5000);
+  const auto sink = h.Generate(Prompt(600, 1, 10));
+  EXPECT_TRUE(absl::IsResourceExhausted(sink->status())) << sink->status();
+  EXPECT_GT(sink->final().retry_after_ms, 0);
+  EXPECT_TRUE(h.Generate(Prompt(100, 1, 10))->status().ok());
+}
+
 TEST(CoreSchedulerTest, IdleWorkingSetsGiveWay) {
   Harness::Options options;
   options.core.restore = ServerCoreOptions::Restore::kAlways;

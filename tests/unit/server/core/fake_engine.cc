@@ -200,10 +200,21 @@ absl::StatusOr<std::unique_ptr<Sequence>> FakeEngine::NewSequence(
       live_);
 }
 
+bool FakeEngine::DeviceIsFull(size_t num_blocks) {
+  const auto more = static_cast<int64_t>(num_blocks * options_.kv_block_bytes);
+  if (device_bytes_ == 0 || live_->bytes + more <= device_bytes_) return false;
+  ++refusals_;
+  return true;
+}
+
 std::vector<absl::StatusOr<KvBlockRef>> FakeEngine::Remat(
     const CodecHandle&, std::span<const RematJob> jobs) {
   const OneThread one_thread(in_use_);
   std::vector<absl::StatusOr<KvBlockRef>> out;
+  if (DeviceIsFull(jobs.size())) {
+    out.assign(jobs.size(), absl::ResourceExhaustedError("the device is full"));
+    return out;
+  }
   for (const RematJob& job : jobs) {
     ++remats_;
     uint32_t crc = 0;
@@ -247,6 +258,13 @@ absl::Status FakeEngine::Step(std::span<StepItem> items) {
     if (item.logits_mode == LogitsMode::kAll) num_logits += item.tokens.size();
     step_rows += static_cast<int64_t>(item.tokens.size());
     (item.tokens.size() == 1 ? decodes : prefills) = true;
+  }
+  const auto ends_block = [](const StepItem& item) {
+    return (item.sequence->tokens().size() + item.tokens.size()) % 64 == 0;
+  };
+  if (DeviceIsFull(static_cast<size_t>(
+          std::count_if(items.begin(), items.end(), ends_block)))) {
+    return absl::ResourceExhaustedError("the device is full");
   }
   rows_ += step_rows;
   ++steps_;

@@ -80,6 +80,10 @@ class FakeEngine final : public Engine {
   }
   // A step that forwards this token fails with INTERNAL; -1: none.
   void set_poison(TokenId token) { poison_ = token; }
+  // What blocks and sequences may take on the "device"; where a call would take
+  // more it is RESOURCE_EXHAUSTED and changes nothing. 0: no limit.
+  void set_device_bytes(int64_t bytes) { device_bytes_ = bytes; }
+  int64_t refusals() const { return refusals_; }
   // The next so many rematerializations are DATA_LOSS.
   void set_remat_failures(int n) { remat_failures_ = n; }
 
@@ -90,6 +94,9 @@ class FakeEngine final : public Engine {
   };
 
  private:
+  // Counts a refusal where `num_blocks` more do not fit.
+  bool DeviceIsFull(size_t num_blocks);
+
   const Options options_;
   ModelInfo info_;
   std::map<std::string, std::unique_ptr<CodecHandle>, std::less<>> codecs_;
@@ -99,6 +106,7 @@ class FakeEngine final : public Engine {
   std::atomic<int64_t> step_delay_us_{0};
   std::atomic<TokenId> poison_{-1};
   std::atomic<int> remat_failures_{0};
+  std::atomic<int64_t> device_bytes_{0}, refusals_{0};
   std::atomic<int64_t> rows_{0}, steps_{0}, remats_{0}, max_step_rows_{0},
       mixed_steps_{0};
   mutable Mutex mu_;
