@@ -27,9 +27,10 @@ constexpr double kRestoreSliceSeconds = 0.010;
 constexpr int64_t kMinSlice = 2;
 constexpr int64_t kMaxSlice = 16;
 
-// Pages that one loader reads in one go: few, so that the first ones can be
-// rematerialized soon and every loader has some.
+// Pages that one loader reads in one go: few, so that every loader has some. The
+// first loads are of one page, so that rematerializing begins soon.
 constexpr size_t kPagesPerLoad = 4;
+constexpr size_t kSinglePages = 4;
 
 }  // namespace
 
@@ -66,8 +67,10 @@ void Scheduler::StartLoad(Job& job, std::vector<PageKey> keys) {
   for (const PageKey& key : keys) {
     job.restore.push_back({.key = key, .hit = std::nullopt});
   }
-  for (size_t begin = 0; begin < keys.size(); begin += kPagesPerLoad) {
-    const size_t end = std::min(begin + kPagesPerLoad, keys.size());
+  size_t end = 0;
+  for (size_t begin = 0; begin < keys.size(); begin = end) {
+    end = std::min(begin + (begin < kSinglePages ? 1 : kPagesPerLoad),
+                   keys.size());
     loaders_.Post([this, job_id = job.id, load_ended = job.load_ended,
                    part = std::vector<PageKey>(
                        keys.begin() + static_cast<ptrdiff_t>(begin),
