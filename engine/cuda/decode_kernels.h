@@ -26,6 +26,24 @@ XC_HOST_DEVICE inline uint16_t LoadHalf(const uint8_t* p) {
   return static_cast<uint16_t>(p[0] | p[1] << 8);
 }
 
+// How a matrix keeps its scales: as FP16, or as E4M3 times the multipliers that
+// it begins with.
+struct ScaleCodes {
+  bool fp8 = false;
+  float step_multiplier = 1.0f;
+  float centre_multiplier = 1.0f;
+};
+XC_HOST_DEVICE inline ScaleCodes LoadScaleCodes(const uint8_t* matrix,
+                                                bool fp8) {
+  ScaleCodes codes;
+  codes.fp8 = fp8;
+  if (fp8) {
+    codes.step_multiplier = F16ToF32(LoadHalf(matrix));
+    codes.centre_multiplier = F16ToF32(LoadHalf(matrix + 2));
+  }
+  return codes;
+}
+
 // Step and base of one group of a tile whose scales start at `scales`.
 struct Grid {
   float step = 0.0f;
@@ -33,13 +51,12 @@ struct Grid {
   bool valid = false;
 };
 XC_HOST_DEVICE inline Grid LoadGrid(const uint8_t* scales, int num_cols,
-                                    int col, int bits, bool fp8,
-                                    float step_multiplier,
-                                    float centre_multiplier) {
+                                    int col, int bits,
+                                    const ScaleCodes& codes) {
   float step, centre;
-  if (fp8) {
-    step = E4m3ToF32(scales[col]) * step_multiplier;
-    centre = E4m3ToF32(scales[num_cols + col]) * centre_multiplier;
+  if (codes.fp8) {
+    step = E4m3ToF32(scales[col]) * codes.step_multiplier;
+    centre = E4m3ToF32(scales[num_cols + col]) * codes.centre_multiplier;
   } else {
     step = F16ToF32(LoadHalf(scales + 2 * col));
     centre = F16ToF32(LoadHalf(scales + 2 * (num_cols + col)));
@@ -120,12 +137,8 @@ XC_HOST_DEVICE void DecodeTokenPiece(Block& block, const TokenMatrix& m,
   const int left = m.num_channels - first;
   const int channels = left < kPieceChannels ? left : kPieceChannels;
   const int scale_bytes = m.fp8 ? 1 : 2;
-  float step_multiplier = 1.0f, centre_multiplier = 1.0f;
-  if (m.fp8) {
-    step_multiplier = F16ToF32(LoadHalf(in));
-    centre_multiplier = F16ToF32(LoadHalf(in + 2));
-    in += 4;
-  }
+  const ScaleCodes scale_codes = LoadScaleCodes(in, m.fp8);
+  if (m.fp8) in += 4;
   // Every tile before the last has `group` channels.
   const int64_t tile_bytes =
       int64_t{kBlockTokens} * (2 * scale_bytes + (m.group + 7) / 8 * m.bits);
@@ -142,8 +155,8 @@ XC_HOST_DEVICE void DecodeTokenPiece(Block& block, const TokenMatrix& m,
       const TileShape shape{tile_left < m.group ? tile_left : m.group,
                             kBlockTokens, m.bits};
       const uint8_t* scales = in + tile * tile_bytes;
-      const Grid grid = LoadGrid(scales, kBlockTokens, token, m.bits, m.fp8,
-                                 step_multiplier, centre_multiplier);
+      const Grid grid =
+          LoadGrid(scales, kBlockTokens, token, m.bits, scale_codes);
       if (!grid.valid) args.invalid[index] = 1;
       const uint64_t codes =
           CodesOfOctet(scales + 2 * scale_bytes * kBlockTokens, shape,
@@ -180,11 +193,7 @@ XC_HOST_DEVICE void DecodeChannelPart(Block& block, const ChannelMatrix& m,
                                       int octet, int part) {
   const uint8_t* in = args.payloads[index] + m.offset;
   const int scale_bytes = m.fp8 ? 1 : 2;
-  float step_multiplier = 1.0f, centre_multiplier = 1.0f;
-  if (m.fp8) {
-    step_multiplier = F16ToF32(LoadHalf(in));
-    centre_multiplier = F16ToF32(LoadHalf(in + 2));
-  }
+  const ScaleCodes scale_codes = LoadScaleCodes(in, m.fp8);
   const int row_group = 8 * octet / m.group;
   const int group_first = row_group * m.group;
   const int group_left = kBlockTokens - group_first;
@@ -196,8 +205,8 @@ XC_HOST_DEVICE void DecodeChannelPart(Block& block, const ChannelMatrix& m,
     const TileShape shape{group_left < m.group ? group_left : m.group,
                           entry.tile_cols, entry.bits};
     const uint8_t* scales = in + entry.tile_offset;
-    const Grid grid = LoadGrid(scales, entry.tile_cols, entry.col, entry.bits,
-                               m.fp8, step_multiplier, centre_multiplier);
+    const Grid grid =
+        LoadGrid(scales, entry.tile_cols, entry.col, entry.bits, scale_codes);
     if (!grid.valid) args.invalid[index] = 1;
     const uint64_t codes =
         CodesOfOctet(scales + 2 * scale_bytes * entry.tile_cols, shape,

@@ -6,8 +6,6 @@
 
 #include "engine/base/status_macros.h"
 #include "engine/cuda/device_weights.h"
-#include "engine/cuda/quantize_kernels.h"
-#include "engine/kernels/pack_bits.h"
 #include "engine/types.h"
 
 namespace xcache::cuda {
@@ -135,26 +133,20 @@ std::optional<int> SpecOptions::TakeInt(const std::string& key) {
   return std::atoi(text.c_str());
 }
 
-TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8) {
-  TileUnits out;
-  out.bytes = fp8 ? 4 : 0;  // the multipliers
-  for (const Tile& t : tiles) {
-    for (int col = 0; col < t.num_cols; col += kThreads) {
-      TileUnit unit;
-      unit.first_row = t.first_row;
-      unit.num_rows = t.num_rows;
-      unit.first_col = t.first_col + col;
-      unit.num_cols = std::min(kThreads, t.num_cols - col);
-      unit.col = col;
-      unit.tile_cols = t.num_cols;
-      unit.tile_offset = static_cast<int32_t>(out.bytes);
-      unit.bits = t.bits;
-      out.units.push_back(unit);
-    }
-    out.bytes += size_t{2} * (fp8 ? 1 : 2) * static_cast<size_t>(t.num_cols) +
-                 PackedTileBytes(t.num_rows, t.num_cols, t.bits);
-  }
-  return out;
+PreRows ProjectToKv(DeviceOps& ops, const RematBatch& batch,
+                    const RematScratch& scratch, const uint16_t* w, int n,
+                    int k, int kv_dim) {
+  GemmArgs gemm;
+  gemm.a = scratch.latent;
+  gemm.w = w;
+  gemm.out = scratch.kv;
+  gemm.out_stride = 2 * kv_dim;
+  gemm.num_rows = batch.num_blocks * kBlockTokens;
+  gemm.n = n;
+  gemm.k = k;
+  gemm.type = HalfType::kF16;
+  ops.Gemm(gemm);
+  return {scratch.kv, scratch.kv + kv_dim, 2 * kv_dim};
 }
 
 }  // namespace xcache::cuda

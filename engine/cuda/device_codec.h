@@ -22,7 +22,6 @@
 #include "engine/model/model.h"
 #include "engine/xcache/codec.h"
 #include "engine/xcache/profile.h"
-#include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
 
@@ -148,13 +147,11 @@ absl::Status UploadProjections(const DeviceCodecSources& sources,
                                const std::function<void(float* row)>& turn,
                                DeviceMemory& to);
 
-// A matrix's tiles cut into the units that kernels quantize, and the bytes of
-// the encoded matrix.
-struct TileUnits {
-  std::vector<TileUnit> units;
-  size_t bytes = 0;
-};
-TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8);
+// The product of a batch's latent rows [rows, k] with w [n, k] FP16, into the
+// scratch's K and V: n is 2 kv_dim, or kv_dim where it is K alone.
+PreRows ProjectToKv(DeviceOps& ops, const RematBatch& batch,
+                    const RematScratch& scratch, const uint16_t* w, int n,
+                    int k, int kv_dim);
 
 }  // namespace xcache::cuda
 

@@ -77,18 +77,9 @@ class CrossLayer final : public DeviceCodec {
     round.num_blocks = batch.num_blocks;
     round.width = d_;
     ops.RoundSums(round);
-    GemmArgs gemm;
-    gemm.a = scratch.latent;
-    gemm.w =
+    const uint16_t* w =
         tables_->projections.as<uint16_t>() + int64_t{layer} * 2 * kv_dim_ * d_;
-    gemm.out = scratch.kv;
-    gemm.out_stride = 2 * kv_dim_;
-    gemm.num_rows = batch.num_blocks * kBlockTokens;
-    gemm.n = 2 * kv_dim_;
-    gemm.k = d_;
-    gemm.type = HalfType::kF16;
-    ops.Gemm(gemm);
-    return {scratch.kv, scratch.kv + kv_dim_, 2 * kv_dim_};
+    return ProjectToKv(ops, batch, scratch, w, 2 * kv_dim_, d_, kv_dim_);
   }
 
   // X^, the differences, the latent.
@@ -108,7 +99,7 @@ class CrossLayer final : public DeviceCodec {
     EncodeArgs encode;
     encode.sources = batch.unit_x;
     encode.rows = differences;
-    encode.columns = latent;
+    encode.scratch = latent;
     encode.ranges = scratch.ranges;
     encode.invalid = batch.invalid;
     encode.num_blocks = batch.num_blocks;
@@ -125,16 +116,13 @@ class CrossLayer final : public DeviceCodec {
       product.depth = d_;
       ops.ExactProduct(product);
       encode.rows = latent;
-      encode.columns = differences;
+      encode.scratch = differences;
     }
     tables_->matrices.Encode(ops, l.matrix, l.matrix_at, encode);
 
-    DecodeArgs decode;
-    decode.payloads = batch.payloads;
+    DecodeArgs decode = DecodeArgsOf(batch);
     decode.out = has_basis() ? latent : sums;
     decode.out_stride = m_;
-    decode.invalid = batch.invalid;
-    decode.num_blocks = batch.num_blocks;
     decode.add = !has_basis() && l.predicted;
     tables_->matrices.Decode(ops, l.matrix, l.matrix_at, decode);
     if (!has_basis()) return;
@@ -189,10 +177,7 @@ class CrossLayer final : public DeviceCodec {
   void Advance(DeviceOps& ops, int layer, const RematBatch& batch,
                const RematScratch& scratch) const {
     const Layer& l = layers_[static_cast<size_t>(layer)];
-    DecodeArgs decode;
-    decode.payloads = batch.payloads;
-    decode.invalid = batch.invalid;
-    decode.num_blocks = batch.num_blocks;
+    DecodeArgs decode = DecodeArgsOf(batch);
     decode.out_stride = m_;
     if (!has_basis()) {
       decode.out = scratch.sums;

@@ -58,28 +58,17 @@ class XquantGqa final : public DeviceCodec {
       ops.FusedRemat(fused);
       return {};
     }
-    DecodeArgs decode;
-    decode.payloads = batch.payloads;
-    decode.invalid = batch.invalid;
-    decode.num_blocks = batch.num_blocks;
+    DecodeArgs decode = DecodeArgsOf(batch);
     decode.out_f16 = scratch.latent;
     decode.out_stride = kv_dim_;
     tables_->matrices.Decode(ops, l.k, l.k_at, decode);
-    GemmArgs gemm;
-    gemm.a = scratch.latent;
-    gemm.w = w;
-    gemm.out = scratch.kv;
-    gemm.out_stride = 2 * kv_dim_;
-    gemm.num_rows = batch.num_blocks * kBlockTokens;
-    gemm.n = kv_dim_;
-    gemm.k = kv_dim_;
-    gemm.type = HalfType::kF16;
-    ops.Gemm(gemm);
+    const PreRows rows =
+        ProjectToKv(ops, batch, scratch, w, kv_dim_, kv_dim_, kv_dim_);
     decode.out_f16 = nullptr;
     decode.out = scratch.kv + kv_dim_;
-    decode.out_stride = 2 * kv_dim_;
+    decode.out_stride = rows.stride;
     tables_->matrices.Decode(ops, tables_->v, l.v_at, decode);
-    return {scratch.kv, scratch.kv + kv_dim_, 2 * kv_dim_};
+    return rows;
   }
 
   size_t seal_floats() const override {
@@ -111,7 +100,7 @@ class XquantGqa final : public DeviceCodec {
     encode.sources = batch.v_pre;
     encode.rows = nullptr;
     encode.layer_offset = product.layer_offset;
-    encode.columns = scratch.rows;
+    encode.scratch = scratch.rows;
     tables_->matrices.Encode(ops, tables_->v, l.v_at, encode);
   }
 

@@ -22,12 +22,9 @@ class Kivi final : public DeviceCodec {
   int latent_width() const override { return 0; }
   PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
                 const RematScratch& scratch) const override {
-    DecodeArgs decode;
-    decode.payloads = batch.payloads;
+    DecodeArgs decode = DecodeArgsOf(batch);
     decode.out = scratch.kv;
     decode.out_stride = 2 * kv_dim_;
-    decode.invalid = batch.invalid;
-    decode.num_blocks = batch.num_blocks;
     matrices_->Decode(ops, kKeys, KeysAt(layer), decode);
     decode.out = scratch.kv + kv_dim_;
     matrices_->Decode(ops, kValues, ValuesAt(layer), decode);
@@ -40,26 +37,15 @@ class Kivi final : public DeviceCodec {
   size_t seal_units() const override { return matrices_->max_units(); }
   void Seal(DeviceOps& ops, int layer, const SealBatch& batch,
             const SealScratch& scratch) const override {
-    GatherArgs gather;
-    gather.sources = batch.k_pre;
-    gather.layer_offset = int64_t{layer} * kBlockTokens * kv_dim_;
-    gather.out = scratch.rows;
-    gather.invalid = batch.invalid;
-    gather.num_blocks = batch.num_blocks;
-    gather.width = kv_dim_;
-    ops.Gather(gather);
     EncodeArgs encode;
     encode.sources = batch.k_pre;
-    encode.rows = scratch.rows;
+    encode.layer_offset = int64_t{layer} * kBlockTokens * kv_dim_;
+    encode.scratch = scratch.rows;
     encode.ranges = scratch.ranges;
     encode.invalid = batch.invalid;
     encode.num_blocks = batch.num_blocks;
     matrices_->Encode(ops, kKeys, KeysAt(layer), encode);
-
     encode.sources = batch.v_pre;
-    encode.rows = nullptr;
-    encode.layer_offset = gather.layer_offset;
-    encode.columns = scratch.rows;
     matrices_->Encode(ops, kValues, ValuesAt(layer), encode);
   }
 

@@ -64,28 +64,15 @@ class Xquant final : public DeviceCodec {
       ops.FusedRemat(fused);
       return {};
     }
-    DecodeArgs decode;
-    decode.payloads = batch.payloads;
+    DecodeArgs decode = DecodeArgsOf(batch);
     decode.out_f16 = scratch.latent;
     decode.out_stride = d_;
-    decode.invalid = batch.invalid;
-    decode.num_blocks = batch.num_blocks;
     if (per_token_) {
       ops.DecodeTokens(tokens, decode);
     } else {
       ops.DecodeChannels(channels, decode);
     }
-    GemmArgs gemm;
-    gemm.a = scratch.latent;
-    gemm.w = w;
-    gemm.out = scratch.kv;
-    gemm.out_stride = 2 * kv_dim_;
-    gemm.num_rows = batch.num_blocks * kBlockTokens;
-    gemm.n = 2 * kv_dim_;
-    gemm.k = d_;
-    gemm.type = HalfType::kF16;
-    ops.Gemm(gemm);
-    return {scratch.kv, scratch.kv + kv_dim_, 2 * kv_dim_};
+    return ProjectToKv(ops, batch, scratch, w, 2 * kv_dim_, d_, kv_dim_);
   }
 
   size_t seal_floats() const override {
@@ -97,21 +84,10 @@ class Xquant final : public DeviceCodec {
     EncodeArgs encode;
     encode.sources = batch.unit_x;
     encode.layer_offset = int64_t{layer} * kBlockTokens * d_;
-    encode.columns = scratch.rows;
+    encode.scratch = scratch.rows;
     encode.ranges = scratch.ranges;
     encode.invalid = batch.invalid;
     encode.num_blocks = batch.num_blocks;
-    if (!per_token_) {
-      GatherArgs gather;
-      gather.sources = batch.unit_x;
-      gather.layer_offset = encode.layer_offset;
-      gather.out = scratch.rows;
-      gather.invalid = batch.invalid;
-      gather.num_blocks = batch.num_blocks;
-      gather.width = d_;
-      ops.Gather(gather);
-      encode.rows = scratch.rows;
-    }
     tables_->matrices.Encode(ops, kX, At(layer), encode);
   }
 
@@ -147,10 +123,10 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
 
   DeviceOps& ops = *sources.ops;
   auto tables = std::make_unique<Xquant::Tables>(ops, *form);
-  const size_t x =
-      per_token ? tables->matrices.AddPerToken(h.d_model, bits, rotate)
-                : tables->matrices.AddPerChannel(std::vector<int>(
-                      static_cast<size_t>(h.d_model), bits));
+  const size_t x = per_token
+                       ? tables->matrices.AddPerToken(h.d_model, bits, rotate)
+                       : tables->matrices.AddPerChannel(std::vector<int>(
+                             static_cast<size_t>(h.d_model), bits));
   if (static_cast<size_t>(h.num_layers) * tables->matrices.bytes(x) !=
       sources.codec->payload_bytes()) {
     return nullptr;

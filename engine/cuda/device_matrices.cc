@@ -4,10 +4,32 @@
 
 #include "engine/base/status_macros.h"
 #include "engine/cuda/quantize_kernels.h"
+#include "engine/kernels/pack_bits.h"
 #include "engine/types.h"
-#include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
+
+TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8) {
+  TileUnits out;
+  out.bytes = fp8 ? 4 : 0;  // the multipliers
+  for (const Tile& t : tiles) {
+    for (int col = 0; col < t.num_cols; col += kThreads) {
+      TileUnit unit;
+      unit.first_row = t.first_row;
+      unit.num_rows = t.num_rows;
+      unit.first_col = t.first_col + col;
+      unit.num_cols = std::min(kThreads, t.num_cols - col);
+      unit.col = col;
+      unit.tile_cols = t.num_cols;
+      unit.tile_offset = static_cast<int32_t>(out.bytes);
+      unit.bits = t.bits;
+      out.units.push_back(unit);
+    }
+    out.bytes += size_t{2} * (fp8 ? 1 : 2) * static_cast<size_t>(t.num_cols) +
+                 PackedTileBytes(t.num_rows, t.num_cols, t.bits);
+  }
+  return out;
+}
 
 std::optional<MatrixForm> TakeMatrixForm(SpecOptions& options) {
   MatrixForm form;
@@ -129,15 +151,25 @@ void DeviceMatrices::Encode(DeviceOps& ops, size_t matrix, int64_t offset,
     transpose.sources = args.sources;
     transpose.layer_offset = args.layer_offset;
     transpose.x = args.rows;
-    transpose.out = args.columns;
+    transpose.out = args.scratch;
     transpose.invalid = args.invalid;
     transpose.num_blocks = args.num_blocks;
     transpose.num_channels = m.num_channels;
     transpose.rotate = m.rotated;
     ops.Transpose(transpose);
-    quantize.x = args.columns;
+    quantize.x = args.scratch;
     quantize.x_stride = kBlockTokens;
     quantize.rows_are_tokens = false;
+  } else if (args.rows == nullptr) {
+    GatherArgs gather;
+    gather.sources = args.sources;
+    gather.layer_offset = args.layer_offset;
+    gather.out = args.scratch;
+    gather.invalid = args.invalid;
+    gather.num_blocks = args.num_blocks;
+    gather.width = m.num_channels;
+    ops.Gather(gather);
+    quantize.x = args.scratch;
   }
   ops.Quantize(quantize);
 }

@@ -15,8 +15,17 @@
 #include "engine/cuda/device_codec.h"
 #include "engine/cuda/device_memory.h"
 #include "engine/cuda/device_ops.h"
+#include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
+
+// A matrix's tiles cut into the units that kernels quantize, and the bytes of
+// the encoded matrix.
+struct TileUnits {
+  std::vector<TileUnit> units;
+  size_t bytes = 0;
+};
+TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8);
 
 // What all matrices of a codec share.
 struct MatrixForm {
@@ -27,13 +36,23 @@ struct MatrixForm {
 // Takes `group`, `scales` and `clip`. Nullopt: a group that no kernel has.
 std::optional<MatrixForm> TakeMatrixForm(SpecOptions& options);
 
+// What decoding takes from a batch of either kind; the caller adds where to.
+template <typename Batch>
+DecodeArgs DecodeArgsOf(const Batch& batch) {
+  DecodeArgs args;
+  args.payloads = batch.payloads;
+  args.invalid = batch.invalid;
+  args.num_blocks = batch.num_blocks;
+  return args;
+}
+
 // Rows of blocks to be encoded. All arrays are the device's.
 struct EncodeArgs {
   const SealSource* sources = nullptr;  // [num_blocks], for the payloads
   const float* rows = nullptr;  // [num_blocks * 64, channels]; null: those of
-  int64_t layer_offset = 0;     // the sources, for matrices per token only
-  float* columns = nullptr;     // [num_blocks, channels, 64] to work in, for
-                                // matrices per token only
+  int64_t layer_offset = 0;     // the sources, from here on
+  float* scratch = nullptr;     // [num_blocks, channels, 64] to work in, for
+                                // matrices per token and for the sources' rows
   float* ranges = nullptr;      // [num_blocks, max_units(), 2] to work in
   int32_t* invalid = nullptr;   // [num_blocks]
   int num_blocks = 0;

@@ -146,12 +146,8 @@ XC_HOST_DEVICE void DecodeTokenSlice(Block& block, const TokenMatrix& m,
   const int channels = left < kSliceChannels ? left : kSliceChannels;
   const int padded = PaddedChannels(channels);
   const int scale_bytes = m.fp8 ? 1 : 2;
-  float step_multiplier = 1.0f, centre_multiplier = 1.0f;
-  if (m.fp8) {
-    step_multiplier = F16ToF32(LoadHalf(in));
-    centre_multiplier = F16ToF32(LoadHalf(in + 2));
-    in += 4;
-  }
+  const ScaleCodes scale_codes = LoadScaleCodes(in, m.fp8);
+  if (m.fp8) in += 4;
   const int64_t tile_bytes =
       int64_t{kBlockTokens} * (2 * scale_bytes + (m.group + 7) / 8 * m.bits);
   block.ForThreads([&](int thread) {
@@ -171,8 +167,7 @@ XC_HOST_DEVICE void DecodeTokenSlice(Block& block, const TokenMatrix& m,
                               kBlockTokens, m.bits};
         const uint8_t* scales = in + tile * tile_bytes;
         if (tile != grid_tile) {
-          grid = LoadGrid(scales, kBlockTokens, token, m.bits, m.fp8,
-                          step_multiplier, centre_multiplier);
+          grid = LoadGrid(scales, kBlockTokens, token, m.bits, scale_codes);
           if (!grid.valid) *invalid = 1;
           grid_tile = tile;
         }
@@ -256,11 +251,7 @@ XC_HOST_DEVICE void DecodeChannelSlice(Block& block, const ChannelMatrix& m,
   const int channels = left < kSliceChannels ? left : kSliceChannels;
   const int padded = PaddedChannels(channels);
   const int scale_bytes = m.fp8 ? 1 : 2;
-  float step_multiplier = 1.0f, centre_multiplier = 1.0f;
-  if (m.fp8) {
-    step_multiplier = F16ToF32(LoadHalf(in));
-    centre_multiplier = F16ToF32(LoadHalf(in + 2));
-  }
+  const ScaleCodes scale_codes = LoadScaleCodes(in, m.fp8);
   block.ForThreads([&](int thread) {
     const int c = thread % kSliceChannels;
     if (c >= padded) return;
@@ -276,9 +267,8 @@ XC_HOST_DEVICE void DecodeChannelSlice(Block& block, const ChannelMatrix& m,
         const int group_left = kBlockTokens - group_first;
         if (row_group != grid_group) {
           entry = m.entries[int64_t{row_group} * m.num_channels + first + c];
-          grid =
-              LoadGrid(in + entry.tile_offset, entry.tile_cols, entry.col,
-                       entry.bits, m.fp8, step_multiplier, centre_multiplier);
+          grid = LoadGrid(in + entry.tile_offset, entry.tile_cols, entry.col,
+                          entry.bits, scale_codes);
           if (!grid.valid) *invalid = 1;
           grid_group = row_group;
         }

@@ -7,6 +7,7 @@
 
 #include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/device_codec.h"
+#include "engine/cuda/device_matrices.h"
 #include "engine/kernels/packed.h"
 #include "engine/xcache/block_coder.h"
 #include "engine/xcache/tile_coder.h"

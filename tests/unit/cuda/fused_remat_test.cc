@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/cuda/device_codec.h"
+#include "engine/cuda/device_matrices.h"
 #include "engine/cuda/fused_remat_kernels.h"
 #include "engine/xcache/block_coder.h"
 #include "engine/xcache/tile_coder.h"
