@@ -88,11 +88,12 @@ bool StoreDb::degraded() const {
 absl::Status StoreDb::Get(Family family, std::string_view key,
                           std::string* value) {
   rocksdb::ReadOptions options;
-  // Also for pages, whose values have a CRC-32C of their own, though this one
-  // takes two thirds of a read in Debian's build, which has no instruction for
-  // it: it cannot be had for a table's data blocks alone, which are checked here
-  // and nowhere else (table_check.h).
-  options.verify_checksums = true;
+  // A page's value has a CRC-32C of its own, over key and value, that whoever
+  // reads it checks (store_records.h). RocksDB's would be a second one, and two
+  // thirds of the time of a read in Debian's build, which has no instruction
+  // for it. Blocks of page tables are checked by ours when they are read
+  // (table_check.h).
+  options.verify_checksums = family != Family::kPages;
   // Pages are kept by our own pool: RocksDB's cache is for its indexes.
   options.fill_cache = family != Family::kPages;
   const rocksdb::Status status = db_->Get(

@@ -74,6 +74,34 @@ class WatchedManifest : public rocksdb::FSWritableFileOwnerWrapper {
   bool is_known_ = true;
 };
 
+// A table: what is read of it is checked, where that is one of its blocks.
+class CheckedTable : public rocksdb::FSRandomAccessFileOwnerWrapper {
+ public:
+  CheckedTable(std::unique_ptr<FSRandomAccessFile> file, std::string path,
+               TableBlocks blocks)
+      : FSRandomAccessFileOwnerWrapper(std::move(file)),
+        path_(std::move(path)),
+        blocks_(std::move(blocks)) {}
+
+  IOStatus Read(uint64_t offset, size_t num_bytes, const IOOptions& options,
+                Slice* result, char* scratch,
+                IODebugContext* dbg) const override {
+    IOStatus status = FSRandomAccessFileOwnerWrapper::Read(
+        offset, num_bytes, options, result, scratch, dbg);
+    if (!status.ok() ||
+        CheckTableRead(blocks_, offset, {result->data(), result->size()})) {
+      return status;
+    }
+    return IOStatus::Corruption(
+        absl::StrCat("table file ", path_, " is damaged"),
+        absl::StrCat("block at ", offset, ", ", num_bytes, " bytes"));
+  }
+
+ private:
+  const std::string path_;
+  const TableBlocks blocks_;
+};
+
 class StoreFileSystem : public rocksdb::FileSystemWrapper {
  public:
   StoreFileSystem(const std::shared_ptr<rocksdb::FileSystem>& base,
@@ -105,18 +133,24 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
     IOStatus status =
         FileSystemWrapper::NewRandomAccessFile(path, options, file, dbg);
     if (!status.ok() || !absl::EndsWith(path, ".sst")) return status;
-    status = Check(path, **file, dbg);
-    if (!status.ok()) file->reset();
+    TableBlocks blocks;
+    status = Check(path, **file, &blocks, dbg);
+    if (status.ok()) {
+      *file = std::make_unique<CheckedTable>(std::move(*file), path,
+                                             std::move(blocks));
+    } else {
+      file->reset();
+    }
     return status;
   }
 
  private:
   IOStatus Check(const std::string& path, FSRandomAccessFile& file,
-                 IODebugContext* dbg) {
+                 TableBlocks* blocks, IODebugContext* dbg) {
     uint64_t size = 0;
     IOStatus failed = GetFileSize(path, IOOptions(), &size, dbg);
     if (!failed.ok()) return failed;
-    const absl::Status checked =
+    absl::StatusOr<TableBlocks> checked =
         CheckTable(size, [&](uint64_t offset, size_t num_bytes, char* out) {
           Slice got;
           failed = file.Read(offset, num_bytes, IOOptions(), &got, out, dbg);
@@ -127,11 +161,14 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
           if (got.data() != out) std::memcpy(out, got.data(), num_bytes);
           return absl::OkStatus();
         });
-    if (checked.ok()) return IOStatus::OK();
+    if (checked.ok()) {
+      *blocks = *std::move(checked);
+      return IOStatus::OK();
+    }
     if (!failed.ok()) return failed;
     return IOStatus::Corruption(
         absl::StrCat("table file ", path, " is damaged"),
-        std::string(checked.message()));
+        std::string(checked.status().message()));
   }
 
   Ledger* const ledger_;

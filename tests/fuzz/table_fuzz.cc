@@ -14,6 +14,8 @@ namespace {
 
 using xcache::FieldWriter;
 
+constexpr size_t kDataBytes = 100;
+
 void AppendVarint(std::string& out, uint64_t value) {
   for (; value >= 0x80; value >>= 7) {
     out.push_back(static_cast<char>(value | 0x80));
@@ -33,13 +35,13 @@ void AppendBlock(std::string& table, std::string_view block,
   FieldWriter(table).Int(((crc >> 15) | (crc << 17)) + 0xa282ead8u);
 }
 
-// A table with this metaindex block, all its checksums right.
-std::string TableWith(std::string_view metaindex) {
-  std::string table(100, 'd');
+// A table with these blocks, all its checksums right.
+std::string TableWith(std::string_view metaindex, std::string_view index) {
+  std::string table(kDataBytes, 'd');
   std::string footer("\x01");
   std::string index_handle;
   AppendBlock(table, metaindex, footer);
-  AppendBlock(table, "index", index_handle);
+  AppendBlock(table, index, index_handle);
   footer += index_handle;
   footer.resize(41, '\0');
   FieldWriter w(footer);
@@ -48,20 +50,30 @@ std::string TableWith(std::string_view metaindex) {
   return table + footer;
 }
 
+// Blocks that are found lie within the table, in order.
 bool Check(std::string_view table) {
-  return xcache::CheckTable(
-             table.size(),
-             [&](uint64_t offset, size_t num_bytes, char* out) {
-               XCACHE_FUZZ_CHECK(offset <= table.size() &&
-                                 num_bytes <= table.size() - offset);
-               std::memcpy(out, table.data() + offset, num_bytes);
-               return absl::OkStatus();
-             })
-      .ok();
+  const auto blocks = xcache::CheckTable(
+      table.size(), [&](uint64_t offset, size_t num_bytes, char* out) {
+        XCACHE_FUZZ_CHECK(offset <= table.size() &&
+                          num_bytes <= table.size() - offset);
+        std::memcpy(out, table.data() + offset, num_bytes);
+        return absl::OkStatus();
+      });
+  if (!blocks.ok()) return false;
+  uint64_t last = 0;
+  for (const xcache::TableBlock& block : *blocks) {
+    XCACHE_FUZZ_CHECK(block.offset >= last && block.offset <= table.size());
+    last = block.offset;
+    xcache::CheckTableRead(
+        *blocks, block.offset,
+        table.substr(block.offset,
+                     block.num_bytes + xcache::TableBlock::kTrailerBytes));
+  }
+  return true;
 }
 
 // `entries`, and one restart at their beginning.
-std::string Metaindex(std::string_view entries) {
+std::string Block(std::string_view entries) {
   std::string block(entries);
   FieldWriter w(block);
   w.Int(uint32_t{0});
@@ -74,7 +86,8 @@ std::string Metaindex(std::string_view entries) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
   Check(bytes);
-  Check(TableWith(bytes));
+  Check(TableWith(bytes, Block("")));
+  Check(TableWith(Block(""), bytes));
   const auto record = xcache::DecodeLedger(bytes);
   if (record) XCACHE_FUZZ_CHECK(xcache::EncodeLedger(*record) == bytes);
   const auto number = xcache::ParseManifestName(bytes);
@@ -83,11 +96,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 }
 
 std::vector<std::string> XcacheFuzzSeeds() {
-  const std::string empty = Metaindex("");
+  const std::string empty = Block("");
   // Right in all, so that what is found wrong is the mutation.
-  XCACHE_FUZZ_CHECK(Check(TableWith(empty)));
-  // "name" and the handle of the first 10 bytes.
-  const std::string_view entry("\0\4\2name\0\x0a", 9);
-  return {TableWith(empty), Metaindex(entry), empty,
-          xcache::EncodeLedger({7, {1, 2, 3}, {4, 5, 6}}), "MANIFEST-000007"};
+  XCACHE_FUZZ_CHECK(Check(TableWith(empty, empty)));
+  // "name" and the handle of the first 10 bytes, as a meta and as a data block.
+  const std::string_view meta("\0\4\2name\0\x0a", 9);
+  const std::string data = Block(std::string_view("\0\4name\0\x0a", 8));
+  XCACHE_FUZZ_CHECK(Check(TableWith(empty, data)));
+  return {TableWith(empty, data),
+          Block(meta),
+          data,
+          empty,
+          xcache::EncodeLedger({7, {1, 2, 3}, {4, 5, 6}}),
+          "MANIFEST-000007"};
 }

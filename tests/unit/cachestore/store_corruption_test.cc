@@ -11,6 +11,7 @@
 #include "cachestore/cache_store.h"
 #include "cachestore/store_db.h"
 #include "cachestore/store_records.h"
+#include "tests/unit/cachestore/store_fixture.h"
 #include "tests/unit/cachestore/store_test_util.h"
 
 namespace xcache {
@@ -257,6 +258,34 @@ TEST_F(StoreCorruptionTest, BlobFiles) {
 }
 
 TEST_F(StoreCorruptionTest, TableFiles) { DamageEach(".sst", 3); }
+
+// Pages are read without RocksDB's checksums: ours must see every block.
+TEST_F(StoreCorruptionTest, TablesDamagedWhileTheStoreIsOpen) {
+  const std::string dir = dir_.path() + "/small";
+  const SessionRecord record = RecordOf("t", "s", 3);
+  MemoryBudget budget(kMemory);
+  auto store = CacheStore::Open(OptionsFor(dir), budget);
+  ASSERT_TRUE(store.ok()) << store.status();
+  ASSERT_TRUE(CommitTurn(**store, record, kPageBytes).ok());
+  store->reset();
+  // What was in the log is in tables then, and they are too few for a
+  // compaction.
+  store = CacheStore::Open(OptionsFor(dir), budget);
+  ASSERT_TRUE(store.ok()) << store.status();
+  for (const auto& file : fs::directory_iterator(dir + "/db")) {
+    if (file.path().extension() == ".sst") {
+      FlipByte(file.path().string(), 20);  // in the first data block
+    }
+  }
+  for (const PageKey& key : record.page_keys) {
+    const auto hit = (*store)->pages().Get(key);
+    EXPECT_THAT(hit.status(), HasCode(absl::StatusCode::kDataLoss));
+    EXPECT_THAT(std::string(hit.status().message()),
+                HasSubstr(".sst is damaged: block at 0"));
+  }
+  EXPECT_EQ((*store)->stats().disk.corrupt,
+            static_cast<int64_t>(record.page_keys.size()));
+}
 
 // All tables at once, in random places: what RocksDB is given of them must not
 // stop the process, at a start or in a repair.

@@ -18,19 +18,21 @@ namespace {
 
 class TableCheckTest : public ::testing::Test {
  protected:
-  TableCheckTest() {
+  TableCheckTest() : rocksdb_options_(OptionsOf(Family::kSessions)) {}
+
+  static rocksdb::Options OptionsOf(Family family) {
     StoreDbOptions options;
     options.rocksdb_bytes = 8 << 20;
     const DiskPlan plan = PlanDisk(kMinDiskBytes, options.rocksdb_bytes);
-    options_ = MakeFamilyOptions(
-        MakeRocksDbOptions(options, plan, rocksdb::NewLRUCache(1 << 20)), plan,
-        Family::kSessions);
-    rocksdb_options_ = rocksdb::Options(rocksdb::DBOptions(), options_);
+    return {rocksdb::DBOptions(),
+            MakeFamilyOptions(MakeRocksDbOptions(options, plan,
+                                                 rocksdb::NewLRUCache(1 << 20)),
+                              plan, family)};
   }
   // A table of `num_records`, as the store has them written.
-  std::string Make(int num_records) {
+  std::string Make(int num_records, Family family = Family::kSessions) {
     const std::string path = dir_.path() + "/table.sst";
-    rocksdb::SstFileWriter writer(rocksdb::EnvOptions(), rocksdb_options_);
+    rocksdb::SstFileWriter writer(rocksdb::EnvOptions(), OptionsOf(family));
     EXPECT_TRUE(writer.Open(path).ok());
     for (int i = 0; i < num_records; ++i) {
       const std::string key = absl::StrCat("key ", 100'000 + i);
@@ -40,13 +42,24 @@ class TableCheckTest : public ::testing::Test {
     std::ifstream in(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};
   }
-  static absl::Status Check(std::string_view bytes) {
+  static absl::StatusOr<TableBlocks> Blocks(std::string_view bytes) {
     return CheckTable(bytes.size(), [&](uint64_t offset, size_t n, char* out) {
       EXPECT_LE(offset + n, bytes.size());
       if (offset + n > bytes.size()) return absl::UnavailableError("beyond");
       std::memcpy(out, bytes.data() + offset, n);
       return absl::OkStatus();
     });
+  }
+  static absl::Status Check(std::string_view bytes) {
+    return Blocks(bytes).status();
+  }
+  // A read of what starts where `block` does.
+  static bool CheckRead(const TableBlocks& blocks, std::string_view bytes,
+                        const TableBlock& block) {
+    return CheckTableRead(
+        blocks, block.offset,
+        bytes.substr(block.offset,
+                     block.num_bytes + TableBlock::kTrailerBytes));
   }
   // Reads all there is; the number of records before an error.
   int ReadAll(std::string_view bytes) {
@@ -62,8 +75,7 @@ class TableCheckTest : public ::testing::Test {
   }
 
   TempDir dir_;
-  rocksdb::ColumnFamilyOptions options_;
-  rocksdb::Options rocksdb_options_;
+  const rocksdb::Options rocksdb_options_;
 };
 
 TEST_F(TableCheckTest, IntactTablesPass) {
@@ -72,6 +84,33 @@ TEST_F(TableCheckTest, IntactTablesPass) {
     const absl::Status checked = Check(bytes);
     EXPECT_TRUE(checked.ok()) << checked;
     EXPECT_EQ(ReadAll(bytes), num_records);
+  }
+}
+
+// One block after another, up to the footer; each read of one is checked.
+TEST_F(TableCheckTest, BlocksAreAllThereIs) {
+  for (int num_records : {1, 100, 2000}) {
+    const std::string bytes = Make(num_records, Family::kPages);
+    const auto found = Blocks(bytes);
+    ASSERT_TRUE(found.ok()) << found.status();
+    const TableBlocks& blocks = *found;
+    // A data block holds 4 KiB.
+    EXPECT_GT(blocks.size(), static_cast<size_t>(num_records * 300 / 8192));
+    uint64_t end = 0;
+    for (const TableBlock& block : blocks) {
+      EXPECT_EQ(block.offset, end);
+      end = block.offset + block.num_bytes + TableBlock::kTrailerBytes;
+      EXPECT_TRUE(CheckRead(blocks, bytes, block));
+      for (const uint64_t at : {block.offset, end - 1}) {
+        std::string damaged = bytes;
+        damaged[at] = static_cast<char>(damaged[at] ^ 1);
+        EXPECT_FALSE(CheckRead(blocks, damaged, block)) << at;
+        // Some of it, and more than it, are not known.
+        EXPECT_TRUE(CheckTableRead(blocks, block.offset + 1, damaged));
+        EXPECT_TRUE(CheckTableRead(blocks, block.offset, damaged));
+      }
+    }
+    EXPECT_EQ(end, bytes.size() - 53);
   }
 }
 
@@ -86,8 +125,9 @@ TEST_F(TableCheckTest, EveryTruncationIsFound) {
 }
 
 // Every bit of a small table: what passes is in a data block, which RocksDB
-// checks itself, or says nothing (zeros of the footer).
-TEST_F(TableCheckTest, EveryBitIsCheckedHereOrByRocksDb) {
+// checks itself where it is asked to, and reads are checked by, or says nothing
+// (zeros of the footer).
+TEST_F(TableCheckTest, EveryBitIsCheckedHereAndByRocksDb) {
   constexpr int kRecords = 3;
   const std::string bytes = Make(kRecords);
   int num_passed = 0;
@@ -95,13 +135,15 @@ TEST_F(TableCheckTest, EveryBitIsCheckedHereOrByRocksDb) {
     for (int bit = 0; bit < 8; ++bit) {
       std::string damaged = bytes;
       damaged[i] = static_cast<char>(damaged[i] ^ (1 << bit));
-      if (!Check(damaged).ok()) continue;
+      const auto blocks = Blocks(damaged);
+      if (!blocks.ok()) continue;
       ++num_passed;
       const int num_read = ReadAll(damaged);
       if (bytes.size() - i <= 53) {
         EXPECT_EQ(num_read, kRecords) << "footer, " << bytes.size() - i;
       } else {
         EXPECT_EQ(num_read, 0) << "at " << i;
+        EXPECT_FALSE(CheckRead(*blocks, damaged, blocks->front()));
       }
     }
   }
