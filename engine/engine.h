@@ -44,9 +44,9 @@ struct ModelInfo {
   int n_kv_heads = 0;
   int head_dim = 0;
   int vocab_size = 0;
-  int context_length = 0;         // tokens
+  int context_length = 0;  // tokens
   int64_t num_parameters = 0;
-  int64_t weight_bytes = 0;       // as held in memory
+  int64_t weight_bytes = 0;  // as held in memory
   int kv_fp16_bytes_per_token = 0;
 };
 
@@ -154,6 +154,8 @@ class Engine {
       const CodecHandle& codec, std::span<const TokenId> tokens,
       std::span<const KvBlockRef> blocks) = 0;
 
+  // Jobs of one Remat call beyond which nothing is gained.
+  virtual int64_t max_useful_remat_jobs() const { return 16; }
   // Rematerializes pages, in parallel over pages; one result a job, in order.
   // Block 0's sinks are recomputed from its token ids. DATA_LOSS: the page is
   // corrupt, of another codec or model, or holds other tokens.

@@ -66,6 +66,8 @@ class DeviceEngine final : public Engine {
   absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
       const CodecHandle& codec, std::span<const TokenId> tokens,
       std::span<const KvBlockRef> blocks) override;
+  // Some runs of blocks, so that all but the first are copied meanwhile.
+  int64_t max_useful_remat_jobs() const override { return 4 * kRematBlocks; }
   std::vector<absl::StatusOr<KvBlockRef>> Remat(
       const CodecHandle& codec, std::span<const RematJob> jobs) override;
   absl::Status Step(std::span<StepItem> items) override;

@@ -23,7 +23,7 @@ inline constexpr int kDeviceOpsVersion = 3;
 
 enum class StreamId : int { kCompute, kCopy };
 inline constexpr int kNumStreams = 2;
-inline constexpr int kNumEvents = 8;
+inline constexpr int kNumEvents = 16;
 
 // Rows of a product's tile. Buffers that a Gemm reads or writes have room for
 // a multiple of it.

@@ -1,7 +1,6 @@
 #include "engine/cuda/device_pages.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -12,9 +11,18 @@
 namespace xcache::cuda {
 namespace {
 
-// Events, one for each of the two runs in flight.
-constexpr std::array kCopied = {0, 1};
-constexpr std::array kDecoded = {2, 3};
+// Payloads are copied in parts, some layers of every page of a run, so that
+// the first layers are decoded while the others are on their way.
+constexpr int kParts = 4;
+
+// Events: each part of the two runs in flight was copied, each run decoded.
+constexpr int Copied(size_t half, int part) {
+  return static_cast<int>(half) * kParts + part;
+}
+constexpr int Decoded(size_t half) {
+  return 2 * kParts + static_cast<int>(half);
+}
+static_assert(Decoded(1) < kNumEvents);
 
 // Blocks whose rows are downloaded and encoded together.
 constexpr size_t kSealBlocks = 8;
@@ -120,31 +128,38 @@ absl::Status DevicePages::RematOnDevice(const DeviceCodecHandle& codec,
   for (size_t first = 0; first < jobs.size(); first += run_blocks) {
     const size_t end = std::min(first + run_blocks, jobs.size());
     const size_t half = half_of(first);
-    // The pinned memory is free once it was copied, the device's once it was
-    // decoded.
-    ops_.WaitForEvent(kCopied[half]);
-    ops_.Wait(StreamId::kCopy, kDecoded[half]);
-    pool_.ParallelFor(static_cast<int64_t>(end - first), [&](int64_t n, int) {
-      const size_t i = first + static_cast<size_t>(n);
-      std::memcpy(staging_.as<uint8_t>() + place(i), jobs[i].payload.data(),
-                  jobs[i].payload.size());
-    });
-    for (size_t i = first; i < end; ++i) {
-      ops_.CopyToDevice(StreamId::kCopy, const_cast<uint8_t*>(payloads[i]),
-                        staging_.as<uint8_t>() + place(i),
-                        jobs[i].payload.size());
-    }
-    ops_.Record(StreamId::kCopy, kCopied[half]);
-    ops_.Wait(StreamId::kCompute, kCopied[half]);
     RematBatch batch;
     batch.num_blocks = static_cast<int>(end - first);
     batch.payloads = tables_.At<const uint8_t*>(payloads_at) + first;
     batch.targets = tables_.At<BlockTarget>(targets_at) + first;
     batch.invalid = tables_.At<int32_t>(invalid_at) + first;
-    for (int layer = 0; layer < shape_.num_layers; ++layer) {
-      remat_.Layer(*codec.device_codec(), layer, batch);
+    // The device's memory is free once it was decoded, a part's of the pinned
+    // memory once it was copied.
+    ops_.Wait(StreamId::kCopy, Decoded(half));
+    for (int part = 0; part < kParts; ++part) {
+      const LayerRange layers = {shape_.num_layers * part / kParts,
+                                 shape_.num_layers * (part + 1) / kParts};
+      if (layers.begin == layers.end) continue;
+      const size_t from = codec.codec().payload_at(layers.begin);
+      const size_t num_bytes = codec.codec().payload_at(layers.end) - from;
+      ops_.WaitForEvent(Copied(half, part));
+      pool_.ParallelFor(static_cast<int64_t>(end - first), [&](int64_t n, int) {
+        const size_t i = first + static_cast<size_t>(n);
+        std::memcpy(staging_.as<uint8_t>() + place(i) + from,
+                    jobs[i].payload.data() + from, num_bytes);
+      });
+      for (size_t i = first; i < end; ++i) {
+        ops_.CopyToDevice(StreamId::kCopy,
+                          const_cast<uint8_t*>(payloads[i]) + from,
+                          staging_.as<uint8_t>() + place(i) + from, num_bytes);
+      }
+      ops_.Record(StreamId::kCopy, Copied(half, part));
+      ops_.Wait(StreamId::kCompute, Copied(half, part));
+      for (int layer = layers.begin; layer < layers.end; ++layer) {
+        remat_.Layer(*codec.device_codec(), layer, batch);
+      }
     }
-    ops_.Record(StreamId::kCompute, kDecoded[half]);
+    ops_.Record(StreamId::kCompute, Decoded(half));
   }
   ops_.CopyToHost(StreamId::kCompute, host_invalid_.as<void>(),
                   tables_.At<int32_t>(invalid_at),

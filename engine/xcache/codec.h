@@ -90,8 +90,11 @@ class Codec {
   virtual const CodecSpec& spec() const = 0;
   virtual unsigned live_rows() const = 0;
   virtual RematStage remat_stage() const = 0;
-  // Bytes of a page's payload, all layers; the same for every page.
-  virtual size_t payload_bytes() const = 0;
+  // Where the part of `layer` begins in a page's payload, the same for every
+  // page. The parts of all layers follow each other in order, without gaps;
+  // payload_at(num_layers()) is the payload's size.
+  virtual size_t payload_at(int layer) const = 0;
+  size_t payload_bytes() const { return payload_at(num_layers()); }
 
   // Encodes a block. `rows(layer)` is called once for each layer, in order.
   // `first_row` is 4 for block 0, else 0. `payload` has payload_bytes().

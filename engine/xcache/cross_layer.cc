@@ -48,8 +48,10 @@ class CrossLayer final : public Codec {
         layers_(std::move(layers)),
         kernels_(GetKernels(isa)),
         all_finite_(GetCodecKernels(isa).all_finite) {
+    payload_at_ = {0};
     for (size_t i = 0; i < layers_.size(); ++i) {
-      payload_bytes_ += scale_bytes(i) + layers_[i].coder->bytes();
+      payload_at_.push_back(payload_at_[i] + scale_bytes(i) +
+                            layers_[i].coder->bytes());
     }
   }
 
@@ -59,7 +61,9 @@ class CrossLayer final : public Codec {
                                                 : kLiveUnitX;
   }
   RematStage remat_stage() const override { return RematStage::kPre; }
-  size_t payload_bytes() const override { return payload_bytes_; }
+  size_t payload_at(int layer) const override {
+    return payload_at_[static_cast<size_t>(layer)];
+  }
 
   int num_layers() const override { return shape_.num_layers; }
   bool layers_independent() const override { return false; }
@@ -204,8 +208,8 @@ class CrossLayer final : public Codec {
         "all of them, found [", range.begin, ", ", range.end, ")"));
   }
   absl::Status CheckSize(size_t bytes) const {
-    if (bytes == payload_bytes_) return absl::OkStatus();
-    return WrongPayloadSize(payload_bytes_, bytes);
+    if (bytes == payload_bytes()) return absl::OkStatus();
+    return WrongPayloadSize(payload_bytes(), bytes);
   }
 
   // X^ of crafted scales may have grown beyond FP32; no later layer makes it
@@ -282,7 +286,7 @@ class CrossLayer final : public Codec {
   const std::vector<CrossLayerLayer> layers_;
   const Kernels& kernels_;
   const AllFiniteFn all_finite_;
-  size_t payload_bytes_ = 0;
+  std::vector<size_t> payload_at_;
 };
 
 }  // namespace

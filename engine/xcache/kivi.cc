@@ -27,8 +27,8 @@ class Kivi final : public Codec {
   const CodecSpec& spec() const override { return spec_; }
   unsigned live_rows() const override { return kLiveKvPre; }
   RematStage remat_stage() const override { return RematStage::kPre; }
-  size_t payload_bytes() const override {
-    return static_cast<size_t>(shape_.num_layers) * layer_bytes();
+  size_t payload_at(int layer) const override {
+    return static_cast<size_t>(layer) * layer_bytes();
   }
 
   int num_layers() const override { return shape_.num_layers; }
@@ -47,7 +47,7 @@ class Kivi final : public Codec {
           CheckRows("K", in.k_pre, shape_.kv_dim, first_row, i, all_finite_));
       XC_RETURN_IF_ERROR(
           CheckRows("V", in.v_pre, shape_.kv_dim, first_row, i, all_finite_));
-      uint8_t* out = payload.data() + static_cast<size_t>(i) * layer_bytes();
+      uint8_t* out = payload.data() + payload_at(i);
       k_coder_.Encode(in.k_pre, first_row, out);
       v_coder_.Encode(in.v_pre, first_row, out + k_coder_.bytes());
     }
@@ -63,8 +63,7 @@ class Kivi final : public Codec {
     const size_t n = kBlockTokens * static_cast<size_t>(shape_.kv_dim);
     std::vector<float> k(n), v(n);
     for (int i = range.begin; i < range.end; ++i) {
-      const uint8_t* in =
-          payload.data() + static_cast<size_t>(i) * layer_bytes();
+      const uint8_t* in = payload.data() + payload_at(i);
       XC_RETURN_IF_ERROR(k_coder_.Decode(in, k.data()));
       XC_RETURN_IF_ERROR(v_coder_.Decode(in + k_coder_.bytes(), v.data()));
       RematRows out;

@@ -30,8 +30,8 @@ class KvFp16 final : public Codec {
   const CodecSpec& spec() const override { return spec_; }
   unsigned live_rows() const override { return kLiveKvFinal; }
   RematStage remat_stage() const override { return RematStage::kFinal; }
-  size_t payload_bytes() const override {
-    return static_cast<size_t>(num_layers_) * 2 * side_bytes();
+  size_t payload_at(int layer) const override {
+    return static_cast<size_t>(layer) * 2 * side_bytes();
   }
 
   int num_layers() const override { return num_layers_; }
@@ -44,8 +44,7 @@ class KvFp16 final : public Codec {
     if (payload.size() != payload_bytes()) {
       return WrongPayloadSize(payload_bytes(), payload.size());
     }
-    uint8_t* out =
-        payload.data() + static_cast<size_t>(range.begin) * 2 * side_bytes();
+    uint8_t* out = payload.data() + payload_at(range.begin);
     const size_t skipped = static_cast<size_t>(first_row) * 2 * kv_dim_;
     for (int layer = range.begin; layer < range.end; ++layer) {
       const LayerRows in = rows(layer);
@@ -74,10 +73,8 @@ class KvFp16 final : public Codec {
     // Copied, since a payload has no alignment.
     std::vector<uint16_t> rows(2 * kBlockTokens * kv_dim_);
     for (int layer = range.begin; layer < range.end; ++layer) {
-      std::memcpy(
-          rows.data(),
-          payload.data() + static_cast<size_t>(layer) * 2 * side_bytes(),
-          2 * side_bytes());
+      std::memcpy(rows.data(), payload.data() + payload_at(layer),
+                  2 * side_bytes());
       RematRows out;
       out.k_final = rows.data();
       out.v_final = rows.data() + kBlockTokens * kv_dim_;

@@ -35,8 +35,8 @@ class Xquant final : public Codec {
   const CodecSpec& spec() const override { return spec_; }
   unsigned live_rows() const override { return kLiveUnitX; }
   RematStage remat_stage() const override { return RematStage::kPre; }
-  size_t payload_bytes() const override {
-    return layers_.size() * coder_.bytes();
+  size_t payload_at(int layer) const override {
+    return static_cast<size_t>(layer) * coder_.bytes();
   }
 
   int num_layers() const override { return shape_.num_layers; }
@@ -49,8 +49,7 @@ class Xquant final : public Codec {
     if (payload.size() != payload_bytes()) {
       return WrongPayloadSize(payload_bytes(), payload.size());
     }
-    uint8_t* out =
-        payload.data() + static_cast<size_t>(range.begin) * coder_.bytes();
+    uint8_t* out = payload.data() + payload_at(range.begin);
     for (int i = range.begin; i < range.end; ++i) {
       const float* x = rows(i).unit_x;
       XC_RETURN_IF_ERROR(
@@ -71,8 +70,7 @@ class Xquant final : public Codec {
     const auto k = static_cast<size_t>(shape_.kv_dim);
     std::vector<float> x(kBlockTokens * d);
     std::vector<float> keys(kBlockTokens * k), values(kBlockTokens * k);
-    const uint8_t* in =
-        payload.data() + static_cast<size_t>(range.begin) * coder_.bytes();
+    const uint8_t* in = payload.data() + payload_at(range.begin);
     for (int i = range.begin; i < range.end; ++i) {
       XC_RETURN_IF_ERROR(coder_.Decode(in, x.data()));
       const Layer& layer = layers_[static_cast<size_t>(i)];

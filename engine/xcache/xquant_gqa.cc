@@ -57,7 +57,11 @@ class XquantGqa final : public Codec {
   const CodecSpec& spec() const override { return spec_; }
   unsigned live_rows() const override { return kLiveKvPre; }
   RematStage remat_stage() const override { return RematStage::kPre; }
-  size_t payload_bytes() const override { return payload_bytes_; }
+  size_t payload_at(int layer) const override {
+    return layer == num_layers()
+               ? payload_bytes_
+               : layers_[static_cast<size_t>(layer)].payload_at;
+  }
 
   int num_layers() const override { return static_cast<int>(layers_.size()); }
   bool layers_independent() const override { return true; }
@@ -77,8 +81,8 @@ class XquantGqa final : public Codec {
           CheckRows("K", in.k_pre, kv_dim_, first_row, i, all_finite_));
       XC_RETURN_IF_ERROR(
           CheckRows("V", in.v_pre, kv_dim_, first_row, i, all_finite_));
-      ProjectRows(kernels_, in.k_pre, layer.to_latent, first_row,
-                  kBlockTokens, latent.data());
+      ProjectRows(kernels_, in.k_pre, layer.to_latent, first_row, kBlockTokens,
+                  latent.data());
       uint8_t* out = payload.data() + layer.payload_at;
       layer.k_coder->Encode(latent.data(), first_row, out);
       v_coder_.Encode(in.v_pre, first_row, out + layer.k_coder->bytes());

@@ -25,10 +25,9 @@ using std::chrono::steady_clock;
 // with a prompt's chunk in it.
 constexpr double kRestoreSliceSeconds = 0.010;
 constexpr int64_t kMinSlice = 2;
-constexpr int64_t kMaxSlice = 16;
 
-// Pages that one loader reads in one go: few, so that every loader has some. The
-// first loads are of one page, so that rematerializing begins soon.
+// Pages that one loader reads in one go: few, so that every loader has some.
+// The first loads are of one page, so that rematerializing begins soon.
 constexpr size_t kPagesPerLoad = 4;
 constexpr size_t kSinglePages = 4;
 
@@ -140,7 +139,8 @@ void Scheduler::LoadFailed(Job& job, const PageKey& key,
   if (no_memory && !job.load_retried && idle_.size() > 0) {
     // Idle sequences go, and it is tried once more.
     job.load_retried = true;
-    Reclaim(static_cast<int64_t>(job.codec->page_bytes()) * kMaxSlice,
+    Reclaim(static_cast<int64_t>(job.codec->page_bytes()) *
+                engine_.max_useful_remat_jobs(),
             /*all=*/true);
   } else {
     job.no_restore_before =
@@ -165,11 +165,11 @@ bool Scheduler::RestoreSlice(Job& job) {
   const bool others_compute =
       std::any_of(running_.begin(), running_.end(),
                   [](const auto& other) { return other->may_compute; });
-  int64_t limit = kMaxSlice;
+  int64_t limit = engine_.max_useful_remat_jobs();
   if (const double block = rates_.values().remat_block;
       others_compute && block > 0) {
     limit = std::clamp(static_cast<int64_t>(kRestoreSliceSeconds / block),
-                       kMinSlice, kMaxSlice);
+                       kMinSlice, limit);
   }
   limit = std::min(limit, static_cast<int64_t>(job.restore.size()));
   job.live.sequence.reset();  // made anew from its blocks

@@ -305,6 +305,33 @@ TEST(CodecTest, SinksAreNotReadAndLeaveNoTrace) {
   }
 }
 
+// A layer is in its part of the payload and the parts before it, and nowhere
+// else.
+TEST(CodecTest, PartsOfLayersFollowEachOther) {
+  const FakeModel model(kShapes[1]);
+  const BlockRows rows(model, 3);
+  for (const std::string& spec : Specs()) {
+    const auto codec = model.Make(spec, Isa::kRef);
+    const auto payload = Sealed(**codec, rows, 0);
+    const auto whole = Restore(**codec, kShapes[1], 0, payload);
+    ASSERT_TRUE(whole.ok()) << spec << whole.status();
+    ASSERT_EQ((*codec)->payload_at(0), 0u);
+    for (int cut = 0; cut < (*codec)->num_layers(); ++cut) {
+      auto begun = payload;
+      std::fill(
+          begun.begin() + static_cast<ptrdiff_t>((*codec)->payload_at(cut)),
+          begun.end(), uint8_t{0});
+      const auto restored = Restore(**codec, kShapes[1], 0, begun);
+      ASSERT_TRUE(restored.ok()) << spec << restored.status();
+      for (int layer = 0; layer <= cut; ++layer) {
+        const auto at = static_cast<size_t>(layer);
+        EXPECT_EQ(restored->k[at] == whole->k[at], layer < cut) << spec;
+        EXPECT_EQ(restored->v[at] == whole->v[at], layer < cut) << spec;
+      }
+    }
+  }
+}
+
 TEST(CodecTest, WhatIsNotFiniteIsInvalidArgumentNamingLayerAndRow) {
   const FakeModel model(kShapes[1]);
   for (const char* spec : {"xquant", "xquant:axis=channel", "xquant-gqa",
