@@ -27,7 +27,7 @@
 namespace xcache::cuda {
 namespace {
 
-extern __shared__ float dynamic_shared[];
+extern __shared__ uint4 dynamic_shared[];
 
 __device__ int BlockIndex() { return static_cast<int>(blockIdx.x); }
 
@@ -44,11 +44,14 @@ __global__ void __launch_bounds__(kThreads) StoreKvKernel(StoreKvArgs args) {
   DeviceBlock block;
   StoreKvRow(block, args, BlockIndex());
 }
-__global__ void __launch_bounds__(kThreads) AttendKernel(AttentionArgs args) {
+// Three blocks at a time, at the price of some words in local memory.
+template <int kMaxDim>
+__global__ void __launch_bounds__(kThreads, kMaxDim <= 128 ? 3 : 1)
+    AttendKernel(AttentionArgs args) {
   const int heads = args.layout.n_kv_heads;
   DeviceBlock block;
-  AttendChunk(block, args, BlockIndex() / heads, BlockIndex() % heads,
-              dynamic_shared);
+  AttendChunk<kMaxDim>(block, args, BlockIndex() / heads, BlockIndex() % heads,
+                       reinterpret_cast<uint16_t*>(dynamic_shared));
 }
 __global__ void __launch_bounds__(kThreads) MergeKernel(AttentionArgs args) {
   const int heads = args.layout.n_kv_heads;
@@ -257,10 +260,16 @@ class CudaOps final : public DeviceOps {
   void Attend(const AttentionArgs& args) override {
     const int blocks = args.num_tasks * args.layout.n_kv_heads;
     if (!Ready(blocks)) return;
-    const size_t shared =
-        sizeof(float) *
-        static_cast<size_t>(AttentionSharedFloats(args.layout.head_dim));
-    AttendKernel<<<blocks, kThreads, shared, compute()>>>(args);
+    const int shared = static_cast<int>(sizeof(uint16_t)) *
+                       AttentionSharedHalves(args.layout.head_dim);
+    ForAttentionDim(args.layout.head_dim, [&](auto max_dim) {
+      const auto kernel = AttendKernel<decltype(max_dim)::value>;
+      // More than a kernel has without asking, for the widest heads.
+      Check(cudaFuncSetAttribute(
+                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+            "shared memory of attention");
+      kernel<<<blocks, kThreads, shared, compute()>>>(args);
+    });
     CheckLaunch("attend");
     MergeKernel<<<blocks, kThreads, 0, compute()>>>(args);
     CheckLaunch("merge");

@@ -66,6 +66,7 @@ absl::Status DeviceForward::Plan(std::span<const DeviceForwardItem> items,
                                  int64_t kept) {
   std::vector<RowInfo> rows;
   std::vector<AttentionTask> tasks;
+  int64_t partial_rows = 0;
   std::vector<BlockTable> blocks;
   std::vector<int32_t> kept_rows;
   struct Payloads {
@@ -116,6 +117,8 @@ absl::Status DeviceForward::Plan(std::span<const DeviceForwardItem> items,
     for (task.first_query = 0; task.first_query < task.num_tokens * group;
          task.first_query += kAttentionRows) {
       for (task.chunk = 0; task.chunk < task.num_chunks; ++task.chunk) {
+        task.partial_row = partial_rows;
+        partial_rows += QueryRows(task, group);
         tasks.push_back(task);
       }
     }
@@ -149,7 +152,7 @@ absl::Status DeviceForward::Plan(std::span<const DeviceForwardItem> items,
   num_tasks_ = static_cast<int>(tasks.size());
 
   XC_RETURN_IF_ERROR(partials_.Reserve(
-      tasks.size() * static_cast<size_t>(shape_.n_kv_heads) * kAttentionRows *
+      static_cast<size_t>(partial_rows * shape_.n_kv_heads) *
       static_cast<size_t>(PartialRowFloats(shape_.head_dim)) * sizeof(float)));
   const auto padded =
       static_cast<size_t>((kept + kGemmRows - 1) / kGemmRows) * kGemmRows;

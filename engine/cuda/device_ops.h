@@ -136,12 +136,13 @@ struct StoreKvArgs {
   int num_rows = 0;
 };
 
-// Attention of query rows over chunks of 256 keys. A query row is a token and
-// one of the query heads of a KV head; a task is 16 query rows of one item and
-// one chunk. For every KV head, the tasks' partial results; then the chunks of
-// each row are merged in order.
-inline constexpr int kAttentionRows = 16;
-inline constexpr int kChunkTiles = 4;
+// Attention of query rows over chunks of 512 keys. A query row is a token and
+// one of the query heads of a KV head; a task is up to 64 query rows of one
+// item and one chunk. For every KV head, the tasks' partial results; then the
+// chunks of each row are merged in order. REQUIRES: head_dim is a multiple
+// of 16.
+inline constexpr int kAttentionRows = 64;
+inline constexpr int kChunkTiles = 8;
 
 // A block of an item: where its tiles are. Layer l's are at tiles + l * stride.
 struct BlockTable {
@@ -150,6 +151,7 @@ struct BlockTable {
 };
 struct AttentionTask {
   int64_t first_block = 0;  // the item's first in `blocks`
+  int64_t partial_row = 0;  // query rows of the tasks before it
   int32_t row = 0;          // the item's first row in the step
   int32_t num_tokens = 0;   // the item's
   int32_t first_position = 0;
@@ -161,9 +163,10 @@ struct AttentionTask {
 struct AttentionArgs {
   const AttentionTask* tasks = nullptr;
   const BlockTable* blocks = nullptr;
-  const float* q = nullptr;   // [rows, n_heads * head_dim]
-  float* partials = nullptr;  // [tasks, n_kv_heads, 16, head_dim + 2]
-  uint16_t* out = nullptr;    // [rows, n_heads * head_dim] BF16
+  const float* q = nullptr;  // [rows, n_heads * head_dim]
+  // For each task [n_kv_heads, its query rows, head_dim + 2].
+  float* partials = nullptr;
+  uint16_t* out = nullptr;  // [rows, n_heads * head_dim] BF16
   KvLayout layout;
   int group = 0;  // query heads of a KV head
   int layer = 0;

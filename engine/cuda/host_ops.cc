@@ -133,9 +133,12 @@ class HostOps final : public DeviceOps {
   void Attend(const AttentionArgs& args) override {
     const int heads = args.layout.n_kv_heads;
     Rows(args.num_tasks * heads, [args, heads](HostBlock& block, int i) {
-      std::vector<float> shared(
-          static_cast<size_t>(AttentionSharedFloats(args.layout.head_dim)));
-      AttendChunk(block, args, i / heads, i % heads, shared.data());
+      std::vector<uint16_t> shared(
+          static_cast<size_t>(AttentionSharedHalves(args.layout.head_dim)));
+      ForAttentionDim(args.layout.head_dim, [&](auto max_dim) {
+        AttendChunk<decltype(max_dim)::value>(block, args, i / heads, i % heads,
+                                              shared.data());
+      });
     });
     Rows(args.num_tasks * heads, [args, heads](HostBlock& block, int i) {
       MergeChunks(block, args, i / heads, i % heads);

@@ -75,7 +75,36 @@ XC_HOST_DEVICE inline MmaB LoadMmaB(const uint16_t* b, int stride, int lane) {
   return out;
 }
 
+// ldmatrix.x4.trans: lane l names eight neighbouring halves, row l % 8 of
+// matrix l / 8; each lane gets two elements of a column of each matrix. With
+// the row that LoadPlace gives of a matrix [16, 16] these are two lanes' parts
+// of B.
+XC_HOST_DEVICE inline MmaPlace LoadPlace(int lane) {
+  return {lane % 16, lane / 16 * 8};
+}
+// `row` yields a lane's row, `out` its register for a matrix.
+template <typename Row, typename Out>
+void HostLoadMatrices(const Row& row, const Out& out) {
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const int first = 8 * matrix + lane % 4 * 2;
+      out(lane, matrix) = row(first)[lane / 4] |
+                          static_cast<uint32_t>(row(first + 1)[lane / 4]) << 16;
+    }
+  }
+}
+
 #if defined(__CUDA_ARCH__)
+__device__ __forceinline__ void DeviceLoadMatrices(const uint16_t* row,
+                                                   MmaB& left, MmaB& right) {
+  const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(left.pairs[0]), "=r"(left.pairs[1]), "=r"(right.pairs[0]),
+        "=r"(right.pairs[1])
+      : "r"(shared)
+      : "memory");
+}
 __device__ __forceinline__ void DeviceMma(const MmaA& a, const MmaB& b,
                                           MmaSums& d) {
   asm volatile(

@@ -64,6 +64,31 @@ class HostWarp {
     std::array<T, kWarpLanes> values_{};
   };
 
+  // Two neighbouring right sides of a product, 16 rows and 8 columns each, of a
+  // matrix in shared memory whose rows are `stride` apart.
+  void LoadTransposed(const uint16_t* matrix, int stride, PerLane<MmaB>& left,
+                      PerLane<MmaB>& right) {
+    HostLoadMatrices(
+        [&](int lane) {
+          const MmaPlace at = LoadPlace(lane);
+          return matrix + at.row * stride + at.col;
+        },
+        [&](int lane, int i) -> uint32_t& {
+          return (i < 2 ? left : right)(lane).pairs[i % 2];
+        });
+  }
+  // Each lane's value becomes that of its four neighbours by `combine`, which
+  // takes its arguments in any order: lanes 4 i to 4 i + 3.
+  template <typename Fn>
+  void CombineQuads(PerLane<float>& values, const Fn& combine) {
+    for (int step = 1; step <= 2; ++step) {
+      const PerLane<float> before = values;
+      for (int lane = 0; lane < kWarpLanes; ++lane) {
+        values(lane) = combine(before(lane), before(lane ^ step));
+      }
+    }
+  }
+
  private:
   const int index_;
 };
@@ -142,6 +167,25 @@ class DeviceWarp {
    private:
     T value_{};
   };
+
+  __device__ __forceinline__ void LoadTransposed(const uint16_t* matrix,
+                                                 int stride,
+                                                 PerLane<MmaB>& left,
+                                                 PerLane<MmaB>& right) {
+#if defined(__CUDA_ARCH__)
+    const MmaPlace at = LoadPlace(lane());
+    DeviceLoadMatrices(matrix + at.row * stride + at.col, left(0), right(0));
+#endif
+  }
+  template <typename Fn>
+  __device__ __forceinline__ void CombineQuads(PerLane<float>& values,
+                                               const Fn& combine) {
+#if defined(__CUDA_ARCH__)
+    float& value = values(0);
+    value = combine(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    value = combine(value, __shfl_xor_sync(0xffffffffu, value, 2));
+#endif
+  }
 
  private:
   __device__ __forceinline__ static int lane() {

@@ -358,6 +358,7 @@ TEST_P(DeviceOpsTest, AttentionIsCloseToTheReferenceAndIndependentOfTheBatch) {
     Array<BlockTable> device_table(*ops_, table);
     const auto attend = [&](int first_token, int num_tokens) {
       std::vector<AttentionTask> tasks;
+      int64_t partial_rows = 0;
       AttentionTask task;
       task.num_tokens = num_tokens;
       task.first_position = c.first_position + first_token;
@@ -365,6 +366,8 @@ TEST_P(DeviceOpsTest, AttentionIsCloseToTheReferenceAndIndependentOfTheBatch) {
       for (task.first_query = 0; task.first_query < num_tokens * c.group;
            task.first_query += kAttentionRows) {
         for (task.chunk = 0; task.chunk < task.num_chunks; ++task.chunk) {
+          task.partial_row = partial_rows;
+          partial_rows += QueryRows(task, c.group);
           tasks.push_back(task);
         }
       }
@@ -376,8 +379,7 @@ TEST_P(DeviceOpsTest, AttentionIsCloseToTheReferenceAndIndependentOfTheBatch) {
           *ops_, std::vector<float>(from, from + static_cast<ptrdiff_t>(n)));
       Array<float> partials(
           *ops_, std::vector<float>(
-                     tasks.size() * static_cast<size_t>(c.n_kv_heads) *
-                     kAttentionRows *
+                     static_cast<size_t>(partial_rows * c.n_kv_heads) *
                      static_cast<size_t>(PartialRowFloats(c.head_dim))));
       Array<uint16_t> out(*ops_, std::vector<uint16_t>(n));
       AttentionArgs args;
@@ -418,9 +420,10 @@ TEST_P(DeviceOpsTest, AttentionIsCloseToTheReferenceAndIndependentOfTheBatch) {
       std::vector<float> partials(static_cast<size_t>(2 * PartialFloats(args)));
       Attend(kernels_, args, partials.data(), nullptr);
     }
+    // BF16 results; queries and weights were rounded to FP16.
     for (size_t i = 0; i < expected.size(); ++i) {
       ASSERT_NEAR(Bf16ToF32(found[i]), expected[i],
-                  0.005f * std::fabs(expected[i]) + 1e-5f)
+                  0.005f * std::fabs(expected[i]) + 5e-4f)
           << "head_dim " << c.head_dim << ", element " << i;
     }
     // One token alone has the bits that it has among the others.

@@ -1,6 +1,6 @@
 // The layouts of tensor core fragments against two independent descriptions of
-// them, the product on the host, and what the fused kernel's shared memory is
-// laid out for.
+// them, the product on the host, and what the kernels' shared memory is laid
+// out for.
 #include "engine/cuda/mma_fragments.h"
 
 #include <array>
@@ -8,6 +8,7 @@
 #include <set>
 #include <vector>
 
+#include "engine/cuda/attention_kernels.h"
 #include "engine/cuda/fused_remat_kernels.h"
 #include "engine/kernels/scalar_math.h"
 #include "gtest/gtest.h"
@@ -72,6 +73,75 @@ TEST(MmaFragmentsTest, PlacesAreThoseOfCutlass) {
   EXPECT_EQ(a.size(), 256u);
   EXPECT_EQ(b.size(), 128u);
   EXPECT_EQ(sums.size(), 128u);
+}
+
+// ldmatrix as the PTX ISA has it (9.7.15.5.15): thread 8 i + r holds the
+// address of row r of matrix i; without .trans, register i of a thread has
+// elements (thread / 4, thread % 4 * 2) and its right neighbour of matrix i,
+// with .trans those of the transposed matrix.
+TEST(MmaFragmentsTest, TransposedLoadsGiveTwoRightSides) {
+  constexpr int kStride = 24;
+  std::vector<uint16_t> matrix(16 * kStride);
+  for (size_t i = 0; i < matrix.size(); ++i) {
+    matrix[i] = static_cast<uint16_t>(i);
+  }
+  const auto value = [&](int row, int col) {
+    return matrix[static_cast<size_t>(row * kStride + col)];
+  };
+  HostWarp::PerLane<MmaB> sides[2];
+  HostWarp(0).LoadTransposed(matrix.data(), kStride, sides[0], sides[1]);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const MmaPlace first_row = LoadPlace(8 * i);
+      const uint32_t pair = sides[i / 2](lane).pairs[i % 2];
+      const int row = first_row.row + lane % 4 * 2;
+      const int col = first_row.col + lane / 4;
+      EXPECT_EQ(pair & 0xffffu, value(row, col));
+      EXPECT_EQ(pair >> 16, value(row + 1, col));
+    }
+    for (int side = 0; side < 2; ++side) {
+      for (int i = 0; i < 4; ++i) {
+        const MmaPlace at = MmaPlaceB(lane, i);
+        const uint32_t pair = sides[side](lane).pairs[i / 2];
+        EXPECT_EQ(i % 2 == 0 ? pair & 0xffffu : pair >> 16,
+                  value(at.row, 8 * side + at.col));
+      }
+    }
+    // Eight rows follow each other, so that their addresses are a matrix'.
+    const MmaPlace at = LoadPlace(lane), head = LoadPlace(lane / 8 * 8);
+    EXPECT_EQ(at.row, head.row + lane % 8);
+    EXPECT_EQ(at.col, head.col);
+  }
+}
+
+TEST(MmaFragmentsTest, QuadsCombineTheirFourLanes) {
+  HostWarp::PerLane<float> values;
+  for (int lane = 0; lane < 32; ++lane) {
+    values(lane) = static_cast<float>(lane * lane);
+  }
+  HostWarp(0).CombineQuads(values, [](float a, float b) { return a + b; });
+  for (int lane = 0; lane < 32; ++lane) {
+    float sum = 0.0f;
+    for (int i = lane / 4 * 4; i < lane / 4 * 4 + 4; ++i) {
+      sum += static_cast<float>(i * i);
+    }
+    EXPECT_EQ(values(lane), sum);
+  }
+}
+
+// What attention reads together lies in different banks, for every width of
+// heads: the 16 bytes of eight rows of K, and of V.
+TEST(MmaFragmentsTest, AttentionsRowsLieInDifferentBanks) {
+  for (int head_dim = 16; head_dim <= kMaxHeadDim; head_dim += 16) {
+    for (const int stride : {kKStride, head_dim + kSharedPadding}) {
+      std::set<int> banks;
+      for (int row = 0; row < 8; ++row) {
+        EXPECT_EQ(row * stride % 8, 0);
+        banks.insert(row * stride / 2 % 32);
+      }
+      EXPECT_EQ(banks.size(), 8u) << head_dim;
+    }
+  }
 }
 
 // Loaded from shared memory as the kernel has it, multiplied by the host, read
