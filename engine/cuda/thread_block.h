@@ -46,10 +46,10 @@ class HostWarp {
   void ForLanes(const Fn& fn) {
     for (int lane = 0; lane < kWarpLanes; ++lane) fn(lane);
   }
-  // d += a b, all three functions of a lane.
-  template <typename A, typename B, typename D>
+  // d += a b, all three functions of a lane, a and b of halves of a type.
+  template <HalfType kType, typename A, typename B, typename D>
   void Mma(const A& a, const B& b, const D& d) {
-    HostMma(a, b, d);
+    HostMma<kType>(a, b, d);
   }
 
   template <typename T>
@@ -124,10 +124,10 @@ class DeviceWarp {
   __device__ __forceinline__ void ForLanes(const Fn& fn) {
     fn(lane());
   }
-  template <typename A, typename B, typename D>
+  template <HalfType kType, typename A, typename B, typename D>
   __device__ __forceinline__ void Mma(const A& a, const B& b, const D& d) {
 #if defined(__CUDA_ARCH__)
-    DeviceMma(a(lane()), b(lane()), d(lane()));
+    DeviceMma<kType>(a(lane()), b(lane()), d(lane()));
 #endif
   }
 
