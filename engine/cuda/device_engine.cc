@@ -54,8 +54,7 @@ absl::StatusOr<std::unique_ptr<Engine>> DeviceEngine::Create(
                             engine->threads_, progress));
   engine->product_ =
       std::make_unique<WeightProduct>(device, options.weight_kernel);
-  XC_RETURN_IF_ERROR(
-      engine->product_->Reserve(engine->weights_->largest_quantized()));
+  XC_RETURN_IF_ERROR(engine->product_->Reserve(engine->weights_->matrices()));
   size_t cap = options.pool_bytes;
   const DeviceInfo found = device.info();
   if (cap == 0) cap = found.free_bytes / 10 * 9;
@@ -79,7 +78,7 @@ absl::StatusOr<std::unique_ptr<Engine>> DeviceEngine::Create(
   if (options.remat_kernel == RematKernel::kTwoStep) {
     info.numerics_id += "/two-step";
   }
-  if (engine->weights_->largest_quantized() > 0) {
+  if (engine->weights_->quantized()) {
     info.numerics_id += engine->product_->kernel() == WeightKernel::kFused
                             ? "/quantized"
                             : "/quantized-two-step";

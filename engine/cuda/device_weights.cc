@@ -247,8 +247,7 @@ absl::StatusOr<std::unique_ptr<DeviceWeights>> DeviceWeights::Create(
                    reinterpret_cast<uint16_t*>(to));
       } else {
         held.quantized = {to, QuantizedRowBytes(part.type, cols), part.type};
-        weights->largest_quantized_ =
-            std::max(weights->largest_quantized_, rows * cols);
+        weights->quantized_ = true;
         for (const TensorView& t : part.tensors) {
           UploadBlocks(ops, pool, staging, t, to);
           to += t.rows * held.quantized.row_bytes;
@@ -263,6 +262,15 @@ absl::StatusOr<std::unique_ptr<DeviceWeights>> DeviceWeights::Create(
   }
   if (tied) weights->output_ = weights->embedding_;
   return weights;
+}
+
+std::vector<const DeviceMatrix*> DeviceWeights::matrices() const {
+  std::vector<const DeviceMatrix*> all = {&output_};
+  for (const DeviceLayer& layer : layers_) {
+    all.insert(all.end(),
+               {&layer.w_qkv, &layer.w_o, &layer.w_gate_up, &layer.w_down});
+  }
+  return all;
 }
 
 }  // namespace xcache::cuda

@@ -72,8 +72,10 @@ class DeviceWeights {
   const DeviceMatrix& output() const { return output_; }        // [vocab, d]
   const float* output_norm() const { return output_norm_; }
   size_t bytes() const { return memory_.bytes(); }
-  // Of the largest part in blocks, its elements; 0: there is none.
-  int64_t largest_quantized() const { return largest_quantized_; }
+  // All that rows are multiplied with.
+  std::vector<const DeviceMatrix*> matrices() const;
+  // Whether a matrix is held in blocks.
+  bool quantized() const { return quantized_; }
 
  private:
   explicit DeviceWeights(DeviceOps& ops) : memory_(ops) {}
@@ -83,7 +85,7 @@ class DeviceWeights {
   DeviceMatrix embedding_;
   DeviceMatrix output_;
   const float* output_norm_ = nullptr;
-  int64_t largest_quantized_ = 0;
+  bool quantized_ = false;
 };
 
 // A tensor of a type that can stay in blocks: which; kBf16 for others.

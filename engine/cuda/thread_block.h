@@ -16,7 +16,7 @@
 //
 // CopyAsync, by any thread, begins a copy of 16 aligned bytes from global to
 // shared memory; FinishCopies waits for all of them and is a barrier. On the
-// host nothing is copied before.
+// host either nothing is copied before, or, in one order, everything at once.
 #ifndef XCACHE_ENGINE_CUDA_THREAD_BLOCK_H_
 #define XCACHE_ENGINE_CUDA_THREAD_BLOCK_H_
 
@@ -91,7 +91,13 @@ class HostBlock {
     }
   }
 
-  void CopyAsync(void* to, const void* from) { copies_.push_back({to, from}); }
+  void CopyAsync(void* to, const void* from) {
+    if (order_ == ThreadOrder::kBackward) {
+      std::memcpy(to, from, 16);
+    } else {
+      copies_.push_back({to, from});
+    }
+  }
   void FinishCopies() {
     for (const auto& [to, from] : copies_) std::memcpy(to, from, 16);
     copies_.clear();

@@ -3,25 +3,34 @@
 #include <algorithm>
 
 namespace xcache::cuda {
-namespace {
 
-// Most elements that are unpacked at a time: 64 MiB as BF16.
-constexpr int64_t kScratchElements = int64_t{32} << 20;
-
-}  // namespace
-
-WeightProduct::WeightProduct(DeviceOps& ops, WeightKernel kernel)
+WeightProduct::WeightProduct(DeviceOps& ops, WeightKernel kernel,
+                             int64_t scratch_bytes)
     : ops_(ops),
       kernel_(ops.info().has_quantized_gemm ? kernel : WeightKernel::kTwoStep),
+      scratch_bytes_(scratch_bytes),
       scratch_(ops) {}
 
-absl::Status WeightProduct::Reserve(int64_t elements) {
-  if (kernel_ == WeightKernel::kFused || elements == 0) {
-    return absl::OkStatus();
+int WeightProduct::RowsAtATime(int cols) const {
+  const int64_t row_bytes = int64_t{cols} * static_cast<int>(sizeof(uint16_t));
+  return static_cast<int>(std::max<int64_t>(
+      kGemmRows, scratch_bytes_ / row_bytes / kGemmRows * kGemmRows));
+}
+
+absl::Status WeightProduct::Reserve(
+    std::span<const DeviceMatrix* const> matrices) {
+  if (kernel_ == WeightKernel::kFused) return absl::OkStatus();
+  size_t bytes = 0;
+  for (const DeviceMatrix* matrix : matrices) {
+    for (const DeviceMatrixPart& part : matrix->parts) {
+      if (part.bf16 != nullptr) continue;
+      const int rows = std::min(part.num_rows, RowsAtATime(matrix->cols));
+      bytes = std::max(bytes, static_cast<size_t>(rows) *
+                                  static_cast<size_t>(matrix->cols) *
+                                  sizeof(uint16_t));
+    }
   }
-  return scratch_.Reserve(
-      static_cast<size_t>(std::min(elements, kScratchElements)) *
-      sizeof(uint16_t));
+  return scratch_.Reserve(bytes);
 }
 
 void WeightProduct::Run(const uint16_t* a, const DeviceMatrix& w, float* out,
@@ -54,9 +63,7 @@ void WeightProduct::Run(const uint16_t* a, const DeviceMatrix& w, float* out,
       ops_.QuantizedGemm(args);
       continue;
     }
-    // The same pieces whatever the number of rows.
-    const int run = static_cast<int>(std::max<int64_t>(
-        1, kScratchElements / w.cols / kGemmRows * kGemmRows));
+    const int run = RowsAtATime(w.cols);
     for (int first = 0; first < part.num_rows; first += run) {
       UnpackArgs unpack;
       unpack.w = part.quantized;

@@ -7,6 +7,7 @@
 #define XCACHE_ENGINE_CUDA_WEIGHT_PRODUCT_H_
 
 #include <cstdint>
+#include <span>
 
 #include "absl/status/status.h"
 #include "engine/cuda/device_memory.h"
@@ -19,16 +20,20 @@ enum class WeightKernel { kFused, kTwoStep };
 
 class WeightProduct {
  public:
-  // `ops` must outlive it. kFused: where the device has that kernel.
-  WeightProduct(DeviceOps& ops, WeightKernel kernel);
+  // Most bytes that are unpacked at a time, or 64 rows.
+  static constexpr int64_t kScratchBytes = int64_t{64} << 20;
 
-  // Room for what is unpacked of a matrix part of at most `elements` elements,
-  // all of it or 64 MiB at a time. RESOURCE_EXHAUSTED: there is none.
-  absl::Status Reserve(int64_t elements);
+  // `ops` must outlive it. kFused: where the device has that kernel.
+  WeightProduct(DeviceOps& ops, WeightKernel kernel,
+                int64_t scratch_bytes = kScratchBytes);
+
+  // Room for what is unpacked of these matrices. RESOURCE_EXHAUSTED: there is
+  // none.
+  absl::Status Reserve(std::span<const DeviceMatrix* const> matrices);
 
   // out[num_rows, ..] (+)= a[num_rows, w.cols] w^T with FP32 sums, on the
-  // compute stream. Buffers as Gemm wants them. REQUIRES: w's parts are within
-  // what was reserved.
+  // compute stream. Buffers as Gemm wants them. REQUIRES: `w` was among the
+  // matrices of Reserve, or has no part in blocks.
   void Run(const uint16_t* a, const DeviceMatrix& w, float* out,
            int64_t out_stride, bool add, int num_rows);
 
@@ -36,8 +41,12 @@ class WeightProduct {
   WeightKernel kernel() const { return kernel_; }
 
  private:
+  // The same whatever the number of rows that are multiplied.
+  int RowsAtATime(int cols) const;
+
   DeviceOps& ops_;
   const WeightKernel kernel_;
+  const int64_t scratch_bytes_;
   DeviceMemory scratch_;
 };
 
