@@ -57,6 +57,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateOnGpu(
   device.profile_dir = options.profile_dir;
   device.pool_bytes = options.device_memory_bytes;
   device.remat_each_step = options.remat == "step";
+  device.weights = *cuda::ParseWeightPolicy(options.weights);
   return cuda::DeviceEngine::Create(std::move(model), std::move(ops), device,
                                     progress);
 }
@@ -76,6 +77,10 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(
       options.remat != "auto") {
     return absl::InvalidArgumentError(absl::StrCat(
         "remat must be resume, step or auto, is '", options.remat, "'"));
+  }
+  if (!cuda::ParseWeightPolicy(options.weights)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "weights must be auto, bf16 or quantized, is '", options.weights, "'"));
   }
   if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -34,6 +34,11 @@ struct EngineOptions {
   // which of them is faster, and from how many tokens on, has not been measured
   // on any GPU yet; it is "resume".
   std::string remat = "auto";
+  // On a GPU: "bf16": matrices are dequantized once, at load. "quantized":
+  // those of quantized types stay in the file's blocks, which products turn to
+  // the same BF16 values as they read them. "auto": BF16 where that takes at
+  // most half of the device memory that is free at start, else quantized.
+  std::string weights = "auto";
 };
 
 // The engine keeps what it needs of `model`, which may go away afterwards.

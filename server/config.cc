@@ -344,6 +344,11 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "On a GPU: resume keeps K and V, step keeps codes (but those of "
          "cross-layer codecs) and makes K and V in each step; auto is resume")
       ->check(CLI::IsMember({"auto", "resume", "step"}));
+  option("--weights", "XCACHE_WEIGHTS", config.weights,
+         "On a GPU: bf16 dequantizes weights once, quantized keeps those of "
+         "quantized types as they are in the file; auto is bf16 where that "
+         "takes at most half of the free device memory")
+      ->check(CLI::IsMember({"auto", "bf16", "quantized"}));
   option("--restore", "XCACHE_RESTORE", config.restore,
          "Whether known pages are rematerialized (always), their tokens "
          "computed again (never), or what is measured to be faster (auto)")

@@ -31,12 +31,13 @@ struct Config {
   // The default codec of sessions: its spec, or, where that is empty, the
   // quality that names one (server/core/quality.h).
   std::string codec;
-  std::string quality;  // empty where `codec` is not
+  std::string quality;      // empty where `codec` is not
   std::string profile_dir;  // empty: profiles are made in memory
 
   std::string device = "auto";       // auto, cpu, cuda or cuda:N
   uint64_t device_memory_bytes = 0;  // of a GPU; 0: what the weights leave
   std::string remat = "auto";        // on a GPU: auto, resume or step
+  std::string weights = "auto";      // on a GPU: auto, bf16 or quantized
   std::string restore = "auto";      // auto, always or never
   int num_threads = 0;               // 0: one for each CPU
   std::string isa;                   // empty: the best there is

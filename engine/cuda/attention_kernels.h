@@ -196,11 +196,11 @@ XC_HOST_DEVICE void AttendChunk(Block& block, const AttentionArgs& args,
               kKStride, b[0], b[1]);
           XC_UNROLL
           for (int i = 0; i < 2; ++i) {
-            warp.Mma([&](int lane) -> const MmaA& { return of(lane).q[step]; },
-                     b[i],
-                     [&](int lane) -> MmaSums& {
-                       return of(lane).scores[2 * pair + i];
-                     });
+            warp.template Mma<HalfType::kF16>(
+                [&](int lane) -> const MmaA& { return of(lane).q[step]; }, b[i],
+                [&](int lane) -> MmaSums& {
+                  return of(lane).scores[2 * pair + i];
+                });
           }
         }
       }
@@ -295,7 +295,7 @@ XC_HOST_DEVICE void AttendChunk(Block& block, const AttentionArgs& args,
               v_stride, b[0], b[1]);
           XC_UNROLL
           for (int i = 0; i < 2; ++i) {
-            warp.Mma(
+            warp.template Mma<HalfType::kF16>(
                 [&](int lane) -> const MmaA& { return of(lane).weights[step]; },
                 b[i],
                 [&](int lane) -> MmaSums& {

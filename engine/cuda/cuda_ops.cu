@@ -21,6 +21,7 @@
 #include "engine/cuda/device_ops.h"
 #include "engine/cuda/fused_remat_kernels.h"
 #include "engine/cuda/quantize_kernels.h"
+#include "engine/cuda/quantized_kernels.h"
 #include "engine/cuda/row_kernels.h"
 #include "engine/cuda/thread_block.h"
 
@@ -34,6 +35,45 @@ __device__ int BlockIndex() { return static_cast<int>(blockIdx.x); }
 __global__ void __launch_bounds__(kThreads) EmbedKernel(EmbedArgs args) {
   DeviceBlock block;
   EmbedRow(block, args, BlockIndex());
+}
+// Neighbouring blocks of threads share a panel of the matrix.
+template <WeightType kType>
+__global__ void __launch_bounds__(kThreads)
+    QuantizedGemmKernel(QuantizedGemmArgs args) {
+  __shared__ QuantizedShared shared;
+  const int tiles = NumRowTiles(args.num_rows);
+  DeviceBlock block;
+  QuantizedGemmPanel<kType>(block, args, BlockIndex() % tiles,
+                            BlockIndex() / tiles, shared);
+}
+using QuantizedGemmFn = void (*)(QuantizedGemmArgs);
+// Null for a type that is none.
+QuantizedGemmFn QuantizedGemmKernelOf(WeightType type) {
+  switch (type) {
+    case WeightType::kQ4_0:
+      return QuantizedGemmKernel<WeightType::kQ4_0>;
+    case WeightType::kQ4_1:
+      return QuantizedGemmKernel<WeightType::kQ4_1>;
+    case WeightType::kQ5_0:
+      return QuantizedGemmKernel<WeightType::kQ5_0>;
+    case WeightType::kQ5_1:
+      return QuantizedGemmKernel<WeightType::kQ5_1>;
+    case WeightType::kQ8_0:
+      return QuantizedGemmKernel<WeightType::kQ8_0>;
+    case WeightType::kQ4_K:
+      return QuantizedGemmKernel<WeightType::kQ4_K>;
+    case WeightType::kQ5_K:
+      return QuantizedGemmKernel<WeightType::kQ5_K>;
+    case WeightType::kQ6_K:
+      return QuantizedGemmKernel<WeightType::kQ6_K>;
+    case WeightType::kBf16:
+      break;
+  }
+  return nullptr;
+}
+__global__ void __launch_bounds__(kThreads) UnpackKernel(UnpackArgs args) {
+  DeviceBlock block;
+  UnpackMatrixRow(block, args, BlockIndex());
 }
 __global__ void __launch_bounds__(kThreads) RmsNormKernel(RmsNormArgs args) {
   __shared__ float shared[kThreads];
@@ -178,6 +218,7 @@ class CudaOps final : public DeviceOps {
       info.capability_major = properties.major;
       info.capability_minor = properties.minor;
       info.has_fused_remat = properties.major >= 8;
+      info.has_quantized_gemm = properties.major >= 8;
     }
     info.ordinal = ordinal_;
     (void)cudaMemGetInfo(&info.free_bytes, &info.total_bytes);
@@ -242,6 +283,19 @@ class CudaOps final : public DeviceOps {
 
   void Gemm(const GemmArgs& args) override;
 
+  void QuantizedGemm(const QuantizedGemmArgs& args) override {
+    const int blocks = NumRowTiles(args.num_rows) * NumColumnPanels(args.n);
+    if (!Ready(blocks)) return;
+    const QuantizedGemmFn kernel = QuantizedGemmKernelOf(args.w.type);
+    if (kernel == nullptr) return Fail("quantized_gemm", "no such type");
+    kernel<<<blocks, kThreads, 0, compute()>>>(args);
+    CheckLaunch("quantized_gemm");
+  }
+  void Unpack(const UnpackArgs& args) override {
+    if (!Ready(args.num_rows)) return;
+    UnpackKernel<<<args.num_rows, kThreads, 0, compute()>>>(args);
+    CheckLaunch("unpack");
+  }
   void Embed(const EmbedArgs& args) override {
     if (!Ready(args.num_rows)) return;
     EmbedKernel<<<args.num_rows, kThreads, 0, compute()>>>(args);
@@ -355,8 +409,9 @@ class CudaOps final : public DeviceOps {
   }
 
  private:
-  // What an algorithm is chosen for: n, k, output stride, type.
-  using GemmShape = std::tuple<int, int, int64_t, int>;
+  // What an algorithm is chosen for: n, k, output stride, type, and the
+  // output's alignment, which is less where it is some of a product's columns.
+  using GemmShape = std::tuple<int, int, int64_t, int, uint32_t>;
   // How to run a shape for a number of tiles. Kept: making one takes the host
   // longer than a small product takes the device.
   struct GemmPlan {
@@ -408,6 +463,11 @@ class CudaOps final : public DeviceOps {
   // Null where it failed.
   const GemmPlan* PlanFor(const GemmShape& shape, int tiles);
   static void Destroy(GemmPlan& plan);
+  // Bytes, at most 256: what is assumed of whole buffers.
+  static uint32_t AlignmentOf(const void* p) {
+    const auto at = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(p)) | 256;
+    return at & (~at + 1);
+  }
 
   const int ordinal_;
   cudaStream_t streams_[kNumStreams] = {};
@@ -439,7 +499,7 @@ bool CudaOps::MakeLayout(cublasLtMatrixLayout_t* layout, cudaDataType_t type,
 // Column-major: out^T [n, 64] = (w^T [k, n])^T a^T [k, 64]; w is shared by the
 // whole batch.
 bool CudaOps::MakeLayouts(const GemmShape& shape, int batch, GemmPlan* plan) {
-  const auto& [n, k, out_stride, type] = shape;
+  const auto& [n, k, out_stride, type, alignment] = shape;
   const cudaDataType_t half =
       static_cast<HalfType>(type) == HalfType::kBf16 ? CUDA_R_16BF : CUDA_R_16F;
   const cublasOperation_t transpose = CUBLAS_OP_T;
@@ -476,6 +536,7 @@ bool CudaOps::ChooseAlgorithm(const GemmShape& shape,
   // sum over k, by one block.
   const size_t workspace = 0;
   const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE;
+  const uint32_t alignment = std::get<4>(shape);
   GemmPlan one;
   cublasLtMatmulPreference_t preference = nullptr;
   cublasLtMatmulHeuristicResult_t result = {};
@@ -491,6 +552,14 @@ bool CudaOps::ChooseAlgorithm(const GemmShape& shape,
                   preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                   &reductions, sizeof(reductions)),
               "reduction scheme") &&
+      CheckLt(cublasLtMatmulPreferenceSetAttribute(
+                  preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                  &alignment, sizeof(alignment)),
+              "alignment") &&
+      CheckLt(cublasLtMatmulPreferenceSetAttribute(
+                  preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                  &alignment, sizeof(alignment)),
+              "alignment") &&
       CheckLt(cublasLtMatmulAlgoGetHeuristic(lt_, one.desc, one.w, one.a,
                                              one.out, one.out, preference, 1,
                                              &result, &results),
@@ -529,7 +598,8 @@ const CudaOps::GemmPlan* CudaOps::PlanFor(const GemmShape& shape, int tiles) {
 void CudaOps::Gemm(const GemmArgs& args) {
   if (!Ready(args.num_rows)) return;
   const GemmPlan* plan =
-      PlanFor({args.n, args.k, args.out_stride, static_cast<int>(args.type)},
+      PlanFor({args.n, args.k, args.out_stride, static_cast<int>(args.type),
+               AlignmentOf(args.out)},
               (args.num_rows + kGemmRows - 1) / kGemmRows);
   if (plan == nullptr) return;
   const float alpha = 1.0f;

@@ -48,18 +48,22 @@ absl::StatusOr<std::unique_ptr<Engine>> DeviceEngine::Create(
                      kMaxHeadDim, ", found ", h.head_dim));
   }
   DeviceOps& device = *engine->ops_;
-  XC_ASSIGN_OR_RETURN(engine->weights_,
-                      DeviceWeights::Create(*engine->model_, device,
-                                            engine->threads_, progress));
+  XC_ASSIGN_OR_RETURN(
+      engine->weights_,
+      DeviceWeights::Create(*engine->model_, device, options.weights,
+                            engine->threads_, progress));
+  engine->product_ =
+      std::make_unique<WeightProduct>(device, options.weight_kernel);
+  XC_RETURN_IF_ERROR(engine->product_->Reserve(engine->weights_->matrices()));
   size_t cap = options.pool_bytes;
   const DeviceInfo found = device.info();
   if (cap == 0) cap = found.free_bytes / 10 * 9;
   engine->pool_ = std::make_shared<DevicePool>(engine->ops_, cap);
   engine->remat_ = std::make_unique<DeviceRemat>(
       *engine->model_, *engine->weights_, device, engine->shape_);
-  engine->forward_ =
-      std::make_unique<DeviceForward>(*engine->model_, *engine->weights_,
-                                      device, *engine->remat_, engine->shape_);
+  engine->forward_ = std::make_unique<DeviceForward>(
+      *engine->model_, *engine->weights_, *engine->product_, device,
+      *engine->remat_, engine->shape_);
   engine->pages_ = std::make_unique<DevicePages>(
       device, *engine->remat_, engine->threads_, engine->shape_);
 
@@ -73,6 +77,11 @@ absl::StatusOr<std::unique_ptr<Engine>> DeviceEngine::Create(
                    ".", found.capability_minor, "/", found.name);
   if (options.remat_kernel == RematKernel::kTwoStep) {
     info.numerics_id += "/two-step";
+  }
+  if (engine->weights_->quantized()) {
+    info.numerics_id += engine->product_->kernel() == WeightKernel::kFused
+                            ? "/quantized"
+                            : "/quantized-two-step";
   }
   info.weight_bytes = static_cast<int64_t>(engine->weights_->bytes());
   XC_RETURN_IF_ERROR(engine->CheckDevice());

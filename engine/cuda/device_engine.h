@@ -22,6 +22,7 @@
 #include "engine/cuda/device_remat.h"
 #include "engine/cuda/device_sequence.h"
 #include "engine/cuda/device_weights.h"
+#include "engine/cuda/weight_product.h"
 #include "engine/engine.h"
 #include "engine/kernels/isa.h"
 #include "engine/model/model.h"
@@ -43,6 +44,9 @@ struct DeviceEngineOptions {
   bool host_codecs = false;
   // How the device's codecs make K and V where they have two ways.
   RematKernel remat_kernel = RematKernel::kFused;
+  WeightPolicy weights = WeightPolicy::kAuto;
+  // How weights that stay quantized are multiplied.
+  WeightKernel weight_kernel = WeightKernel::kFused;
 };
 
 class DeviceEngine final : public Engine {
@@ -98,6 +102,7 @@ class DeviceEngine final : public Engine {
   CodecOpener opener_;
   std::shared_ptr<DevicePool> pool_;
   std::unique_ptr<DeviceWeights> weights_;
+  std::unique_ptr<WeightProduct> product_;
   std::unique_ptr<DeviceRemat> remat_;
   std::unique_ptr<DeviceForward> forward_;
   std::unique_ptr<DevicePages> pages_;

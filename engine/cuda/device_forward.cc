@@ -22,10 +22,11 @@ const DeviceKvBlock& BlockOf(const KvBlockRef& ref) {
 }  // namespace
 
 DeviceForward::DeviceForward(const Model& model, const DeviceWeights& weights,
-                             DeviceOps& ops, DeviceRemat& remat,
-                             const KvShape& shape)
+                             WeightProduct& product, DeviceOps& ops,
+                             DeviceRemat& remat, const KvShape& shape)
     : hparams_(model.hparams()),
       weights_(weights),
+      product_(product),
       ops_(ops),
       remat_(remat),
       shape_(shape),
@@ -180,7 +181,9 @@ absl::Status DeviceForward::Run(std::span<DeviceForwardItem> items) {
 
   EmbedArgs embed;
   embed.rows = tables_.At<RowInfo>(rows_at_);
-  embed.table = weights_.embedding();
+  const DeviceMatrixPart& table = weights_.embedding().parts[0];
+  embed.table = table.bf16;
+  embed.quantized = table.quantized;
   embed.out = x_.as<float>();
   embed.num_rows = rows_;
   embed.width = hparams_.d_model;
@@ -259,28 +262,13 @@ void DeviceForward::Norm(const float* gain, int layer, const int32_t* row_index,
   ops_.RmsNorm(args);
 }
 
-void DeviceForward::Gemm(const uint16_t* a, int k, const uint16_t* w, int n,
-                         float* out, int64_t out_stride, bool add, int rows) {
-  GemmArgs args;
-  args.a = a;
-  args.w = w;
-  args.out = out;
-  args.out_stride = out_stride;
-  args.num_rows = rows;
-  args.n = n;
-  args.k = k;
-  args.add = add;
-  ops_.Gemm(args);
-}
-
 void DeviceForward::Layer(int layer) {
   const DeviceLayer& w = weights_.layer(layer);
   const int d = hparams_.d_model;
-  const int d_ff = hparams_.d_ff;
   RematPayloads(layer);
   Norm(w.attn_norm, layer, nullptr, rows_);
-  Gemm(norm_.as<uint16_t>(), d, w.w_qkv, qkv_dim_, qkv_.as<float>(), qkv_dim_,
-       false, rows_);
+  product_.Run(norm_.as<uint16_t>(), w.w_qkv, qkv_.as<float>(), qkv_dim_, false,
+               rows_);
 
   StoreKvArgs store = remat_.StoreArgs(layer);
   store.rows = tables_.At<RowInfo>(rows_at_);
@@ -305,25 +293,25 @@ void DeviceForward::Layer(int layer) {
   attention.num_tasks = num_tasks_;
   attention.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
   ops_.Attend(attention);
-  Gemm(attn_.as<uint16_t>(), q_dim_, w.w_o, d, x_.as<float>(), d, true, rows_);
+  product_.Run(attn_.as<uint16_t>(), w.w_o, x_.as<float>(), d, true, rows_);
 
   Norm(w.ffn_norm, -1, nullptr, rows_);
-  Gemm(norm_.as<uint16_t>(), d, w.w_gate_up, 2 * d_ff, ff_.as<float>(),
-       2 * d_ff, false, rows_);
+  product_.Run(norm_.as<uint16_t>(), w.w_gate_up, ff_.as<float>(),
+               2 * hparams_.d_ff, false, rows_);
   SiluMulArgs silu;
   silu.gate_up = ff_.as<float>();
   silu.out = act_.as<uint16_t>();
   silu.num_rows = rows_;
-  silu.width = d_ff;
+  silu.width = hparams_.d_ff;
   ops_.SiluMul(silu);
-  Gemm(act_.as<uint16_t>(), d_ff, w.w_down, d, x_.as<float>(), d, true, rows_);
+  product_.Run(act_.as<uint16_t>(), w.w_down, x_.as<float>(), d, true, rows_);
 }
 
 void DeviceForward::Logits(int64_t kept) {
   const int rows = static_cast<int>(kept);
   Norm(weights_.output_norm(), -1, tables_.At<int32_t>(kept_at_), rows);
-  Gemm(norm_.as<uint16_t>(), hparams_.d_model, weights_.output(),
-       hparams_.vocab_size, logits_.as<float>(), logits_stride_, false, rows);
+  product_.Run(norm_.as<uint16_t>(), weights_.output(), logits_.as<float>(),
+               logits_stride_, false, rows);
   ops_.CopyToHost(StreamId::kCompute, host_logits_.as<void>(),
                   logits_.as<void>(),
                   static_cast<size_t>(kept * logits_stride_) * sizeof(float));

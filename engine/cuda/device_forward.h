@@ -19,6 +19,7 @@
 #include "engine/cuda/device_remat.h"
 #include "engine/cuda/device_weights.h"
 #include "engine/cuda/table_upload.h"
+#include "engine/cuda/weight_product.h"
 #include "engine/engine.h"
 #include "engine/model/model.h"
 
@@ -50,7 +51,8 @@ class DeviceForward {
  public:
   // All arguments but `shape` must outlive it.
   DeviceForward(const Model& model, const DeviceWeights& weights,
-                DeviceOps& ops, DeviceRemat& remat, const KvShape& shape);
+                WeightProduct& product, DeviceOps& ops, DeviceRemat& remat,
+                const KvShape& shape);
 
   // Waits until the work is done. RESOURCE_EXHAUSTED: no room for buffers;
   // nothing has been enqueued then. DATA_LOSS: a payload that blocks are kept
@@ -74,11 +76,10 @@ class DeviceForward {
   absl::Status CheckPayloads();
 
   void Norm(const float* gain, int layer, const int32_t* row_index, int rows);
-  void Gemm(const uint16_t* a, int k, const uint16_t* w, int n, float* out,
-            int64_t out_stride, bool add, int rows);
 
   const HyperParams& hparams_;
   const DeviceWeights& weights_;
+  WeightProduct& product_;
   DeviceOps& ops_;
   DeviceRemat& remat_;
   const KvShape shape_;

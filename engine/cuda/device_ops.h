@@ -19,7 +19,7 @@
 namespace xcache::cuda {
 
 // Changed with every change of this header: plugin and engine must agree.
-inline constexpr int kDeviceOpsVersion = 3;
+inline constexpr int kDeviceOpsVersion = 4;
 
 enum class StreamId : int { kCompute, kCopy };
 inline constexpr int kNumStreams = 2;
@@ -36,7 +36,8 @@ struct DeviceInfo {
   int capability_minor = 0;
   size_t total_bytes = 0;
   size_t free_bytes = 0;
-  bool has_fused_remat = false;  // whether FusedRemat may be called
+  bool has_fused_remat = false;     // whether FusedRemat may be called
+  bool has_quantized_gemm = false;  // whether QuantizedGemm may be called
 };
 
 enum class HalfType : int { kBf16, kF16 };
@@ -54,6 +55,52 @@ struct GemmArgs {
   int k = 0;
   HalfType type = HalfType::kBf16;
   bool add = false;
+};
+
+// How weights are held in device memory: as BF16, or in the blocks of a GGUF
+// type.
+enum class WeightType : int {
+  kBf16,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ8_0,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+};
+
+// A matrix [rows, k] in GGUF blocks, 16-byte aligned: each row's blocks as they
+// are in the file, `row_bytes` after those of the row before, a multiple of 16.
+// k is a multiple of the type's block. A weight is what dequantizing gives in
+// FP32, rounded to BF16: the very value that is uploaded of a BF16 matrix.
+struct QuantizedMatrix {
+  const uint8_t* blocks = nullptr;
+  int64_t row_bytes = 0;
+  WeightType type = WeightType::kBf16;  // kBf16: no such matrix
+};
+
+// out[num_rows, n] (+)= a[num_rows, k] w[n, k]^T, a in BF16, by tensor cores:
+// FP32 sums over k in order, in steps of 16. As with Gemm a row's result
+// depends on that row alone. Writes num_rows rows; reads a multiple of 8.
+struct QuantizedGemmArgs {
+  const uint16_t* a = nullptr;
+  QuantizedMatrix w;
+  float* out = nullptr;
+  int64_t out_stride = 0;  // elements
+  int num_rows = 0;
+  int n = 0;
+  int k = 0;
+  bool add = false;
+};
+
+// Rows of a quantized matrix as BF16.
+struct UnpackArgs {
+  QuantizedMatrix w;
+  uint16_t* out = nullptr;  // [num_rows, k], 16-byte aligned
+  int num_rows = 0;
+  int k = 0;
 };
 
 // What a step must know of each of its rows.
@@ -81,6 +128,7 @@ struct KvLayout {
 struct EmbedArgs {
   const RowInfo* rows = nullptr;
   const uint16_t* table = nullptr;  // [vocab, width] BF16
+  QuantizedMatrix quantized;        // in place of `table`
   float* out = nullptr;             // [num_rows, width]
   int num_rows = 0;
   int width = 0;
@@ -393,6 +441,8 @@ class DeviceOps {
 
   // Kernels, on StreamId::kCompute.
   virtual void Gemm(const GemmArgs& args) = 0;
+  virtual void QuantizedGemm(const QuantizedGemmArgs& args) = 0;
+  virtual void Unpack(const UnpackArgs& args) = 0;
   virtual void Embed(const EmbedArgs& args) = 0;
   virtual void RmsNorm(const RmsNormArgs& args) = 0;
   virtual void StoreKv(const StoreKvArgs& args) = 0;

@@ -1,13 +1,16 @@
 #include "engine/cuda/device_weights.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/cuda/device_math.h"
+#include "engine/cuda/weight_blocks.h"
 
 namespace xcache::cuda {
 namespace {
@@ -22,15 +25,53 @@ size_t RoundUp(size_t n) {
 // One piece of the weights: where it goes, and the tensors it is made of.
 struct Piece {
   std::vector<TensorView> tensors;  // rows one after another
-  const uint16_t** matrix = nullptr;
+  DeviceMatrix* matrix = nullptr;
   const float** vector = nullptr;
+};
+
+// Tensors of a piece that are held alike, one below the other in memory.
+struct Part {
+  size_t piece = 0;
+  std::vector<TensorView> tensors;
+  WeightType type = WeightType::kBf16;
   size_t offset = 0;
 };
 
-int64_t Rows(const Piece& piece) {
+int64_t Rows(const std::vector<TensorView>& tensors) {
   int64_t rows = 0;
-  for (const TensorView& t : piece.tensors) rows += t.rows;
+  for (const TensorView& t : tensors) rows += t.rows;
   return rows;
+}
+
+// The parts of all pieces, and the bytes that they take together.
+std::vector<Part> PlaceParts(const std::vector<Piece>& pieces, bool quantized,
+                             size_t* total) {
+  std::vector<Part> parts;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const size_t first = parts.size();
+    for (const TensorView& t : pieces[i].tensors) {
+      const WeightType type = quantized && pieces[i].matrix != nullptr
+                                  ? WeightTypeOf(t.type)
+                                  : WeightType::kBf16;
+      if (parts.size() == first || parts.back().type != type) {
+        parts.push_back({i, {}, type, 0});
+      }
+      parts.back().tensors.push_back(t);
+    }
+  }
+  *total = 0;
+  for (Part& part : parts) {
+    const int64_t cols = part.tensors[0].cols;
+    int64_t row_bytes = cols * static_cast<int64_t>(sizeof(uint16_t));
+    if (part.type != WeightType::kBf16) {
+      row_bytes = QuantizedRowBytes(part.type, cols);
+    } else if (pieces[part.piece].vector != nullptr) {
+      row_bytes = cols * static_cast<int64_t>(sizeof(float));
+    }
+    part.offset = *total;
+    *total += RoundUp(static_cast<size_t>(Rows(part.tensors) * row_bytes));
+  }
+  return parts;
 }
 
 }  // namespace
@@ -62,19 +103,79 @@ void UploadRows(DeviceOps& ops, ThreadPool& pool, PinnedMemory& staging,
   }
 }
 
+std::optional<WeightPolicy> ParseWeightPolicy(std::string_view name) {
+  if (name == "auto") return WeightPolicy::kAuto;
+  if (name == "bf16") return WeightPolicy::kBf16;
+  if (name == "quantized") return WeightPolicy::kQuantized;
+  return std::nullopt;
+}
+
+WeightType WeightTypeOf(GgufType type) {
+  switch (type) {
+    case GgufType::kQ4_0:
+      return WeightType::kQ4_0;
+    case GgufType::kQ4_1:
+      return WeightType::kQ4_1;
+    case GgufType::kQ5_0:
+      return WeightType::kQ5_0;
+    case GgufType::kQ5_1:
+      return WeightType::kQ5_1;
+    case GgufType::kQ8_0:
+      return WeightType::kQ8_0;
+    case GgufType::kQ4_K:
+      return WeightType::kQ4_K;
+    case GgufType::kQ5_K:
+      return WeightType::kQ5_K;
+    case GgufType::kQ6_K:
+      return WeightType::kQ6_K;
+    case GgufType::kF32:
+    case GgufType::kF16:
+    case GgufType::kBF16:
+      break;
+  }
+  return WeightType::kBf16;
+}
+
+void UploadBlocks(DeviceOps& ops, ThreadPool& pool, PinnedMemory& staging,
+                  const TensorView& tensor, uint8_t* to) {
+  const WeightType type = WeightTypeOf(tensor.type);
+  const auto bytes = static_cast<size_t>(WeightBytes(type, tensor.cols));
+  const auto stride = static_cast<size_t>(QuantizedRowBytes(type, tensor.cols));
+  const auto run = static_cast<int64_t>(staging.bytes() / stride);
+  for (int64_t first = 0; first < tensor.rows; first += run) {
+    const int64_t n = std::min(run, tensor.rows - first);
+    pool.ParallelFor(n, [&](int64_t i, int) {
+      const auto row = static_cast<size_t>(i);
+      uint8_t* out = staging.as<uint8_t>() + row * stride;
+      std::memcpy(
+          out, tensor.bytes.data() + (static_cast<size_t>(first) + row) * bytes,
+          bytes);
+      std::fill(out + bytes, out + stride, uint8_t{0});
+    });
+    ops.CopyToDevice(StreamId::kCompute,
+                     to + static_cast<size_t>(first) * stride,
+                     staging.as<uint8_t>(), static_cast<size_t>(n) * stride);
+    ops.Synchronize(StreamId::kCompute);
+  }
+}
+
 absl::StatusOr<std::unique_ptr<DeviceWeights>> DeviceWeights::Create(
-    const Model& model, DeviceOps& ops, ThreadPool& pool,
+    const Model& model, DeviceOps& ops, WeightPolicy policy, ThreadPool& pool,
     const ProgressFn& progress) {
   std::unique_ptr<DeviceWeights> weights(new DeviceWeights(ops));
   weights->layers_.resize(static_cast<size_t>(model.hparams().num_layers));
   std::vector<Piece> pieces;
-  const auto matrix = [&](std::vector<TensorView> tensors,
-                          const uint16_t** to) {
-    pieces.push_back({std::move(tensors), to, nullptr, 0});
+  int64_t widest = 1;
+  const auto matrix = [&](std::vector<TensorView> tensors, DeviceMatrix* to) {
+    to->cols = static_cast<int>(tensors[0].cols);
+    widest = std::max(widest, tensors[0].cols);
+    pieces.push_back({std::move(tensors), to, nullptr});
   };
   const auto vector = [&](const std::optional<TensorView>& tensor,
                           const float** to) {
-    if (tensor.has_value()) pieces.push_back({{*tensor}, nullptr, to, 0});
+    if (!tensor.has_value()) return;
+    widest = std::max(widest, tensor->cols);
+    pieces.push_back({{*tensor}, nullptr, to});
   };
   matrix({model.token_embd()}, &weights->embedding_);
   for (int i = 0; i < model.hparams().num_layers; ++i) {
@@ -95,50 +196,81 @@ absl::StatusOr<std::unique_ptr<DeviceWeights>> DeviceWeights::Create(
       model.output().bytes.data() == model.token_embd().bytes.data();
   if (!tied) matrix({model.output()}, &weights->output_);
 
-  size_t total = 0;
-  int64_t widest = 1;
-  for (Piece& piece : pieces) {
-    piece.offset = total;
-    const size_t element =
-        piece.matrix != nullptr ? sizeof(uint16_t) : sizeof(float);
-    const int64_t cols = piece.tensors[0].cols;
-    widest = std::max(widest, cols);
-    total += RoundUp(static_cast<size_t>(Rows(piece) * cols) * element);
-  }
-  if (!weights->memory_.Reserve(total).ok()) {
+  const size_t free_bytes = ops.info().free_bytes;
+  size_t bf16_bytes = 0, quantized_bytes = 0;
+  std::vector<Part> parts = PlaceParts(pieces, false, &bf16_bytes);
+  std::vector<Part> in_blocks = PlaceParts(pieces, true, &quantized_bytes);
+  const bool quantized =
+      policy == WeightPolicy::kQuantized ||
+      (policy == WeightPolicy::kAuto && bf16_bytes > free_bytes / 2);
+  if (quantized) parts = std::move(in_blocks);
+  if (!weights->memory_.Reserve(quantized ? quantized_bytes : bf16_bytes)
+           .ok()) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "weights as BF16 need ", total, " bytes of device memory, free are ",
-        ops.info().free_bytes));
+        "weights need ", bf16_bytes, " bytes of device memory as BF16 and ",
+        quantized_bytes, " quantized, free are ", free_bytes, "; they were to ",
+        quantized ? "stay quantized" : "be BF16"));
   }
+  XC_LOG_INFO("weights go to device memory",
+              "form={} bytes={} bf16_bytes={} free_bytes={}",
+              quantized_bytes < bf16_bytes && quantized ? "quantized" : "bf16",
+              weights->memory_.bytes(), bf16_bytes, free_bytes);
   PinnedMemory staging(ops);
   XC_RETURN_IF_ERROR(staging.Reserve(UploadStagingBytes(2 * widest)));
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    const Piece& piece = pieces[i];
-    uint8_t* to = weights->memory_.as<uint8_t>() + piece.offset;
-    const int64_t cols = piece.tensors[0].cols;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const Part& part = parts[i];
+    const Piece& piece = pieces[part.piece];
+    uint8_t* to = weights->memory_.as<uint8_t>() + part.offset;
+    const int64_t cols = part.tensors[0].cols;
+    const int64_t rows = Rows(part.tensors);
     if (piece.vector != nullptr) {
-      DequantizeRow(piece.tensors[0], 0, staging.as<float>());
+      DequantizeRow(part.tensors[0], 0, staging.as<float>());
       ops.CopyToDevice(StreamId::kCompute, to, staging.as<float>(),
                        static_cast<size_t>(cols) * sizeof(float));
       ops.Synchronize(StreamId::kCompute);
       *piece.vector = reinterpret_cast<const float*>(to);
     } else {
-      const auto fill = [&](int64_t row, float* out) {
-        size_t t = 0;
-        while (row >= piece.tensors[t].rows) row -= piece.tensors[t++].rows;
-        DequantizeRow(piece.tensors[t], row, out);
-      };
-      UploadRows(ops, pool, staging, Rows(piece), cols, HalfType::kBf16, fill,
-                 reinterpret_cast<uint16_t*>(to));
-      *piece.matrix = reinterpret_cast<const uint16_t*>(to);
+      DeviceMatrixPart held;
+      if (!piece.matrix->parts.empty()) {
+        const DeviceMatrixPart& above = piece.matrix->parts.back();
+        held.first_row = above.first_row + above.num_rows;
+      }
+      held.num_rows = static_cast<int>(rows);
+      if (part.type == WeightType::kBf16) {
+        const auto fill = [&](int64_t row, float* out) {
+          size_t t = 0;
+          while (row >= part.tensors[t].rows) row -= part.tensors[t++].rows;
+          DequantizeRow(part.tensors[t], row, out);
+        };
+        held.bf16 = reinterpret_cast<const uint16_t*>(to);
+        UploadRows(ops, pool, staging, rows, cols, HalfType::kBf16, fill,
+                   reinterpret_cast<uint16_t*>(to));
+      } else {
+        held.quantized = {to, QuantizedRowBytes(part.type, cols), part.type};
+        weights->quantized_ = true;
+        for (const TensorView& t : part.tensors) {
+          UploadBlocks(ops, pool, staging, t, to);
+          to += t.rows * held.quantized.row_bytes;
+        }
+      }
+      piece.matrix->parts.push_back(held);
     }
     if (progress) {
       progress("uploading weights",
-               static_cast<double>(i + 1) / static_cast<double>(pieces.size()));
+               static_cast<double>(i + 1) / static_cast<double>(parts.size()));
     }
   }
   if (tied) weights->output_ = weights->embedding_;
   return weights;
+}
+
+std::vector<const DeviceMatrix*> DeviceWeights::matrices() const {
+  std::vector<const DeviceMatrix*> all = {&output_};
+  for (const DeviceLayer& layer : layers_) {
+    all.insert(all.end(),
+               {&layer.w_qkv, &layer.w_o, &layer.w_gate_up, &layer.w_down});
+  }
+  return all;
 }
 
 }  // namespace xcache::cuda

@@ -437,9 +437,10 @@ XC_HOST_DEVICE void RematPanel(Block& block, const FusedRematArgs& args,
           });
           XC_UNROLL
           for (int r = 0; r < kWarpRowTiles; ++r) {
-            warp.Mma(left_tiles[r], right_tile, [&](int lane) -> MmaSums& {
-              return sums(warp.index() * kWarpLanes + lane).of[r][c];
-            });
+            warp.template Mma<HalfType::kF16>(
+                left_tiles[r], right_tile, [&](int lane) -> MmaSums& {
+                  return sums(warp.index() * kWarpLanes + lane).of[r][c];
+                });
           }
         }
       }

@@ -16,6 +16,7 @@
 #include "engine/cuda/decode_kernels.h"
 #include "engine/cuda/fused_remat_kernels.h"
 #include "engine/cuda/quantize_kernels.h"
+#include "engine/cuda/quantized_kernels.h"
 #include "engine/cuda/row_kernels.h"
 
 namespace xcache::cuda {
@@ -58,6 +59,32 @@ void RunGemm(const GemmArgs& args) {
   }
 }
 
+using QuantizedPanelFn = void (*)(HostBlock&, const QuantizedGemmArgs&, int,
+                                  int, QuantizedShared&);
+QuantizedPanelFn PanelFnOf(WeightType type) {
+  switch (type) {
+    case WeightType::kQ4_0:
+      return QuantizedGemmPanel<WeightType::kQ4_0, HostBlock>;
+    case WeightType::kQ4_1:
+      return QuantizedGemmPanel<WeightType::kQ4_1, HostBlock>;
+    case WeightType::kQ5_0:
+      return QuantizedGemmPanel<WeightType::kQ5_0, HostBlock>;
+    case WeightType::kQ5_1:
+      return QuantizedGemmPanel<WeightType::kQ5_1, HostBlock>;
+    case WeightType::kQ8_0:
+      return QuantizedGemmPanel<WeightType::kQ8_0, HostBlock>;
+    case WeightType::kQ4_K:
+      return QuantizedGemmPanel<WeightType::kQ4_K, HostBlock>;
+    case WeightType::kQ5_K:
+      return QuantizedGemmPanel<WeightType::kQ5_K, HostBlock>;
+    case WeightType::kQ6_K:
+      return QuantizedGemmPanel<WeightType::kQ6_K, HostBlock>;
+    case WeightType::kBf16:
+      break;
+  }
+  std::abort();  // no such matrix
+}
+
 class HostOps final : public DeviceOps {
  public:
   explicit HostOps(const HostOpsOptions& options)
@@ -70,6 +97,7 @@ class HostOps final : public DeviceOps {
     DeviceInfo info;
     std::strcpy(info.name, "host emulation");
     info.has_fused_remat = options_.fused_remat;
+    info.has_quantized_gemm = options_.quantized_gemm;
     info.total_bytes =
         options_.memory_bytes > 0 ? options_.memory_bytes : size_t{1} << 40;
     std::lock_guard<std::mutex> lock(mu_);
@@ -115,6 +143,21 @@ class HostOps final : public DeviceOps {
 
   void Gemm(const GemmArgs& args) override {
     Compute([args] { RunGemm(args); });
+  }
+  void QuantizedGemm(const QuantizedGemmArgs& args) override {
+    const int tiles = NumRowTiles(args.num_rows);
+    const QuantizedPanelFn panel = PanelFnOf(args.w.type);
+    Rows(tiles * NumColumnPanels(args.n),
+         [args, tiles, panel](HostBlock& block, int i) {
+           const auto shared = std::make_unique<QuantizedShared>();
+           std::memset(shared.get(), kPoison, sizeof(QuantizedShared));
+           panel(block, args, i % tiles, i / tiles, *shared);
+         });
+  }
+  void Unpack(const UnpackArgs& args) override {
+    Rows(args.num_rows, [args](HostBlock& block, int row) {
+      UnpackMatrixRow(block, args, row);
+    });
   }
   void Embed(const EmbedArgs& args) override {
     Rows(args.num_rows,

@@ -20,7 +20,8 @@ struct HostOpsOptions {
   size_t memory_bytes = 0;
   // Seeds the choice of the stream that runs next.
   uint32_t seed = 1;
-  bool fused_remat = true;  // whether the device has FusedRemat
+  bool fused_remat = true;     // whether the device has FusedRemat
+  bool quantized_gemm = true;  // whether it has QuantizedGemm
 };
 
 std::unique_ptr<DeviceOps> MakeHostOps(const HostOpsOptions& options);

@@ -1,13 +1,15 @@
-// Where the elements of a 16x8x16 product of FP16 matrices with FP32 sums, D =
-// A B + C, lie in the registers of a warp's lanes (mma.sync.m16n8k16, PTX ISA,
-// "Matrix Fragments for mma.m16n8k16 with floating point type"), as functions
-// that host and device compile alike; and the same product on the host.
+// Where the elements of a 16x8x16 product of FP16 or BF16 matrices with FP32
+// sums, D = A B + C, lie in the registers of a warp's lanes (mma.sync.m16n8k16,
+// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": the
+// two types lie alike), as functions that host and device compile alike; and
+// the same product on the host.
 #ifndef XCACHE_ENGINE_CUDA_MMA_FRAGMENTS_H_
 #define XCACHE_ENGINE_CUDA_MMA_FRAGMENTS_H_
 
 #include <cstdint>
 
 #include "engine/cuda/device_math.h"
+#include "engine/cuda/device_ops.h"
 
 namespace xcache::cuda {
 
@@ -16,8 +18,8 @@ inline constexpr int kMmaRows = 16;   // of A and of the sums
 inline constexpr int kMmaCols = 8;    // of B and of the sums
 inline constexpr int kMmaDepth = 16;  // columns of A, rows of B
 
-// A lane's part of A, B and of the sums. A register of FP16 holds two elements,
-// the one of the lower number in its lower half.
+// A lane's part of A, B and of the sums. A register of halves holds two
+// elements, the one of the lower number in its lower half.
 struct MmaA {
   uint32_t pairs[4] = {};
 };
@@ -45,7 +47,7 @@ XC_HOST_DEVICE inline MmaPlace MmaPlaceSum(int lane, int i) {
   return {lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2};
 }
 
-// Two FP16 neighbours as a register. REQUIRES: p is 4-byte aligned.
+// Two neighbouring halves as a register. REQUIRES: p is 4-byte aligned.
 XC_HOST_DEVICE inline uint32_t LoadPair(const uint16_t* p) {
 #if defined(__CUDA_ARCH__)
   return *reinterpret_cast<const uint32_t*>(p);
@@ -105,14 +107,24 @@ __device__ __forceinline__ void DeviceLoadMatrices(const uint16_t* row,
       : "r"(shared)
       : "memory");
 }
+template <HalfType kType>
 __device__ __forceinline__ void DeviceMma(const MmaA& a, const MmaB& b,
                                           MmaSums& d) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d.of[0]), "+f"(d.of[1]), "+f"(d.of[2]), "+f"(d.of[3])
-      : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]),
-        "r"(b.pairs[0]), "r"(b.pairs[1]));
+  if constexpr (kType == HalfType::kF16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d.of[0]), "+f"(d.of[1]), "+f"(d.of[2]), "+f"(d.of[3])
+        : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]),
+          "r"(b.pairs[0]), "r"(b.pairs[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d.of[0]), "+f"(d.of[1]), "+f"(d.of[2]), "+f"(d.of[3])
+        : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]),
+          "r"(b.pairs[0]), "r"(b.pairs[1]));
+  }
 }
 #endif
 
@@ -120,11 +132,12 @@ __device__ __forceinline__ void DeviceMma(const MmaA& a, const MmaB& b,
 // element are exact in FP32 and summed in order of k, then added to C. A tensor
 // core's order is not documented and its sums may be truncated, so the last
 // bits differ.
-template <typename A, typename B, typename D>
+template <HalfType kType, typename A, typename B, typename D>
 void HostMma(const A& a, const B& b, const D& d) {
   float left[kMmaRows][kMmaDepth], right[kMmaDepth][kMmaCols];
   const auto element = [](const uint32_t* pairs, int i) {
-    return F16ToF32(static_cast<uint16_t>(pairs[i / 2] >> (i % 2 * 16)));
+    const auto half = static_cast<uint16_t>(pairs[i / 2] >> (i % 2 * 16));
+    return kType == HalfType::kF16 ? F16ToF32(half) : Bf16ToF32(half);
   };
   for (int lane = 0; lane < kWarpLanes; ++lane) {
     for (int i = 0; i < 8; ++i) {

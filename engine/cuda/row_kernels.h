@@ -9,6 +9,7 @@
 #include "engine/cuda/device_math.h"
 #include "engine/cuda/device_ops.h"
 #include "engine/cuda/thread_block.h"
+#include "engine/cuda/weight_blocks.h"
 #include "engine/types.h"
 
 namespace xcache::cuda {
@@ -29,9 +30,23 @@ XC_HOST_DEVICE inline int64_t VTile(const KvLayout& layout, int head) {
 
 template <typename Block>
 XC_HOST_DEVICE void EmbedRow(Block& block, const EmbedArgs& args, int row) {
-  const uint16_t* from =
-      args.table + static_cast<int64_t>(args.rows[row].token) * args.width;
+  const int64_t token = args.rows[row].token;
   float* to = args.out + static_cast<int64_t>(row) * args.width;
+  if (args.quantized.type != WeightType::kBf16) {
+    const uint8_t* blocks =
+        args.quantized.blocks + token * args.quantized.row_bytes;
+    block.ForThreads([&](int thread) {
+      for (int octet = thread; octet < args.width / 8; octet += kThreads) {
+        float values[8] = {};
+        WeightsOfRow(args.quantized.type, blocks, octet, values);
+        for (int i = 0; i < 8; ++i) {
+          to[8 * octet + i] = Bf16ToF32(F32ToBf16(values[i]));
+        }
+      }
+    });
+    return;
+  }
+  const uint16_t* from = args.table + token * args.width;
   block.ForThreads([&](int thread) {
     for (int i = thread; i < args.width; i += kThreads) {
       to[i] = Bf16ToF32(from[i]);

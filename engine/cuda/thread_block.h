@@ -16,7 +16,7 @@
 //
 // CopyAsync, by any thread, begins a copy of 16 aligned bytes from global to
 // shared memory; FinishCopies waits for all of them and is a barrier. On the
-// host nothing is copied before.
+// host either nothing is copied before, or, in one order, everything at once.
 #ifndef XCACHE_ENGINE_CUDA_THREAD_BLOCK_H_
 #define XCACHE_ENGINE_CUDA_THREAD_BLOCK_H_
 
@@ -46,10 +46,10 @@ class HostWarp {
   void ForLanes(const Fn& fn) {
     for (int lane = 0; lane < kWarpLanes; ++lane) fn(lane);
   }
-  // d += a b, all three functions of a lane.
-  template <typename A, typename B, typename D>
+  // d += a b, all three functions of a lane, a and b of halves of a type.
+  template <HalfType kType, typename A, typename B, typename D>
   void Mma(const A& a, const B& b, const D& d) {
-    HostMma(a, b, d);
+    HostMma<kType>(a, b, d);
   }
 
   template <typename T>
@@ -116,7 +116,13 @@ class HostBlock {
     }
   }
 
-  void CopyAsync(void* to, const void* from) { copies_.push_back({to, from}); }
+  void CopyAsync(void* to, const void* from) {
+    if (order_ == ThreadOrder::kBackward) {
+      std::memcpy(to, from, 16);
+    } else {
+      copies_.push_back({to, from});
+    }
+  }
   void FinishCopies() {
     for (const auto& [to, from] : copies_) std::memcpy(to, from, 16);
     copies_.clear();
@@ -149,10 +155,10 @@ class DeviceWarp {
   __device__ __forceinline__ void ForLanes(const Fn& fn) {
     fn(lane());
   }
-  template <typename A, typename B, typename D>
+  template <HalfType kType, typename A, typename B, typename D>
   __device__ __forceinline__ void Mma(const A& a, const B& b, const D& d) {
 #if defined(__CUDA_ARCH__)
-    DeviceMma(a(lane()), b(lane()), d(lane()));
+    DeviceMma<kType>(a(lane()), b(lane()), d(lane()));
 #endif
   }
 

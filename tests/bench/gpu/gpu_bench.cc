@@ -25,6 +25,7 @@
 #include "nlohmann/json.hpp"
 #include "tests/bench/gpu/remat_kernels.h"
 #include "tests/bench/gpu/synthetic_model.h"
+#include "tests/bench/gpu/weight_products.h"
 #include "tests/bench/xcache_bench.h"
 
 namespace xcache::bench {
@@ -49,6 +50,7 @@ struct Options {
   int repeat = 3;
   double recompute_seconds = 60.0;  // longest recomputation
   cuda::RematKernel remat_kernel = cuda::RematKernel::kFused;
+  std::string weights = "auto";
 };
 
 double Median(std::vector<double> values) {
@@ -107,12 +109,15 @@ class Bench {
     options.profile_dir = options_.profile_dir;
     options.remat_each_step = policy == "step";
     options.remat_kernel = options_.remat_kernel;
+    options.weights = *cuda::ParseWeightPolicy(options_.weights);
     const Timer timer;
     XC_ASSIGN_OR_RETURN(engine_,
                         cuda::DeviceEngine::Create(model_, ops_, options, {}));
     Add({{"what", "load"},
          {"policy", policy},
          {"ms", timer.ms()},
+         {"weights", options_.weights},
+         {"numerics_id", engine_->info().numerics_id},
          {"weight_bytes", engine_->info().weight_bytes}});
     return absl::OkStatus();
   }
@@ -170,6 +175,9 @@ class Bench {
          {"ms", product},
          {"tflop_per_s",
           2.0 * gemm.num_rows * gemm.n * gemm.k / product / 1e9}});
+    XC_ASSIGN_OR_RETURN(const std::vector<Row> products,
+                        MeasureWeightProducts(h, *ops_, options_.repeat));
+    for (const Row& row : products) Add(row);
     return Device();
   }
 
@@ -473,6 +481,11 @@ int main(int argc, char** argv) {
       ->transform(CLI::CheckedTransformer(std::map<std::string, RematKernel>{
           {RematKernelName(RematKernel::kFused), RematKernel::kFused},
           {RematKernelName(RematKernel::kTwoStep), RematKernel::kTwoStep}}));
+  app.add_option("--weights", o.weights,
+                 "of resume and decode: auto, bf16 or quantized; products are "
+                 "measured both ways in each run")
+      ->check(CLI::IsMember({"auto", "bf16", "quantized"}))
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   xcache::InitLogging("warn");
   const absl::Status status = xcache::bench::Main(o);

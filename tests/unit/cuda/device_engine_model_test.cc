@@ -2,6 +2,7 @@
 // model (XCACHE_TEST_MODEL): the whole forward pass of the GPU's code, with
 // real weights, but for the GPU.
 #include <memory>
+#include <vector>
 
 #include "engine/cuda/device_engine.h"
 #include "engine/cuda/host_ops.h"
@@ -27,15 +28,25 @@ TEST(DeviceEngineModelTest, AgreesWithTheCpu) {
   options.isa = *ChooseIsa("");
   options.profile_dir = ::testing::TempDir();
   options.num_threads = 2;
-  const auto device =
-      cuda::DeviceEngine::Create(*model, cuda::MakeHostOps({}), options, {});
-  ASSERT_TRUE(device.ok()) << device.status();
-  // Past the first block, so that codes are read.
-  for (const char* spec : {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4",
-                           "xquant-cl-gqa:bits=4"}) {
-    const Agreement found = MeasureAgreement(**cpu, **device, spec, 90);
-    EXPECT_LT(found.relative_error, kModelRelativeError) << spec;
-    EXPECT_GT(found.top1, kModelTop1) << spec;
+  struct Case {
+    cuda::WeightPolicy weights;
+    std::vector<const char*> specs;
+  };
+  for (const Case& c :
+       {Case{cuda::WeightPolicy::kBf16,
+             {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4",
+              "xquant-cl-gqa:bits=4"}},
+        Case{cuda::WeightPolicy::kQuantized, {"xquant-gqa:bits=4"}}}) {
+    options.weights = c.weights;
+    const auto device =
+        cuda::DeviceEngine::Create(*model, cuda::MakeHostOps({}), options, {});
+    ASSERT_TRUE(device.ok()) << device.status();
+    // Past the first block, so that codes are read.
+    for (const char* spec : c.specs) {
+      const Agreement found = MeasureAgreement(**cpu, **device, spec, 90);
+      EXPECT_LT(found.relative_error, kModelRelativeError) << spec;
+      EXPECT_GT(found.top1, kModelTop1) << spec;
+    }
   }
 }
 

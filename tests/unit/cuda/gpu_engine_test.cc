@@ -3,6 +3,7 @@
 // saying why, where there is no GPU.
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "engine/cuda/plugin.h"
 #include "engine/engine_factory.h"
@@ -15,28 +16,32 @@ namespace {
 
 absl::Status GpuAvailable() { return cuda::OpenCudaDevice(0).status(); }
 
-EngineOptions GpuOptions(const std::string& remat) {
+EngineOptions GpuOptions(const std::string& remat,
+                         const std::string& weights = "bf16") {
   EngineOptions options;
   options.device = "cuda";
   options.num_threads = 4;
   options.remat = remat;
+  options.weights = weights;
   // Each case makes an engine of its own; what is left of the GPU is others'.
   options.device_memory_bytes = uint64_t{256} << 20;
   return options;
 }
 
-EngineCase GpuCase(const std::string& remat) {
+EngineCase GpuCase(const std::string& remat, const std::string& weights) {
   EngineCase engine_case;
-  engine_case.name = remat;
-  engine_case.make = [remat](std::shared_ptr<const Model> model) {
-    return CreateEngine(std::move(model), GpuOptions(remat), {});
+  engine_case.name = remat + "_" + weights;
+  engine_case.make = [remat, weights](std::shared_ptr<const Model> model) {
+    return CreateEngine(std::move(model), GpuOptions(remat, weights), {});
   };
   engine_case.available = &GpuAvailable;
   return engine_case;
 }
 
 INSTANTIATE_TEST_SUITE_P(Gpu, EngineConformanceTest,
-                         ::testing::Values(GpuCase("resume"), GpuCase("step")),
+                         ::testing::Values(GpuCase("resume", "bf16"),
+                                           GpuCase("step", "bf16"),
+                                           GpuCase("step", "quantized")),
                          [](const ::testing::TestParamInfo<EngineCase>& c) {
                            return c.param.name;
                          });
@@ -69,8 +74,10 @@ TEST(GpuEngineTest, AgreesWithTheCpuOnARealModel) {
   cpu_options.profile_dir = ::testing::TempDir();
   const auto cpu = CreateEngine(*model, cpu_options, {});
   ASSERT_TRUE(cpu.ok()) << cpu.status();
-  for (const char* remat : {"resume", "step"}) {
-    EngineOptions gpu_options = GpuOptions(remat);
+  for (const auto& [remat, weights] : {std::pair{"resume", "bf16"},
+                                       {"step", "bf16"},
+                                       {"resume", "quantized"}}) {
+    EngineOptions gpu_options = GpuOptions(remat, weights);
     gpu_options.profile_dir = ::testing::TempDir();
     gpu_options.device_memory_bytes = uint64_t{2} << 30;
     const auto gpu = CreateEngine(*model, gpu_options, {});

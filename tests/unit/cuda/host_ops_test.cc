@@ -78,6 +78,19 @@ TEST(HostBlockTest, ThreadsThatReadEachOthersWritesShow) {
   EXPECT_NE(Chain(ThreadOrder::kForward), Chain(ThreadOrder::kScattered));
 }
 
+TEST(HostBlockTest, CopiesArriveAsEarlyOrAsLateAsTheyMay) {
+  for (ThreadOrder order : {ThreadOrder::kForward, ThreadOrder::kBackward,
+                            ThreadOrder::kScattered}) {
+    HostBlock block(order);
+    alignas(16) int from[4] = {1, 2, 3, 4};
+    alignas(16) int to[4] = {};
+    block.CopyAsync(to, from);
+    EXPECT_EQ(to[3], order == ThreadOrder::kBackward ? 4 : 0);
+    block.FinishCopies();
+    EXPECT_EQ(to[3], 4);
+  }
+}
+
 TEST(HostBlockTest, EveryOrderRunsEveryThreadOnce) {
   for (ThreadOrder order : {ThreadOrder::kForward, ThreadOrder::kBackward,
                             ThreadOrder::kScattered}) {

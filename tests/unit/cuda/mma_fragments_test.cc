@@ -146,7 +146,8 @@ TEST(MmaFragmentsTest, AttentionsRowsLieInDifferentBanks) {
 
 // Loaded from shared memory as the kernel has it, multiplied by the host, read
 // back by the strides above: the product, with small whole numbers exactly.
-TEST(MmaFragmentsTest, LoadedTilesMultiplyToTheProduct) {
+template <HalfType kType>
+void ExpectLoadedTilesMultiplyToTheProduct() {
   std::mt19937 rng(3);
   constexpr int kStride = 22;
   std::vector<uint16_t> a(16 * kStride), bt(8 * kStride);
@@ -155,7 +156,8 @@ TEST(MmaFragmentsTest, LoadedTilesMultiplyToTheProduct) {
                         std::vector<int>& values) {
     for (size_t i = 0; i < halves.size(); ++i) {
       values[i] = static_cast<int>(rng() % 17) - 8;
-      halves[i] = F32ToF16(static_cast<float>(values[i]));
+      const auto value = static_cast<float>(values[i]);
+      halves[i] = kType == HalfType::kF16 ? F32ToF16(value) : F32ToBf16(value);
     }
   };
   fill(a, a_values);
@@ -184,7 +186,7 @@ TEST(MmaFragmentsTest, LoadedTilesMultiplyToTheProduct) {
                 bt[static_cast<size_t>(at % 8 * kStride + at / 8)]);
     }
   }
-  HostMma(
+  HostMma<kType>(
       [&](int lane) { return lanes_a[static_cast<size_t>(lane)]; },
       [&](int lane) { return lanes_b[static_cast<size_t>(lane)]; },
       [&](int lane) -> MmaSums& { return sums[static_cast<size_t>(lane)]; });
@@ -200,6 +202,11 @@ TEST(MmaFragmentsTest, LoadedTilesMultiplyToTheProduct) {
                 static_cast<float>(expected));
     }
   }
+}
+
+TEST(MmaFragmentsTest, LoadedTilesMultiplyToTheProduct) {
+  ExpectLoadedTilesMultiplyToTheProduct<HalfType::kF16>();
+  ExpectLoadedTilesMultiplyToTheProduct<HalfType::kBf16>();
 }
 
 // The 32 words of a fragment's register are in 32 banks.

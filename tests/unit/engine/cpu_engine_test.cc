@@ -110,6 +110,10 @@ TEST(EngineFactoryTest, RejectsWhatItDoesNotKnow) {
   options.remat = "never";
   EXPECT_EQ(CreateEngine(model, options, {}).status().code(),
             absl::StatusCode::kInvalidArgument);
+  options = EngineOptions();
+  options.weights = "fp8";
+  EXPECT_EQ(CreateEngine(model, options, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
   options = {};
   options.isa = "mmx";
   EXPECT_EQ(CreateEngine(model, options, {}).status().code(),

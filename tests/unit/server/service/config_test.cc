@@ -59,11 +59,13 @@ TEST_F(ConfigTest, DefaultsAreSafe) {
 
 TEST_F(ConfigTest, DevicesAreCpuAutoAndNumberedGpus) {
   for (const char* device : {"auto", "cpu", "cuda", "cuda:0", "cuda:15"}) {
-    const auto parsed = Parse({"--model", "m", "--device", device, "--remat",
-                               "step", "--device-memory-bytes", "3GiB"});
+    const auto parsed =
+        Parse({"--model", "m", "--device", device, "--remat", "step",
+               "--device-memory-bytes", "3GiB", "--weights", "quantized"});
     ASSERT_TRUE(parsed.ok()) << parsed.status();
     EXPECT_EQ(parsed->config.device, device);
     EXPECT_EQ(parsed->config.remat, "step");
+    EXPECT_EQ(parsed->config.weights, "quantized");
     EXPECT_EQ(parsed->config.device_memory_bytes, uint64_t{3} << 30);
   }
   for (const char* device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda0"}) {
@@ -72,6 +74,8 @@ TEST_F(ConfigTest, DevicesAreCpuAutoAndNumberedGpus) {
   }
   EXPECT_THAT(Error({"--model", "m", "--remat", "never"}),
               HasSubstr("--remat"));
+  EXPECT_THAT(Error({"--model", "m", "--weights", "fp8"}),
+              HasSubstr("--weights"));
 }
 
 TEST_F(ConfigTest, ModelIsNeeded) {
