@@ -55,8 +55,8 @@ class CrossLayer final : public DeviceCodec {
   // The differences in U's columns, then X^.
   int latent_width() const override { return std::max(d_, m_); }
   int sums_width() const override { return d_; }
-  PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
-                const RematScratch& scratch) const override {
+  void Advance(DeviceOps& ops, int layer, const RematBatch& batch,
+               const RematScratch& scratch) const override {
     const Layer& l = layers_[static_cast<size_t>(layer)];
     if (l.scales_at >= 0) {
       ScaleSumsArgs scale;
@@ -67,8 +67,11 @@ class CrossLayer final : public DeviceCodec {
       scale.width = d_;
       ops.ScaleSums(scale);
     }
+    AddDifferences(ops, layer, batch, scratch);
+  }
+  PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
+                const RematScratch& scratch) const override {
     Advance(ops, layer, batch, scratch);
-
     RoundSumsArgs round;
     round.sums = scratch.sums;
     round.blocks = batch.targets;
@@ -174,8 +177,8 @@ class CrossLayer final : public DeviceCodec {
   }
 
   // P to X^: adds what the payload gives back; a base layer's is all there is.
-  void Advance(DeviceOps& ops, int layer, const RematBatch& batch,
-               const RematScratch& scratch) const {
+  void AddDifferences(DeviceOps& ops, int layer, const RematBatch& batch,
+                      const RematScratch& scratch) const {
     const Layer& l = layers_[static_cast<size_t>(layer)];
     DecodeArgs decode = DecodeArgsOf(batch);
     decode.out_stride = m_;
