@@ -78,8 +78,14 @@ class DeviceCodec {
   virtual int latent_width() const = 0;
   // FP32 elements a row that it keeps in the scratch from a layer to the next.
   // 0: its layers stand for themselves. Else the layers of a batch are enqueued
-  // in order, all of them, before those of another batch.
+  // in order, from the first one on, all with the same sums, which no other
+  // batch touches meanwhile.
   virtual int sums_width() const { return 0; }
+  // Enqueues one layer of the sums alone; nothing where there are none. Remat
+  // begins with that.
+  virtual void Advance(DeviceOps& /*ops*/, int /*layer*/,
+                       const RematBatch& /*batch*/,
+                       const RematScratch& /*scratch*/) const {}
   // Enqueues the work for one layer.
   virtual PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
                         const RematScratch& scratch) const = 0;

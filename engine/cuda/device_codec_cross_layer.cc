@@ -2,7 +2,8 @@
 // in FP32, a batch's blocks together, from layer to layer. Where U = I it has
 // the CPU's very bits; else the product with U^T is one of FP16 matrices, and
 // X^ differs by the rounding of each layer's differences to 11 bits. K and V
-// are then one product, as for xquant: X^ is rounded to FP16 on the way.
+// are then one product, as for xquant, in one kernel or in two steps: X^ is
+// rounded to FP16 on the way.
 //
 // Sealing computes X^ anew as the CPU does, by exact products: the loop that is
 // closed is the CPU's, to the bit, and so are the bytes.
@@ -44,19 +45,23 @@ class CrossLayer final : public DeviceCodec {
     DeviceMemory bases;        // [layers, d, m] FP16: U; empty where U = I
   };
   CrossLayer(std::vector<Layer> layers, std::unique_ptr<const Tables> tables,
-             PredictionKind kind, int d, int m, int kv_dim)
+             PredictionKind kind, int d, int m, int kv_dim, bool fused)
       : layers_(std::move(layers)),
         tables_(std::move(tables)),
         kind_(kind),
         d_(d),
         m_(m),
-        kv_dim_(kv_dim) {}
+        kv_dim_(kv_dim),
+        fused_(fused) {}
 
   // The differences in U's columns, then X^.
-  int latent_width() const override { return std::max(d_, m_); }
+  int latent_width() const override {
+    if (!fused_) return std::max(d_, m_);
+    return has_basis() ? m_ : 0;
+  }
   int sums_width() const override { return d_; }
-  PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
-                const RematScratch& scratch) const override {
+  void Advance(DeviceOps& ops, int layer, const RematBatch& batch,
+               const RematScratch& scratch) const override {
     const Layer& l = layers_[static_cast<size_t>(layer)];
     if (l.scales_at >= 0) {
       ScaleSumsArgs scale;
@@ -67,8 +72,24 @@ class CrossLayer final : public DeviceCodec {
       scale.width = d_;
       ops.ScaleSums(scale);
     }
+    AddDifferences(ops, layer, batch, scratch);
+  }
+  PreRows Remat(DeviceOps& ops, int layer, const RematBatch& batch,
+                const RematScratch& scratch) const override {
     Advance(ops, layer, batch, scratch);
-
+    const uint16_t* w =
+        tables_->projections.as<uint16_t>() + int64_t{layer} * 2 * kv_dim_ * d_;
+    if (fused_) {
+      FusedRematArgs fused;
+      fused.invalid = batch.invalid;
+      fused.num_blocks = batch.num_blocks;
+      fused.sums = scratch.sums;
+      fused.sums_width = d_;
+      fused.w = w;
+      fused.store = batch.store;
+      ops.FusedRemat(fused);
+      return {};
+    }
     RoundSumsArgs round;
     round.sums = scratch.sums;
     round.blocks = batch.targets;
@@ -77,8 +98,6 @@ class CrossLayer final : public DeviceCodec {
     round.num_blocks = batch.num_blocks;
     round.width = d_;
     ops.RoundSums(round);
-    const uint16_t* w =
-        tables_->projections.as<uint16_t>() + int64_t{layer} * 2 * kv_dim_ * d_;
     return ProjectToKv(ops, batch, scratch, w, 2 * kv_dim_, d_, kv_dim_);
   }
 
@@ -174,8 +193,8 @@ class CrossLayer final : public DeviceCodec {
   }
 
   // P to X^: adds what the payload gives back; a base layer's is all there is.
-  void Advance(DeviceOps& ops, int layer, const RematBatch& batch,
-               const RematScratch& scratch) const {
+  void AddDifferences(DeviceOps& ops, int layer, const RematBatch& batch,
+                      const RematScratch& scratch) const {
     const Layer& l = layers_[static_cast<size_t>(layer)];
     DecodeArgs decode = DecodeArgsOf(batch);
     decode.out_stride = m_;
@@ -206,6 +225,7 @@ class CrossLayer final : public DeviceCodec {
   const int d_;
   const int m_;  // columns of U; d where U = I
   const int kv_dim_;
+  const bool fused_;
 };
 
 // What both codecs' specs say.
@@ -289,9 +309,9 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantCl(
   if (payload_bytes != sources.codec->payload_bytes()) return nullptr;
   XC_RETURN_IF_ERROR(tables->matrices.Upload(*sources.ops));
   XC_RETURN_IF_ERROR(UploadProjections(sources, nullptr, tables->projections));
-  return std::make_unique<const CrossLayer>(std::move(layers),
-                                            std::move(tables), options->kind,
-                                            h.d_model, h.d_model, h.kv_dim());
+  return std::make_unique<const CrossLayer>(
+      std::move(layers), std::move(tables), options->kind, h.d_model, h.d_model,
+      h.kv_dim(), UsesFusedRemat(sources));
 }
 
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantClGqa(
@@ -346,7 +366,7 @@ absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantClGqa(
   }
   return std::make_unique<const CrossLayer>(
       std::move(layers), std::move(tables), options->kind, h.d_model,
-      static_cast<int>(m), h.kv_dim());
+      static_cast<int>(m), h.kv_dim(), UsesFusedRemat(sources));
 }
 
 }  // namespace xcache::cuda

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/cuda/attention_kernels.h"
 #include "engine/engine_checks.h"
@@ -13,6 +12,10 @@
 
 namespace xcache::cuda {
 namespace {
+
+// The part of the pool that the sums of a step may take. A block's X^ is FP32
+// of one layer, its K and V are FP16 of all: a fourth to a thirtieth of them.
+constexpr size_t kStepSumsShare = 8;
 
 KvShape ShapeOf(const HyperParams& h) {
   return {h.num_layers, h.n_kv_heads, h.head_dim, h.d_model};
@@ -61,9 +64,11 @@ absl::StatusOr<std::unique_ptr<Engine>> DeviceEngine::Create(
   engine->pool_ = std::make_shared<DevicePool>(engine->ops_, cap);
   engine->remat_ = std::make_unique<DeviceRemat>(
       *engine->model_, *engine->weights_, device, engine->shape_);
+  const size_t sums_bytes =
+      options.step_sums_bytes.value_or(cap / kStepSumsShare);
   engine->forward_ = std::make_unique<DeviceForward>(
       *engine->model_, *engine->weights_, *engine->product_, device,
-      *engine->remat_, engine->shape_);
+      *engine->remat_, engine->pool_, sums_bytes, engine->shape_);
   engine->pages_ = std::make_unique<DevicePages>(
       device, *engine->remat_, engine->threads_, engine->shape_);
 
@@ -110,16 +115,8 @@ absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
     if (!options_.host_codecs) {
       XC_ASSIGN_OR_RETURN(device_codec, MakeDeviceCodec(sources));
     }
-    // Sums of all of a step's blocks at once could be larger than their K and
-    // V: where layers depend on each other, blocks are kept as K and V.
-    const bool has_sums =
-        device_codec != nullptr && device_codec->sums_width() > 0;
     const bool keep_payloads =
-        options_.remat_each_step && device_codec != nullptr && !has_sums;
-    if (options_.remat_each_step && has_sums) {
-      XC_LOG_INFO("layers depend on each other: blocks are kept as K and V",
-                  "codec={}", LogValue(opened.spec));
-    }
+        options_.remat_each_step && device_codec != nullptr;
     handle = std::make_unique<DeviceCodecHandle>(this, std::move(opened),
                                                  std::move(device_codec),
                                                  shape_, keep_payloads);

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,10 +37,13 @@ struct DeviceEngineOptions {
   // Most bytes of K/V blocks and live rows; 0: nine tenths of what is free once
   // the weights are loaded.
   size_t pool_bytes = 0;
-  // Keep blocks as payloads, where the device has kernels for the codec and its
-  // layers stand for themselves, and rematerialize them layer by layer in each
-  // step. Block 0 is kept as K/V.
+  // Keep blocks as payloads, where the device has kernels for the codec, and
+  // rematerialize them layer by layer in each step. Block 0 is kept as K/V.
   bool remat_each_step = false;
+  // Most bytes of the pool that a step uses for the sums of cross-layer codecs
+  // of such blocks; unset: an eighth of the pool. Beyond them, or where the
+  // pool has no room, each layer makes the sums from the first layer on.
+  std::optional<size_t> step_sums_bytes;
   // Decode every codec on the CPU, as those without kernels are.
   bool host_codecs = false;
   // How the device's codecs make K and V where they have two ways.

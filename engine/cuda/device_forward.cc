@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
@@ -23,12 +24,16 @@ const DeviceKvBlock& BlockOf(const KvBlockRef& ref) {
 
 DeviceForward::DeviceForward(const Model& model, const DeviceWeights& weights,
                              WeightProduct& product, DeviceOps& ops,
-                             DeviceRemat& remat, const KvShape& shape)
+                             DeviceRemat& remat,
+                             std::shared_ptr<DevicePool> pool,
+                             size_t sums_bytes, const KvShape& shape)
     : hparams_(model.hparams()),
       weights_(weights),
       product_(product),
       ops_(ops),
       remat_(remat),
+      pool_(std::move(pool)),
+      sums_bytes_(sums_bytes),
       shape_(shape),
       q_dim_(hparams_.n_heads * hparams_.head_dim),
       qkv_dim_(q_dim_ + 2 * shape.kv_dim()),
@@ -143,7 +148,7 @@ absl::Status DeviceForward::Plan(std::span<const DeviceForwardItem> items,
     g.payloads = tables_.Add(of.payloads);
     g.targets = tables_.Add(of.targets);
     g.invalid = tables_.Add(std::vector<int32_t>(of.payloads.size()));
-    payload_groups_.push_back(g);
+    payload_groups_.push_back(std::move(g));
     XC_RETURN_IF_ERROR(remat_.Reserve(codec));
   }
   rows_at_ = tables_.Add(rows);
@@ -178,6 +183,7 @@ absl::Status DeviceForward::Run(std::span<DeviceForwardItem> items) {
   XC_RETURN_IF_ERROR(Reserve(rows));
   XC_RETURN_IF_ERROR(remat_.ExtendRope(positions));
   XC_RETURN_IF_ERROR(Plan(items, kept));
+  TakeSums();
 
   EmbedArgs embed;
   embed.rows = tables_.At<RowInfo>(rows_at_);
@@ -192,6 +198,7 @@ absl::Status DeviceForward::Run(std::span<DeviceForwardItem> items) {
   if (kept > 0) Logits(kept);
   const absl::Status status = CheckPayloads();
   ops_.Synchronize(StreamId::kCompute);
+  payload_groups_.clear();  // and their sums
 
   const auto vocab = static_cast<size_t>(hparams_.vocab_size);
   const auto stride = static_cast<size_t>(logits_stride_);
@@ -234,6 +241,21 @@ absl::Status DeviceForward::CheckPayloads() {
   return absl::OkStatus();
 }
 
+void DeviceForward::TakeSums() {
+  size_t left = sums_bytes_;
+  for (PayloadGroup& g : payload_groups_) {
+    const size_t bytes = DeviceRemat::SumsBytes(*g.codec);
+    if (bytes == 0) continue;
+    for (int first = 0; first < g.num_blocks && bytes <= left;
+         first += kRematBlocks) {
+      PoolPiece piece(pool_, bytes);
+      if (piece.get() == nullptr) break;
+      g.sums.push_back(std::move(piece));
+      left -= bytes;
+    }
+  }
+}
+
 void DeviceForward::RematPayloads(int layer) {
   for (const PayloadGroup& g : payload_groups_) {
     for (int first = 0; first < g.num_blocks; first += kRematBlocks) {
@@ -242,7 +264,15 @@ void DeviceForward::RematPayloads(int layer) {
       batch.payloads = tables_.At<const uint8_t*>(g.payloads) + first;
       batch.targets = tables_.At<BlockTarget>(g.targets) + first;
       batch.invalid = tables_.At<int32_t>(g.invalid) + first;
-      remat_.Layer(*g.codec, layer, batch);
+      const auto run = static_cast<size_t>(first / kRematBlocks);
+      if (g.codec->sums_width() == 0) {
+        remat_.Layer(*g.codec, layer, batch);
+      } else if (run < g.sums.size()) {
+        remat_.Layer(*g.codec, layer, batch,
+                     static_cast<float*>(g.sums[run].get()));
+      } else {
+        remat_.LayerFromFirst(*g.codec, layer, batch);
+      }
     }
   }
 }

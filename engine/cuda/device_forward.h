@@ -8,7 +8,9 @@
 #ifndef XCACHE_ENGINE_CUDA_DEVICE_FORWARD_H_
 #define XCACHE_ENGINE_CUDA_DEVICE_FORWARD_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -49,9 +51,11 @@ struct DeviceForwardItem {
 
 class DeviceForward {
  public:
-  // All arguments but `shape` must outlive it.
+  // All arguments but `shape` must outlive it. At most `sums_bytes` of `pool`
+  // are used in a step for sums of cross-layer codecs.
   DeviceForward(const Model& model, const DeviceWeights& weights,
                 WeightProduct& product, DeviceOps& ops, DeviceRemat& remat,
+                std::shared_ptr<DevicePool> pool, size_t sums_bytes,
                 const KvShape& shape);
 
   // Waits until the work is done. RESOURCE_EXHAUSTED: no room for buffers;
@@ -66,10 +70,15 @@ class DeviceForward {
     const DeviceCodec* codec = nullptr;
     size_t payloads = 0, targets = 0, invalid = 0;  // in tables_
     int num_blocks = 0;
+    // Of a codec with sums: where they are kept from layer to layer, a piece
+    // for each kRematBlocks blocks. There was no room for those of later
+    // blocks: each layer makes them from the first layer on.
+    std::vector<PoolPiece> sums;
   };
 
   absl::Status Reserve(int64_t rows);
   absl::Status Plan(std::span<const DeviceForwardItem> items, int64_t kept);
+  void TakeSums();
   void RematPayloads(int layer);
   void Layer(int layer);
   void Logits(int64_t kept);
@@ -82,6 +91,8 @@ class DeviceForward {
   WeightProduct& product_;
   DeviceOps& ops_;
   DeviceRemat& remat_;
+  const std::shared_ptr<DevicePool> pool_;
+  const size_t sums_bytes_;
   const KvShape shape_;
   const int q_dim_;
   const int qkv_dim_;

@@ -287,20 +287,22 @@ struct RoundSumsArgs {
   int width = 0;
 };
 
-// From payloads to tiles in one kernel: codes to FP16 in shared memory, the
-// very values that DecodeTokens or DecodeChannels give; their product with w by
-// tensor cores, FP32 sums over k in steps of 16; then what StoreKv does. A
-// row's result depends on no other row. REQUIRES: head_dim at most
-// kFusedHeadDim.
+// From payloads, or sums, to tiles in one kernel: FP16 in shared memory, the
+// very values that DecodeTokens, DecodeChannels or RoundSums give; their
+// product with w by tensor cores, FP32 sums over k in steps of 16; then what
+// StoreKv does. A row's result depends on no other row. REQUIRES: head_dim at
+// most kFusedHeadDim.
 inline constexpr int kFusedHeadDim = 128;
 struct FusedRematArgs {
   const uint8_t* const* payloads = nullptr;  // [num_blocks]
   int32_t* invalid = nullptr;                // [num_blocks], as in DecodeArgs
   int num_blocks = 0;
-  // What is multiplied: `latent` where it has entries, else `x`; k is its
-  // number of channels.
+  // What is multiplied: `sums` where there are any, rounded as by RoundSums;
+  // `latent` where it has entries, else `x`. k is its number of channels.
   TokenMatrix x;
   ChannelMatrix latent;
+  const float* sums = nullptr;  // [num_blocks * 64, sums_width]
+  int sums_width = 0;
   // [n, k] FP16, 16-byte aligned. n is 2 kv_dim, K and V; or kv_dim, K, where
   // `v` has channels (kv_dim of them) and is V without a product.
   const uint16_t* w = nullptr;

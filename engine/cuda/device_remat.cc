@@ -44,8 +44,7 @@ absl::Status DeviceRemat::Reserve(const DeviceCodec* codec) {
   const size_t width = 2 * static_cast<size_t>(shape_.kv_dim());
   XC_RETURN_IF_ERROR(kv_.Reserve(rows * width * sizeof(float)));
   if (codec == nullptr) return absl::OkStatus();
-  XC_RETURN_IF_ERROR(sums_.Reserve(
-      rows * static_cast<size_t>(codec->sums_width()) * sizeof(float)));
+  XC_RETURN_IF_ERROR(sums_.Reserve(SumsBytes(*codec)));
   return latent_.Reserve(std::max<size_t>(
       1, rows * static_cast<size_t>(codec->latent_width()) * sizeof(uint16_t)));
 }
@@ -68,14 +67,30 @@ StoreKvArgs DeviceRemat::StoreArgs(int layer) const {
   return args;
 }
 
+size_t DeviceRemat::SumsBytes(const DeviceCodec& codec) {
+  return size_t{kRematBlocks} * kBlockTokens *
+         static_cast<size_t>(codec.sums_width()) * sizeof(float);
+}
+
+RematScratch DeviceRemat::Scratch(float* sums) const {
+  return {latent_.as<uint16_t>(), kv_.as<float>(),
+          sums != nullptr ? sums : sums_.as<float>()};
+}
+
+void DeviceRemat::LayerFromFirst(const DeviceCodec& codec, int layer,
+                                 const RematBatch& batch) {
+  for (int before = 0; before < layer; ++before) {
+    codec.Advance(ops_, before, batch, Scratch(nullptr));
+  }
+  Layer(codec, layer, batch);
+}
+
 void DeviceRemat::Layer(const DeviceCodec& codec, int layer,
-                        const RematBatch& batch) {
+                        const RematBatch& batch, float* sums) {
   RematBatch with_store = batch;
   with_store.store = StoreArgs(layer);
   with_store.store.blocks = batch.targets;
-  const PreRows rows =
-      codec.Remat(ops_, layer, with_store,
-                  {latent_.as<uint16_t>(), kv_.as<float>(), sums_.as<float>()});
+  const PreRows rows = codec.Remat(ops_, layer, with_store, Scratch(sums));
   if (rows.k == nullptr) return;
   StoreKvArgs args = with_store.store;
   args.k = rows.k;

@@ -33,9 +33,17 @@ class DeviceRemat {
   // Room for batches of this codec; null: of rows from the CPU's codec.
   absl::Status Reserve(const DeviceCodec* codec);
 
-  // Enqueues one layer of a batch of at most kRematBlocks blocks; in order
-  // where the codec has sums.
-  void Layer(const DeviceCodec& codec, int layer, const RematBatch& batch);
+  // Enqueues one layer of a batch of at most kRematBlocks blocks. Where the
+  // codec has sums, its layers come in order; `sums` is where the batch's are
+  // kept, SumsBytes() of device memory, or null: the scratch.
+  void Layer(const DeviceCodec& codec, int layer, const RematBatch& batch,
+             float* sums = nullptr);
+  // The same for a batch whose sums are kept nowhere: they are made from the
+  // first layer on, in the scratch.
+  void LayerFromFirst(const DeviceCodec& codec, int layer,
+                      const RematBatch& batch);
+  // Of kRematBlocks blocks; 0 where the codec has none.
+  static size_t SumsBytes(const DeviceCodec& codec);
   // The same of rows that the CPU's codec has decoded, in pinned memory, of one
   // block: [64, kv_dim] of K, then of V, FP32 before biases and RoPE or FP16
   // after. `host_rows_table` is a device array that holds host_rows().
@@ -49,6 +57,8 @@ class DeviceRemat {
   StoreKvArgs StoreArgs(int layer) const;
 
  private:
+  RematScratch Scratch(float* sums) const;
+
   const HyperParams& hparams_;
   const DeviceWeights& weights_;
   DeviceOps& ops_;

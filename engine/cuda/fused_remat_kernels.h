@@ -1,9 +1,9 @@
-// Body of the kernel that rematerializes K and V from codes at once: nothing
-// but payloads, matrices and tiles touches global memory. A block of threads
-// takes the 64 rows of one page and a panel of at most 128 columns, whole heads
-// of K or of V, and goes over k in slices of 64 channels: codes to FP16 in
-// shared memory, then a product on tensor cores. The sums stay in registers
-// until the end.
+// Body of the kernel that rematerializes K and V from codes, or from the sums
+// of a cross-layer codec, at once: nothing but these, matrices and tiles
+// touches global memory. A block of threads takes the 64 rows of one page and a
+// panel of at most 128 columns, whole heads of K or of V, and goes over k in
+// slices of 64 channels: to FP16 in shared memory, then a product on tensor
+// cores. The sums stay in registers until the end.
 #ifndef XCACHE_ENGINE_CUDA_FUSED_REMAT_KERNELS_H_
 #define XCACHE_ENGINE_CUDA_FUSED_REMAT_KERNELS_H_
 
@@ -89,6 +89,7 @@ XC_HOST_DEVICE inline int FusedParts(const FusedRematArgs& args) {
 }
 
 XC_HOST_DEVICE inline int FusedDepth(const FusedRematArgs& args) {
+  if (args.sums != nullptr) return args.sums_width;
   return args.latent.entries != nullptr ? args.latent.num_channels
                                         : args.x.num_channels;
 }
@@ -293,6 +294,31 @@ XC_HOST_DEVICE void DecodeChannelSlice(Block& block, const ChannelMatrix& m,
   });
 }
 
+// The same of a page's sums, what RoundSumsRow gives.
+template <typename Block>
+XC_HOST_DEVICE void RoundSumsSlice(Block& block, const FusedRematArgs& args,
+                                   int index, int slice, uint16_t* out) {
+  static_assert(kThreads % kSliceChannels == 0, "a thread has one channel");
+  const int first = slice * kSliceChannels;
+  const int left = args.sums_width - first;
+  const int channels = left < kSliceChannels ? left : kSliceChannels;
+  const int padded = PaddedChannels(channels);
+  const float* sums =
+      args.sums + int64_t{index} * kBlockTokens * args.sums_width + first;
+  const int first_row = args.store.blocks[index].first_row;
+  block.ForThreads([&](int thread) {
+    const int c = thread % kSliceChannels;
+    if (c >= padded) return;
+    for (int token = thread / kSliceChannels; token < kBlockTokens;
+         token += kThreads / kSliceChannels) {
+      const float sum =
+          c < channels ? sums[int64_t{token} * args.sums_width + c] : 0.0f;
+      if (token >= first_row && !IsFinite(sum)) args.invalid[index] = 1;
+      out[token * kOperandStride + c] = F32ToF16(sum);
+    }
+  });
+}
+
 // Begins to copy a panel's rows of w, channels [64 slice, ..) of them, to `b`;
 // beyond k there are zeros.
 template <typename Block>
@@ -402,7 +428,9 @@ XC_HOST_DEVICE void RematPanel(Block& block, const FusedRematArgs& args,
   const int k = FusedDepth(args);
   for (int slice = 0; slice * kSliceChannels < k; ++slice) {
     LoadPanel(block, args.w, k, panel, slice, s.b);
-    if (args.latent.entries != nullptr) {
+    if (args.sums != nullptr) {
+      RoundSumsSlice(block, args, index, slice, s.a);
+    } else if (args.latent.entries != nullptr) {
       DecodeChannelSlice(block, args.latent, args.payloads[index],
                          args.invalid + index, slice, s.a);
     } else {

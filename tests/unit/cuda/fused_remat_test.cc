@@ -3,6 +3,7 @@
 // sums, and any other product is as close as its sums allow.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -35,12 +36,13 @@ struct Shape {
   int group = 64;
   bool fp8 = true;
   bool rotated = true;
+  bool sums = false;  // in place of pages
 };
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
   return out << s.heads.n_kv_heads << " heads of " << s.heads.head_dim << ", "
              << s.channels << " channels, " << s.bits << " bits, group "
              << s.group << (s.fp8 ? ", fp8" : "")
-             << (s.rotated ? ", rotated" : "");
+             << (s.rotated ? ", rotated" : "") << (s.sums ? ", sums" : "");
 }
 
 class FusedRematTest : public DeviceOpsTest {
@@ -137,6 +139,10 @@ class FusedRematTest : public DeviceOpsTest {
     c.invalid =
         std::make_unique<Array<int32_t>>(*ops_, std::vector<int32_t>(kBlocks));
     c.args.payloads = c.table->get();
+    if (shape.sums) {
+      c.args.sums = Keep(c, Random(kBlocks * kBlockTokens * k, 2.0f));
+      c.args.sums_width = c.k;
+    }
     c.args.invalid = c.invalid->get();
     c.args.num_blocks = kBlocks;
     c.args.store.layout = {2, shape.heads.n_kv_heads, shape.heads.head_dim};
@@ -201,15 +207,33 @@ class FusedRematTest : public DeviceOpsTest {
   std::vector<uint16_t> Decoded(const Case& c) {
     Array<uint16_t> out(*ops_, std::vector<uint16_t>(static_cast<size_t>(
                                    kBlocks * kBlockTokens * c.k)));
-    DecodeArgs decode;
-    decode.payloads = c.args.payloads;
-    decode.invalid = c.args.invalid;
-    decode.num_blocks = kBlocks;
-    decode.out_f16 = out.get();
-    decode.out_stride = c.k;
-    c.per_channel ? ops_->DecodeChannels(c.args.latent, decode)
-                  : ops_->DecodeTokens(c.args.x, decode);
+    Tiles(c, [&](const FusedRematArgs& args) { Decode(c, args, out.get()); });
     return out.ToHost();
+  }
+  void Decode(const Case& c, const FusedRematArgs& args, uint16_t* out) {
+    if (args.sums != nullptr) {
+      RoundSumsArgs round;
+      round.sums = args.sums;
+      round.blocks = args.store.blocks;
+      round.out = out;
+      round.invalid = args.invalid;
+      round.num_blocks = kBlocks;
+      round.width = c.k;
+      ops_->RoundSums(round);
+      return;
+    }
+    DecodeArgs decode = DecodeArgsOf(args);
+    decode.out_f16 = out;
+    decode.out_stride = c.k;
+    c.per_channel ? ops_->DecodeChannels(args.latent, decode)
+                  : ops_->DecodeTokens(args.x, decode);
+  }
+  static DecodeArgs DecodeArgsOf(const FusedRematArgs& args) {
+    DecodeArgs decode;
+    decode.payloads = args.payloads;
+    decode.invalid = args.invalid;
+    decode.num_blocks = kBlocks;
+    return decode;
   }
 
   // Decode, product, StoreKv: what the codecs do without the fused kernel.
@@ -220,14 +244,7 @@ class FusedRematTest : public DeviceOpsTest {
           *ops_, std::vector<uint16_t>(static_cast<size_t>(rows * c.k)));
       Array<float> kv(
           *ops_, std::vector<float>(static_cast<size_t>(rows * 2 * c.kv_dim)));
-      DecodeArgs decode;
-      decode.payloads = args.payloads;
-      decode.invalid = args.invalid;
-      decode.num_blocks = kBlocks;
-      decode.out_f16 = latent.get();
-      decode.out_stride = c.k;
-      c.per_channel ? ops_->DecodeChannels(args.latent, decode)
-                    : ops_->DecodeTokens(args.x, decode);
+      Decode(c, args, latent.get());
       GemmArgs gemm;
       gemm.a = latent.get();
       gemm.w = args.w;
@@ -239,7 +256,7 @@ class FusedRematTest : public DeviceOpsTest {
       gemm.type = HalfType::kF16;
       ops_->Gemm(gemm);
       if (c.per_channel) {
-        decode.out_f16 = nullptr;
+        DecodeArgs decode = DecodeArgsOf(args);
         decode.out = kv.get() + c.kv_dim;
         decode.out_stride = 2 * c.kv_dim;
         ops_->DecodeTokens(args.v, decode);
@@ -379,6 +396,49 @@ TEST_P(FusedRematTest, ASelectionOfChannelsOfEveryWidthIsWhatIsDecoded) {
       }
     }
   }
+}
+
+TEST_P(FusedRematTest, ASelectionOfSumsIsThemRounded) {
+  for (const Heads& heads :
+       {Heads{1, 16}, {9, 16}, {3, 64}, {2, 80}, {2, 128}}) {
+    for (int channels : {16, 27, 40, 64, 100, 208}) {
+      Shape shape{heads, channels};
+      shape.sums = true;
+      ExpectSelected(shape, false);
+      ASSERT_FALSE(HasFailure());
+    }
+  }
+}
+
+TEST_P(FusedRematTest, OfSumsIsCloseToRoundingAndMultiplying) {
+  for (const Heads& heads : {Heads{9, 16}, {3, 64}, {2, 80}, {2, 128}}) {
+    for (RopePairing pairing :
+         {RopePairing::kInterleaved, RopePairing::kHalves}) {
+      Shape shape{heads, 168};
+      shape.sums = true;
+      ExpectClose(shape, false, pairing, heads.head_dim / 2);
+      ASSERT_FALSE(HasFailure());
+    }
+  }
+}
+
+// In a row that counts; the sinks' sums stand for nothing.
+TEST_P(FusedRematTest, ASumThatIsNotFiniteIsReported) {
+  Shape shape{{3, 64}, 168};
+  shape.sums = true;
+  Case c = Make(shape, false);
+  SetMatrix(c, std::vector<float>(static_cast<size_t>(c.n * c.k)));
+  std::vector<float> sums(static_cast<size_t>(kBlocks * kBlockTokens * c.k));
+  const float infinity = std::numeric_limits<float>::infinity();
+  const auto row = [&](int block, int slot) {
+    return sums.begin() + (block * kBlockTokens + slot) * c.k;
+  };
+  row(0, kSinkTokens - 1)[5] = infinity;
+  row(1, 63)[167] = -infinity;
+  row(2, 0)[64] = std::numeric_limits<float>::quiet_NaN();
+  c.args.sums = Keep(c, sums);
+  Fused(c);
+  EXPECT_EQ(c.invalid->ToHost(), (std::vector<int32_t>{0, 1, 1}));
 }
 
 TEST_P(FusedRematTest, IsCloseToDecodingAndMultiplying) {
