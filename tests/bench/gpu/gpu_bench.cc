@@ -21,6 +21,7 @@
 #include "engine/cuda/device_memory.h"
 #include "engine/cuda/host_ops.h"
 #include "engine/cuda/plugin.h"
+#include "engine/xcache/codec.h"
 #include "engine/xcache/page.h"
 #include "nlohmann/json.hpp"
 #include "tests/bench/gpu/remat_kernels.h"
@@ -417,6 +418,17 @@ absl::StatusOr<std::shared_ptr<DeviceOps>> Open(const std::string& device) {
   return cuda::OpenCudaDevice(ordinal);
 }
 
+absl::Status WriteSyntheticProfiles(const Model& model,
+                                    const std::vector<std::string>& codecs,
+                                    const std::string& dir) {
+  for (const std::string& codec : codecs) {
+    XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(codec));
+    XC_ASSIGN_OR_RETURN(const ProfileKind kind, ProfileOf(spec));
+    XC_RETURN_IF_ERROR(WriteSyntheticProfile(model, kind, dir));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Main(Options options) {
   XC_ASSIGN_OR_RETURN(std::shared_ptr<DeviceOps> ops, Open(options.device));
   std::shared_ptr<const Model> model;
@@ -436,7 +448,8 @@ absl::Status Main(Options options) {
   }
   absl::Status status;
   if (options.model.empty()) {
-    status = WriteSyntheticProfile(*model, options.profile_dir);
+    status =
+        WriteSyntheticProfiles(*model, options.codecs, options.profile_dir);
   }
   if (status.ok()) status = Bench(options, model, ops).Run();
   if (!own_dir.empty()) {

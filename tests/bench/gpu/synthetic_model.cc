@@ -167,18 +167,26 @@ absl::StatusOr<std::shared_ptr<const Model>> MakeSyntheticModel(
   return model;
 }
 
-absl::Status WriteSyntheticProfile(const Model& model, const std::string& dir) {
+absl::Status WriteSyntheticProfile(const Model& model, ProfileKind kind,
+                                   const std::string& dir) {
+  if (kind == ProfileKind::kNone) return absl::OkStatus();
   const HyperParams& h = model.hparams();
+  const auto d = static_cast<size_t>(h.d_model);
   const auto k = static_cast<size_t>(h.kv_dim());
+  // Of a basis: vectors, and their elements.
+  const bool both = kind == ProfileKind::kClGqaSvd;
+  const size_t rank = both ? std::min(d, 2 * k) : k;
+  const size_t width = both ? d : k;
   std::vector<float> values;
+  values.reserve(static_cast<size_t>(h.num_layers) * rank * (width + 1));
   for (int layer = 0; layer < h.num_layers; ++layer) {
     // A spectrum that falls, so that widths differ as they do in real models.
-    for (size_t i = 0; i < k; ++i) {
+    for (size_t i = 0; i < rank; ++i) {
       values.push_back(1.0f / (1.0f + 16.0f * static_cast<float>(i) /
-                                          static_cast<float>(k)));
+                                          static_cast<float>(rank)));
     }
-    for (size_t i = 0; i < k * k; ++i) {
-      values.push_back(i % (k + 1) == 0 ? 1.0f : 0.0f);
+    for (size_t i = 0; i < rank * width; ++i) {
+      values.push_back(i % (width + 1) == 0 ? 1.0f : 0.0f);
     }
   }
   // PROFILE_FORMAT.md.
@@ -187,7 +195,7 @@ absl::Status WriteSyntheticProfile(const Model& model, const std::string& dir) {
   StoreLe32(&bytes[0], 0x46504358);
   StoreLe16(&bytes[4], 1);
   StoreLe16(&bytes[6], 64);
-  StoreLe32(&bytes[8], static_cast<uint32_t>(ProfileKind::kGqaSvd));
+  StoreLe32(&bytes[8], static_cast<uint32_t>(kind));
   StoreLe32(&bytes[12], static_cast<uint32_t>(h.num_layers));
   StoreLe32(&bytes[16], static_cast<uint32_t>(h.d_model));
   StoreLe32(&bytes[20], static_cast<uint32_t>(k));
@@ -198,8 +206,8 @@ absl::Status WriteSyntheticProfile(const Model& model, const std::string& dir) {
               bytes.begin() + 64);
   StoreLe32(&bytes[64 + matrices], Crc32c(bytes.data(), 64 + matrices));
   const std::string path =
-      absl::StrCat(dir, "/", std::string(ProfileKindName(ProfileKind::kGqaSvd)),
-                   "-", ToHex(model.fingerprint()).substr(0, 16), ".xcpf");
+      absl::StrCat(dir, "/", std::string(ProfileKindName(kind)), "-",
+                   ToHex(model.fingerprint()).substr(0, 16), ".xcpf");
   std::ofstream out(path, std::ios::binary | std::ios::trunc);
   out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   if (!out.flush()) {

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/model/model.h"
+#include "engine/xcache/profile.h"
 
 namespace xcache::bench {
 
@@ -21,10 +22,11 @@ std::vector<std::string> SyntheticShapes();
 absl::StatusOr<std::shared_ptr<const Model>> MakeSyntheticModel(
     const std::string& shape, uint64_t seed);
 
-// Writes a profile of kind gqa-svd with the identity as its basis into `dir`,
+// Writes a profile whose basis is the first columns of the identity into `dir`,
 // under the name that the engine looks for: a real one takes minutes of SVD for
 // such shapes, and speed does not depend on it.
-absl::Status WriteSyntheticProfile(const Model& model, const std::string& dir);
+absl::Status WriteSyntheticProfile(const Model& model, ProfileKind kind,
+                                   const std::string& dir);
 
 }  // namespace xcache::bench
 
