@@ -36,7 +36,12 @@ int64_t RowBytes(WeightType type, int k) {
 class Products {
  public:
   Products(cuda::DeviceOps& ops, int repeat)
-      : ops_(ops), repeat_(repeat), weights_(ops), a_(ops), out_(ops) {}
+      : ops_(ops),
+        is_gpu_(ops.info().capability_major > 0),
+        repeat_(repeat),
+        weights_(ops),
+        a_(ops),
+        out_(ops) {}
 
   absl::Status Reserve(const std::vector<Shape>& shapes) {
     size_t a = 0, out = 0, largest = 0;
@@ -48,9 +53,8 @@ class Products {
     }
     // More than any cache; the emulation has none.
     const size_t several =
-        ops_.info().capability_major > 0 ? size_t{1} << 30 : 0;
-    XC_RETURN_IF_ERROR(weights_.Reserve(
-        std::max(largest, std::min(several, ops_.info().free_bytes / 4))));
+        is_gpu_ ? std::min(size_t{1} << 30, ops_.info().free_bytes / 4) : 0;
+    XC_RETURN_IF_ERROR(weights_.Reserve(std::max(largest, several)));
     XC_RETURN_IF_ERROR(a_.Reserve(cuda::kGemmRows * a * sizeof(uint16_t)));
     XC_RETURN_IF_ERROR(out_.Reserve(cuda::kGemmRows * out * sizeof(float)));
     ops_.Clear(StreamId::kCompute, weights_.as<void>(), weights_.bytes());
@@ -64,7 +68,8 @@ class Products {
     const int64_t row_bytes = RowBytes(type, shape.k);
     const auto bytes =
         (static_cast<size_t>(shape.n * row_bytes) + 255) / 256 * 256;
-    const size_t copies = std::max<size_t>(1, weights_.bytes() / bytes);
+    const size_t copies =
+        is_gpu_ ? std::max<size_t>(1, weights_.bytes() / bytes) : 1;
     DeviceMatrix matrix;
     matrix.cols = shape.k;
     matrix.parts.resize(1);
@@ -97,6 +102,7 @@ class Products {
 
  private:
   cuda::DeviceOps& ops_;
+  const bool is_gpu_;
   const int repeat_;
   cuda::DeviceMemory weights_, a_, out_;
 };

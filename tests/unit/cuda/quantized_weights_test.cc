@@ -286,7 +286,7 @@ TEST_P(QuantizedWeightsTest, ProductsAreCloseToThoseOfUnpackedWeights) {
   constexpr int kAbove = 16;  // rows of another part
   for (GgufType type : kTypes) {
     for (int k : WidthsOf(type)) {
-      const int n = 150, num_rows = 11, stride = kAbove + n + 8;
+      const int n = 152, num_rows = 11, stride = kAbove + n + 8;
       const Matrix m = Upload(type, n, k);
       std::vector<uint16_t> a(static_cast<size_t>(kGemmRows * k));
       for (uint16_t& x : a) x = F32ToBf16(Random(1)[0]);
