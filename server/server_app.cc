@@ -97,7 +97,6 @@ class ServerAppImpl final : public ServerApp {
     EngineOptions engine_options;
     engine_options.device = config_.device;
     engine_options.device_memory_bytes = config_.device_memory_bytes;
-    engine_options.remat = config_.remat;
     engine_options.num_threads = config_.num_threads;
     engine_options.isa = config_.isa;
     engine_options.profile_dir = config_.profile_dir;

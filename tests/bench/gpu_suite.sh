@@ -83,7 +83,8 @@ if [ "$WHAT" != tests ]; then
   bench llama-3.1-8b 130 --shape llama-3.1-8b \
     --codec 'kv-fp16;xquant-gqa:bits=4' --resume 4096,32768,131072 \
     --depth 1024,3072,8192 --batch 1,8,32,64 --capacity 8192
-  bench llama-2-7b 90 --shape llama-2-7b --codec 'kv-fp16;xquant:bits=4' \
+  bench llama-2-7b 90 --shape llama-2-7b \
+    --codec 'kv-fp16;xquant:bits=4;xquant-cl:bits=2' \
     --resume 4096,32768 --depth 1024,3072 --batch 1,8 --capacity 8192
   part torch 70 "$PYTHON" gpu_torch.py 4096 32768
   cat "$OUT/torch.log" >> "$RESULTS"

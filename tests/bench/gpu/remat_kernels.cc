@@ -30,8 +30,9 @@ struct Batch {
         angles(ops),
         latent(ops),
         kv(ops),
+        sums(ops),
         tables(ops) {}
-  DeviceMemory payloads, tiles, angles, latent, kv;
+  DeviceMemory payloads, tiles, angles, latent, kv, sums;
   cuda::TableUpload tables;
   cuda::RematBatch args;
 };
@@ -124,13 +125,16 @@ absl::StatusOr<std::vector<nlohmann::ordered_json>> MeasureRematKernels(
     XC_RETURN_IF_ERROR(batch.latent.Reserve(std::max<size_t>(
         1, size_t{kRematBlocks} * kBlockTokens * sizeof(uint16_t) *
                static_cast<size_t>(codec->latent_width()))));
+    const size_t sums_bytes = cuda::DeviceRemat::SumsBytes(*codec);
+    if (sums_bytes > 0) XC_RETURN_IF_ERROR(batch.sums.Reserve(sums_bytes));
     std::vector<double> ms;
     for (int i = 0; i < options.repeat + 1; ++i) {
       const Timer timer;
       for (int layer = 0; layer < h.num_layers; ++layer) {
         const cuda::PreRows pre =
             codec->Remat(ops, layer, batch.args,
-                         {batch.latent.as<uint16_t>(), batch.kv.as<float>()});
+                         {batch.latent.as<uint16_t>(), batch.kv.as<float>(),
+                          batch.sums.as<float>()});
         if (pre.k == nullptr) continue;
         cuda::StoreKvArgs store = batch.args.store;
         store.k = pre.k;
