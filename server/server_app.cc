@@ -189,6 +189,8 @@ class ServerAppImpl final : public ServerApp {
     options.max_queue_requests = config_.max_queue_requests;
     options.max_queue_tokens = config_.max_queue_tokens;
     options.default_ttl = config_.session_ttl;
+    options.default_remat =
+        ParseRematChoice(config_.remat).value_or(RematChoice::kAuto);
     if (config_.restore != "auto") {
       options.restore = config_.restore == "always"
                             ? ServerCoreOptions::Restore::kAlways
