@@ -398,7 +398,9 @@ absl::Status Scheduler::AdmitJob(Job& job) {
     if (job.lease != nullptr && !job.no_cache) {
       if (std::optional<LiveSequence> live = idle_.Take(job.lease->key())) {
         job.live = *std::move(live);
-        if (&job.live.sequence->codec() != job.codec) {
+        // Another policy: of a first turn under auto, which failed.
+        if (&job.live.sequence->codec() != job.codec ||
+            job.live.remat != job.remat) {
           job.live.Drop(cache_.Tick());
         }
         const auto rows = std::span(job.tokens).first(job.tokens.size() - 1);

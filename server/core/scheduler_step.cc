@@ -50,6 +50,7 @@ bool Scheduler::Prepare(Job& job) {
     return false;
   }
   job.live.sequence = *std::move(sequence);
+  job.live.remat = job.remat;
   return true;
 }
 

@@ -1,8 +1,11 @@
 // Remat policies: who decides, when, and what is kept of it.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/remat_crossover.h"
@@ -183,6 +186,30 @@ TEST(CoreRematTest, AFirstTurnThatFailsDecidesNothing) {
   h.engine->set_crossover(0);
   EXPECT_TRUE(h.Chat(h.Turn("s", "q"))->status().ok());
   EXPECT_EQ(Setting(h, "s"), "resume");
+}
+
+// What it leaves in memory is of the policy that it had.
+TEST(CoreRematTest, AfterACancelledFirstTurnTheNextOneDecidesAnew) {
+  Harness::Options options;
+  options.engine.step_delay = std::chrono::milliseconds(1);
+  options.engine.end_one_in = 0;
+  Harness h(options);
+  h.NewSession("s", "be brief");
+  h.engine->set_crossover(kNoRematCrossover);
+  ChatTurn turn = h.Turn("s", "one", 5000);
+  turn.cancellation = std::make_shared<Cancellation>();
+  const auto cancelled = h.StartChat(turn);
+  cancelled->WaitForDelta();
+  turn.cancellation->Cancel();
+  cancelled->Wait();
+  EXPECT_TRUE(absl::IsCancelled(cancelled->status()));
+  EXPECT_EQ(h.engine->step_sequences(), 1);
+  EXPECT_EQ(Setting(h, "s"), "auto");
+  h.engine->set_crossover(0);
+  ASSERT_TRUE(h.Chat(h.Turn("s", "one"))->status().ok());
+  EXPECT_EQ(Setting(h, "s"), "resume");
+  EXPECT_EQ(h.engine->sequences(), 2);
+  EXPECT_EQ(h.engine->step_sequences(), 1);
 }
 
 TEST(CoreRematTest, SessionsOfOlderStoresGetTheServersDefault) {
