@@ -242,24 +242,6 @@ def test_sessions_live_through_their_methods(client):
         client.sessions.GetSession(spb.GetSessionRequest(id="fork"))
 
 
-def test_the_remat_policy_of_a_session(client):
-    def get(name):
-        return client.sessions.GetSession(spb.GetSessionRequest(id=name)).remat
-
-    for name in ["resume", "step", "auto"]:
-        assert create(client, id=f"remat-{name}", remat=name).remat == name
-        assert get(f"remat-{name}") == name
-    answers = [client.chat(f"remat-{name}", "one " * 80).text
-               for name in ["resume", "step", "auto"]]
-    assert len(set(answers)) == 1
-    assert [get("remat-step"), get("remat-auto")] == ["step", "resume"]
-    fork = client.sessions.ForkSession(
-        spb.ForkSessionRequest(id="remat-step", new_id="remat-fork"))
-    assert fork.remat == "step"
-    with fails_with(Code.INVALID_ARGUMENT, "remat"):
-        create(client, remat="sometimes")
-
-
 def test_list_pages_through_all_sessions(client):
     wanted = {f"list-{i}" for i in range(7)}
     for name in sorted(wanted):
