@@ -161,6 +161,7 @@ v1::CreateSessionRequest ToProto(const CreateSessionOptions& options) {
   }
   out.set_codec(options.codec);
   out.set_title(options.title);
+  out.set_remat(options.remat);
   return out;
 }
 
@@ -201,6 +202,7 @@ SessionInfo FromProto(const v1::Session& session) {
   out.id = session.id();
   out.title = session.title();
   out.codec = session.codec();
+  out.remat = session.remat();
   out.turn = session.turn();
   out.num_tokens = session.num_tokens();
   out.num_messages = session.num_messages();

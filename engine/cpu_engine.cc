@@ -89,7 +89,7 @@ absl::Status CpuEngine::CheckCodec(const CodecHandle& codec) const {
 
 absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
     const CodecHandle& codec, std::span<const TokenId> tokens,
-    std::span<const KvBlockRef> blocks) {
+    std::span<const KvBlockRef> blocks, RematPolicy /*remat*/) {
   XC_RETURN_IF_ERROR(CheckCodec(codec));
   XC_RETURN_IF_ERROR(CheckPrefix(info_, tokens, blocks.size()));
   for (const KvBlockRef& block : blocks) {

@@ -40,7 +40,7 @@ class CpuEngine final : public Engine {
   size_t sequence_bytes(const CodecHandle& codec) const override;
   absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
       const CodecHandle& codec, std::span<const TokenId> tokens,
-      std::span<const KvBlockRef> blocks) override;
+      std::span<const KvBlockRef> blocks, RematPolicy remat) override;
   std::vector<absl::StatusOr<KvBlockRef>> Remat(
       const CodecHandle& codec, std::span<const RematJob> jobs) override;
   absl::Status Step(std::span<StepItem> items) override;

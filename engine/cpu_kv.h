@@ -68,6 +68,7 @@ class CpuKvBlock final : public KvBlock {
   CpuKvBlock(const CpuKvBlock&) = delete;
   CpuKvBlock& operator=(const CpuKvBlock&) = delete;
 
+  size_t bytes() const override { return arena_->block_bytes(); }
   static size_t Bytes(const KvShape& shape) {
     return static_cast<size_t>(shape.num_layers) *
            static_cast<size_t>(shape.n_kv_heads) * 2 * shape.tile_elements() *

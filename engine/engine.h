@@ -63,11 +63,25 @@ class CodecHandle {
   virtual size_t page_bytes() const = 0;
 };
 
+// How K and V of sealed blocks come to attention. Both give the same bits.
+enum class RematPolicy {
+  kResume,  // made once, when a block is sealed or rematerialized, and kept
+  kStep,    // codes are kept; each layer's K and V are made in each step
+};
+
+inline std::string_view RematPolicyName(RematPolicy policy) {
+  return policy == RematPolicy::kStep ? "step" : "resume";
+}
+
 // The K/V rows of one full block, all layers, as attention reads them: sinks
-// exact, other rows through the codec. Device memory. Immutable.
+// exact, other rows through the codec; or the codes that each step makes them
+// from. Device memory. Immutable.
 class KvBlock {
  public:
   virtual ~KvBlock() = default;
+  // What it takes of the engine's memory: kv_block_bytes(), or less where it is
+  // kept as codes.
+  virtual size_t bytes() const = 0;
 };
 using KvBlockRef = std::shared_ptr<const KvBlock>;
 
@@ -120,6 +134,9 @@ struct RematJob {
   std::string_view page;
   // The 64 token ids that the page must hold.
   std::span<const TokenId> tokens;
+  // Which form the block is wanted in. kStep is a wish: what the engine or the
+  // codec cannot keep as codes becomes K/V.
+  RematPolicy remat = RematPolicy::kResume;
 };
 
 class Engine {
@@ -141,18 +158,34 @@ class Engine {
   virtual absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) = 0;
 
-  // Bytes of one KvBlock, and of a Sequence without its sealed blocks. What a
-  // caller reserves (rule R5) before it makes one.
+  // The most bytes of one KvBlock, and those of a Sequence without its sealed
+  // blocks. What a caller reserves (rule R5) before it makes one.
   virtual size_t kv_block_bytes() const = 0;
   virtual size_t sequence_bytes(const CodecHandle& codec) const = 0;
 
+  // The number of cached tokens below which a sequence of this codec decodes
+  // faster with RematPolicy::kStep (engine/remat_crossover.h: 0, kResume
+  // always; kNoRematCrossover, kStep always). Measured at the first call, which
+  // takes as long as some dozen steps. RESOURCE_EXHAUSTED: there is no room to
+  // measure in now. An engine that knows K/V alone measures nothing: 0.
+  virtual absl::StatusOr<int64_t> RematCrossover(const CodecHandle& /*codec*/) {
+    return 0;
+  }
+
   // A sequence that starts with `tokens` (a multiple of 64, may be empty),
-  // whose rows are `blocks`, one for each 64 tokens.
+  // whose rows are `blocks`, one for each 64 tokens, of either form. `remat`
+  // says which form the blocks get that it seals; an engine that knows K/V
+  // alone takes no notice.
   // REQUIRES: `codec` and `blocks` are of this engine; each block was sealed or
   // rematerialized with this codec for this very prefix.
   virtual absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
       const CodecHandle& codec, std::span<const TokenId> tokens,
-      std::span<const KvBlockRef> blocks) = 0;
+      std::span<const KvBlockRef> blocks, RematPolicy remat) = 0;
+  absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
+      const CodecHandle& codec, std::span<const TokenId> tokens,
+      std::span<const KvBlockRef> blocks) {
+    return NewSequence(codec, tokens, blocks, RematPolicy::kResume);
+  }
 
   // Jobs of one Remat call beyond which nothing is gained.
   virtual int64_t max_useful_remat_jobs() const { return 16; }

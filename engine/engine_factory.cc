@@ -56,7 +56,6 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateOnGpu(
   device.num_threads = threads;
   device.profile_dir = options.profile_dir;
   device.pool_bytes = options.device_memory_bytes;
-  device.remat_each_step = options.remat == "step";
   device.weights = *cuda::ParseWeightPolicy(options.weights);
   return cuda::DeviceEngine::Create(std::move(model), std::move(ops), device,
                                     progress);
@@ -72,11 +71,6 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(
     return absl::InvalidArgumentError(
         absl::StrCat("unknown device '", options.device,
                      "'; known: cpu, cuda, cuda:N, auto"));
-  }
-  if (options.remat != "resume" && options.remat != "step" &&
-      options.remat != "auto") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "remat must be resume, step or auto, is '", options.remat, "'"));
   }
   if (!cuda::ParseWeightPolicy(options.weights)) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -28,12 +28,6 @@ struct EngineOptions {
   // On a GPU: most bytes for K/V blocks and live rows; 0: nine tenths of what
   // the weights leave free.
   uint64_t device_memory_bytes = 0;
-  // On a GPU: "resume": K and V are made once, when a block is sealed or
-  // resumed, and kept. "step": codes are kept, and each layer's K and V made
-  // from them in each step, where the device has kernels for the codec. "auto":
-  // which of them is faster, and from how many tokens on, has not been measured
-  // on any GPU yet; it is "resume".
-  std::string remat = "auto";
   // On a GPU: "bf16": matrices are dequantized once, at load. "quantized":
   // those of quantized types stay in the file's blocks, which products turn to
   // the same BF16 values as they read them. "auto": BF16 where that takes at

@@ -341,8 +341,9 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "On a GPU: hard cap of its page pool; 0: nine tenths of what the "
          "weights leave free");
   option("--remat", "XCACHE_REMAT", config.remat,
-         "On a GPU: resume keeps K and V, step keeps codes (but those of "
-         "cross-layer codecs) and makes K and V in each step; auto is resume")
+         "Of sessions that ask for none, on a GPU: resume keeps K and V, step "
+         "keeps codes and makes K and V in each step; auto: what is measured "
+         "to be faster for the tokens that a session's first turn may reach")
       ->check(CLI::IsMember({"auto", "resume", "step"}));
   option("--weights", "XCACHE_WEIGHTS", config.weights,
          "On a GPU: bf16 dequantizes weights once, quantized keeps those of "

@@ -97,7 +97,6 @@ class ServerAppImpl final : public ServerApp {
     EngineOptions engine_options;
     engine_options.device = config_.device;
     engine_options.device_memory_bytes = config_.device_memory_bytes;
-    engine_options.remat = config_.remat;
     engine_options.weights = config_.weights;
     engine_options.num_threads = config_.num_threads;
     engine_options.isa = config_.isa;
@@ -191,6 +190,8 @@ class ServerAppImpl final : public ServerApp {
     options.max_queue_requests = config_.max_queue_requests;
     options.max_queue_tokens = config_.max_queue_tokens;
     options.default_ttl = config_.session_ttl;
+    options.default_remat =
+        ParseRematChoice(config_.remat).value_or(RematChoice::kAuto);
     if (config_.restore != "auto") {
       options.restore = config_.restore == "always"
                             ? ServerCoreOptions::Restore::kAlways

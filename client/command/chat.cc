@@ -322,6 +322,8 @@ void AddChat(CLI::App* app, Action* action) {
   chat->add_option("--codec", options->create.codec,
                    "Codec of a new session: lossless, balanced, compact, or a "
                    "spec like xquant-gqa:bits=3");
+  chat->add_option("--remat", options->create.remat,
+                   "Remat policy of a new session: resume, step or auto");
   chat->add_option("--ttl-hours", options->ttl_hours,
                    "Hours after its last turn that a new session lives; 0: "
                    "for ever")

@@ -127,6 +127,7 @@ json ToJson(const client::SessionInfo& session) {
       {"update_time", IsoTime(session.update_time)},
       {"expire_time", session.expire_time ? json(IsoTime(*session.expire_time))
                                           : json(nullptr)}};
+  if (!session.remat.empty()) out["remat"] = session.remat;
   for (const client::Message& message : session.messages) {
     out["messages"].push_back({{"role", client::RoleName(message.role)},
                                {"content", message.content}});

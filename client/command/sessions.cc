@@ -87,6 +87,7 @@ void PrintSession(const Context& context, const SessionInfo& s) {
       {"tokens", HumanCount(s.num_tokens)},
       {"pages", HumanBytes(static_cast<double>(s.page_bytes))},
       {"codec", OneLine(s.codec)},
+      {"remat", OneLine(s.remat)},
       {"state", State(s)},
       {"created", time(s.create_time)},
       {"used", time(s.update_time)},

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/cuda/attention_kernels.h"
 #include "engine/engine_checks.h"
@@ -115,11 +116,8 @@ absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
     if (!options_.host_codecs) {
       XC_ASSIGN_OR_RETURN(device_codec, MakeDeviceCodec(sources));
     }
-    const bool keep_payloads =
-        options_.remat_each_step && device_codec != nullptr;
-    handle = std::make_unique<DeviceCodecHandle>(this, std::move(opened),
-                                                 std::move(device_codec),
-                                                 shape_, keep_payloads);
+    handle = std::make_unique<DeviceCodecHandle>(
+        this, std::move(opened), std::move(device_codec), shape_);
     XC_RETURN_IF_ERROR(CheckDevice());
   }
   return handle.get();
@@ -136,6 +134,31 @@ size_t DeviceEngine::sequence_bytes(const CodecHandle& codec) const {
              sizeof(KvBlockRef);
 }
 
+absl::StatusOr<int64_t> DeviceEngine::RematCrossover(const CodecHandle& codec) {
+  XC_RETURN_IF_ERROR(CheckCodec(codec));
+  const auto& handle = static_cast<const DeviceCodecHandle&>(codec);
+  if (handle.device_codec() == nullptr ||
+      handle.codec().payload_bytes() >= TileBytes(shape_)) {
+    return 0;
+  }
+  const auto known = crossovers_.find(&handle);
+  if (known != crossovers_.end()) return known->second;
+  XC_ASSIGN_OR_RETURN(const std::vector<StepTime> times,
+                      MeasureRematSteps(*this, codec, options_.remat_timing));
+  const int64_t tokens = FindRematCrossover(times);
+  for (const StepTime& time : times) {
+    XC_LOG_INFO("decode step measured",
+                "codec={} cached_tokens={} resume_us={:.0f} step_us={:.0f}",
+                LogValue(handle.spec()), time.cached_tokens,
+                1e6 * time.resume_seconds, 1e6 * time.step_seconds);
+  }
+  XC_LOG_INFO("remat crossover", "codec={} step_below_tokens={}",
+              LogValue(handle.spec()),
+              tokens == kNoRematCrossover ? "all" : absl::StrCat(tokens));
+  crossovers_.emplace(&handle, tokens);
+  return tokens;
+}
+
 absl::Status DeviceEngine::CheckCodec(const CodecHandle& codec) const {
   const auto* handle = dynamic_cast<const DeviceCodecHandle*>(&codec);
   if (handle == nullptr || handle->engine() != this) {
@@ -146,7 +169,7 @@ absl::Status DeviceEngine::CheckCodec(const CodecHandle& codec) const {
 
 absl::StatusOr<std::unique_ptr<Sequence>> DeviceEngine::NewSequence(
     const CodecHandle& codec, std::span<const TokenId> tokens,
-    std::span<const KvBlockRef> blocks) {
+    std::span<const KvBlockRef> blocks, RematPolicy remat) {
   XC_RETURN_IF_ERROR(CheckCodec(codec));
   XC_RETURN_IF_ERROR(CheckPrefix(info_, tokens, blocks.size()));
   for (const KvBlockRef& block : blocks) {
@@ -161,7 +184,7 @@ absl::StatusOr<std::unique_ptr<Sequence>> DeviceEngine::NewSequence(
     if (live_rows.get() == nullptr) return PoolExhausted(*pool_);
   }
   return std::make_unique<DeviceSequence>(handle, std::move(live_rows), tokens,
-                                          blocks);
+                                          blocks, remat);
 }
 
 absl::Status DeviceEngine::Step(std::span<StepItem> items) {
@@ -207,6 +230,14 @@ absl::Status DeviceEngine::Step(std::span<StepItem> items) {
   return SealFullBlocks(items);
 }
 
+std::shared_ptr<const DeviceKvBlock> DeviceEngine::NewBlock(
+    const DeviceCodecHandle& codec, PoolPiece tiles, PoolPiece payload) const {
+  const size_t bytes = payload.get() != nullptr ? codec.codec().payload_bytes()
+                                                : TileBytes(shape_);
+  return std::make_shared<DeviceKvBlock>(std::move(tiles), std::move(payload),
+                                         bytes);
+}
+
 absl::Status DeviceEngine::SealFullBlocks(std::span<StepItem> items) {
   std::map<const DeviceCodecHandle*, std::vector<DeviceSequence*>> full;
   for (const StepItem& item : items) {
@@ -241,7 +272,7 @@ absl::Status DeviceEngine::SealBlocks(const DeviceCodecHandle& codec,
     remat[i].block_index = seals[i].block_index;
     remat[i].payload = seals[i].payload;
     remat[i].tiles = full[i]->live_tiles();
-    if (!codec.KeepsPayload(seals[i].block_index)) continue;
+    if (!codec.KeepsPayload(full[i]->remat(), seals[i].block_index)) continue;
     // Where the pool has no room for the payload, the block stays K/V.
     kept[i] = PoolPiece(pool_, payload_bytes);
     remat[i].kept_payload = static_cast<uint8_t*>(kept[i].get());
@@ -257,9 +288,8 @@ absl::Status DeviceEngine::SealBlocks(const DeviceCodecHandle& codec,
     // As a payload the tiles are not needed: the next block takes them over.
     PoolPiece tiles;
     if (kept[i].get() == nullptr) tiles = full[i]->TakeLiveTiles();
-    full[i]->FinishSeal(
-        std::move(pages[i]),
-        std::make_shared<DeviceKvBlock>(std::move(tiles), std::move(kept[i])));
+    full[i]->FinishSeal(std::move(pages[i]),
+                        NewBlock(codec, std::move(tiles), std::move(kept[i])));
   }
   return absl::OkStatus();
 }
@@ -304,7 +334,7 @@ std::vector<absl::StatusOr<KvBlockRef>> DeviceEngine::Remat(
   for (size_t i = 0; i < jobs.size(); ++i) {
     PageJob& page = pages[i];
     if (!page.status.ok()) continue;
-    const bool keeps = handle.KeepsPayload(page.block_index);
+    const bool keeps = handle.KeepsPayload(jobs[i].remat, page.block_index);
     PoolPiece& piece = keeps ? kept[i] : tiles[i];
     piece = keeps ? PoolPiece(pool_, page.payload.size()) : NewTiles();
     if (piece.get() == nullptr) {
@@ -325,8 +355,7 @@ std::vector<absl::StatusOr<KvBlockRef>> DeviceEngine::Remat(
   }
   for (size_t i = 0; i < jobs.size(); ++i) {
     if (pages[i].status.ok()) {
-      results[i] = std::make_shared<DeviceKvBlock>(std::move(tiles[i]),
-                                                   std::move(kept[i]));
+      results[i] = NewBlock(handle, std::move(tiles[i]), std::move(kept[i]));
     } else {
       results[i] = pages[i].status;
     }

@@ -27,6 +27,7 @@
 #include "engine/engine.h"
 #include "engine/kernels/isa.h"
 #include "engine/model/model.h"
+#include "engine/remat_timing.h"
 
 namespace xcache::cuda {
 
@@ -37,12 +38,10 @@ struct DeviceEngineOptions {
   // Most bytes of K/V blocks and live rows; 0: nine tenths of what is free once
   // the weights are loaded.
   size_t pool_bytes = 0;
-  // Keep blocks as payloads, where the device has kernels for the codec, and
-  // rematerialize them layer by layer in each step. Block 0 is kept as K/V.
-  bool remat_each_step = false;
   // Most bytes of the pool that a step uses for the sums of cross-layer codecs
-  // of such blocks; unset: an eighth of the pool. Beyond them, or where the
-  // pool has no room, each layer makes the sums from the first layer on.
+  // of blocks kept as payloads; unset: an eighth of the pool. Beyond them, or
+  // where the pool has no room, each layer makes the sums from the first layer
+  // on.
   std::optional<size_t> step_sums_bytes;
   // Decode every codec on the CPU, as those without kernels are.
   bool host_codecs = false;
@@ -51,6 +50,8 @@ struct DeviceEngineOptions {
   WeightPolicy weights = WeightPolicy::kAuto;
   // How weights that stay quantized are multiplied.
   WeightKernel weight_kernel = WeightKernel::kFused;
+  // What RematCrossover measures by.
+  RematTimingOptions remat_timing;
 };
 
 class DeviceEngine final : public Engine {
@@ -66,14 +67,18 @@ class DeviceEngine final : public Engine {
   }
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
-  // An upper bound where blocks are kept as payloads.
   size_t kv_block_bytes() const override { return TileBytes(shape_); }
   size_t sequence_bytes(const CodecHandle& codec) const override;
+  // 0, without measuring, where no block is kept as its payload or payloads are
+  // no smaller than K and V.
+  absl::StatusOr<int64_t> RematCrossover(const CodecHandle& codec) override;
   // RESOURCE_EXHAUSTED, beside what the interface says, from all three: the
-  // pool is at its cap. Nothing has changed then.
+  // pool is at its cap. Nothing has changed then. Blocks of RematPolicy::kStep
+  // are kept as payloads where the device has kernels for the codec; block 0
+  // never is.
   absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
       const CodecHandle& codec, std::span<const TokenId> tokens,
-      std::span<const KvBlockRef> blocks) override;
+      std::span<const KvBlockRef> blocks, RematPolicy remat) override;
   // Some runs of blocks, so that all but the first are copied meanwhile.
   int64_t max_useful_remat_jobs() const override { return 4 * kRematBlocks; }
   std::vector<absl::StatusOr<KvBlockRef>> Remat(
@@ -90,6 +95,10 @@ class DeviceEngine final : public Engine {
   absl::Status CheckCodec(const CodecHandle& codec) const;
   // INTERNAL where the device has reported an error.
   absl::Status CheckDevice() const;
+  // Of the two pieces one is empty.
+  std::shared_ptr<const DeviceKvBlock> NewBlock(const DeviceCodecHandle& codec,
+                                                PoolPiece tiles,
+                                                PoolPiece payload) const;
   PoolPiece NewTiles() const { return PoolPiece(pool_, TileBytes(shape_)); }
   // Computes the sinks of the blocks that begin a sequence, into their tiles.
   absl::Status RunSinks(std::span<const RematJob> jobs,
@@ -112,6 +121,7 @@ class DeviceEngine final : public Engine {
   std::unique_ptr<DevicePages> pages_;
   ModelInfo info_;
   std::map<std::string, std::unique_ptr<DeviceCodecHandle>> codecs_;
+  std::map<const DeviceCodecHandle*, int64_t> crossovers_;  // measured
 };
 
 }  // namespace xcache::cuda

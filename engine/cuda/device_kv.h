@@ -31,9 +31,11 @@ inline size_t TileBytes(const KvShape& shape) {
 class DeviceKvBlock final : public KvBlock {
  public:
   // One of the two is empty: the block is kept as tiles, or as its payload and
-  // rematerialized in each step.
-  DeviceKvBlock(PoolPiece tiles, PoolPiece payload)
-      : tiles_(std::move(tiles)), payload_(std::move(payload)) {}
+  // rematerialized in each step. `bytes` are the other one's.
+  DeviceKvBlock(PoolPiece tiles, PoolPiece payload, size_t bytes)
+      : bytes_(bytes), tiles_(std::move(tiles)), payload_(std::move(payload)) {}
+
+  size_t bytes() const override { return bytes_; }
 
   uint16_t* tiles() const { return static_cast<uint16_t*>(tiles_.get()); }
   const uint8_t* payload() const {
@@ -41,6 +43,7 @@ class DeviceKvBlock final : public KvBlock {
   }
 
  private:
+  const size_t bytes_;
   PoolPiece tiles_, payload_;
 };
 

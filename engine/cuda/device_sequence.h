@@ -21,17 +21,15 @@ namespace xcache::cuda {
 class DeviceCodecHandle final : public CodecHandle {
  public:
   // `engine` marks whose it is. `device_codec` is null where the CPU's codec
-  // does the work. `keep_payloads`: blocks are kept as payloads, all but the
-  // first one, whose sinks are in no payload.
+  // does the work.
   DeviceCodecHandle(const Engine* engine, OpenedCodec opened,
                     std::unique_ptr<const DeviceCodec> device_codec,
-                    const KvShape& shape, bool keep_payloads)
+                    const KvShape& shape)
       : engine_(engine),
         opened_(std::move(opened)),
         device_codec_(std::move(device_codec)),
         live_rows_(shape, opened_.codec->live_rows()),
-        page_bytes_(PageBytes(opened_.codec->payload_bytes())),
-        keep_payloads_(keep_payloads) {}
+        page_bytes_(PageBytes(opened_.codec->payload_bytes())) {}
 
   std::string_view spec() const override { return opened_.spec; }
   const Digest& cache_fp() const override { return opened_.cache_fp; }
@@ -41,8 +39,11 @@ class DeviceCodecHandle final : public CodecHandle {
   const Codec& codec() const { return *opened_.codec; }
   const DeviceCodec* device_codec() const { return device_codec_.get(); }
   const LiveRowsLayout& live_rows() const { return live_rows_; }
-  bool KeepsPayload(int64_t block_index) const {
-    return keep_payloads_ && block_index > 0;
+  // Whether a block is kept as its payload: all but the first one, whose sinks
+  // are in no payload, where there are kernels that read it.
+  bool KeepsPayload(RematPolicy remat, int64_t block_index) const {
+    return remat == RematPolicy::kStep && device_codec_ != nullptr &&
+           block_index > 0;
   }
 
  private:
@@ -51,7 +52,6 @@ class DeviceCodecHandle final : public CodecHandle {
   const std::unique_ptr<const DeviceCodec> device_codec_;
   const LiveRowsLayout live_rows_;
   const size_t page_bytes_;
-  const bool keep_payloads_;
 };
 
 class DeviceSequence final : public Sequence {
@@ -59,8 +59,9 @@ class DeviceSequence final : public Sequence {
   // `live_rows` has live_rows().bytes() of the codec, or is empty.
   DeviceSequence(const DeviceCodecHandle& codec, PoolPiece live_rows,
                  std::span<const TokenId> tokens,
-                 std::span<const KvBlockRef> blocks)
+                 std::span<const KvBlockRef> blocks, RematPolicy remat)
       : codec_(codec),
+        remat_(remat),
         tokens_(tokens.begin(), tokens.end()),
         blocks_(blocks.begin(), blocks.end()),
         live_rows_(std::move(live_rows)) {}
@@ -86,6 +87,7 @@ class DeviceSequence final : public Sequence {
   }
 
   const DeviceCodecHandle& handle() const { return codec_; }
+  RematPolicy remat() const { return remat_; }
   int live_tokens() const {
     return static_cast<int>(tokens_.size() % kBlockTokens);
   }
@@ -113,6 +115,7 @@ class DeviceSequence final : public Sequence {
 
  private:
   const DeviceCodecHandle& codec_;
+  const RematPolicy remat_;
   std::vector<TokenId> tokens_;
   std::vector<KvBlockRef> blocks_;
   PoolPiece live_tiles_, live_rows_;

@@ -7,6 +7,9 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace xcache {
 
@@ -33,8 +36,10 @@ enum class CoreCounter {
   kCommitFailures,       // turns whose commit failed (durable=false)
   kSessionsExpired,
   kSessionsCorrupt,  // manifests that could not be read
-  kSteps,            // Engine::Step calls
-  kStepRows,         // rows in them
+  kSessionsResume,   // sessions that were given this remat policy
+  kSessionsStep,
+  kSteps,     // Engine::Step calls
+  kStepRows,  // rows in them
   kCount,
 };
 
@@ -100,6 +105,8 @@ struct CoreGauges {
   double decode_tokens_per_second = 0;
   double remat_blocks_per_second = 0;
   double remat_bytes_per_second = 0;  // page bytes
+  // Engine::RematCrossover, of the codecs for which it was asked.
+  std::vector<std::pair<std::string, int64_t>> remat_crossovers;
 };
 
 }  // namespace xcache

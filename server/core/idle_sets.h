@@ -27,6 +27,7 @@ struct LiveSequence {
   std::unique_ptr<Sequence> sequence;
   std::vector<BlockHold> holds;  // one for each of its blocks
   MemoryReservation memory;      // of the sequence without its blocks
+  RematPolicy remat = RematPolicy::kResume;  // the sequence's
 
   int64_t num_rows() const;
   // Forgets tokens from `num_tokens` on, and maybe the ones before up to the

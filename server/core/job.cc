@@ -23,6 +23,12 @@ int64_t Job::reusable_blocks() const {
   return (static_cast<int64_t>(tokens.size()) - 1) / kBlockTokens;
 }
 
+int64_t Job::max_tokens(int64_t max_context) const {
+  const int64_t more = kind == JobKind::kScore ? 0 : options.max_tokens;
+  // In this order, for max_tokens may be anything.
+  return prompt_tokens + std::min(more, max_context - prompt_tokens);
+}
+
 void Job::EndLoad() {
   if (load_ended != nullptr) *load_ended = true;
   load_ended = nullptr;

@@ -22,6 +22,7 @@
 #include "engine/model/tokenizer.h"
 #include "engine/sampler.h"
 #include "server/core/idle_sets.h"
+#include "server/core/remat_choice.h"
 #include "server/core/request.h"
 #include "server/core/session_manager.h"
 #include "server/core/stop_matcher.h"
@@ -55,6 +56,8 @@ struct Job {
   bool no_cache = false;
   std::string codec_spec;
   const CodecHandle* codec = nullptr;  // known once admitted
+  RematChoice remat_choice = RematChoice::kAuto;
+  RematPolicy remat = RematPolicy::kResume;  // known once admitted
 
   // The session's turn; null without a session.
   std::unique_ptr<SessionManager::Lease> lease;
@@ -108,6 +111,8 @@ struct Job {
   int64_t generated() const {
     return static_cast<int64_t>(tokens.size()) - prompt_tokens;
   }
+  // The most tokens that its context may come to.
+  int64_t max_tokens(int64_t max_context) const;
   // One row a step: its last token was just sampled.
   bool decoding() const {
     return kind != JobKind::kScore && generated() > 0 &&

@@ -62,6 +62,11 @@ class Scheduler {
 
   // Opens a codec; waits for the scheduler's thread.
   absl::StatusOr<const CodecHandle*> OpenCodec(std::string_view spec);
+  // Engine::RematCrossover, 0 where it cannot be measured now. On the
+  // scheduler's thread, or before Start.
+  int64_t RematCrossover(const CodecHandle& codec) XC_EXCLUDES(mu_);
+  // A session has been given this policy; nothing is counted of kAuto.
+  void CountRemat(RematChoice choice);
   // Drops what a session left in memory, and the blocks of these keys where
   // nobody uses them.
   void DropSession(const SessionKey& key, std::span<const PageKey> blocks);
@@ -86,6 +91,7 @@ class Scheduler {
   void EndCancelled();
   void Admit();
   absl::Status AdmitJob(Job& job);
+  RematPolicy ChooseRemat(const Job& job);
   void WaitForWork();
   absl::Status WhyToEnd(const Job& job, SteadyTime now) const;
   void LeaveQueue(const Job& job) XC_EXCLUDES(mu_);
@@ -101,6 +107,8 @@ class Scheduler {
 
   // scheduler_memory.cc: rule R5.
   std::optional<MemoryReservation> Reserve(Job& job, int64_t bytes);
+  // Gives back what a block that is kept as codes takes less than K/V.
+  static void ShrinkTo(const KvBlock& block, MemoryReservation* memory);
   void Preempt(Job& job);
   int64_t Reclaim(int64_t wanted_bytes, bool all);
   // The engine had no room on its device and has changed nothing. True: some
@@ -152,6 +160,8 @@ class Scheduler {
   CondVar finished_;  // for Drain
   std::vector<std::shared_ptr<Job>> submitted_ XC_GUARDED_BY(mu_);
   std::vector<LoadResult> loads_ XC_GUARDED_BY(mu_);
+  // By codec, as they were measured.
+  std::map<std::string, int64_t, std::less<>> crossovers_ XC_GUARDED_BY(mu_);
   std::vector<std::function<void()>> tasks_ XC_GUARDED_BY(mu_);
   bool woken_ XC_GUARDED_BY(mu_) = false;
   bool draining_ XC_GUARDED_BY(mu_) = false;

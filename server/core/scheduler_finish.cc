@@ -77,6 +77,12 @@ void Scheduler::FinishGeneration(Job& job, FinishReason reason) {
        .token_end = static_cast<uint32_t>(next.tokens.size())});
   ++next.turn;
   next.numerics_id = engine_.info().numerics_id;
+  const auto remat = RematOf(next.settings);
+  if (!remat.has_value() || *remat == RematChoice::kAuto) {
+    // From its first turn on it is what it was then.
+    SetRemat(ChoiceOf(job.remat), &next.settings);
+    CountRemat(ChoiceOf(job.remat));
+  }
   // Keys of what was kept, as far as nothing is missing in between. A turn with
   // no_cache keeps nothing and takes nothing away.
   size_t num_stored = 0;

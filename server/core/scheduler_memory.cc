@@ -67,6 +67,11 @@ std::optional<MemoryReservation> Scheduler::Reserve(Job& job, int64_t bytes) {
   }
 }
 
+void Scheduler::ShrinkTo(const KvBlock& block, MemoryReservation* memory) {
+  const auto bytes = static_cast<int64_t>(block.bytes());
+  if (bytes < memory->bytes()) memory->Resize(bytes);
+}
+
 // Drops everything a running request has in memory and puts it back to the
 // front of the queue. It goes on where it was, from pages and its tokens.
 void Scheduler::Preempt(Job& job) {

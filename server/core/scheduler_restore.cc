@@ -185,7 +185,8 @@ bool Scheduler::RestoreSlice(Job& job) {
     memory.push_back(*std::move(block));
     remat.push_back({.block_index = index,
                      .page = job.restore[remat.size()].hit->page->bytes(),
-                     .tokens = job.TokensOfBlock(index)});
+                     .tokens = job.TokensOfBlock(index),
+                     .remat = job.remat});
   }
   const auto slice = static_cast<int64_t>(remat.size());
   const SteadyTime begin = steady_clock::now();
@@ -214,6 +215,7 @@ bool Scheduler::RestoreSlice(Job& job) {
       break;
     }
     job.restore.pop_front();
+    ShrinkTo(**blocks[i], &memory[i]);
     job.live.holds.push_back(cache_.Insert(
         page.key, static_cast<int64_t>(job.live.holds.size()),
         *std::move(blocks[i]), std::move(memory[i]), /*stored=*/true));

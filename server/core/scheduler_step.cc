@@ -44,12 +44,13 @@ bool Scheduler::Prepare(Job& job) {
   for (const BlockHold& hold : job.live.holds) blocks.push_back(hold.kv());
   absl::StatusOr<std::unique_ptr<Sequence>> sequence = engine_.NewSequence(
       *job.codec, std::span(job.tokens).first(blocks.size() * kBlockTokens),
-      blocks);
+      blocks, job.remat);
   if (!sequence.ok()) {
     Fail(job, sequence.status());
     return false;
   }
   job.live.sequence = *std::move(sequence);
+  job.live.remat = job.remat;
   return true;
 }
 
@@ -155,6 +156,7 @@ void Scheduler::TakeSealed(Job& job) {
   for (SealedBlock& sealed : job.live.sequence->TakeSealed()) {
     metrics_.Add(CoreCounter::kBlocksSealed, 1);
     MemoryReservation memory = std::move(job.next_block);
+    ShrinkTo(*sealed.kv, &memory);
     if (job.no_cache) {
       job.live.holds.push_back(
           cache_.KeepPrivate(std::move(sealed.kv), std::move(memory)));

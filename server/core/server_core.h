@@ -26,6 +26,7 @@
 #include "engine/model/chat_template.h"
 #include "engine/model/tokenizer.h"
 #include "server/core/core_metrics.h"
+#include "server/core/remat_choice.h"
 #include "server/core/request.h"
 
 namespace xcache {
@@ -62,6 +63,8 @@ struct ServerCoreOptions {
   // Whether pages found are rematerialized or their tokens computed anew.
   enum class Restore { kByCost, kAlways, kNever };
   Restore restore = Restore::kByCost;
+  // Of sessions that ask for none, and of what has no session.
+  RematChoice default_remat = RematChoice::kAuto;
   // Milliseconds of the Unix epoch; empty: the system's clock.
   std::function<int64_t()> wall_clock_ms;
 };
@@ -81,6 +84,8 @@ struct SessionInfo {
   bool in_memory = false;
   std::vector<ChatMessage> messages;  // where they were asked for
   std::string title;
+  // "resume" or "step"; "auto" until the first turn. Empty in a list.
+  std::string remat;
 };
 
 struct CreateSessionOptions {
@@ -90,6 +95,9 @@ struct CreateSessionOptions {
   std::optional<std::chrono::seconds> ttl;  // unset: the default; 0: never
   std::string codec;  // spec or name of a quality; empty: the default
   std::string title;
+  // "resume", "step" or "auto": the first turn decides, by what is measured to
+  // decode faster for as many tokens as it may reach. Empty: the default.
+  std::string remat;
 };
 
 struct SessionListPage {

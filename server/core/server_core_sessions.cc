@@ -1,6 +1,7 @@
 // Session operations: create, read, list, delete, fork, pin, flush.
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -28,6 +29,11 @@ uint64_t ServerCoreImpl::PageBytes(std::string_view codec,
   // A codec that was not opened since the start has no known page size yet.
   const CodecHandle* handle = codecs_.Find(codec);
   return handle == nullptr ? 0 : num_pages * handle->page_bytes();
+}
+
+std::string ServerCoreImpl::RematName(const SessionSettings& settings) const {
+  return std::string(
+      RematChoiceName(RematOf(settings).value_or(options_.default_remat)));
 }
 
 SessionInfo ServerCoreImpl::InfoOf(const SessionSummary& summary) const {
@@ -62,6 +68,7 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
   summary.num_pages = record.page_keys.size();
   summary.pinned = record.pinned;
   SessionInfo info = InfoOf(summary);
+  info.remat = RematName(record.settings);
   for (const SessionMessage& message : record.messages) {
     info.messages.push_back(
         {.role = static_cast<Role>(message.role), .content = message.content});
@@ -77,9 +84,11 @@ absl::Status ServerCoreImpl::CommitNew(SessionManager::Lease& lease,
   if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
     XC_LOG_WARN("session not durable", "id={} why={}", LogValue(record.id),
                 LogValue(std::string(status.message())));
-    return absl::OkStatus();
+  } else if (!status.ok()) {
+    return status;
   }
-  return status;
+  scheduler_.CountRemat(RematOf(record.settings).value_or(RematChoice::kAuto));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
@@ -93,6 +102,12 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   }
   if (options.ttl.has_value() && options.ttl->count() < 0) {
     return absl::InvalidArgumentError("ttl is not negative");
+  }
+  std::optional<RematChoice> remat = options_.default_remat;
+  if (!options.remat.empty()) remat = ParseRematChoice(options.remat);
+  if (!remat.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "remat is resume, step or auto, not '", options.remat, "'"));
   }
   if (deps_.chat_template == nullptr) {
     return absl::FailedPreconditionError("the model has no chat template");
@@ -113,6 +128,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   record.cache_fp = codec->cache_fp();
   record.model_fp = model().model_fp;
   record.numerics_id = model().numerics_id;
+  SetRemat(*remat, &record.settings);
   if (!options.system_prompt.empty()) {
     const std::vector<ChatMessage> system = {
         {.role = Role::kSystem, .content = options.system_prompt}};
@@ -132,12 +148,17 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
 absl::StatusOr<SessionInfo> ServerCoreImpl::GetSession(std::string_view tenant,
                                                        std::string_view id,
                                                        bool with_messages) {
-  if (with_messages) {
-    XC_ASSIGN_OR_RETURN(const SessionRecord record, sessions_.Read(tenant, id));
-    return InfoOf(record);
+  absl::StatusOr<SessionRecord> record = sessions_.Read(tenant, id);
+  if (with_messages && !record.ok()) return record.status();
+  if (!record.ok()) {
+    // Of one that cannot be read there is what the index knows.
+    XC_ASSIGN_OR_RETURN(const SessionSummary summary,
+                        sessions_.Find(tenant, id));
+    return InfoOf(summary);
   }
-  XC_ASSIGN_OR_RETURN(const SessionSummary summary, sessions_.Find(tenant, id));
-  return InfoOf(summary);
+  SessionInfo info = InfoOf(*record);
+  if (!with_messages) info.messages.clear();
+  return info;
 }
 
 absl::StatusOr<SessionListPage> ServerCoreImpl::ListSessions(

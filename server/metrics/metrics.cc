@@ -166,6 +166,12 @@ const std::vector<MetricDef>& Table() {
        K::kGauge,
        "Running average of page bytes rematerialized a second.",
        {}},
+      {Metric::kRematCrossover,
+       "xcache_remat_crossover_tokens",
+       K::kGauge,
+       "Cached tokens below which --remat step decodes faster, as measured; "
+       "0: never.",
+       {"codec"}},
 
       {Metric::kPages,
        "xcache_pages",
@@ -343,6 +349,11 @@ const std::vector<MetricDef>& Table() {
        K::kCounter,
        "Session records that could not be read.",
        {}},
+      {Metric::kRematSessions,
+       "xcache_remat_sessions_total",
+       K::kCounter,
+       "Sessions that were given a remat policy, by which.",
+       {"policy"}},
 
       {Metric::kBuildInfo,
        "xcache_build_info",
@@ -419,6 +430,8 @@ constexpr CounterMap kCounterMap[] = {
     {CoreCounter::kCommitFailures, Metric::kCommits, "failed"},
     {CoreCounter::kSessionsExpired, Metric::kExpiredSessions, ""},
     {CoreCounter::kSessionsCorrupt, Metric::kCorruptSessions, ""},
+    {CoreCounter::kSessionsResume, Metric::kRematSessions, "resume"},
+    {CoreCounter::kSessionsStep, Metric::kRematSessions, "step"},
     {CoreCounter::kSteps, Metric::kSteps, ""},
     {CoreCounter::kStepRows, Metric::kStepRows, ""},
 };

@@ -84,6 +84,7 @@ enum class Metric {
   kDecodeRate,
   kRematBlockRate,
   kRematByteRate,
+  kRematCrossover,
   // Pages and tiers.
   kPages,
   kPageBytes,
@@ -121,6 +122,7 @@ enum class Metric {
   kCommits,
   kExpiredSessions,
   kCorruptSessions,
+  kRematSessions,
   // The process.
   kBuildInfo,
   kReady,

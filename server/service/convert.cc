@@ -353,6 +353,8 @@ absl::StatusOr<CreateSessionOptions> ToCreateSession(
   out.codec = request.codec();
   XC_RETURN_IF_ERROR(CheckText("title", request.title(), kMaxTitleBytes));
   out.title = request.title();
+  XC_RETURN_IF_ERROR(CheckText("remat", request.remat(), kMaxRematBytes));
+  out.remat = request.remat();
   return out;
 }
 
@@ -416,6 +418,7 @@ void ToProto(const SessionInfo& info, v1::Session* out) {
     m->set_content(ToUtf8(message.content));
   }
   out->set_title(info.title);
+  out->set_remat(info.remat);
 }
 
 void ToProto(const ServerCore& core, v1::GetModelInfoResponse* out) {

@@ -32,6 +32,7 @@ inline constexpr int kMaxTopLogprobs = 20;  // of Score
 inline constexpr size_t kMaxIdBytes = 128;
 inline constexpr size_t kMaxTitleBytes = 256;
 inline constexpr size_t kMaxCodecBytes = 256;
+inline constexpr size_t kMaxRematBytes = 16;
 inline constexpr size_t kMaxPageTokenBytes = 1024;
 inline constexpr int kMaxPageSize = 1000;
 

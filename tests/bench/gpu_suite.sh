@@ -66,12 +66,12 @@ fi
 
 if [ "$WHAT" != bench ]; then
   part device_ops 40 "${OURS[@]}" bin/device_ops_test --gtest_filter='*Gpu*'
-  part gpu_engine 120 "${OURS[@]}" bin/gpu_engine_test
+  part gpu_engine 110 "${OURS[@]}" bin/gpu_engine_test
   SANITIZER=$(command -v compute-sanitizer ||
     ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
   if [ -n "$SANITIZER" ]; then
     for tool in memcheck racecheck; do
-      part "sanitizer_$tool" 60 "${OURS[@]}" "$SANITIZER" --tool "$tool" \
+      part "sanitizer_$tool" 50 "${OURS[@]}" "$SANITIZER" --tool "$tool" \
         --error-exitcode 9 bin/device_ops_test --gtest_filter='*Gpu*'
     done
   else
@@ -80,14 +80,18 @@ if [ "$WHAT" != bench ]; then
 fi
 
 if [ "$WHAT" != tests ]; then
-  bench llama-3.1-8b 130 --shape llama-3.1-8b \
+  bench llama-3.1-8b 120 --shape llama-3.1-8b \
     --codec 'kv-fp16;xquant-gqa:bits=4' --resume 4096,32768,131072 \
     --depth 1024,3072,8192 --batch 1,8,32,64 --capacity 8192
-  bench llama-2-7b 90 --shape llama-2-7b --codec 'kv-fp16;xquant:bits=4' \
+  bench llama-3.1-8b-cl 70 --shape llama-3.1-8b \
+    --codec 'xquant-cl-gqa:bits=4' --resume 4096,32768 --depth 3072 \
+    --batch 1,32 --capacity 8192
+  bench llama-2-7b 80 --shape llama-2-7b \
+    --codec 'kv-fp16;xquant:bits=4;xquant-cl:bits=2' \
     --resume 4096,32768 --depth 1024,3072 --batch 1,8 --capacity 8192
-  part torch 70 "$PYTHON" gpu_torch.py 4096 32768
+  part torch 60 "$PYTHON" gpu_torch.py 4096 32768
   cat "$OUT/torch.log" >> "$RESULTS"
-  part plots 20 "$PYTHON" gpu_plots.py "$RESULTS" "$OUT"
+  part plots 15 "$PYTHON" gpu_plots.py "$RESULTS" "$OUT"
 fi
 
 rm -f "$OUT/model.gguf"

@@ -104,7 +104,6 @@ int Main(int argc, char** argv) {
   app.add_option("--codec", o.codec, "codec spec")->capture_default_str();
   app.add_option("--threads", o.engine.num_threads, "0: one for each CPU");
   app.add_option("--device", o.engine.device, "cpu, cuda, cuda:N or auto");
-  app.add_option("--remat", o.engine.remat, "on a GPU: resume or step");
   app.add_option("--weights", o.engine.weights,
                  "on a GPU: auto, bf16 or quantized");
   app.add_option("--isa", o.engine.isa, "ref, avx2 or avx512; default: best");

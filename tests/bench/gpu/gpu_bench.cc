@@ -21,6 +21,7 @@
 #include "engine/cuda/device_memory.h"
 #include "engine/cuda/host_ops.h"
 #include "engine/cuda/plugin.h"
+#include "engine/remat_crossover.h"
 #include "engine/xcache/codec.h"
 #include "engine/xcache/page.h"
 #include "nlohmann/json.hpp"
@@ -70,17 +71,18 @@ class Bench {
 
   absl::Status Run() {
     XC_RETURN_IF_ERROR(Limits());
-    for (const char* policy : {"resume", "step"}) {
-      XC_RETURN_IF_ERROR(MakeEngine(policy));
-      if (policy == std::string("resume")) XC_RETURN_IF_ERROR(Recompute());
-      for (const std::string& spec : options_.codecs) {
+    for (const std::string& spec : options_.codecs) {
+      // Anew for each codec: the one before has filled the pool.
+      XC_RETURN_IF_ERROR(MakeEngine());
+      if (&spec == &options_.codecs.front()) XC_RETURN_IF_ERROR(Recompute());
+      XC_ASSIGN_OR_RETURN(codec_, engine_->OpenCodec(spec, {}));
+      XC_RETURN_IF_ERROR(MakePagePayloads());
+      if (spec != "kv-fp16") XC_RETURN_IF_ERROR(RematKernels(spec));
+      step_times_.clear();
+      for (RematPolicy policy : {RematPolicy::kResume, RematPolicy::kStep}) {
         // K/V itself is never made anew.
-        if (policy == std::string("step") && spec == "kv-fp16") continue;
-        XC_ASSIGN_OR_RETURN(codec_, engine_->OpenCodec(spec, {}));
-        XC_RETURN_IF_ERROR(MakePagePayloads());
-        if (policy == std::string("resume") && spec != "kv-fp16") {
-          XC_RETURN_IF_ERROR(RematKernels(spec));
-        }
+        if (policy == RematPolicy::kStep && spec == "kv-fp16") continue;
+        policy_ = policy;
         for (int n : options_.resume) XC_RETURN_IF_ERROR(Resume(n));
         for (int depth : options_.depth) {
           for (int batch : options_.batch) {
@@ -89,6 +91,7 @@ class Bench {
         }
         for (int n : options_.capacity) XC_RETURN_IF_ERROR(Capacity(n));
       }
+      Crossover();
     }
     return absl::OkStatus();
   }
@@ -100,22 +103,19 @@ class Bench {
     report_.Add(row);
   }
 
-  absl::Status MakeEngine(const std::string& policy) {
+  absl::Status MakeEngine() {
     codec_ = nullptr;
     engine_.reset();
-    policy_ = policy;
     cuda::DeviceEngineOptions options;
     options.isa = *ChooseIsa("");
     options.num_threads = options_.threads;
     options.profile_dir = options_.profile_dir;
-    options.remat_each_step = policy == "step";
     options.remat_kernel = options_.remat_kernel;
     options.weights = *cuda::ParseWeightPolicy(options_.weights);
     const Timer timer;
     XC_ASSIGN_OR_RETURN(engine_,
                         cuda::DeviceEngine::Create(model_, ops_, options, {}));
     Add({{"what", "load"},
-         {"policy", policy},
          {"ms", timer.ms()},
          {"weights", options_.weights},
          {"numerics_id", engine_->info().numerics_id},
@@ -235,7 +235,7 @@ class Bench {
     const auto tokens = TokensOf(static_cast<int>(pages.size()) * kBlockTokens);
     for (size_t i = 0; i < jobs.size(); ++i) {
       jobs[i] = {static_cast<int64_t>(i), pages[i],
-                 tokens.subspan(i * kBlockTokens, kBlockTokens)};
+                 tokens.subspan(i * kBlockTokens, kBlockTokens), policy_};
     }
     std::vector<KvBlockRef> blocks;
     for (auto& block : engine_->Remat(*codec_, jobs)) {
@@ -312,7 +312,7 @@ class Bench {
     }
     Add({{"what", "resume"},
          {"codec", codec_->spec()},
-         {"policy", policy_},
+         {"policy", RematPolicyName(policy_)},
          {"remat_kernel", RematKernelName(options_.remat_kernel)},
          {"tokens", n},
          {"page_bytes", bytes},
@@ -329,14 +329,15 @@ class Bench {
       auto blocks = Blocks(pages);
       absl::Status status = blocks.status();
       if (status.ok()) {
-        auto sequence = engine_->NewSequence(*codec_, TokensOf(depth), *blocks);
+        auto sequence =
+            engine_->NewSequence(*codec_, TokensOf(depth), *blocks, policy_);
         status = sequence.status();
         if (status.ok()) sequences.push_back(*std::move(sequence));
       }
       if (status.code() == absl::StatusCode::kResourceExhausted) {
         Add({{"what", "decode"},
              {"codec", codec_->spec()},
-             {"policy", policy_},
+             {"policy", RematPolicyName(policy_)},
              {"depth", depth},
              {"batch", batch},
              {"skipped", "does not fit"}});
@@ -359,13 +360,41 @@ class Bench {
     }
     Add({{"what", "decode"},
          {"codec", codec_->spec()},
-         {"policy", policy_},
+         {"policy", RematPolicyName(policy_)},
          {"remat_kernel", RematKernelName(options_.remat_kernel)},
          {"depth", depth},
          {"batch", batch},
          {"ms", Median(ms)},
          {"tokens_per_s", batch / Median(ms) * 1e3}});
+    if (batch == 1) {
+      StepTime& times = step_times_[depth];
+      times.cached_tokens = depth;
+      (policy_ == RematPolicy::kStep ? times.step_seconds
+                                     : times.resume_seconds) = Median(ms) / 1e3;
+    }
     return absl::OkStatus();
+  }
+
+  // What the decode times of one sequence say of the policies, where both were
+  // measured.
+  void Crossover() {
+    std::vector<StepTime> times;
+    for (const auto& [depth, time] : step_times_) {
+      if (time.resume_seconds > 0 && time.step_seconds > 0) {
+        times.push_back(time);
+      }
+    }
+    if (times.size() < 2) return;
+    const int64_t tokens = FindRematCrossover(times);
+    Row row = {{"what", "remat crossover"},
+               {"codec", codec_->spec()},
+               {"remat_kernel", RematKernelName(options_.remat_kernel)}};
+    if (tokens == kNoRematCrossover) {
+      row["step"] = "always";
+    } else {
+      row["step_below_tokens"] = tokens;
+    }
+    Add(row);
   }
 
   // Sessions of `n` tokens until the pool is full.
@@ -382,7 +411,7 @@ class Bench {
     const auto& pool = static_cast<cuda::DeviceEngine&>(*engine_).pool();
     Add({{"what", "capacity"},
          {"codec", codec_->spec()},
-         {"policy", policy_},
+         {"policy", RematPolicyName(policy_)},
          {"tokens", n},
          {"sessions", sessions.size()},
          {"pool_bytes", pool.cap_bytes()},
@@ -396,7 +425,8 @@ class Bench {
   const std::shared_ptr<const Model> model_;
   const std::shared_ptr<DeviceOps> ops_;
   Report report_;
-  std::string policy_;
+  RematPolicy policy_ = RematPolicy::kResume;
+  std::map<int, StepTime> step_times_;  // of the codec at hand, by depth
   std::unique_ptr<Engine> engine_;
   const CodecHandle* codec_ = nullptr;
   std::vector<std::string> sealed_;  // pages of blocks 0 and 1

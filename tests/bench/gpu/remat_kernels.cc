@@ -125,9 +125,8 @@ absl::StatusOr<std::vector<nlohmann::ordered_json>> MeasureRematKernels(
     XC_RETURN_IF_ERROR(batch.latent.Reserve(std::max<size_t>(
         1, size_t{kRematBlocks} * kBlockTokens * sizeof(uint16_t) *
                static_cast<size_t>(codec->latent_width()))));
-    XC_RETURN_IF_ERROR(batch.sums.Reserve(std::max<size_t>(
-        1, size_t{kRematBlocks} * kBlockTokens * sizeof(float) *
-               static_cast<size_t>(codec->sums_width()))));
+    const size_t sums_bytes = cuda::DeviceRemat::SumsBytes(*codec);
+    if (sums_bytes > 0) XC_RETURN_IF_ERROR(batch.sums.Reserve(sums_bytes));
     std::vector<double> ms;
     for (int i = 0; i < options.repeat + 1; ++i) {
       const Timer timer;

@@ -43,9 +43,11 @@ inline std::vector<TokenId> WriteText(Engine& engine, const CodecHandle& codec,
   return tokens;
 }
 
-// Both engines compute a text that `expected` writes. Prints what it finds.
+// Both engines compute a text that `expected` writes, `found` by that policy.
+// Prints what it finds.
 inline Agreement MeasureAgreement(Engine& expected, Engine& found,
-                                  const std::string& spec, size_t num_tokens) {
+                                  const std::string& spec, size_t num_tokens,
+                                  RematPolicy remat = RematPolicy::kResume) {
   const auto expected_codec = expected.OpenCodec(spec, {});
   const auto found_codec = found.OpenCodec(spec, {});
   EXPECT_TRUE(expected_codec.ok()) << expected_codec.status();
@@ -54,7 +56,7 @@ inline Agreement MeasureAgreement(Engine& expected, Engine& found,
   const std::vector<TokenId> tokens =
       WriteText(expected, **expected_codec, num_tokens);
   const Reference a = ComputeReference(expected, **expected_codec, tokens);
-  const Reference b = ComputeReference(found, **found_codec, tokens);
+  const Reference b = ComputeReference(found, **found_codec, tokens, remat);
   double error = 0.0, power = 0.0;
   int same = 0;
   for (size_t i = 0; i < tokens.size(); ++i) {

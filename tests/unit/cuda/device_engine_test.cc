@@ -56,21 +56,20 @@ EngineCase HostCase(std::string name, HostOpsOptions device,
 
 std::vector<EngineCase> HostCases() {
   std::vector<EngineCase> cases;
-  cases.push_back(HostCase("resume", {}, {}));
+  cases.push_back(HostCase("plain", {}, {}));
   HostOpsOptions scattered;
   scattered.order = ThreadOrder::kScattered;
   scattered.seed = 2;
-  DeviceEngineOptions step;
-  step.remat_each_step = true;
-  step.num_threads = 2;
-  cases.push_back(HostCase("step", scattered, step));
+  DeviceEngineOptions threads;
+  threads.num_threads = 2;
+  cases.push_back(HostCase("scattered", scattered, threads));
   DeviceEngineOptions two_step;
   two_step.remat_kernel = RematKernel::kTwoStep;
   cases.push_back(HostCase("two_step", scattered, two_step));
   DeviceEngineOptions host_codecs;
   host_codecs.host_codecs = true;
   cases.push_back(HostCase("host_codecs", {}, host_codecs));
-  DeviceEngineOptions quantized = step;
+  DeviceEngineOptions quantized = threads;
   quantized.weights = WeightPolicy::kQuantized;
   cases.push_back(HostCase("quantized", scattered, quantized));
   return cases;
@@ -131,7 +130,6 @@ TEST(DeviceEngineTest, OrdersAndPoliciesAgreeBitForBit) {
         device.seed = 9;
         DeviceEngineOptions engine_options;
         engine_options.num_threads = 2;
-        engine_options.remat_each_step = order != ThreadOrder::kForward;
         const auto engine = MakeDeviceEngine(model, device, engine_options);
         ASSERT_TRUE(engine.ok()) << engine.status();
         const auto same = (*engine)->OpenCodec(spec, {});
@@ -176,12 +174,13 @@ std::vector<std::vector<float>> Continue(Engine& engine,
 }
 
 // The same after all the text's pages.
-std::vector<std::vector<float>> Resume(Engine& engine, const CodecHandle& codec,
-                                       const Reference& text) {
+std::vector<std::vector<float>> Resume(
+    Engine& engine, const CodecHandle& codec, const Reference& text,
+    RematPolicy remat = RematPolicy::kResume) {
   std::vector<RematJob> jobs(text.pages.size());
   for (size_t i = 0; i < jobs.size(); ++i) {
     jobs[i] = {static_cast<int64_t>(i), text.pages[i],
-               std::span(text.tokens).subspan(i * 64, 64)};
+               std::span(text.tokens).subspan(i * 64, 64), remat};
   }
   std::vector<KvBlockRef> blocks;
   for (auto& block : engine.Remat(codec, jobs)) {
@@ -253,12 +252,11 @@ TEST(DeviceEngineTest, PagesOfTheCpuAndOfTheDeviceAreResumedByTheOther) {
     for (const std::string& spec : CodecSpecsUnderTest()) {
       const auto cpu_codec = cpu->OpenCodec(spec, {});
       ASSERT_TRUE(cpu_codec.ok()) << cpu_codec.status();
-      for (const auto& [each_step, kernel] :
-           {std::pair{false, RematKernel::kFused},
-            {true, RematKernel::kFused},
-            {false, RematKernel::kTwoStep}}) {
+      for (const auto& [remat, kernel] :
+           {std::pair{RematPolicy::kResume, RematKernel::kFused},
+            {RematPolicy::kStep, RematKernel::kFused},
+            {RematPolicy::kResume, RematKernel::kTwoStep}}) {
         DeviceEngineOptions engine_options;
-        engine_options.remat_each_step = each_step;
         engine_options.remat_kernel = kernel;
         const auto device = MakeDeviceEngine(model, {}, engine_options);
         ASSERT_TRUE(device.ok()) << device.status();
@@ -274,7 +272,7 @@ TEST(DeviceEngineTest, PagesOfTheCpuAndOfTheDeviceAreResumedByTheOther) {
           for (const auto& [engine, codec] :
                {std::pair<Engine*, const CodecHandle*>(cpu.get(), *cpu_codec),
                 {device->get(), *device_codec}}) {
-            both.push_back(Resume(*engine, *codec, text));
+            both.push_back(Resume(*engine, *codec, text, remat));
           }
           EXPECT_LT(RelativeError(both[1], both[0]), kTolerance) << spec;
         }
@@ -529,10 +527,9 @@ TEST(DeviceEngineTest, SealsTheBytesThatTheCpusCodecSeals) {
 // A payload whose checksum is right and whose scales are none.
 TEST(DeviceEngineTest, InvalidScalesAreDataLoss) {
   const auto model = MakeTinyModel({});
-  for (const bool each_step : {false, true}) {
+  for (const RematPolicy remat : {RematPolicy::kResume, RematPolicy::kStep}) {
     for (const bool host_codecs : {false, true}) {
       DeviceEngineOptions options;
-      options.remat_each_step = each_step;
       options.host_codecs = host_codecs;
       const auto engine = MakeDeviceEngine(model, {}, options);
       ASSERT_TRUE(engine.ok()) << engine.status();
@@ -550,7 +547,7 @@ TEST(DeviceEngineTest, InvalidScalesAreDataLoss) {
         std::vector<RematJob> jobs(2);
         for (size_t i = 0; i < 2; ++i) {
           jobs[i] = {static_cast<int64_t>(i), i == block ? page : text.pages[i],
-                     std::span(text.tokens).subspan(i * 64, 64)};
+                     std::span(text.tokens).subspan(i * 64, 64), remat};
         }
         const auto results = (*engine)->Remat(**codec, jobs);
         EXPECT_EQ(results[block].status().code(), absl::StatusCode::kDataLoss)
@@ -649,14 +646,14 @@ TEST(DeviceEngineTest, SumsThatAStepHasNoRoomForChangeNoBit) {
       HostOpsOptions device;
       device.order = ThreadOrder::kScattered;
       DeviceEngineOptions options;
-      options.remat_each_step = true;
       options.step_sums_bytes = sums_bytes;
       options.pool_bytes = pool_bytes;
       const auto step = MakeDeviceEngine(model, device, options);
       EXPECT_TRUE(step.ok()) << step.status();
       const auto same = (*step)->OpenCodec(spec, {});
       EXPECT_TRUE(same.ok()) << same.status();
-      EXPECT_TRUE(Resume(**step, **same, text) == expected) << spec;
+      EXPECT_TRUE(Resume(**step, **same, text, RematPolicy::kStep) == expected)
+          << spec;
       return static_cast<DeviceEngine&>(**step).pool().held_bytes();
     };
     constexpr size_t kLarge = size_t{16} << 20;  // a slab has one run's sums
@@ -669,15 +666,120 @@ TEST(DeviceEngineTest, SumsThatAStepHasNoRoomForChangeNoBit) {
   }
 }
 
+// A clock by which steps take what their policy and length are said to cost.
+struct FakeClock {
+  struct Cost {
+    double ms = 0.0;
+    double us_per_token = 0.0;
+  };
+  Cost resume, step;
+  int repeat = 2;
+  int calls = 0;
+  double now = 100.0;
+
+  // Of the model's 2048 tokens of context: 31 blocks, and parts of them.
+  static constexpr int64_t kBlocks[] = {3, 7, 15, 31};
+
+  double Seconds() {
+    const int timed = calls++ / 2;  // a call before and one after each step
+    if (calls % 2 == 1) return now;
+    const Cost& cost = timed % 2 == 0 ? resume : step;
+    const int64_t blocks = kBlocks[timed / (2 * repeat)];
+    return now +=
+           cost.ms * 1e-3 + cost.us_per_token * 1e-6 *
+                                static_cast<double>(blocks * kBlockTokens);
+  }
+};
+
+TEST(DeviceEngineTest, TheRematCrossoverIsMeasuredOnceForACodec) {
+  const auto model = MakeTinyModel({});
+  FakeClock clock;
+  clock.resume = {14.0, 1.0};
+  clock.step = {12.0, 3.0};
+  DeviceEngineOptions options;
+  options.remat_timing.clock = [&] { return clock.Seconds(); };
+  options.remat_timing.repeat = clock.repeat;
+  const auto made = MakeDeviceEngine(model, {}, options);
+  ASSERT_TRUE(made.ok()) << made.status();
+  Engine& engine = **made;
+  const auto& pool = static_cast<DeviceEngine&>(engine).pool();
+  for (const char* spec : {"xquant-gqa:bits=2", "xquant-cl-gqa:bits=2"}) {
+    const CodecHandle* codec = *engine.OpenCodec(spec, {});
+    const Reference text = ComputeReference(
+        engine, *codec, RandomTokens(150, engine.info().vocab_size, 6));
+    clock.calls = 0;
+    const size_t used = pool.used_bytes();
+    const auto crossover = engine.RematCrossover(*codec);
+    ASSERT_TRUE(crossover.ok()) << crossover.status();
+    EXPECT_NEAR(static_cast<double>(*crossover), 1000.0, 1.0) << spec;
+    const int calls = clock.calls;
+    EXPECT_EQ(calls, 4 * 2 * 2 * clock.repeat);
+    EXPECT_EQ(*engine.RematCrossover(*codec), *crossover);
+    EXPECT_EQ(clock.calls, calls) << "measured again";
+    // It leaves nothing behind, and no bit changes after it.
+    EXPECT_EQ(pool.used_bytes(), used);
+    const auto after = Resume(engine, *codec, text);
+    for (size_t i = 0; i < after.size(); ++i) {
+      EXPECT_EQ(after[i], text.logits[2 * kBlockTokens + i]) << spec;
+    }
+  }
+  // Where there is nothing to choose nothing is measured.
+  clock.calls = 0;
+  EXPECT_EQ(*engine.RematCrossover(**engine.OpenCodec("kv-fp16", {})), 0);
+  options.host_codecs = true;
+  const auto host = MakeDeviceEngine(model, {}, options);
+  EXPECT_EQ(*(*host)->RematCrossover(**(*host)->OpenCodec("xquant", {})), 0);
+  options.host_codecs = false;
+  TinyModelOptions brief;
+  brief.context_length = 512;
+  const auto small = MakeDeviceEngine(MakeTinyModel(brief), {}, options);
+  EXPECT_EQ(*(*small)->RematCrossover(**(*small)->OpenCodec("xquant", {})), 0);
+  EXPECT_EQ(clock.calls, 0);
+}
+
+TEST(DeviceEngineTest, ACrossoverThatThereIsNoRoomForIsMeasuredLater) {
+  const auto model = MakeTinyModel({});
+  FakeClock clock;
+  clock.resume = {14.0, 1.0};
+  clock.step = {12.0, 1.0};
+  DeviceEngineOptions options;
+  options.remat_timing.clock = [&] { return clock.Seconds(); };
+  options.remat_timing.repeat = clock.repeat;
+  options.pool_bytes =
+      40 * (*MakeDeviceEngine(model, {}, {}))->kv_block_bytes();
+  const auto made = MakeDeviceEngine(model, {}, options);
+  ASSERT_TRUE(made.ok()) << made.status();
+  const CodecHandle* codec = *(*made)->OpenCodec("xquant-gqa:bits=2", {});
+  const CodecHandle* plain = *(*made)->OpenCodec("kv-fp16", {});
+  {
+    const Reference text = ComputeReference(
+        **made, *plain, RandomTokens(640, (*made)->info().vocab_size, 6));
+    std::vector<RematJob> jobs(10);
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      jobs[i] = {static_cast<int64_t>(i), text.pages[i],
+                 std::span(text.tokens).subspan(i * 64, 64)};
+    }
+    std::vector<std::vector<absl::StatusOr<KvBlockRef>>> held;
+    for (int i = 0; i < 3; ++i) {
+      held.push_back((*made)->Remat(*plain, jobs));
+      EXPECT_TRUE(held.back().back().ok()) << held.back().back().status();
+    }
+    EXPECT_EQ((*made)->RematCrossover(*codec).status().code(),
+              absl::StatusCode::kResourceExhausted);
+  }
+  clock.calls = 0;
+  const auto crossover = (*made)->RematCrossover(*codec);
+  ASSERT_TRUE(crossover.ok()) << crossover.status();
+  EXPECT_EQ(*crossover, kNoRematCrossover);
+}
+
 TEST(DeviceEngineTest, BlocksKeptAsPayloadsTakeLessOfThePool) {
   const auto model = MakeTinyModel({});
-  const auto used_bytes = [&](const char* spec, bool each_step) {
-    DeviceEngineOptions options;
-    options.remat_each_step = each_step;
-    const auto made = MakeDeviceEngine(model, {}, options);
+  const auto used_bytes = [&](const char* spec, RematPolicy remat) {
+    const auto made = MakeDeviceEngine(model, {}, {});
     EXPECT_TRUE(made.ok()) << made.status();
     const CodecHandle* codec = *(*made)->OpenCodec(spec, {});
-    auto sequence = *(*made)->NewSequence(*codec, {}, {});
+    auto sequence = *(*made)->NewSequence(*codec, {}, {}, remat);
     const std::vector<TokenId> tokens =
         RandomTokens(1024, (*made)->info().vocab_size, 1);
     for (size_t at = 0; at < tokens.size(); at += 64) {
@@ -686,10 +788,15 @@ TEST(DeviceEngineTest, BlocksKeptAsPayloadsTakeLessOfThePool) {
       item.tokens = std::span(tokens).subspan(at, 64);
       EXPECT_TRUE((*made)->Step({&item, 1}).ok());
     }
+    const size_t block_bytes = sequence->blocks()[1]->bytes();
+    EXPECT_EQ(block_bytes < (*made)->kv_block_bytes(),
+              remat == RematPolicy::kStep);
     return static_cast<DeviceEngine&>(**made).pool().used_bytes();
   };
   for (const char* spec : {"xquant-gqa:bits=2", "xquant-cl-gqa:bits=2"}) {
-    EXPECT_LT(used_bytes(spec, true), used_bytes(spec, false) / 2) << spec;
+    EXPECT_LT(used_bytes(spec, RematPolicy::kStep),
+              used_bytes(spec, RematPolicy::kResume) / 2)
+        << spec;
   }
 }
 

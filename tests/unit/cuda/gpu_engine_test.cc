@@ -1,4 +1,4 @@
-// The engine on the first GPU: the conformance suite under both policies, and
+// The engine on the first GPU: the conformance suite, and
 // closeness to the CPU's engine on a real model (XCACHE_TEST_MODEL). Skipped,
 // saying why, where there is no GPU.
 #include <memory>
@@ -16,32 +16,29 @@ namespace {
 
 absl::Status GpuAvailable() { return cuda::OpenCudaDevice(0).status(); }
 
-EngineOptions GpuOptions(const std::string& remat,
-                         const std::string& weights = "bf16") {
+EngineOptions GpuOptions(const std::string& weights = "bf16") {
   EngineOptions options;
   options.device = "cuda";
   options.num_threads = 4;
-  options.remat = remat;
   options.weights = weights;
   // Each case makes an engine of its own; what is left of the GPU is others'.
   options.device_memory_bytes = uint64_t{256} << 20;
   return options;
 }
 
-EngineCase GpuCase(const std::string& remat, const std::string& weights) {
+EngineCase GpuCase(const std::string& weights) {
   EngineCase engine_case;
-  engine_case.name = remat + "_" + weights;
-  engine_case.make = [remat, weights](std::shared_ptr<const Model> model) {
-    return CreateEngine(std::move(model), GpuOptions(remat, weights), {});
+  engine_case.name = weights;
+  engine_case.make = [weights](std::shared_ptr<const Model> model) {
+    return CreateEngine(std::move(model), GpuOptions(weights), {});
   };
   engine_case.available = &GpuAvailable;
   return engine_case;
 }
 
 INSTANTIATE_TEST_SUITE_P(Gpu, EngineConformanceTest,
-                         ::testing::Values(GpuCase("resume", "bf16"),
-                                           GpuCase("step", "bf16"),
-                                           GpuCase("step", "quantized")),
+                         ::testing::Values(GpuCase("bf16"),
+                                           GpuCase("quantized")),
                          [](const ::testing::TestParamInfo<EngineCase>& c) {
                            return c.param.name;
                          });
@@ -50,7 +47,7 @@ TEST(GpuEngineTest, WithoutAGpuCudaIsAnErrorAndAutoIsTheCpu) {
   const absl::Status available = GpuAvailable();
   if (available.ok()) GTEST_SKIP() << "there is a GPU";
   EXPECT_EQ(available.code(), absl::StatusCode::kFailedPrecondition);
-  const auto engine = CreateEngine(MakeTinyModel({}), GpuOptions("resume"), {});
+  const auto engine = CreateEngine(MakeTinyModel({}), GpuOptions(), {});
   EXPECT_EQ(engine.status(), available);
   EngineOptions options;
   const auto fallback = CreateEngine(MakeTinyModel({}), options, {});
@@ -74,23 +71,24 @@ TEST(GpuEngineTest, AgreesWithTheCpuOnARealModel) {
   cpu_options.profile_dir = ::testing::TempDir();
   const auto cpu = CreateEngine(*model, cpu_options, {});
   ASSERT_TRUE(cpu.ok()) << cpu.status();
-  for (const auto& [remat, weights] : {std::pair{"resume", "bf16"},
-                                       {"step", "bf16"},
-                                       {"resume", "quantized"}}) {
-    EngineOptions gpu_options = GpuOptions(remat, weights);
+  for (const char* weights : {"bf16", "quantized"}) {
+    EngineOptions gpu_options = GpuOptions(weights);
     gpu_options.profile_dir = ::testing::TempDir();
     gpu_options.device_memory_bytes = uint64_t{2} << 30;
     const auto gpu = CreateEngine(*model, gpu_options, {});
     ASSERT_TRUE(gpu.ok()) << gpu.status();
-    for (const char* spec : {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4",
-                             "xquant-cl-gqa:bits=4", "kivi:bits=4"}) {
-      if (std::string(weights) == "quantized" &&
-          std::string(spec) != "xquant-gqa:bits=4") {
-        continue;  // codecs know nothing of how weights are held
+    for (RematPolicy remat : {RematPolicy::kResume, RematPolicy::kStep}) {
+      for (const char* spec : {"kv-fp16", "xquant-gqa:bits=4", "xquant:bits=4",
+                               "xquant-cl-gqa:bits=4", "kivi:bits=4"}) {
+        if (std::string(weights) == "quantized" &&
+            std::string(spec) != "xquant-gqa:bits=4") {
+          continue;  // codecs know nothing of how weights are held
+        }
+        const Agreement found =
+            MeasureAgreement(**cpu, **gpu, spec, 200, remat);
+        EXPECT_LT(found.relative_error, kModelRelativeError) << spec;
+        EXPECT_GT(found.top1, kModelTop1) << spec;
       }
-      const Agreement found = MeasureAgreement(**cpu, **gpu, spec, 200);
-      EXPECT_LT(found.relative_error, kModelRelativeError) << spec;
-      EXPECT_GT(found.top1, kModelTop1) << spec;
     }
   }
 }

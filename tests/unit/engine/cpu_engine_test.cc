@@ -107,10 +107,6 @@ TEST(EngineFactoryTest, RejectsWhatItDoesNotKnow) {
         << device;
   }
   options = {};
-  options.remat = "never";
-  EXPECT_EQ(CreateEngine(model, options, {}).status().code(),
-            absl::StatusCode::kInvalidArgument);
-  options = EngineOptions();
   options.weights = "fp8";
   EXPECT_EQ(CreateEngine(model, options, {}).status().code(),
             absl::StatusCode::kInvalidArgument);

@@ -77,6 +77,28 @@ TEST_P(EngineConformanceTest, ResultsDependOnTokensAndCodecAlone) {
   }
 }
 
+// Of one policy throughout, where the random runs mix them.
+TEST_P(EngineConformanceTest, BothRematPoliciesGiveTheSame) {
+  for (const TinyModelOptions& options : ModelsUnderTest()) {
+    const auto engine = Make(options);
+    ASSERT_NE(engine, nullptr);
+    for (const std::string& spec : CodecSpecsUnderTest()) {
+      const auto codec = engine->OpenCodec(spec, {});
+      ASSERT_TRUE(codec.ok()) << codec.status();
+      const std::vector<TokenId> tokens =
+          RandomTokens(150, engine->info().vocab_size, 4);
+      const Reference a = ComputeReference(*engine, **codec, tokens);
+      const Reference b =
+          ComputeReference(*engine, **codec, tokens, RematPolicy::kStep);
+      EXPECT_TRUE(a.pages == b.pages) << spec;
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        ExpectSameLogits(b.logits[i], a.logits[i], GetParam().logits_tolerance,
+                         spec + ", position " + std::to_string(i));
+      }
+    }
+  }
+}
+
 TEST_P(EngineConformanceTest, ALossyCodecIsReadOutsideTheOwnBlock) {
   // With the sinks and the own block exact, two codecs agree up to the end of
   // the first block and differ later: what is sealed really is read.
@@ -242,7 +264,8 @@ TEST_P(EngineConformanceTest, TruncatingForgetsPagesThatWereNotTaken) {
   const auto sealed = s.sequence->TakeSealed();
   ASSERT_EQ(sealed.size(), 1u);
   EXPECT_EQ(sealed[0].block_index, 0);
-  EXPECT_NE(sealed[0].kv, nullptr);
+  ASSERT_NE(sealed[0].kv, nullptr);
+  EXPECT_EQ(sealed[0].kv->bytes(), s.engine->kv_block_bytes());
   EXPECT_TRUE(s.sequence->TakeSealed().empty());
 }
 

@@ -39,10 +39,10 @@ std::vector<TokenId> RandomTokens(int n, int vocab_size, uint32_t seed) {
 }
 
 Reference ComputeReference(Engine& engine, const CodecHandle& codec,
-                           std::vector<TokenId> tokens) {
+                           std::vector<TokenId> tokens, RematPolicy remat) {
   Reference reference;
   reference.tokens = std::move(tokens);
-  auto sequence = engine.NewSequence(codec, {}, {});
+  auto sequence = engine.NewSequence(codec, {}, {}, remat);
   EXPECT_TRUE(sequence.ok()) << sequence.status();
   if (!sequence.ok()) return reference;
   const auto vocab = static_cast<size_t>(engine.info().vocab_size);
@@ -107,11 +107,15 @@ class RandomRun {
 
  private:
   uint32_t Below(size_t n) { return static_cast<uint32_t>(gen_() % n); }
+  RematPolicy AnyPolicy() {
+    return Below(2) == 0 ? RematPolicy::kResume : RematPolicy::kStep;
+  }
 
   void Start(size_t text, std::span<const KvBlockRef> blocks) {
     const std::span<const TokenId> tokens(texts_[text].tokens);
-    auto sequence = engine_.NewSequence(
-        codec_, tokens.first(blocks.size() * kBlockTokens), blocks);
+    auto sequence =
+        engine_.NewSequence(codec_, tokens.first(blocks.size() * kBlockTokens),
+                            blocks, AnyPolicy());
     ASSERT_TRUE(sequence.ok()) << sequence.status();
     EXPECT_EQ((*sequence)->tokens().size(), blocks.size() * kBlockTokens);
     EXPECT_EQ((*sequence)->blocks().size(), blocks.size());
@@ -146,6 +150,7 @@ class RandomRun {
       jobs[i].block_index = static_cast<int64_t>(i);
       jobs[i].page = texts_[text].pages[i];
       jobs[i].tokens = tokens.subspan(i * kBlockTokens, kBlockTokens);
+      jobs[i].remat = AnyPolicy();
     }
     std::vector<KvBlockRef> blocks;
     for (auto& block : engine_.Remat(codec_, jobs)) {

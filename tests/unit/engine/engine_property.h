@@ -22,7 +22,8 @@ struct Reference {
 
 // Forwards `tokens` block by block, alone. Test failures where that fails.
 Reference ComputeReference(Engine& engine, const CodecHandle& codec,
-                           std::vector<TokenId> tokens);
+                           std::vector<TokenId> tokens,
+                           RematPolicy remat = RematPolicy::kResume);
 
 std::vector<TokenId> RandomTokens(int n, int vocab_size, uint32_t seed);
 
@@ -32,8 +33,9 @@ void ExpectSameLogits(std::span<const float> actual,
                       std::span<const float> expected, float tolerance,
                       const std::string& where);
 
-// Runs `num_actions` random actions on sequences over `texts`, checking every
-// logit and every page against the references.
+// Runs `num_actions` random actions on sequences over `texts`, of both remat
+// policies and with blocks of both forms, checking every logit and every page
+// against the references.
 void RunRandomActions(Engine& engine, const CodecHandle& codec,
                       std::span<const Reference> texts, int num_actions,
                       uint32_t seed, float tolerance);

@@ -1,6 +1,7 @@
-// The core on the CPU engine, a tiny model and the store on disk: answers and
-// the bits of their log-probabilities are the same whatever was cached, and
-// every session outlives the core.
+// The core on real engines (the CPU's, and a device's as the host emulates it),
+// a tiny model and the store on disk: answers and the bits of their
+// log-probabilities are the same whatever was cached, and every session
+// outlives the core.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -16,7 +17,10 @@
 #include <vector>
 
 #include "cachestore/cache_store.h"
+#include "engine/cuda/device_engine.h"
+#include "engine/cuda/host_ops.h"
 #include "engine/engine_factory.h"
+#include "engine/kernels/isa.h"
 #include "engine/model/chat_template.h"
 #include "engine/model/tokenizer.h"
 #include "engine/xcache/codec.h"
@@ -27,18 +31,35 @@
 namespace xcache::testing {
 namespace {
 
+std::unique_ptr<Engine> MakeCpuEngine(std::shared_ptr<const Model> model,
+                                      int num_threads) {
+  EngineOptions options;
+  options.device = "cpu";
+  options.num_threads = num_threads;
+  return CreateEngine(std::move(model), options, {}).value();
+}
+
+std::unique_ptr<Engine> MakeDeviceEngine(std::shared_ptr<const Model> model,
+                                         int num_threads) {
+  cuda::DeviceEngineOptions options;
+  options.isa = *ChooseIsa("");
+  options.num_threads = num_threads;
+  return cuda::DeviceEngine::Create(std::move(model), cuda::MakeHostOps({}),
+                                    options, {})
+      .value();
+}
+
 // One server's parts, over a folder that outlives them.
 class RealCore {
  public:
   RealCore(std::string dir, ServerCoreOptions options,
-           int64_t memory_bytes = 256 << 20, int num_threads = 2)
+           int64_t memory_bytes = 256 << 20, int num_threads = 2,
+           decltype(&MakeCpuEngine) make_engine = &MakeCpuEngine)
       : dir_(std::move(dir)), memory_(memory_bytes) {
     model_ = MakeTinyModel({});
     tokenizer_ = Tokenizer::Create(model_->gguf()).value();
     template_ = ChatTemplate::Create(model_->gguf(), *tokenizer_, "").value();
-    EngineOptions engine;
-    engine.num_threads = num_threads;
-    engine_ = CreateEngine(model_, engine, {}).value();
+    engine_ = make_engine(model_, num_threads);
     CacheStoreOptions store;
     store.dir = dir_;
     store.model_fp = model_->fingerprint();
@@ -58,9 +79,11 @@ class RealCore {
   const MemoryBudget& memory() const { return memory_; }
 
   void NewSession(const std::string& id, const std::string& system,
-                  const std::string& codec = "") {
+                  const std::string& codec = "",
+                  const std::string& remat = "") {
     CreateSessionOptions create;
     create.codec = codec;
+    create.remat = remat;
     create.tenant = "t";
     create.id = id;
     create.system_prompt = system;
@@ -216,6 +239,35 @@ TEST_F(CoreEngineTest, PagesOfDifferentCodecsLiveSideBySide) {
               specs[choices[i]]);
   }
   EXPECT_EQ(core.metrics.counter(CoreCounter::kPagesCorrupt), 0u);
+}
+
+TEST_F(CoreEngineTest, BothRematPoliciesOnADeviceAnswerTheSameBits) {
+  ServerCoreOptions options = Restoring();
+  options.default_remat = RematChoice::kResume;
+  std::vector<std::vector<SampledToken>> expected;
+  for (const char* remat : {"resume", "step"}) {
+    // A folder for each, so that neither finds the other's pages; a restart
+    // between the turns, so that pages are rematerialized.
+    for (uint32_t turn = 0; turn < 2; ++turn) {
+      RealCore core(Dir(remat), options, 256 << 20, 2, &MakeDeviceEngine);
+      size_t at = 2 * turn;
+      for (const char* codec : {"xquant-gqa:bits=4", "xquant-cl-gqa:bits=3"}) {
+        const std::string id = "s" + std::to_string(at % 2);
+        if (turn == 0) core.NewSession(id, Letters(300, 7), codec, remat);
+        const auto sink = core.Chat(TurnOf(id, turn));
+        ASSERT_TRUE(sink->status().ok()) << sink->status();
+        if (turn > 0) {
+          EXPECT_GT(sink->final().reused.disk, 250u);
+        }
+        if (remat == std::string("resume")) {
+          expected.push_back(sink->tokens());
+        } else {
+          ExpectSame(sink->tokens(), expected[at]);
+        }
+        ++at;
+      }
+    }
+  }
 }
 
 TEST_F(CoreEngineTest, EverySessionIsAtItsLastAcknowledgedTurn) {

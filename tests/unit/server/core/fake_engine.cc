@@ -61,14 +61,15 @@ class FakeBlock final : public KvBlock {
  public:
   FakeBlock(const Digest& prefix, int64_t num_bytes,
             std::shared_ptr<FakeEngine::Live> live_bytes)
-      : digest(prefix), bytes(num_bytes), live(std::move(live_bytes)) {
-    live->Add(bytes);
+      : digest(prefix), size(num_bytes), live(std::move(live_bytes)) {
+    live->Add(size);
   }
-  ~FakeBlock() override { live->Add(-bytes); }
+  ~FakeBlock() override { live->Add(-size); }
+  size_t bytes() const override { return static_cast<size_t>(size); }
   const Digest digest;
 
  private:
-  const int64_t bytes;
+  const int64_t size;
   const std::shared_ptr<FakeEngine::Live> live;
 };
 
@@ -90,9 +91,10 @@ std::string MakePageBytes(const Digest& digest, std::span<const TokenId> tokens,
 class FakeSequence final : public Sequence {
  public:
   FakeSequence(const CodecHandle& codec, std::span<const TokenId> tokens,
-               std::span<const KvBlockRef> blocks, int64_t bytes,
-               std::shared_ptr<FakeEngine::Live> live)
-      : codec_(codec),
+               std::span<const KvBlockRef> blocks, RematPolicy policy,
+               int64_t bytes, std::shared_ptr<FakeEngine::Live> live)
+      : remat(policy),
+        codec_(codec),
         tokens_(tokens.begin(), tokens.end()),
         blocks_(blocks.begin(), blocks.end()),
         bytes_(bytes),
@@ -124,6 +126,7 @@ class FakeSequence final : public Sequence {
     return NextDigest(LastDigest(),
                       std::span(tokens_).subspan(blocks_.size() * 64));
   }
+  const RematPolicy remat;
   std::vector<SealedBlock> sealed;
 
  private:
@@ -182,7 +185,7 @@ absl::StatusOr<const CodecHandle*> FakeEngine::OpenCodec(std::string_view spec,
 
 absl::StatusOr<std::unique_ptr<Sequence>> FakeEngine::NewSequence(
     const CodecHandle& codec, std::span<const TokenId> tokens,
-    std::span<const KvBlockRef> blocks) {
+    std::span<const KvBlockRef> blocks, RematPolicy remat) {
   const OneThread one_thread(in_use_);
   if (tokens.size() != blocks.size() * 64) {
     return absl::InvalidArgumentError("blocks do not fit the tokens");
@@ -195,9 +198,18 @@ absl::StatusOr<std::unique_ptr<Sequence>> FakeEngine::NewSequence(
           absl::StrCat("block ", i, " is of another prefix"));
     }
   }
+  ++sequences_;
+  if (remat == RematPolicy::kStep) ++step_sequences_;
   return std::make_unique<FakeSequence>(
-      codec, tokens, blocks, static_cast<int64_t>(options_.sequence_bytes),
-      live_);
+      codec, tokens, blocks, remat,
+      static_cast<int64_t>(options_.sequence_bytes), live_);
+}
+
+absl::StatusOr<int64_t> FakeEngine::RematCrossover(const CodecHandle&) {
+  const OneThread one_thread(in_use_);
+  ++crossover_calls_;
+  MutexLock lock(mu_);
+  return crossover_;
 }
 
 bool FakeEngine::DeviceIsFull(size_t num_blocks) {
@@ -217,6 +229,7 @@ std::vector<absl::StatusOr<KvBlockRef>> FakeEngine::Remat(
   }
   for (const RematJob& job : jobs) {
     ++remats_;
+    if (job.remat == RematPolicy::kStep) ++step_remats_;
     uint32_t crc = 0;
     if (job.page.size() >= 4) std::memcpy(&crc, job.page.data(), 4);
     const bool fail = remat_failures_ > 0 && remat_failures_-- > 0;
@@ -231,7 +244,7 @@ std::vector<absl::StatusOr<KvBlockRef>> FakeEngine::Remat(
     Digest digest;
     std::memcpy(digest.data(), job.page.data() + 4, sizeof(digest));
     out.push_back(std::make_shared<const FakeBlock>(
-        digest, static_cast<int64_t>(options_.kv_block_bytes), live_));
+        digest, BlockBytes(job.remat), live_));
   }
   return out;
 }
@@ -294,7 +307,7 @@ absl::Status FakeEngine::Step(std::span<StepItem> items) {
     const auto tokens = sequence->tokens().last(64);
     const Digest digest = NextDigest(sequence->LastDigest(), tokens);
     auto block = std::make_shared<const FakeBlock>(
-        digest, static_cast<int64_t>(options_.kv_block_bytes), live_);
+        digest, BlockBytes(sequence->remat), live_);
     sequence->sealed.push_back(
         {.block_index = static_cast<int64_t>(sequence->blocks().size()),
          .page = MakePageBytes(digest, tokens, options_.page_bytes),

@@ -36,6 +36,8 @@ class FakeEngine final : public Engine {
  public:
   struct Options {
     size_t kv_block_bytes = 1000;
+    // Of a block of RematPolicy::kStep.
+    size_t step_block_bytes = 300;
     size_t sequence_bytes = 500;
     size_t page_bytes = 200;
     int context_length = 8192;
@@ -57,7 +59,8 @@ class FakeEngine final : public Engine {
   }
   absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
       const CodecHandle& codec, std::span<const TokenId> tokens,
-      std::span<const KvBlockRef> blocks) override;
+      std::span<const KvBlockRef> blocks, RematPolicy remat) override;
+  absl::StatusOr<int64_t> RematCrossover(const CodecHandle& codec) override;
   std::vector<absl::StatusOr<KvBlockRef>> Remat(
       const CodecHandle& codec, std::span<const RematJob> jobs) override;
   absl::Status Step(std::span<StepItem> items) override;
@@ -66,6 +69,11 @@ class FakeEngine final : public Engine {
   int64_t rows() const { return rows_; }
   int64_t steps() const { return steps_; }
   int64_t remats() const { return remats_; }
+  // Of those, blocks of RematPolicy::kStep; and sequences of it.
+  int64_t step_remats() const { return step_remats_; }
+  int64_t step_sequences() const { return step_sequences_; }
+  int64_t sequences() const { return sequences_; }
+  int64_t crossover_calls() const { return crossover_calls_; }
   int64_t max_step_rows() const { return max_step_rows_; }
   // Steps that held both a decoding sequence and a larger item.
   int64_t mixed_steps() const { return mixed_steps_; }
@@ -84,6 +92,11 @@ class FakeEngine final : public Engine {
   // more it is RESOURCE_EXHAUSTED and changes nothing. 0: no limit.
   void set_device_bytes(int64_t bytes) { device_bytes_ = bytes; }
   int64_t refusals() const { return refusals_; }
+  // What RematCrossover finds; 0 at first, an engine without a choice.
+  void set_crossover(absl::StatusOr<int64_t> tokens) {
+    MutexLock lock(mu_);
+    crossover_ = std::move(tokens);
+  }
   // The next so many rematerializations are DATA_LOSS.
   void set_remat_failures(int n) { remat_failures_ = n; }
 
@@ -94,6 +107,11 @@ class FakeEngine final : public Engine {
   };
 
  private:
+  int64_t BlockBytes(RematPolicy remat) const {
+    return static_cast<int64_t>(remat == RematPolicy::kStep
+                                    ? options_.step_block_bytes
+                                    : options_.kv_block_bytes);
+  }
   // Counts a refusal where `num_blocks` more do not fit.
   bool DeviceIsFull(size_t num_blocks);
 
@@ -108,8 +126,10 @@ class FakeEngine final : public Engine {
   std::atomic<int> remat_failures_{0};
   std::atomic<int64_t> device_bytes_{0}, refusals_{0};
   std::atomic<int64_t> rows_{0}, steps_{0}, remats_{0}, max_step_rows_{0},
-      mixed_steps_{0};
+      mixed_steps_{0}, step_remats_{0}, sequences_{0}, step_sequences_{0},
+      crossover_calls_{0};
   mutable Mutex mu_;
+  absl::StatusOr<int64_t> crossover_ XC_GUARDED_BY(mu_) = 0;
   std::map<Digest, int> seal_counts_ XC_GUARDED_BY(mu_);
 };
 

@@ -81,8 +81,8 @@ class ShapedEngine final : public Engine {
   size_t kv_block_bytes() const override { return 0; }
   size_t sequence_bytes(const CodecHandle&) const override { return 0; }
   absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
-      const CodecHandle&, std::span<const TokenId>,
-      std::span<const KvBlockRef>) override {
+      const CodecHandle&, std::span<const TokenId>, std::span<const KvBlockRef>,
+      RematPolicy) override {
     return absl::UnimplementedError("it only opens codecs");
   }
   std::vector<absl::StatusOr<KvBlockRef>> Remat(

@@ -18,7 +18,10 @@
 namespace xcache {
 namespace {
 
-class TestBlock final : public KvBlock {};
+class TestBlock final : public KvBlock {
+ public:
+  size_t bytes() const override { return 1; }
+};
 
 class WorkingSetCacheTest : public ::testing::Test {
  protected:

@@ -256,6 +256,10 @@ TEST(ToCreateSessionTest, TtlAndLimits) {
   request.set_codec(std::string(300, 'c'));
   ExpectBad(ToCreateSession(request).status(), "codec", "300");
   request.clear_codec();
+  request.set_remat(std::string(17, 'r'));
+  ExpectBad(ToCreateSession(request).status(), "remat", "17");
+  request.set_remat("step");
+  EXPECT_EQ(ToCreateSession(request)->remat, "step");
   request.set_id("white space");
   ExpectBad(ToCreateSession(request).status(), "id", "white space");
 }
@@ -279,6 +283,9 @@ TEST(ToProtoTest, SessionTimesAreTimestamps) {
   EXPECT_EQ(session.create_time().nanos(), 123'456'000);
   EXPECT_EQ(session.update_time().seconds(), 1'600'000'001);
   EXPECT_FALSE(session.has_expire_time());
+  info.remat = "step";
+  ToProto(info, &session);
+  EXPECT_EQ(session.remat(), "step");
 }
 
 TEST(ToGrpcStatusTest, CodesAreTheSameAndMessagesFit) {

@@ -172,6 +172,7 @@ TEST(MetricsTest, CoreNamesMeetTheRightMetrics) {
   metrics.Add(CoreCounter::kBlocksRematerialized, 2);
   metrics.Add(CoreCounter::kCommitFailures, 5);
   metrics.Add(CoreCounter::kWorkingSetEvictions, 4);
+  metrics.Add(CoreCounter::kSessionsStep, 3);
   metrics.Observe(CoreHistogram::kRematBlock, 0.5);
   metrics.Observe(CoreHistogram::kTtft, 0.015);
   const auto families = metrics.Collect();
@@ -180,6 +181,7 @@ TEST(MetricsTest, CoreNamesMeetTheRightMetrics) {
   EXPECT_EQ(Value(families, "xcache_remat_seconds_total"), 0.5);
   EXPECT_EQ(Value(families, "xcache_commits_total", {"failed"}), 5);
   EXPECT_EQ(Value(families, "xcache_evictions_total", {"device"}), 4);
+  EXPECT_EQ(Value(families, "xcache_remat_sessions_total", {"step"}), 3);
   const auto& ttft = Find(families, "xcache_ttft_seconds")->metric.at(0);
   for (const auto& bucket : ttft.histogram.bucket) {
     EXPECT_EQ(bucket.cumulative_count, bucket.upper_bound >= 0.015 ? 1u : 0u);
