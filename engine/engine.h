@@ -189,6 +189,14 @@ class Engine {
 
   // Jobs of one Remat call beyond which nothing is gained.
   virtual int64_t max_useful_remat_jobs() const { return 16; }
+  // Begins to bring pages to the device, beside the steps that follow: how many
+  // of `jobs`, from the first one on; 0 where there is nothing to be gained. A
+  // Remat of these very pages, first among its jobs, finds them there. Nothing
+  // else comes of it, and the pages may go away meanwhile.
+  virtual int64_t StagePages(const CodecHandle& /*codec*/,
+                             std::span<const RematJob> /*jobs*/) {
+    return 0;
+  }
   // Rematerializes pages, in parallel over pages; one result a job, in order.
   // Block 0's sinks are recomputed from its token ids. DATA_LOSS: the page is
   // corrupt, of another codec or model, or holds other tokens.

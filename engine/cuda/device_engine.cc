@@ -9,6 +9,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/cuda/attention_kernels.h"
 #include "engine/engine_checks.h"
+#include "engine/xcache/little_endian.h"
 #include "engine/xcache/page.h"
 
 namespace xcache::cuda {
@@ -277,7 +278,7 @@ absl::Status DeviceEngine::SealBlocks(const DeviceCodecHandle& codec,
     kept[i] = PoolPiece(pool_, payload_bytes);
     remat[i].kept_payload = static_cast<uint8_t*>(kept[i].get());
   }
-  XC_RETURN_IF_ERROR(pages_->Remat(codec, remat));
+  XC_RETURN_IF_ERROR(pages_->Remat(codec, remat, /*keep_staged=*/true));
   XC_RETURN_IF_ERROR(CheckDevice());
   for (size_t i = 0; i < full.size(); ++i) {
     if (!remat[i].status.ok()) {
@@ -307,14 +308,8 @@ absl::Status DeviceEngine::RunSinks(std::span<const RematJob> jobs,
   return forward_->Run(sinks);
 }
 
-std::vector<absl::StatusOr<KvBlockRef>> DeviceEngine::Remat(
-    const CodecHandle& codec, std::span<const RematJob> jobs) {
-  std::vector<absl::StatusOr<KvBlockRef>> results(jobs.size());
-  if (const absl::Status status = CheckCodec(codec); !status.ok()) {
-    std::fill(results.begin(), results.end(), status);
-    return results;
-  }
-  const auto& handle = static_cast<const DeviceCodecHandle&>(codec);
+std::vector<PageJob> DeviceEngine::CheckPages(const DeviceCodecHandle& codec,
+                                              std::span<const RematJob> jobs) {
   std::vector<PageJob> pages(jobs.size());
   threads_.ParallelFor(static_cast<int64_t>(jobs.size()), [&](int64_t i, int) {
     const RematJob& job = jobs[static_cast<size_t>(i)];
@@ -323,11 +318,41 @@ std::vector<absl::StatusOr<KvBlockRef>> DeviceEngine::Remat(
     page.status = CheckTokenIds(job.tokens, info_.vocab_size);
     if (!page.status.ok()) return;
     auto payload =
-        CheckPage(handle.cache_fp(), job.block_index, job.tokens, job.page);
+        CheckPage(codec.cache_fp(), job.block_index, job.tokens, job.page);
     page.status = payload.status();
-    if (payload.ok()) page.payload = *payload;
+    if (!payload.ok()) return;
+    page.payload = *payload;
+    page.checksum = LoadLe32(job.page.data() + job.page.size() - 4);
   });
+  return pages;
+}
 
+int64_t DeviceEngine::StagePages(const CodecHandle& codec,
+                                 std::span<const RematJob> jobs) {
+  if (!CheckCodec(codec).ok()) return 0;
+  const auto& handle = static_cast<const DeviceCodecHandle&>(codec);
+  jobs = jobs.first(std::min(jobs.size(), size_t{kRematBlocks}));
+  // What is kept as its payload is copied to where it stays.
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    if (handle.KeepsPayload(jobs[i].remat, jobs[i].block_index)) {
+      jobs = jobs.first(i);
+    }
+  }
+  const std::vector<PageJob> pages = CheckPages(handle, jobs);
+  size_t num_good = 0;
+  while (num_good < pages.size() && pages[num_good].status.ok()) ++num_good;
+  return pages_->Stage(handle, std::span(pages).first(num_good));
+}
+
+std::vector<absl::StatusOr<KvBlockRef>> DeviceEngine::Remat(
+    const CodecHandle& codec, std::span<const RematJob> jobs) {
+  std::vector<absl::StatusOr<KvBlockRef>> results(jobs.size());
+  if (const absl::Status status = CheckCodec(codec); !status.ok()) {
+    std::fill(results.begin(), results.end(), status);
+    return results;
+  }
+  const auto& handle = static_cast<const DeviceCodecHandle&>(codec);
+  std::vector<PageJob> pages = CheckPages(handle, jobs);
   std::vector<PoolPiece> tiles(jobs.size()), kept(jobs.size());
   std::vector<PageJob> good;
   std::vector<size_t> index_of;

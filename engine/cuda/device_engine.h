@@ -81,6 +81,8 @@ class DeviceEngine final : public Engine {
       std::span<const KvBlockRef> blocks, RematPolicy remat) override;
   // Some runs of blocks, so that all but the first are copied meanwhile.
   int64_t max_useful_remat_jobs() const override { return 4 * kRematBlocks; }
+  int64_t StagePages(const CodecHandle& codec,
+                     std::span<const RematJob> jobs) override;
   std::vector<absl::StatusOr<KvBlockRef>> Remat(
       const CodecHandle& codec, std::span<const RematJob> jobs) override;
   absl::Status Step(std::span<StepItem> items) override;
@@ -100,6 +102,9 @@ class DeviceEngine final : public Engine {
                                                 PoolPiece tiles,
                                                 PoolPiece payload) const;
   PoolPiece NewTiles() const { return PoolPiece(pool_, TileBytes(shape_)); }
+  // The jobs' pages; the status of one that is not what its job says.
+  std::vector<PageJob> CheckPages(const DeviceCodecHandle& codec,
+                                  std::span<const RematJob> jobs);
   // Computes the sinks of the blocks that begin a sequence, into their tiles.
   absl::Status RunSinks(std::span<const RematJob> jobs,
                         std::span<const PageJob> pages);

@@ -24,6 +24,10 @@ constexpr int Decoded(size_t half) {
 }
 static_assert(Decoded(1) < kNumEvents);
 
+LayerRange PartOf(int num_layers, int part) {
+  return {num_layers * part / kParts, num_layers * (part + 1) / kParts};
+}
+
 // Blocks whose rows are downloaded and encoded together.
 constexpr size_t kSealBlocks = 8;
 
@@ -67,6 +71,8 @@ DevicePages::DevicePages(DeviceOps& ops, DeviceRemat& remat, ThreadPool& pool,
       tables_(ops),
       staging_(ops),
       payloads_(ops),
+      sealed_staging_(ops),
+      sealed_payloads_(ops),
       scratch_tiles_(ops),
       host_invalid_(ops),
       host_rows_(ops),
@@ -74,7 +80,7 @@ DevicePages::DevicePages(DeviceOps& ops, DeviceRemat& remat, ThreadPool& pool,
       seal_ranges_(ops) {}
 
 absl::Status DevicePages::Remat(const DeviceCodecHandle& codec,
-                                std::span<PageJob> jobs) {
+                                std::span<PageJob> jobs, bool keep_staged) {
   if (jobs.empty()) return absl::OkStatus();
   int64_t positions = 0;
   for (const PageJob& job : jobs) {
@@ -82,42 +88,137 @@ absl::Status DevicePages::Remat(const DeviceCodecHandle& codec,
   }
   XC_RETURN_IF_ERROR(remat_.ExtendRope(positions));
   XC_RETURN_IF_ERROR(remat_.Reserve(codec.device_codec()));
-  return codec.device_codec() != nullptr ? RematOnDevice(codec, jobs)
-                                         : RematThroughHost(codec, jobs);
+  return codec.device_codec() != nullptr
+             ? RematOnDevice(codec, jobs, keep_staged)
+             : RematThroughHost(codec, jobs);
+}
+
+absl::Status DevicePages::ReservePayloads(const DeviceCodecHandle& codec,
+                                          size_t blocks) {
+  const size_t page = RoundUp(codec.codec().payload_bytes());
+  if (staged_codec_ != &codec) DropStaged();
+  if (blocks <= run_blocks_ && 2 * run_blocks_ * page <= staging_.bytes() &&
+      2 * run_blocks_ * page <= payloads_.bytes()) {
+    return absl::OkStatus();
+  }
+  DropStaged();
+  run_blocks_ = 0;
+  XC_RETURN_IF_ERROR(staging_.Reserve(2 * blocks * page));
+  XC_RETURN_IF_ERROR(payloads_.Reserve(2 * blocks * page));
+  run_blocks_ = blocks;
+  return absl::OkStatus();
+}
+
+void DevicePages::DropStaged() {
+  // They may be on their way.
+  if (!staged_.empty()) ops_.Synchronize(StreamId::kCopy);
+  staged_.clear();
+}
+
+size_t DevicePages::PlaceOf(const DeviceCodecHandle& codec, size_t half,
+                            size_t i) const {
+  return (half * run_blocks_ + i) * RoundUp(codec.codec().payload_bytes());
+}
+
+void DevicePages::CopyPart(const DeviceCodecHandle& codec, LayerRange layers,
+                           size_t half, std::span<const PageJob> jobs,
+                           std::span<const uint8_t* const> to) {
+  const size_t from = codec.codec().payload_at(layers.begin);
+  const size_t num_bytes = codec.codec().payload_at(layers.end) - from;
+  pool_.ParallelFor(static_cast<int64_t>(jobs.size()), [&](int64_t n, int) {
+    const auto i = static_cast<size_t>(n);
+    std::memcpy(staging_.as<uint8_t>() + PlaceOf(codec, half, i) + from,
+                jobs[i].payload.data() + from, num_bytes);
+  });
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    ops_.CopyToDevice(StreamId::kCopy, const_cast<uint8_t*>(to[i]) + from,
+                      staging_.as<uint8_t>() + PlaceOf(codec, half, i) + from,
+                      num_bytes);
+  }
+}
+
+int64_t DevicePages::Stage(const DeviceCodecHandle& codec,
+                           std::span<const PageJob> jobs) {
+  if (codec.device_codec() == nullptr || jobs.empty() ||
+      !ReservePayloads(codec, kRematBlocks).ok()) {
+    return 0;
+  }
+  jobs = jobs.first(std::min(jobs.size(), run_blocks_));
+  std::vector<const uint8_t*> to;
+  staged_.clear();
+  for (const PageJob& job : jobs) {
+    to.push_back(payloads_.as<uint8_t>() + PlaceOf(codec, 0, to.size()));
+    staged_.push_back({job.block_index, job.payload.data(), job.checksum});
+  }
+  staged_codec_ = &codec;
+  ops_.Wait(StreamId::kCopy, Decoded(0));
+  for (int part = 0; part < kParts; ++part) {
+    const LayerRange layers = PartOf(shape_.num_layers, part);
+    ops_.WaitForEvent(Copied(0, part));
+    CopyPart(codec, layers, 0, jobs, to);
+    ops_.Record(StreamId::kCopy, Copied(0, part));
+  }
+  return static_cast<int64_t>(jobs.size());
+}
+
+size_t DevicePages::NumStaged(const DeviceCodecHandle& codec,
+                              std::span<const PageJob> jobs) const {
+  if (staged_codec_ != &codec) return 0;
+  const size_t most = std::min(jobs.size(), staged_.size());
+  for (size_t i = 0; i < most; ++i) {
+    if (staged_[i].block_index != jobs[i].block_index ||
+        staged_[i].payload != jobs[i].payload.data() ||
+        staged_[i].checksum != jobs[i].checksum ||
+        jobs[i].kept_payload != nullptr) {
+      return i;
+    }
+  }
+  return most;
 }
 
 absl::Status DevicePages::RematOnDevice(const DeviceCodecHandle& codec,
-                                        std::span<PageJob> jobs) {
-  const size_t page = RoundUp(codec.codec().payload_bytes());
-  const size_t run_blocks = std::min<size_t>(kRematBlocks, jobs.size());
+                                        std::span<PageJob> jobs,
+                                        bool keep_staged) {
   const int64_t stride = LayerStride(shape_);
-  XC_RETURN_IF_ERROR(staging_.Reserve(2 * run_blocks * page));
-  XC_RETURN_IF_ERROR(payloads_.Reserve(2 * run_blocks * page));
-  XC_RETURN_IF_ERROR(scratch_tiles_.Reserve(
-      run_blocks * static_cast<size_t>(stride) * sizeof(uint16_t)));
+  XC_RETURN_IF_ERROR(
+      ReservePayloads(codec, std::min<size_t>(kRematBlocks, jobs.size())));
+  // What is staged is a run, the first one; what stays so is in the first half.
+  keep_staged &= !staged_.empty();
+  const size_t num_staged = keep_staged ? 0 : NumStaged(codec, jobs);
+  if (!keep_staged) staged_.clear();
+  const auto half_of = [&](size_t run) { return keep_staged ? 1 : run % 2; };
+  std::vector<size_t> ends;
+  for (size_t end = num_staged; end < jobs.size();) {
+    if (end > 0) ends.push_back(end);
+    end += std::min<size_t>(run_blocks_, kRematBlocks);
+  }
+  ends.push_back(jobs.size());
+  XC_RETURN_IF_ERROR(
+      scratch_tiles_.Reserve(std::min<size_t>(kRematBlocks, jobs.size()) *
+                             static_cast<size_t>(stride) * sizeof(uint16_t)));
   XC_RETURN_IF_ERROR(host_invalid_.Reserve(jobs.size() * sizeof(int32_t)));
 
   std::vector<const uint8_t*> payloads(jobs.size());
   std::vector<BlockTarget> targets(jobs.size());
-  const auto half_of = [&](size_t i) { return i / run_blocks % 2; };
-  const auto place = [&](size_t i) {
-    return (half_of(i) * run_blocks + i % run_blocks) * page;
-  };
-  for (size_t i = 0; i < jobs.size(); ++i) {
-    payloads[i] = jobs[i].kept_payload != nullptr
-                      ? jobs[i].kept_payload
-                      : payloads_.as<uint8_t>() + place(i);
-    BlockTarget& target = targets[i];
-    target.tiles = jobs[i].tiles;
-    target.layer_stride = stride;
-    if (target.tiles == nullptr) {
-      target.tiles = scratch_tiles_.as<uint16_t>() +
-                     static_cast<int64_t>(i % run_blocks) * stride;
-      target.layer_stride = 0;
+  size_t first = 0;
+  for (size_t run = 0; run < ends.size(); first = ends[run++]) {
+    for (size_t i = first; i < ends[run]; ++i) {
+      payloads[i] = jobs[i].kept_payload != nullptr
+                        ? jobs[i].kept_payload
+                        : payloads_.as<uint8_t>() +
+                              PlaceOf(codec, half_of(run), i - first);
+      BlockTarget& target = targets[i];
+      target.tiles = jobs[i].tiles;
+      target.layer_stride = stride;
+      if (target.tiles == nullptr) {
+        target.tiles = scratch_tiles_.as<uint16_t>() +
+                       static_cast<int64_t>(i - first) * stride;
+        target.layer_stride = 0;
+      }
+      target.first_position =
+          static_cast<int32_t>(jobs[i].block_index * kBlockTokens);
+      target.first_row = FirstRow(jobs[i].block_index);
     }
-    target.first_position =
-        static_cast<int32_t>(jobs[i].block_index * kBlockTokens);
-    target.first_row = FirstRow(jobs[i].block_index);
   }
   tables_.Clear();
   const size_t payloads_at = tables_.Add(payloads);
@@ -125,35 +226,27 @@ absl::Status DevicePages::RematOnDevice(const DeviceCodecHandle& codec,
   const size_t invalid_at = tables_.Add(std::vector<int32_t>(jobs.size()));
   XC_RETURN_IF_ERROR(tables_.Upload());
 
-  for (size_t first = 0; first < jobs.size(); first += run_blocks) {
-    const size_t end = std::min(first + run_blocks, jobs.size());
-    const size_t half = half_of(first);
+  first = 0;
+  for (size_t run = 0; run < ends.size(); first = ends[run++]) {
+    const size_t half = half_of(run);
+    const size_t count = ends[run] - first;
+    const bool copied = run == 0 && num_staged > 0;
     RematBatch batch;
-    batch.num_blocks = static_cast<int>(end - first);
+    batch.num_blocks = static_cast<int>(count);
     batch.payloads = tables_.At<const uint8_t*>(payloads_at) + first;
     batch.targets = tables_.At<BlockTarget>(targets_at) + first;
     batch.invalid = tables_.At<int32_t>(invalid_at) + first;
     // The device's memory is free once it was decoded, a part's of the pinned
     // memory once it was copied.
-    ops_.Wait(StreamId::kCopy, Decoded(half));
+    if (!copied) ops_.Wait(StreamId::kCopy, Decoded(half));
     for (int part = 0; part < kParts; ++part) {
-      const LayerRange layers = {shape_.num_layers * part / kParts,
-                                 shape_.num_layers * (part + 1) / kParts};
-      if (layers.begin == layers.end) continue;
-      const size_t from = codec.codec().payload_at(layers.begin);
-      const size_t num_bytes = codec.codec().payload_at(layers.end) - from;
-      ops_.WaitForEvent(Copied(half, part));
-      pool_.ParallelFor(static_cast<int64_t>(end - first), [&](int64_t n, int) {
-        const size_t i = first + static_cast<size_t>(n);
-        std::memcpy(staging_.as<uint8_t>() + place(i) + from,
-                    jobs[i].payload.data() + from, num_bytes);
-      });
-      for (size_t i = first; i < end; ++i) {
-        ops_.CopyToDevice(StreamId::kCopy,
-                          const_cast<uint8_t*>(payloads[i]) + from,
-                          staging_.as<uint8_t>() + place(i) + from, num_bytes);
+      const LayerRange layers = PartOf(shape_.num_layers, part);
+      if (!copied) {
+        ops_.WaitForEvent(Copied(half, part));
+        CopyPart(codec, layers, half, jobs.subspan(first, count),
+                 std::span(payloads).subspan(first, count));
+        ops_.Record(StreamId::kCopy, Copied(half, part));
       }
-      ops_.Record(StreamId::kCopy, Copied(half, part));
       ops_.Wait(StreamId::kCompute, Copied(half, part));
       for (int layer = layers.begin; layer < layers.end; ++layer) {
         remat_.Layer(*codec.device_codec(), layer, batch);
@@ -253,8 +346,8 @@ absl::Status DevicePages::SealOnDevice(const DeviceCodecHandle& codec,
   const DeviceCodec& device_codec = *codec.device_codec();
   const size_t page = RoundUp(codec.codec().payload_bytes());
   const size_t flags = static_cast<size_t>(shape_.num_layers) * jobs.size();
-  XC_RETURN_IF_ERROR(staging_.Reserve(jobs.size() * page));
-  XC_RETURN_IF_ERROR(payloads_.Reserve(jobs.size() * page));
+  XC_RETURN_IF_ERROR(sealed_staging_.Reserve(jobs.size() * page));
+  XC_RETURN_IF_ERROR(sealed_payloads_.Reserve(jobs.size() * page));
   XC_RETURN_IF_ERROR(host_invalid_.Reserve(flags * sizeof(int32_t)));
   XC_RETURN_IF_ERROR(seal_rows_.Reserve(
       jobs.size() * device_codec.seal_floats() * sizeof(float)));
@@ -267,7 +360,7 @@ absl::Status DevicePages::SealOnDevice(const DeviceCodecHandle& codec,
     std::vector<SealSource> out(jobs.size());
     for (size_t i = 0; i < jobs.size(); ++i) {
       out[i].rows = (layout.*part)(const_cast<float*>(jobs[i].live_rows));
-      out[i].payload = payloads_.as<uint8_t>() + i * page;
+      out[i].payload = sealed_payloads_.as<uint8_t>() + i * page;
       out[i].first_row = FirstRow(jobs[i].block_index);
     }
     return tables_.Add(out);
@@ -279,7 +372,7 @@ absl::Status DevicePages::SealOnDevice(const DeviceCodecHandle& codec,
   const size_t v_pre_at = sources(&LiveRowsLayout::v_pre);
   std::vector<const uint8_t*> payloads(jobs.size());
   for (size_t i = 0; i < jobs.size(); ++i) {
-    payloads[i] = payloads_.as<uint8_t>() + i * page;
+    payloads[i] = sealed_payloads_.as<uint8_t>() + i * page;
   }
   const size_t payloads_at = tables_.Add(payloads);
   const size_t invalid_at = tables_.Add(std::vector<int32_t>(flags));
@@ -298,8 +391,8 @@ absl::Status DevicePages::SealOnDevice(const DeviceCodecHandle& codec,
                       {seal_rows_.as<float>(), seal_ranges_.as<float>()});
     batch.invalid += jobs.size();
   }
-  ops_.CopyToHost(StreamId::kCompute, staging_.as<void>(), payloads_.as<void>(),
-                  jobs.size() * page);
+  ops_.CopyToHost(StreamId::kCompute, sealed_staging_.as<void>(),
+                  sealed_payloads_.as<void>(), jobs.size() * page);
   ops_.CopyToHost(StreamId::kCompute, host_invalid_.as<void>(),
                   tables_.At<int32_t>(invalid_at), flags * sizeof(int32_t));
   ops_.Synchronize(StreamId::kCompute);
@@ -310,7 +403,8 @@ absl::Status DevicePages::SealOnDevice(const DeviceCodecHandle& codec,
                      ": a value is not finite at layer ", f / jobs.size()));
   }
   for (size_t i = 0; i < jobs.size(); ++i) {
-    std::memcpy(jobs[i].payload.data(), staging_.as<uint8_t>() + i * page,
+    std::memcpy(jobs[i].payload.data(),
+                sealed_staging_.as<uint8_t>() + i * page,
                 jobs[i].payload.size());
   }
   return absl::OkStatus();

@@ -113,6 +113,9 @@ class HostOps final : public DeviceOps {
 
   void CopyToDevice(StreamId stream, void* to, const void* from,
                     size_t bytes) override {
+    if (stream == StreamId::kCopy && options_.copied_bytes != nullptr) {
+      *options_.copied_bytes += static_cast<int64_t>(bytes);
+    }
     Enqueue(stream, [=] { std::memcpy(to, from, bytes); });
   }
   void CopyToHost(StreamId stream, void* to, const void* from,

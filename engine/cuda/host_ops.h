@@ -7,6 +7,7 @@
 #define XCACHE_ENGINE_CUDA_HOST_OPS_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 #include "engine/cuda/device_ops.h"
@@ -22,6 +23,8 @@ struct HostOpsOptions {
   uint32_t seed = 1;
   bool fused_remat = true;     // whether the device has FusedRemat
   bool quantized_gemm = true;  // whether it has QuantizedGemm
+  // Counts the bytes that CopyToDevice is given for StreamId::kCopy, or null.
+  int64_t* copied_bytes = nullptr;
 };
 
 std::unique_ptr<DeviceOps> MakeHostOps(const HostOpsOptions& options);

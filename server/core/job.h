@@ -94,6 +94,8 @@ struct Job {
   size_t num_delivered = 0;  // generated tokens whose log-probs were sent
   int64_t next_score = 0;    // index of the next token to score
 
+  int64_t num_staged = 0;  // pages of `restore` that Engine::StagePages took
+
   // The account.
   FinalInfo final;
   SteadyTime submitted;

@@ -126,6 +126,9 @@ class Scheduler {
   void LoadFailed(Job& job, const PageKey& key, const absl::Status& status);
   void EndRestore(Job& job);
   bool RestoreSlice(Job& job);
+  int64_t MaxSlice() const;
+  static std::vector<RematJob> NextRemats(const Job& job, int64_t most);
+  void StageSlice(Job& job);
   bool Compute();
   // Makes ready what a job needs to be computed with. False: not in this step.
   bool Prepare(Job& job);

@@ -56,7 +56,46 @@ bool Scheduler::PlanAndRestore() {
       to_restore = job.get();
     }
   }
-  return to_restore != nullptr && RestoreSlice(*to_restore);
+  if (to_restore == nullptr || !RestoreSlice(*to_restore)) return false;
+  StageSlice(*to_restore);
+  return true;
+}
+
+int64_t Scheduler::MaxSlice() const {
+  const bool others_compute =
+      std::any_of(running_.begin(), running_.end(),
+                  [](const auto& other) { return other->may_compute; });
+  const int64_t most = engine_.max_useful_remat_jobs();
+  const double block = rates_.values().remat_block;
+  if (!others_compute || block <= 0) return most;
+  return std::clamp(static_cast<int64_t>(kRestoreSliceSeconds / block),
+                    kMinSlice, most);
+}
+
+// The next blocks that the job restores, as far as their pages are here.
+std::vector<RematJob> Scheduler::NextRemats(const Job& job, int64_t most) {
+  std::vector<RematJob> remats;
+  for (const RestoreSlot& slot : job.restore) {
+    if (static_cast<int64_t>(remats.size()) == most || !slot.hit.has_value()) {
+      break;
+    }
+    const auto index =
+        static_cast<int64_t>(job.live.holds.size() + remats.size());
+    remats.push_back({.block_index = index,
+                      .page = slot.hit->page->bytes(),
+                      .tokens = job.TokensOfBlock(index),
+                      .remat = job.remat});
+  }
+  return remats;
+}
+
+// Pages of the next slice travel to the device beside the step that comes
+// before it.
+void Scheduler::StageSlice(Job& job) {
+  job.num_staged = 0;
+  if (job.state != JobState::kRestoring) return;
+  const std::vector<RematJob> next = NextRemats(job, MaxSlice());
+  if (!next.empty()) job.num_staged = engine_.StagePages(*job.codec, next);
 }
 
 void Scheduler::StartLoad(Job& job, std::vector<PageKey> keys) {
@@ -162,31 +201,15 @@ void Scheduler::EndRestore(Job& job) {
 }
 
 bool Scheduler::RestoreSlice(Job& job) {
-  const bool others_compute =
-      std::any_of(running_.begin(), running_.end(),
-                  [](const auto& other) { return other->may_compute; });
-  int64_t limit = engine_.max_useful_remat_jobs();
-  if (const double block = rates_.values().remat_block;
-      others_compute && block > 0) {
-    limit = std::clamp(static_cast<int64_t>(kRestoreSliceSeconds / block),
-                       kMinSlice, limit);
-  }
-  limit = std::min(limit, static_cast<int64_t>(job.restore.size()));
   job.live.sequence.reset();  // made anew from its blocks
+  const std::vector<RematJob> remat =
+      NextRemats(job, std::max(MaxSlice(), job.num_staged));
   std::vector<MemoryReservation> memory;
-  std::vector<RematJob> remat;
-  while (static_cast<int64_t>(remat.size()) < limit &&
-         job.restore[remat.size()].hit.has_value()) {
+  while (memory.size() < remat.size()) {
     std::optional<MemoryReservation> block =
         Reserve(job, static_cast<int64_t>(engine_.kv_block_bytes()));
     if (!block.has_value()) return false;
-    const auto index =
-        static_cast<int64_t>(job.live.holds.size() + remat.size());
     memory.push_back(*std::move(block));
-    remat.push_back({.block_index = index,
-                     .page = job.restore[remat.size()].hit->page->bytes(),
-                     .tokens = job.TokensOfBlock(index),
-                     .remat = job.remat});
   }
   const auto slice = static_cast<int64_t>(remat.size());
   const SteadyTime begin = steady_clock::now();

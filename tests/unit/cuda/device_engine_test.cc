@@ -380,6 +380,102 @@ Reference LongText(Engine& engine, const CodecHandle& codec, int num_blocks) {
   return text;
 }
 
+std::vector<RematJob> JobsOf(const std::vector<std::string>& pages,
+                             std::span<const TokenId> tokens,
+                             RematPolicy remat) {
+  std::vector<RematJob> jobs(pages.size());
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    jobs[i] = {static_cast<int64_t>(i), pages[i],
+               tokens.subspan(i * kBlockTokens, kBlockTokens), remat};
+  }
+  return jobs;
+}
+
+// What was staged is not copied again, whatever is sealed meanwhile; and only
+// what was staged is taken for it.
+TEST(DeviceEngineTest, StagedPagesAreNotCopiedAgain) {
+  constexpr int kBlocks = 40;
+  TinyModelOptions model_options;
+  model_options.context_length = 4096;
+  const auto model = MakeTinyModel(model_options);
+  int64_t copied = 0;
+  HostOpsOptions device;
+  device.order = ThreadOrder::kScattered;
+  device.copied_bytes = &copied;
+  const auto engine = MakeDeviceEngine(model, device, {});
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  const auto codec = (*engine)->OpenCodec("xquant-gqa:bits=4", {});
+  ASSERT_TRUE(codec.ok()) << codec.status();
+  const Reference text = LongText(**engine, **codec, kBlocks);
+  const auto expected = Resume(**engine, **codec, text);
+  std::string some_page = text.pages[1];
+  const auto payload = static_cast<int64_t>(PagePayload(some_page).size());
+
+  std::vector<std::string> pages = text.pages;
+  const std::vector<RematJob> jobs =
+      JobsOf(pages, text.tokens, RematPolicy::kResume);
+  const auto stage = [&](size_t n) {
+    return (*engine)->StagePages(**codec, std::span(jobs).first(n));
+  };
+  // Payloads that a Remat of all copies. Its blocks give the logits of `what`.
+  const auto remat = [&](const std::vector<std::vector<float>>& what) {
+    copied = 0;
+    std::vector<KvBlockRef> blocks;
+    for (auto& block : (*engine)->Remat(**codec, jobs)) {
+      EXPECT_TRUE(block.ok()) << block.status();
+      if (block.ok()) blocks.push_back(*std::move(block));
+    }
+    const int64_t payloads = copied / payload;
+    EXPECT_TRUE(Continue(**engine, **codec, text, blocks) == what);
+    return payloads;
+  };
+  const auto seal = [&] {
+    auto sequence = (*engine)->NewSequence(**codec, {}, {});
+    StepItem item;
+    item.sequence = sequence->get();
+    item.tokens = std::span(text.tokens).first(kBlockTokens);
+    EXPECT_TRUE((*engine)->Step({&item, 1}).ok());
+  };
+  EXPECT_EQ(stage(6), 6);
+  EXPECT_EQ(remat(expected), kBlocks - 6);
+  EXPECT_EQ(remat(expected), kBlocks);
+  EXPECT_EQ(stage(kBlocks), cuda::kRematBlocks);
+  seal();
+  EXPECT_EQ(remat(expected), kBlocks - cuda::kRematBlocks);
+  stage(6);
+  EXPECT_EQ(stage(3), 3);
+  EXPECT_EQ(remat(expected), kBlocks - 3);
+
+  // Another page where one was that is staged: it and those after it are not.
+  Reference other = text;
+  std::copy_n(PagePayload(some_page).begin(), payload,
+              PagePayload(other.pages[2]).begin());
+  FinishPage(other.pages[2]);
+  ASSERT_NE(other.pages[2], text.pages[2]);
+  const auto changed = Resume(**engine, **codec, other);
+  ASSERT_FALSE(changed == expected);
+  EXPECT_EQ(stage(6), 6);
+  std::copy(other.pages[2].begin(), other.pages[2].end(), pages[2].begin());
+  EXPECT_EQ(remat(changed), kBlocks - 2);
+  std::copy(text.pages[2].begin(), text.pages[2].end(), pages[2].begin());
+
+  // Of another codec; damaged; kept as payloads.
+  EXPECT_EQ(stage(6), 6);
+  const auto kv = (*engine)->OpenCodec("xquant:bits=8", {});
+  ASSERT_TRUE(kv.ok()) << kv.status();
+  const Reference kv_text = LongText(**engine, **kv, 3);
+  EXPECT_EQ((*engine)->StagePages(**kv, jobs), 0);
+  EXPECT_TRUE(Resume(**engine, **kv, kv_text) ==
+              Resume(**engine, **kv, kv_text));
+  EXPECT_EQ(remat(expected), kBlocks);
+  pages[3].back() = static_cast<char>(pages[3].back() ^ 1);
+  EXPECT_EQ(stage(6), 3);
+  pages[3] = text.pages[3];
+  const std::vector<RematJob> kept =
+      JobsOf(pages, text.tokens, RematPolicy::kStep);
+  EXPECT_EQ((*engine)->StagePages(**codec, kept), 1);
+}
+
 // Sums of cross-layer codecs, of more blocks than go through the scratch at
 // once: all kept for the step, some, none, or no room for them in the pool.
 TEST(DeviceEngineTest, SumsThatAStepHasNoRoomForChangeNoBit) {

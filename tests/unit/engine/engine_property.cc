@@ -152,6 +152,13 @@ class RandomRun {
       jobs[i].tokens = tokens.subspan(i * kBlockTokens, kBlockTokens);
       jobs[i].remat = AnyPolicy();
     }
+    if (n > 0 && Below(2) == 0) {
+      // Some of them beforehand, or others, and steps in between.
+      const size_t first = Below(3) == 0 ? Below(n) : 0;
+      engine_.StagePages(codec_,
+                         std::span(jobs).subspan(first, 1 + Below(n - first)));
+      if (Below(2) == 0) Step();
+    }
     std::vector<KvBlockRef> blocks;
     for (auto& block : engine_.Remat(codec_, jobs)) {
       ASSERT_TRUE(block.ok()) << block.status();

@@ -159,6 +159,28 @@ TEST(CoreSchedulerTest, CancellationWhilePagesAreReadFreesEverything) {
   EXPECT_EQ(again->final().reused.total(), 1999 / 64 * 64u);
 }
 
+// Beside the steps of a chat, pages of one that comes back are on their way.
+TEST(CoreSchedulerTest, NextPagesAreStagedBeforeAStep) {
+  Harness::Options options;
+  options.core.restore = ServerCoreOptions::Restore::kAlways;
+  options.engine.step_delay = milliseconds(1);
+  Harness h(options);
+  const auto before = h.Generate(Prompt(2000, 1, 4));
+  ASSERT_TRUE(before->status().ok());
+  h.Restart();
+  h.engine->set_max_remat_jobs(2);
+  const auto chat = Start(h, Prompt(10, 2, 200));
+  chat->WaitForDelta();
+  const auto back = Start(h, Prompt(2000, 1, 4));
+  back->Wait();
+  EXPECT_EQ(back->text(), before->text());
+  EXPECT_EQ(back->final().reused.total(), 1999 / 64 * 64u);
+  // Most come by themselves while the chat's step runs.
+  EXPECT_GT(h.engine->staged(), 8);
+  EXPECT_EQ(h.engine->staged_remats(), h.engine->staged());
+  chat->Wait();
+}
+
 TEST(CoreSchedulerTest, DrainFinishesWhatRunsAndRefusesTheRest) {
   Harness::Options options;
   options.engine.step_delay = milliseconds(2);
@@ -243,9 +265,8 @@ TEST(CoreSchedulerTest, AFullDevicePreemptsAndAnswersAllTheSame) {
       sinks[i]->Wait();
       ASSERT_TRUE(sinks[i]->status().ok()) << sinks[i]->status();
       std::string expected;
-      for (const TokenId token :
-           FakeGreedy(options.engine, kCodec, Prompt(600, i, 1).prompt, 100,
-                      true)) {
+      for (const TokenId token : FakeGreedy(
+               options.engine, kCodec, Prompt(600, i, 1).prompt, 100, true)) {
         expected += h.tokenizer.TokenBytes(token, false);
       }
       EXPECT_EQ(sinks[i]->text(), expected);

@@ -219,9 +219,23 @@ bool FakeEngine::DeviceIsFull(size_t num_blocks) {
   return true;
 }
 
+int64_t FakeEngine::StagePages(const CodecHandle&,
+                               std::span<const RematJob> jobs) {
+  const OneThread one_thread(in_use_);
+  staged_pages_.clear();
+  for (const RematJob& job : jobs) staged_pages_.push_back(job.page.data());
+  staged_ += static_cast<int64_t>(jobs.size());
+  return static_cast<int64_t>(jobs.size());
+}
+
 std::vector<absl::StatusOr<KvBlockRef>> FakeEngine::Remat(
     const CodecHandle&, std::span<const RematJob> jobs) {
   const OneThread one_thread(in_use_);
+  for (size_t i = 0; i < std::min(jobs.size(), staged_pages_.size()); ++i) {
+    if (staged_pages_[i] != jobs[i].page.data()) break;
+    ++staged_remats_;
+  }
+  staged_pages_.clear();
   std::vector<absl::StatusOr<KvBlockRef>> out;
   if (DeviceIsFull(jobs.size())) {
     out.assign(jobs.size(), absl::ResourceExhaustedError("the device is full"));

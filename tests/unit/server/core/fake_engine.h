@@ -61,6 +61,9 @@ class FakeEngine final : public Engine {
       const CodecHandle& codec, std::span<const TokenId> tokens,
       std::span<const KvBlockRef> blocks, RematPolicy remat) override;
   absl::StatusOr<int64_t> RematCrossover(const CodecHandle& codec) override;
+  int64_t max_useful_remat_jobs() const override { return max_remat_jobs_; }
+  int64_t StagePages(const CodecHandle& codec,
+                     std::span<const RematJob> jobs) override;
   std::vector<absl::StatusOr<KvBlockRef>> Remat(
       const CodecHandle& codec, std::span<const RematJob> jobs) override;
   absl::Status Step(std::span<StepItem> items) override;
@@ -73,6 +76,9 @@ class FakeEngine final : public Engine {
   int64_t step_remats() const { return step_remats_; }
   int64_t step_sequences() const { return step_sequences_; }
   int64_t sequences() const { return sequences_; }
+  // Pages that it was asked to stage, and those that the next Remat began with.
+  int64_t staged() const { return staged_; }
+  int64_t staged_remats() const { return staged_remats_; }
   int64_t crossover_calls() const { return crossover_calls_; }
   int64_t max_step_rows() const { return max_step_rows_; }
   // Steps that held both a decoding sequence and a larger item.
@@ -97,6 +103,7 @@ class FakeEngine final : public Engine {
     MutexLock lock(mu_);
     crossover_ = std::move(tokens);
   }
+  void set_max_remat_jobs(int64_t n) { max_remat_jobs_ = n; }
   // The next so many rematerializations are DATA_LOSS.
   void set_remat_failures(int n) { remat_failures_ = n; }
 
@@ -120,6 +127,8 @@ class FakeEngine final : public Engine {
   std::map<std::string, std::unique_ptr<CodecHandle>, std::less<>> codecs_;
   const std::shared_ptr<Live> live_ = std::make_shared<Live>();
   std::vector<float> logits_;
+  std::vector<const char*> staged_pages_;
+  std::atomic<int64_t> max_remat_jobs_{16}, staged_{0}, staged_remats_{0};
   std::atomic<int> in_use_{0};
   std::atomic<int64_t> step_delay_us_{0};
   std::atomic<TokenId> poison_{-1};
