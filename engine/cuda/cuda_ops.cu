@@ -319,9 +319,11 @@ class CudaOps final : public DeviceOps {
     ForAttentionDim(args.layout.head_dim, [&](auto max_dim) {
       const auto kernel = AttendKernel<decltype(max_dim)::value>;
       // More than a kernel has without asking, for the widest heads.
-      Check(cudaFuncSetAttribute(
-                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-            "shared memory of attention");
+      if (shared > 48 << 10) {
+        Check(cudaFuncSetAttribute(
+                  kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+              "shared memory of attention");
+      }
       kernel<<<blocks, kThreads, shared, compute()>>>(args);
     });
     CheckLaunch("attend");
