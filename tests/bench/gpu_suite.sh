@@ -91,7 +91,11 @@ if [ "$WHAT" != tests ]; then
     --resume 4096,32768 --depth 1024,3072 --batch 1,8 --capacity 8192
   part torch 60 "$PYTHON" gpu_torch.py 4096 32768
   cat "$OUT/torch.log" >> "$RESULTS"
-  part plots 15 "$PYTHON" gpu_plots.py "$RESULTS" "$OUT"
+  if "$PYTHON" -c 'import matplotlib' 2>/dev/null; then
+    part plots 15 "$PYTHON" gpu_plots.py "$RESULTS" "$OUT"
+  else
+    echo "plots: no matplotlib here; gpu_plots.py makes them of results.jsonl"
+  fi
 fi
 
 rm -f "$OUT/model.gguf"
