@@ -110,8 +110,8 @@ class Checker {
     return absl::OkStatus();
   }
 
-  // It has its checksum, too. `content`, if given, gets its bytes, and they
-  // must not be compressed.
+  // It has its checksum, too. `content`, if given, gets its bytes and the one
+  // that says how they are compressed.
   absl::Status CheckBlock(std::string_view name, const TableBlock& block,
                           std::string* content = nullptr) {
     XC_RETURN_IF_ERROR(AddBlock(name, block));
