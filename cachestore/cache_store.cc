@@ -6,12 +6,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "cachestore/disk_page_store.h"
-#include "cachestore/memory_page_store.h"
-#include "cachestore/session_store_impl.h"
-#include "cachestore/store_db.h"
-#include "cachestore/store_options.h"
-#include "cachestore/tiered_page_store.h"
+#include "cachestore/rocksdb/database.h"
+#include "cachestore/rocksdb/disk_page_store.h"
+#include "cachestore/rocksdb/store_options.h"
+#include "cachestore/sessions/session_store_impl.h"
+#include "cachestore/tiers/memory_page_store.h"
+#include "cachestore/tiers/tiered_page_store.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
 

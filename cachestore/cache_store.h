@@ -22,11 +22,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "cachestore/memory_budget.h"
 #include "cachestore/page_key.h"
 #include "cachestore/page_store.h"
 #include "cachestore/session_store.h"
 #include "cachestore/store_stats.h"
+#include "engine/base/memory_budget.h"
 
 namespace rocksdb {
 class Env;

@@ -16,8 +16,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "cachestore/memory_budget.h"
 #include "cachestore/page_key.h"
+#include "engine/base/memory_budget.h"
 
 namespace xcache {
 

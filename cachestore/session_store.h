@@ -17,7 +17,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "cachestore/session_record.h"
+#include "cachestore/sessions/session_record.h"
 
 namespace xcache {
 

@@ -9,8 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "cachestore/cache_store.h"
-#include "cachestore/memory_budget.h"
 #include "engine/base/log.h"
+#include "engine/base/memory_budget.h"
 #include "engine/base/status_macros.h"
 #include "engine/engine_factory.h"
 #include "engine/model/chat_template.h"

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "cachestore/memory_budget.h"
+#include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
 #include "engine/engine.h"
 #include "server/core/core_metrics.h"

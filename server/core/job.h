@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "cachestore/memory_budget.h"
 #include "cachestore/page_key.h"
 #include "cachestore/page_store.h"
+#include "engine/base/memory_budget.h"
 #include "engine/engine.h"
 #include "engine/model/chat_template.h"
 #include "engine/model/tokenizer.h"

@@ -23,7 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/cache_store.h"
-#include "cachestore/memory_budget.h"
+#include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
 #include "engine/engine.h"
 #include "server/core/codec_table.h"

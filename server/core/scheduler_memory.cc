@@ -11,7 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "cachestore/memory_budget.h"
+#include "engine/base/memory_budget.h"
 #include "server/core/scheduler.h"
 
 namespace xcache {

@@ -15,8 +15,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "cachestore/session_record.h"
 #include "cachestore/session_store.h"
+#include "cachestore/sessions/session_record.h"
 #include "engine/base/mutex.h"
 #include "server/core/core_metrics.h"
 #include "server/core/idle_sets.h"

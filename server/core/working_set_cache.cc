@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "cachestore/memory_budget.h"
 #include "cachestore/page_key.h"
+#include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
 #include "engine/engine.h"
 #include "server/core/core_metrics.h"

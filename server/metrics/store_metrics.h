@@ -2,8 +2,8 @@
 #ifndef XCACHE_SERVER_METRICS_STORE_METRICS_H_
 #define XCACHE_SERVER_METRICS_STORE_METRICS_H_
 
-#include "cachestore/memory_budget.h"
 #include "cachestore/store_stats.h"
+#include "engine/base/memory_budget.h"
 #include "server/metrics/metrics.h"
 
 namespace xcache {

@@ -11,8 +11,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "cachestore/cache_store.h"
-#include "cachestore/memory_budget.h"
 #include "cachestore/page_key.h"
+#include "engine/base/memory_budget.h"
 #include "engine/base/status_macros.h"
 #include "tests/bench/xcache_bench.h"
 

@@ -3,10 +3,10 @@
 // taken for a record must mean exactly these bytes.
 #include <string_view>
 
-#include "cachestore/blob_salvage.h"
-#include "cachestore/coding.h"
-#include "cachestore/session_record.h"
-#include "cachestore/store_records.h"
+#include "cachestore/rocksdb/store_records.h"
+#include "cachestore/sessions/blob_salvage.h"
+#include "cachestore/sessions/session_record.h"
+#include "engine/base/coding.h"
 #include "engine/base/crc32c.h"
 #include "tests/fuzz/fuzz.h"
 

@@ -4,9 +4,9 @@
 #include <cstring>
 #include <string_view>
 
-#include "cachestore/coding.h"
-#include "cachestore/ledger.h"
-#include "cachestore/table_check.h"
+#include "cachestore/rocksdb/sync_ledger.h"
+#include "cachestore/rocksdb/table_check.h"
+#include "engine/base/coding.h"
 #include "engine/base/crc32c.h"
 #include "tests/fuzz/fuzz.h"
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cachestore/store_db.h"
+#include "cachestore/rocksdb/database.h"
 #include "engine/base/crc32c.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/db.h"

@@ -1,4 +1,4 @@
-#include "cachestore/page_index.h"
+#include "cachestore/tiers/page_index.h"
 
 #include <map>
 #include <random>

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "cachestore/cache_store.h"
-#include "cachestore/disk_page_store.h"
-#include "cachestore/memory_page_store.h"
-#include "cachestore/tiered_page_store.h"
+#include "cachestore/rocksdb/disk_page_store.h"
+#include "cachestore/tiers/memory_page_store.h"
+#include "cachestore/tiers/tiered_page_store.h"
 #include "tests/unit/cachestore/store_test_util.h"
 
 namespace xcache {

@@ -1,4 +1,4 @@
-#include "cachestore/session_record.h"
+#include "cachestore/sessions/session_record.h"
 
 #include "engine/base/crc32c.h"
 #include "tests/unit/cachestore/store_test_util.h"

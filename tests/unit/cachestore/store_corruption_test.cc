@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "cachestore/cache_store.h"
-#include "cachestore/store_db.h"
-#include "cachestore/store_records.h"
+#include "cachestore/rocksdb/database.h"
+#include "cachestore/rocksdb/store_records.h"
 #include "tests/unit/cachestore/store_fixture.h"
 #include "tests/unit/cachestore/store_test_util.h"
 

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "cachestore/disk_space.h"
-#include "cachestore/ledger.h"
+#include "cachestore/rocksdb/disk_space.h"
+#include "cachestore/rocksdb/sync_ledger.h"
 #include "engine/base/mutex.h"
 #include "rocksdb/env.h"
 #include "rocksdb/file_system.h"

@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "cachestore/cache_store.h"
-#include "cachestore/disk_page_store.h"
-#include "cachestore/disk_space.h"
-#include "cachestore/store_db.h"
+#include "cachestore/rocksdb/database.h"
+#include "cachestore/rocksdb/disk_page_store.h"
+#include "cachestore/rocksdb/disk_space.h"
 #include "tests/unit/cachestore/store_fixture.h"
 
 namespace xcache {

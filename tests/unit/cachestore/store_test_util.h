@@ -13,7 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cachestore/page_store.h"
-#include "cachestore/session_record.h"
+#include "cachestore/sessions/session_record.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

@@ -1,5 +1,5 @@
 // What CheckTable lets pass, RocksDB reads or refuses in good order.
-#include "cachestore/table_check.h"
+#include "cachestore/rocksdb/table_check.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cachestore/store_db.h"
+#include "cachestore/rocksdb/database.h"
 #include "rocksdb/sst_file_reader.h"
 #include "rocksdb/sst_file_writer.h"
 #include "tests/unit/cachestore/store_test_util.h"

@@ -1,6 +1,6 @@
 // The memory pool and the tiers over a disk that can be told to fail or wait.
 // Without RocksDB, so that ThreadSanitizer sees everything.
-#include "cachestore/tiered_page_store.h"
+#include "cachestore/tiers/tiered_page_store.h"
 
 #include <algorithm>
 #include <atomic>

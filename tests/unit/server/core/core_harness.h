@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "cachestore/memory_budget.h"
+#include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
 #include "server/core/server_core.h"
 #include "tests/unit/server/core/fake_engine.h"

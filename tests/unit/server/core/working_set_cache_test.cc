@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "cachestore/memory_budget.h"
 #include "cachestore/page_key.h"
+#include "engine/base/memory_budget.h"
 #include "server/core/core_metrics.h"
 
 namespace xcache {

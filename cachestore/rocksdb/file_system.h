@@ -1,0 +1,21 @@
+// The file system that RocksDB gets. It passes everything on, and watches two
+// kinds of files: no table and no block of one reaches RocksDB that has not
+// been checked, and what is synced of a MANIFEST is noted in the ledger before
+// RocksDB relies on it.
+#ifndef XCACHE_CACHESTORE_ROCKSDB_FILE_SYSTEM_H_
+#define XCACHE_CACHESTORE_ROCKSDB_FILE_SYSTEM_H_
+
+#include <memory>
+
+#include "cachestore/rocksdb/sync_ledger.h"
+#include "rocksdb/env.h"
+
+namespace xcache {
+
+// Over `base` (null: the default). `ledger` may be null: nothing is noted. Both
+// must outlive the environment, which must outlive the database.
+std::unique_ptr<rocksdb::Env> MakeStoreEnv(rocksdb::Env* base, Ledger* ledger);
+
+}  // namespace xcache
+
+#endif  // XCACHE_CACHESTORE_ROCKSDB_FILE_SYSTEM_H_

@@ -1,0 +1,200 @@
+#include "cachestore/rocksdb/open_check.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "cachestore/rocksdb/database.h"
+#include "cachestore/rocksdb/store_records.h"
+#include "engine/base/coding.h"
+#include "engine/base/crc32c.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "rocksdb/db.h"
+
+namespace xcache {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kFormatName[] = "xcache-store";
+
+// A database opened for reading, for as long as one looks at it.
+class ReadOnlyDb {
+ public:
+  static absl::StatusOr<std::unique_ptr<ReadOnlyDb>> Open(
+      rocksdb::Options options, const DiskPlan& plan, const std::string& path,
+      const std::vector<std::string>& families, rocksdb::WALRecoveryMode mode) {
+    options.wal_recovery_mode = mode;
+    options.listeners.clear();
+    // Every table, not the first few: each is checked when it is opened.
+    options.max_open_files = -1;
+    auto out = std::make_unique<ReadOnlyDb>();
+    rocksdb::DB* db = nullptr;
+    const rocksdb::Status opened = rocksdb::DB::OpenForReadOnly(
+        options, path, DescribeFamilies(options, plan, families),
+        &out->handles_, &db);
+    if (!opened.ok()) return FromRocksDb(opened, "RocksDB");
+    out->db_.reset(db);
+    return out;
+  }
+  ~ReadOnlyDb() {
+    for (auto* handle : handles_) db_->DestroyColumnFamilyHandle(handle);
+  }
+
+  uint64_t sequence() const { return db_->GetLatestSequenceNumber(); }
+  rocksdb::Status GetFormat(std::string* record) const {
+    return db_->Get({}, db_->DefaultColumnFamily(), FormatKey(), record);
+  }
+  bool HasMetaKeys() const {
+    const std::unique_ptr<rocksdb::Iterator> it(
+        db_->NewIterator({}, db_->DefaultColumnFamily()));
+    it->SeekToFirst();
+    return it->Valid() || !it->status().ok();
+  }
+
+ private:
+  std::unique_ptr<rocksdb::DB> db_;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles_;
+};
+
+// Whether files with content lie in a folder that has no CURRENT.
+bool HasData(const std::string& path) {
+  std::error_code error;
+  for (const auto& file : fs::directory_iterator(path, error)) {
+    const auto extension = file.path().extension();
+    if (extension == ".sst" || extension == ".blob" ||
+        (extension == ".log" && file.file_size(error) > 0)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+absl::Status CheckFormat(const std::string& dir, const std::string& record,
+                         const std::vector<std::string>& families) {
+  FieldReader r(record);
+  const std::string_view name = r.Bytes();
+  const auto version = r.Int<uint32_t>();
+  const auto crc = r.Int<uint32_t>();
+  if (!r.ok() || name != kFormatName ||
+      crc != Crc32c(std::string_view(record).substr(
+                 0, record.size() - sizeof(crc)))) {
+    return WouldNotOpen(dir, absl::DataLossError("bad format record"));
+  }
+  if (version != kStoreFormatVersion) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("store ", dir, " has format version ", version,
+                     ", this program reads version ", kStoreFormatVersion));
+  }
+  for (Family family : kFamilies) {
+    if (std::find(families.begin(), families.end(), FamilyName(family)) ==
+        families.end()) {
+      return WouldNotOpen(
+          dir, absl::DataLossError(absl::StrCat("column family ",
+                                                std::string(FamilyName(family)),
+                                                " is missing")));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string FormatKey() { return "format"; }
+
+std::string FormatRecord() {
+  std::string out;
+  FieldWriter w(out);
+  w.Bytes(kFormatName);
+  w.Int(kStoreFormatVersion);
+  w.Int(Crc32c(out));
+  return out;
+}
+
+absl::Status WouldNotOpen(const std::string& dir, const absl::Status& why) {
+  return absl::DataLossError(
+      absl::StrCat("store ", dir, " would not open: ", why.message(),
+                   "; --repair keeps every record in it that is whole"));
+}
+
+absl::StatusOr<StoreLook> LookAtStore(
+    const std::string& dir, const std::string& path,
+    const rocksdb::Options& options, const DiskPlan& plan,
+    const std::optional<LedgerRecord>& ledger) {
+  using Mode = rocksdb::WALRecoveryMode;
+  StoreLook look;
+  std::error_code error;
+  if (!fs::exists(path + "/CURRENT", error)) {
+    if (ledger || HasData(path)) {
+      return WouldNotOpen(dir,
+                          absl::DataLossError("the file CURRENT is missing"));
+    }
+    look.is_empty = true;
+    look.families = {"default"};
+    return look;
+  }
+  if (ledger) {
+    const absl::Status checked = CheckManifest(*ledger, path);
+    if (!checked.ok()) return WouldNotOpen(dir, checked);
+  }
+  const rocksdb::Status listed =
+      rocksdb::DB::ListColumnFamilies(options, path, &look.families);
+  if (!listed.ok()) {
+    return WouldNotOpen(dir, FromRocksDb(listed, "MANIFEST"));
+  }
+
+  const auto open = [&](Mode mode) {
+    return ReadOnlyDb::Open(options, plan, path, look.families, mode);
+  };
+  auto db = open(look.recovery_mode);
+  if (absl::IsDataLoss(db.status())) {
+    // A power loss may leave rubbish behind what was synced. If no intact
+    // record follows the damage, that is what it is; if the log went further
+    // once, the ledger below knows.
+    const absl::Status strict = db.status();
+    db = open(Mode::kPointInTimeRecovery);
+    const auto beyond = open(Mode::kSkipAnyCorruptedRecords);
+    if (!db.ok() || !beyond.ok() ||
+        (*db)->sequence() != (*beyond)->sequence()) {
+      return WouldNotOpen(dir, strict);
+    }
+    XC_LOG_WARN("the log of the store has a torn end", "dir={} detail={}",
+                LogValue(dir), LogValue(std::string(strict.message())));
+    look.recovery_mode = Mode::kPointInTimeRecovery;
+    look.has_torn_log = true;
+  }
+  if (!db.ok()) return WouldNotOpen(dir, db.status());
+  if (ledger && (*db)->sequence() < ledger->synced_sequence) {
+    return WouldNotOpen(
+        dir, absl::DataLossError(absl::StrCat(
+                 "it was synced up to record ", ledger->synced_sequence,
+                 " and now ends at ", (*db)->sequence())));
+  }
+
+  std::string record;
+  const rocksdb::Status got = (*db)->GetFormat(&record);
+  if (got.ok()) {
+    XC_RETURN_IF_ERROR(CheckFormat(dir, record, look.families));
+    return look;
+  }
+  if (!got.IsNotFound() || ledger) {
+    return WouldNotOpen(dir, FromRocksDb(got, "format record"));
+  }
+  // Its making was cut off before the last step: then it holds nothing yet.
+  look.is_empty = true;
+  const bool has_other = std::any_of(
+      look.families.begin(), look.families.end(), [](const std::string& name) {
+        return std::none_of(kFamilies.begin(), kFamilies.end(),
+                            [&](Family f) { return FamilyName(f) == name; });
+      });
+  if (has_other || (*db)->HasMetaKeys()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, " holds a RocksDB that is not a store of XCache"));
+  }
+  return look;
+}
+
+}  // namespace xcache

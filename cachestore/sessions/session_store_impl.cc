@@ -1,0 +1,455 @@
+#include "cachestore/sessions/session_store_impl.h"
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <vector>
+
+#include "absl/hash/hash.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/coding.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+
+namespace xcache {
+namespace {
+
+// A summary with its strings, its place in the map and in the order.
+constexpr int64_t kSummaryBytes = 768;
+constexpr int64_t kIndexStep = 64 << 10;
+constexpr size_t kMaxNameBytes = 255;
+constexpr size_t kMaxTitleBytes = 1024;
+
+rocksdb::Slice AsSlice(std::string_view bytes) {
+  return {bytes.data(), bytes.size()};
+}
+
+uint64_t NowMicros() {
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(
+          std::chrono::system_clock::now().time_since_epoch())
+          .count());
+}
+
+absl::Status NoSession(std::string_view id) {
+  return absl::NotFoundError(absl::StrCat("no session ", std::string(id)));
+}
+
+// Page tokens: the place after which the next page starts.
+std::string MakePageToken(const std::pair<int64_t, std::string>& place) {
+  std::string bytes;
+  FieldWriter w(bytes);
+  w.Int(place.first);
+  w.Raw(place.second);
+  return absl::BytesToHexString(bytes);
+}
+
+std::optional<std::pair<int64_t, std::string>> ParsePageToken(
+    std::string_view token) {
+  const bool is_hex = std::all_of(token.begin(), token.end(), [](char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+  });
+  if (!is_hex || token.size() % 2 != 0) return std::nullopt;
+  const std::string bytes =
+      absl::HexStringToBytes(absl::string_view(token.data(), token.size()));
+  FieldReader r(bytes);
+  std::pair<int64_t, std::string> place;
+  place.first = r.Int<int64_t>();
+  place.second = r.Raw(r.remaining());
+  if (!r.ok() || place.second.empty()) return std::nullopt;
+  return place;
+}
+
+}  // namespace
+
+SessionStoreImpl::SessionStoreImpl(Parts parts, MemoryBudget& budget)
+    : parts_(std::move(parts)), budget_(budget) {}
+
+absl::StatusOr<std::unique_ptr<SessionStoreImpl>> SessionStoreImpl::Open(
+    Parts parts, MemoryBudget& budget) {
+  auto store = std::unique_ptr<SessionStoreImpl>(
+      new SessionStoreImpl(std::move(parts), budget));
+  XC_RETURN_IF_ERROR(store->ReadIndex());
+  return store;
+}
+
+Mutex& SessionStoreImpl::WriteLock(const std::string& key) {
+  return write_mu_[absl::Hash<std::string>()(key) % write_mu_.size()];
+}
+
+absl::Status SessionStoreImpl::ReadIndex() {
+  if (parts_.db == nullptr) return absl::OkStatus();
+  absl::Status full = absl::OkStatus();
+  std::unique_ptr<rocksdb::Iterator> it =
+      parts_.db->NewIterator(Family::kSessionIndex);
+  const auto take = [&] {
+    const std::string key = it->key().ToString();
+    const auto name = ParseSessionKey(key);
+    if (!name) return;  // the family's marker
+    const std::string value = it->value().ToString();
+    auto entry = DecodeSessionEntry(key, value);
+    if (!entry.ok()) {
+      // The manifest itself says it all.
+      const auto record = Read(key);
+      if (record.ok()) {
+        entry = MakeSessionEntry(*record);
+        entry->summary.durable = true;
+      } else {
+        XC_LOG_WARN("a session is damaged", "tenant={} session={} detail={}",
+                    LogValue(name->tenant), LogValue(name->id),
+                    LogValue(std::string(record.status().message())));
+        MutexLock lock(mu_);
+        ++stats_.corrupt;
+        entry = SessionEntry{};
+        entry->summary.tenant = name->tenant;
+        entry->summary.id = name->id;
+        entry->summary.damaged = true;
+      }
+    }
+    if (!Enter(key, entry->summary)) {
+      full = absl::ResourceExhaustedError(absl::StrCat(
+          "no memory for the index of sessions: ", budget_.used_bytes(), " of ",
+          budget_.cap_bytes(), " bytes are in use"));
+      return;
+    }
+    parts_.pages->Claim(
+        key, {&entry->last_page, 1}, entry->summary.pinned,
+        static_cast<uint64_t>(std::max<int64_t>(entry->summary.update_ms, 0)) *
+            1000);
+  };
+  for (it->SeekToFirst(); it->Valid() && full.ok(); it->Next()) take();
+  if (full.ok() && !it->status().ok()) {
+    // A damaged block ends the way; what is behind it is reached from the end,
+    // and what is in it by its own name: Load() asks the manifests.
+    XC_LOG_WARN("the index of sessions is damaged", "detail={}",
+                LogValue(it->status().ToString()));
+    {
+      MutexLock lock(mu_);
+      ++stats_.corrupt;
+    }
+    for (it->SeekToLast(); it->Valid() && full.ok(); it->Prev()) take();
+  }
+  return full;
+}
+
+bool SessionStoreImpl::ReserveIndex(int64_t num_sessions) {
+  const int64_t needed = num_sessions * kSummaryBytes;
+  MutexLock lock(index_mu_);
+  if (needed <= index_memory_.bytes()) return true;
+  const int64_t wanted = (needed / kIndexStep + 1) * kIndexStep;
+  if (index_memory_.bytes() > 0) return index_memory_.TryResize(wanted);
+  auto memory = budget_.TryReserve(MemoryAccount::kStoreIndex, wanted);
+  if (!memory) return false;
+  index_memory_ = *std::move(memory);
+  return true;
+}
+
+bool SessionStoreImpl::Enter(const std::string& key, SessionSummary summary) {
+  int64_t num_sessions = 0;
+  {
+    MutexLock lock(mu_);
+    num_sessions = static_cast<int64_t>(summaries_.size()) + 1;
+  }
+  if (!ReserveIndex(num_sessions)) return false;
+  MutexLock lock(mu_);
+  const auto [it, is_new] = summaries_.try_emplace(key);
+  Order& order = orders_[summary.tenant];
+  if (!is_new) order.erase({-it->second.update_ms, it->second.id});
+  order.insert({-summary.update_ms, summary.id});
+  it->second = std::move(summary);
+  return true;
+}
+
+void SessionStoreImpl::Leave(const std::string& key) {
+  MutexLock lock(mu_);
+  undurable_.erase(key);
+  const auto it = summaries_.find(key);
+  if (it == summaries_.end()) return;
+  const auto order = orders_.find(it->second.tenant);
+  order->second.erase({-it->second.update_ms, it->second.id});
+  if (order->second.empty()) orders_.erase(order);
+  summaries_.erase(it);
+}
+
+absl::Status SessionStoreImpl::WriteRecord(const std::string& key,
+                                           std::string_view bytes,
+                                           std::string_view entry) {
+  rocksdb::WriteBatch batch(bytes.size() + entry.size() + 4 * key.size());
+  rocksdb::Status built =
+      batch.Put(parts_.db->handle(Family::kSessions), key, AsSlice(bytes));
+  if (built.ok()) {
+    built = batch.Put(parts_.db->handle(Family::kSessionIndex), key,
+                      AsSlice(entry));
+  }
+  if (!built.ok()) return FromRocksDb(built, "session");
+  return parts_.db->Write(batch, /*sync=*/true, StoreDb::Room::kRecord);
+}
+
+absl::Status SessionStoreImpl::KeepInMemory(const std::string& key,
+                                            std::string bytes,
+                                            std::string entry) {
+  auto memory = budget_.Reserve(
+      MemoryAccount::kSessions,
+      static_cast<int64_t>(bytes.size() + entry.size() + key.size()));
+  if (!memory) {
+    return absl::AbortedError(
+        "no memory for a session that is not on disk; it stays at its last "
+        "turn");
+  }
+  auto undurable = std::make_shared<const Undurable>(
+      Undurable{std::move(bytes), std::move(entry), *std::move(memory)});
+  MutexLock lock(mu_);
+  undurable_[key] = std::move(undurable);
+  return absl::OkStatus();
+}
+
+absl::Status SessionStoreImpl::Commit(const SessionRecord& record) {
+  if (record.id.empty() || record.id.size() > kMaxNameBytes ||
+      record.tenant.size() > kMaxNameBytes ||
+      record.title.size() > kMaxTitleBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("session id of ", record.id.size(), " bytes, tenant of ",
+                     record.tenant.size(), ", title of ", record.title.size(),
+                     "; at most 255, 255 and 1024, and an id of at least 1"));
+  }
+  for (const SessionMessage& message : record.messages) {
+    if (message.token_begin > message.token_end ||
+        message.token_end > record.tokens.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "a message of tokens ", message.token_begin, " to ",
+          message.token_end, " in a session of ", record.tokens.size()));
+    }
+  }
+  const std::string key = SessionKey(record.tenant, record.id);
+  std::string bytes = EncodeSessionRecord(record);
+  SessionEntry entry = MakeSessionEntry(record);
+  std::string entry_bytes = EncodeSessionEntry(entry);
+
+  MutexLock write_lock(WriteLock(key));
+  absl::Status written = absl::ResourceExhaustedError(
+      "there is no store folder: sessions are in memory only");
+  if (parts_.db != nullptr) {
+    // The order of rule R4: pages into the log, then the manifest that names
+    // them, and one sync for all.
+    if (parts_.write_out) parts_.write_out(record.page_keys);
+    written = WriteRecord(key, bytes, entry_bytes);
+  }
+  if (!written.ok()) {
+    XC_RETURN_IF_ERROR(
+        KeepInMemory(key, std::move(bytes), std::move(entry_bytes)));
+  }
+  entry.summary.durable = written.ok();
+  const bool entered = Enter(key, std::move(entry.summary));
+  if (!entered && !written.ok()) {
+    MutexLock lock(mu_);
+    undurable_.erase(key);
+    return absl::AbortedError("no memory for one more session");
+  }
+  // On disk, and found there by its name, though no list has it until the next
+  // start: there is no memory to list it.
+  {
+    MutexLock lock(mu_);
+    if (written.ok()) undurable_.erase(key);
+    written.ok() ? ++stats_.commits : ++stats_.commit_failures;
+  }
+  if (parts_.pages != nullptr) {
+    parts_.pages->Claim(key, record.page_keys, record.pinned, NowMicros());
+  }
+  return written;
+}
+
+absl::StatusOr<SessionRecord> SessionStoreImpl::Read(const std::string& key) {
+  std::string bytes;
+  XC_RETURN_IF_ERROR(parts_.db->Get(Family::kSessions, key, &bytes));
+  auto record = DecodeSessionRecord(bytes);
+  if (record.ok() && SessionKey(record->tenant, record->id) != key) {
+    return absl::DataLossError("session record: of another session");
+  }
+  return record;
+}
+
+void SessionStoreImpl::MarkDamaged(const std::string& key) {
+  MutexLock lock(mu_);
+  const auto it = summaries_.find(key);
+  if (it != summaries_.end()) {
+    if (it->second.damaged) return;  // counted before
+    it->second.damaged = true;
+  }
+  ++stats_.corrupt;
+}
+
+absl::StatusOr<SessionRecord> SessionStoreImpl::Load(std::string_view tenant,
+                                                     std::string_view id) {
+  if (id.empty() || id.size() > kMaxNameBytes ||
+      tenant.size() > kMaxNameBytes) {
+    return NoSession(id);
+  }
+  const std::string key = SessionKey(tenant, id);
+  std::shared_ptr<const Undurable> undurable;
+  bool is_known = false;
+  {
+    MutexLock lock(mu_);
+    is_known = summaries_.contains(key);
+    if (const auto it = undurable_.find(key); it != undurable_.end()) {
+      undurable = it->second;
+    }
+  }
+  absl::StatusOr<SessionRecord> record = NoSession(id);
+  if (undurable != nullptr) {
+    record = DecodeSessionRecord(undurable->bytes);
+  } else if (parts_.db != nullptr) {
+    record = Read(key);
+    if (absl::IsNotFound(record.status())) {
+      record = is_known ? absl::StatusOr<SessionRecord>(
+                              absl::DataLossError("session record: missing"))
+                        : NoSession(id);
+    }
+  }
+  if (absl::IsDataLoss(record.status())) MarkDamaged(key);
+  if (!record.ok()) return record;
+  if (record->model_fp != parts_.model_fp) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "session ", std::string(id), " is of the model ",
+        ToHex(record->model_fp).substr(0, 16), "..., this server has ",
+        ToHex(parts_.model_fp).substr(0, 16), "..."));
+  }
+  if (!is_known && undurable == nullptr) {
+    SessionEntry entry = MakeSessionEntry(*record);
+    entry.summary.durable = true;
+    Enter(key, std::move(entry.summary));
+  }
+  if (parts_.pages != nullptr) {
+    parts_.pages->Claim(key, record->page_keys, record->pinned, NowMicros());
+  }
+  return record;
+}
+
+absl::StatusOr<SessionSummary> SessionStoreImpl::Find(
+    std::string_view tenant, std::string_view id) const {
+  if (tenant.size() > kMaxNameBytes) return NoSession(id);
+  MutexLock lock(mu_);
+  const auto it = summaries_.find(SessionKey(tenant, id));
+  if (it == summaries_.end()) return NoSession(id);
+  return it->second;
+}
+
+absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
+                                                   std::string_view page_token,
+                                                   int limit) const {
+  std::optional<std::pair<int64_t, std::string>> after;
+  if (!page_token.empty()) {
+    after = ParsePageToken(page_token);
+    if (!after) return absl::InvalidArgumentError("not a page token of ours");
+  }
+  if (limit < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a page of ", limit, " sessions"));
+  }
+  SessionPage page;
+  MutexLock lock(mu_);
+  const auto order = orders_.find(std::string(tenant));
+  if (order == orders_.end()) return page;
+  auto it = after ? order->second.upper_bound(*after) : order->second.begin();
+  for (; it != order->second.end(); ++it) {
+    if (static_cast<int>(page.sessions.size()) == limit) {
+      page.next_page_token = MakePageToken(*std::prev(it));
+      break;
+    }
+    page.sessions.push_back(
+        summaries_.find(SessionKey(tenant, it->second))->second);
+  }
+  return page;
+}
+
+absl::Status SessionStoreImpl::DeleteKey(const std::string& key, bool sync) {
+  if (parts_.db != nullptr) {
+    rocksdb::WriteBatch batch;
+    rocksdb::Status built =
+        batch.Delete(parts_.db->handle(Family::kSessions), key);
+    if (built.ok()) {
+      built = batch.Delete(parts_.db->handle(Family::kSessionIndex), key);
+    }
+    if (!built.ok()) return FromRocksDb(built, "session");
+    XC_RETURN_IF_ERROR(parts_.db->Write(batch, sync, StoreDb::Room::kFrees));
+    parts_.pages->Unclaim(key);
+  }
+  Leave(key);
+  return absl::OkStatus();
+}
+
+absl::Status SessionStoreImpl::Delete(std::string_view tenant,
+                                      std::string_view id) {
+  if (!Find(tenant, id).ok()) {
+    // Perhaps one that no index has: Load() enters it.
+    if (absl::IsNotFound(Load(tenant, id).status())) return NoSession(id);
+  }
+  const std::string key = SessionKey(tenant, id);
+  MutexLock write_lock(WriteLock(key));
+  return DeleteKey(key, /*sync=*/true);
+}
+
+int64_t SessionStoreImpl::Sweep(
+    int64_t now_ms,
+    const std::function<bool(std::string_view, std::string_view)>& in_use) {
+  const auto is_expired = [&](const SessionSummary& s) {
+    return !s.pinned && !s.damaged && s.expire_ms != 0 && s.expire_ms <= now_ms;
+  };
+  std::vector<SessionSummary> expired;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [key, summary] : summaries_) {
+      if (is_expired(summary)) expired.push_back(summary);
+    }
+  }
+  int64_t num_deleted = 0;
+  for (const SessionSummary& summary : expired) {
+    if (in_use && in_use(summary.tenant, summary.id)) continue;
+    const std::string key = SessionKey(summary.tenant, summary.id);
+    MutexLock write_lock(WriteLock(key));
+    const auto now = Find(summary.tenant, summary.id);
+    if (!now.ok() || !is_expired(*now)) continue;  // used meanwhile
+    // Not synced: what comes back after a power loss expires once more.
+    if (!DeleteKey(key, /*sync=*/false).ok()) break;
+    ++num_deleted;
+  }
+  MutexLock lock(mu_);
+  stats_.expired += num_deleted;
+  return num_deleted;
+}
+
+void SessionStoreImpl::WriteUndurable() {
+  if (parts_.db == nullptr || parts_.db->degraded()) return;
+  std::vector<std::string> keys;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [key, undurable] : undurable_) keys.push_back(key);
+  }
+  for (const std::string& key : keys) {
+    MutexLock write_lock(WriteLock(key));
+    std::shared_ptr<const Undurable> undurable;
+    {
+      MutexLock lock(mu_);
+      const auto it = undurable_.find(key);
+      if (it == undurable_.end()) continue;
+      undurable = it->second;
+    }
+    if (!WriteRecord(key, undurable->bytes, undurable->entry).ok()) return;
+    MutexLock lock(mu_);
+    undurable_.erase(key);
+    const auto it = summaries_.find(key);
+    if (it != summaries_.end()) it->second.durable = true;
+    ++stats_.commits;
+  }
+}
+
+SessionStoreStats SessionStoreImpl::stats() const {
+  MutexLock lock(mu_);
+  SessionStoreStats stats = stats_;
+  stats.num_sessions = static_cast<int64_t>(summaries_.size());
+  stats.num_undurable = static_cast<int64_t>(undurable_.size());
+  if (parts_.pages != nullptr) stats.demoted = parts_.pages->num_demoted();
+  return stats;
+}
+
+}  // namespace xcache

@@ -1,0 +1,102 @@
+// The session store over a RocksDB, or over memory alone.
+#ifndef XCACHE_CACHESTORE_SESSIONS_SESSION_STORE_IMPL_H_
+#define XCACHE_CACHESTORE_SESSIONS_SESSION_STORE_IMPL_H_
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "cachestore/rocksdb/database.h"
+#include "cachestore/rocksdb/disk_page_store.h"
+#include "cachestore/rocksdb/store_records.h"
+#include "cachestore/session_store.h"
+#include "engine/base/memory_budget.h"
+#include "engine/base/mutex.h"
+
+namespace xcache {
+
+class SessionStoreImpl : public SessionStore {
+ public:
+  struct Parts {
+    StoreDb* db = nullptr;           // null: memory alone
+    DiskPageStore* pages = nullptr;  // null where db is
+    // Writes those of the pages that wait to be written.
+    std::function<void(std::span<const PageKey>)> write_out;
+    Digest model_fp{};
+  };
+
+  // Reads the index of sessions. What is in `parts`, and the budget, must
+  // outlive the store. RESOURCE_EXHAUSTED: no memory for the index.
+  static absl::StatusOr<std::unique_ptr<SessionStoreImpl>> Open(
+      Parts parts, MemoryBudget& budget);
+
+  absl::Status Commit(const SessionRecord& record) override;
+  absl::StatusOr<SessionRecord> Load(std::string_view tenant,
+                                     std::string_view id) override;
+  absl::StatusOr<SessionSummary> Find(std::string_view tenant,
+                                      std::string_view id) const override;
+  absl::StatusOr<SessionPage> List(std::string_view tenant,
+                                   std::string_view page_token,
+                                   int limit) const override;
+  absl::Status Delete(std::string_view tenant, std::string_view id) override;
+  int64_t Sweep(int64_t now_ms,
+                const std::function<bool(std::string_view, std::string_view)>&
+                    in_use) override;
+  SessionStoreStats stats() const override;
+
+  // Writes the manifests that are in memory only.
+  void WriteUndurable();
+
+ private:
+  // The most recently updated first: (-update_ms, id).
+  using Order = std::set<std::pair<int64_t, std::string>>;
+  // A manifest that is not on disk.
+  struct Undurable {
+    std::string bytes;
+    std::string entry;
+    MemoryReservation memory;
+  };
+
+  SessionStoreImpl(Parts parts, MemoryBudget& budget);
+  absl::Status ReadIndex();
+  // Enters a summary, in place of the one before. False: no memory for it.
+  bool Enter(const std::string& key, SessionSummary summary);
+  void Leave(const std::string& key);
+  bool ReserveIndex(int64_t num_sessions);
+  absl::Status WriteRecord(const std::string& key, std::string_view bytes,
+                           std::string_view entry);
+  absl::Status KeepInMemory(const std::string& key, std::string bytes,
+                            std::string entry);
+  absl::Status DeleteKey(const std::string& key, bool sync);
+  absl::StatusOr<SessionRecord> Read(const std::string& key);
+  void MarkDamaged(const std::string& key);
+  Mutex& WriteLock(const std::string& key);
+
+  const Parts parts_;
+  MemoryBudget& budget_;
+  // Of one session one write at a time, so that disk and memory agree.
+  std::array<Mutex, 64> write_mu_;
+
+  mutable Mutex mu_;  // after a write lock
+  absl::flat_hash_map<std::string, SessionSummary> summaries_
+      XC_GUARDED_BY(mu_);
+  std::map<std::string, Order> orders_ XC_GUARDED_BY(mu_);  // by tenant
+  absl::flat_hash_map<std::string, std::shared_ptr<const Undurable>> undurable_
+      XC_GUARDED_BY(mu_);
+  SessionStoreStats stats_ XC_GUARDED_BY(mu_);
+
+  Mutex index_mu_;  // its memory is reserved without mu_: reclaimers may run
+  MemoryReservation index_memory_ XC_GUARDED_BY(index_mu_);
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_CACHESTORE_SESSIONS_SESSION_STORE_IMPL_H_
