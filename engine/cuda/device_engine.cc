@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/cuda/attention_kernels.h"
 #include "engine/engine_checks.h"
@@ -133,31 +132,6 @@ size_t DeviceEngine::sequence_bytes(const CodecHandle& codec) const {
          2 * static_cast<size_t>(info_.context_length) * sizeof(TokenId) +
          2 * static_cast<size_t>(info_.context_length / kBlockTokens) *
              sizeof(KvBlockRef);
-}
-
-absl::StatusOr<int64_t> DeviceEngine::RematCrossover(const CodecHandle& codec) {
-  XC_RETURN_IF_ERROR(CheckCodec(codec));
-  const auto& handle = static_cast<const DeviceCodecHandle&>(codec);
-  if (handle.device_codec() == nullptr ||
-      handle.codec().payload_bytes() >= TileBytes(shape_)) {
-    return 0;
-  }
-  const auto known = crossovers_.find(&handle);
-  if (known != crossovers_.end()) return known->second;
-  XC_ASSIGN_OR_RETURN(const std::vector<StepTime> times,
-                      MeasureRematSteps(*this, codec, options_.remat_timing));
-  const int64_t tokens = FindRematCrossover(times);
-  for (const StepTime& time : times) {
-    XC_LOG_INFO("decode step measured",
-                "codec={} cached_tokens={} resume_us={:.0f} step_us={:.0f}",
-                LogValue(handle.spec()), time.cached_tokens,
-                1e6 * time.resume_seconds, 1e6 * time.step_seconds);
-  }
-  XC_LOG_INFO("remat crossover", "codec={} step_below_tokens={}",
-              LogValue(handle.spec()),
-              tokens == kNoRematCrossover ? "all" : absl::StrCat(tokens));
-  crossovers_.emplace(&handle, tokens);
-  return tokens;
 }
 
 absl::Status DeviceEngine::CheckCodec(const CodecHandle& codec) const {

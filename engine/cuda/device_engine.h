@@ -27,7 +27,6 @@
 #include "engine/engine.h"
 #include "engine/kernels/isa.h"
 #include "engine/model/model.h"
-#include "engine/remat_timing.h"
 
 namespace xcache::cuda {
 
@@ -50,8 +49,6 @@ struct DeviceEngineOptions {
   WeightPolicy weights = WeightPolicy::kAuto;
   // How weights that stay quantized are multiplied.
   WeightKernel weight_kernel = WeightKernel::kFused;
-  // What RematCrossover measures by.
-  RematTimingOptions remat_timing;
 };
 
 class DeviceEngine final : public Engine {
@@ -69,9 +66,6 @@ class DeviceEngine final : public Engine {
       std::string_view spec, const ProgressFn& progress) override;
   size_t kv_block_bytes() const override { return TileBytes(shape_); }
   size_t sequence_bytes(const CodecHandle& codec) const override;
-  // 0, without measuring, where no block is kept as its payload or payloads are
-  // no smaller than K and V.
-  absl::StatusOr<int64_t> RematCrossover(const CodecHandle& codec) override;
   // RESOURCE_EXHAUSTED, beside what the interface says, from all three: the
   // pool is at its cap. Nothing has changed then. Blocks of RematPolicy::kStep
   // are kept as payloads where the device has kernels for the codec; block 0
@@ -126,7 +120,6 @@ class DeviceEngine final : public Engine {
   std::unique_ptr<DevicePages> pages_;
   ModelInfo info_;
   std::map<std::string, std::unique_ptr<DeviceCodecHandle>> codecs_;
-  std::map<const DeviceCodecHandle*, int64_t> crossovers_;  // measured
 };
 
 }  // namespace xcache::cuda

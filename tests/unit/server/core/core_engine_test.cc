@@ -243,7 +243,6 @@ TEST_F(CoreEngineTest, PagesOfDifferentCodecsLiveSideBySide) {
 
 TEST_F(CoreEngineTest, BothRematPoliciesOnADeviceAnswerTheSameBits) {
   ServerCoreOptions options = Restoring();
-  options.default_remat = RematChoice::kResume;
   std::vector<std::vector<SampledToken>> expected;
   for (const char* remat : {"resume", "step"}) {
     // A folder for each, so that neither finds the other's pages; a restart
