@@ -6,11 +6,11 @@
 
 #include "engine/base/status_macros.h"
 #include "engine/base/thread_pool.h"
-#include "engine/codec_opener.h"
-#include "engine/cuda/device_memory.h"
-#include "engine/cuda/device_remat.h"
-#include "engine/cuda/row_kernels.h"
-#include "engine/cuda/table_upload.h"
+#include "engine/common/codec_loader.h"
+#include "engine/device/kernels/rows.h"
+#include "engine/device/memory.h"
+#include "engine/device/remat.h"
+#include "engine/device/table_upload.h"
 #include "engine/kernels/isa.h"
 #include "tests/bench/xcache_bench.h"
 

@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "cachestore/cache_store.h"
-#include "engine/cuda/device_engine.h"
-#include "engine/cuda/host_ops.h"
+#include "engine/device/engine.h"
+#include "engine/emulation/host_ops.h"
 #include "engine/engine_factory.h"
 #include "engine/kernels/isa.h"
 #include "engine/model/chat_template.h"
