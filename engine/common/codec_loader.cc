@@ -24,19 +24,19 @@ Digest CacheFp(const Digest& model_fp, std::string_view spec,
 
 }  // namespace
 
-CodecOpener::CodecOpener(std::shared_ptr<const Model> model,
+CodecLoader::CodecLoader(std::shared_ptr<const Model> model,
                          std::string profile_dir, Isa isa)
     : model_(std::move(model)),
       profile_dir_(std::move(profile_dir)),
       isa_(isa) {}
 
-std::shared_ptr<const Profile> CodecOpener::Known(ProfileKind kind) const {
+std::shared_ptr<const Profile> CodecLoader::Known(ProfileKind kind) const {
   MutexLock lock(mu_);
   const auto it = profiles_.find(kind);
   return it == profiles_.end() ? nullptr : it->second;
 }
 
-absl::StatusOr<std::shared_ptr<const Profile>> CodecOpener::ProfileFor(
+absl::StatusOr<std::shared_ptr<const Profile>> CodecLoader::ProfileFor(
     const CodecSpec& spec, const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(const ProfileKind kind, ProfileOf(spec));
   if (kind == ProfileKind::kNone) return nullptr;
@@ -52,23 +52,23 @@ absl::StatusOr<std::shared_ptr<const Profile>> CodecOpener::ProfileFor(
   return profiles_[kind] = std::move(made);
 }
 
-absl::Status CodecOpener::Prepare(std::string_view spec_text,
+absl::Status CodecLoader::Prepare(std::string_view spec_text,
                                   const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
   return ProfileFor(spec, progress).status();
 }
 
-absl::StatusOr<OpenedCodec> CodecOpener::Open(std::string_view spec_text,
+absl::StatusOr<LoadedCodec> CodecLoader::Load(std::string_view spec_text,
                                               const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
-  OpenedCodec opened;
-  XC_ASSIGN_OR_RETURN(opened.profile, ProfileFor(spec, progress));
-  XC_ASSIGN_OR_RETURN(opened.codec,
-                      MakeCodec(spec, *model_, opened.profile.get(), isa_));
-  opened.spec = opened.codec->spec().ToString();
-  opened.cache_fp =
-      CacheFp(model_->fingerprint(), opened.spec, opened.profile.get());
-  return opened;
+  LoadedCodec loaded;
+  XC_ASSIGN_OR_RETURN(loaded.profile, ProfileFor(spec, progress));
+  XC_ASSIGN_OR_RETURN(loaded.codec,
+                      MakeCodec(spec, *model_, loaded.profile.get(), isa_));
+  loaded.spec = loaded.codec->spec().ToString();
+  loaded.cache_fp =
+      CacheFp(model_->fingerprint(), loaded.spec, loaded.profile.get());
+  return loaded;
 }
 
 }  // namespace xcache

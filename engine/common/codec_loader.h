@@ -1,4 +1,4 @@
-// Opens codecs for an engine: parses the spec, makes or loads the profile once
+// Loads codecs for an engine: parses the spec, makes or loads the profile once
 // for each kind, makes the codec, and says what its pages are keyed by.
 #ifndef XCACHE_ENGINE_COMMON_CODEC_LOADER_H_
 #define XCACHE_ENGINE_COMMON_CODEC_LOADER_H_
@@ -20,7 +20,7 @@
 
 namespace xcache {
 
-struct OpenedCodec {
+struct LoadedCodec {
   std::shared_ptr<const Profile> profile;  // null where it needs none
   std::unique_ptr<const Codec> codec;      // refers to *profile
   std::string spec;                        // canonical
@@ -29,11 +29,11 @@ struct OpenedCodec {
 
 // Thread-safe. A profile that one thread makes is waited for by those that need
 // it, and by no other.
-class CodecOpener {
+class CodecLoader {
  public:
-  CodecOpener(std::shared_ptr<const Model> model, std::string profile_dir,
+  CodecLoader(std::shared_ptr<const Model> model, std::string profile_dir,
               Isa isa);
-  absl::StatusOr<OpenedCodec> Open(std::string_view spec,
+  absl::StatusOr<LoadedCodec> Load(std::string_view spec,
                                    const ProgressFn& progress);
   // Makes or loads the profile that `spec` needs.
   absl::Status Prepare(std::string_view spec, const ProgressFn& progress);

@@ -25,9 +25,9 @@ CpuEngine::CpuEngine(std::shared_ptr<const Model> model, Isa isa,
     : model_(std::move(model)),
       kernels_(GetKernels(isa)),
       shape_(ShapeOf(model_->hparams())),
-      arena_(std::make_shared<KvArena>(CpuKvBlock::Bytes(shape_))),
+      arena_(std::make_shared<KvArena>(shape_.tile_bytes())),
       pool_(num_threads),
-      opener_(model_, std::move(profile_dir), isa) {}
+      loader_(model_, std::move(profile_dir), isa) {}
 
 absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
     std::shared_ptr<const Model> model, Isa isa, int num_threads,
@@ -58,12 +58,12 @@ absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
 
 absl::StatusOr<const CodecHandle*> CpuEngine::OpenCodec(
     std::string_view spec, const ProgressFn& progress) {
-  XC_ASSIGN_OR_RETURN(OpenedCodec opened, opener_.Open(spec, progress));
-  std::unique_ptr<CpuCodecHandle>& handle = codecs_[opened.spec];
+  XC_ASSIGN_OR_RETURN(LoadedCodec loaded, loader_.Load(spec, progress));
+  std::unique_ptr<CpuCodecHandle>& handle = codecs_[loaded.spec];
   if (handle == nullptr) {
-    handle = std::make_unique<CpuCodecHandle>(this, std::move(opened.codec),
-                                              std::move(opened.profile),
-                                              opened.cache_fp);
+    handle = std::make_unique<CpuCodecHandle>(this, std::move(loaded.codec),
+                                              std::move(loaded.profile),
+                                              loaded.cache_fp);
   }
   return handle.get();
 }
@@ -204,7 +204,7 @@ void CpuEngine::AddLayerTasks(size_t block, const Codec& codec,
           ? 1
           : (4 * pool_.num_threads() + static_cast<int64_t>(num_blocks) - 1) /
                 static_cast<int64_t>(num_blocks);
-  for (const LayerRange& range : SplitLayers(codec, wanted)) {
+  for (const LayerRange& range : codec.SplitLayers(wanted)) {
     tasks->push_back({block, range, absl::OkStatus()});
   }
 }

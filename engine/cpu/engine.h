@@ -32,7 +32,7 @@ class CpuEngine final : public Engine {
   const ModelInfo& info() const override { return info_; }
   absl::Status PrepareCodec(std::string_view spec,
                             const ProgressFn& progress) override {
-    return opener_.Prepare(spec, progress);
+    return loader_.Prepare(spec, progress);
   }
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
@@ -70,7 +70,7 @@ class CpuEngine final : public Engine {
   const KvShape shape_;
   const std::shared_ptr<KvArena> arena_;
   ThreadPool pool_;
-  CodecOpener opener_;
+  CodecLoader loader_;
   CpuWeights weights_;
   std::unique_ptr<CpuForward> forward_;
   ModelInfo info_;

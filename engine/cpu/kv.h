@@ -9,24 +9,12 @@
 #include <memory>
 #include <utility>
 
+#include "engine/common/kv_shape.h"
 #include "engine/cpu/kv_arena.h"
 #include "engine/engine.h"
 #include "engine/types.h"
 
 namespace xcache {
-
-struct KvShape {
-  int num_layers = 0;
-  int n_kv_heads = 0;
-  int head_dim = 0;
-  int d_model = 0;
-
-  int kv_dim() const { return n_kv_heads * head_dim; }
-  // Elements of the K tile, or the V tile, of one layer and head.
-  size_t tile_elements() const {
-    return static_cast<size_t>(kBlockTokens) * static_cast<size_t>(head_dim);
-  }
-};
 
 namespace internal {
 void* AllocateZeroed(size_t num_bytes);
@@ -58,7 +46,7 @@ class AlignedBuffer {
 // block it is, immutable once it is sealed.
 class CpuKvBlock final : public KvBlock {
  public:
-  // `arena` has blocks of Bytes(shape). What is in the tiles at first is
+  // `arena` has blocks of shape.tile_bytes(). What is in the tiles at first is
   // unspecified.
   CpuKvBlock(const KvShape& shape, std::shared_ptr<KvArena> arena)
       : shape_(shape),
@@ -69,11 +57,6 @@ class CpuKvBlock final : public KvBlock {
   CpuKvBlock& operator=(const CpuKvBlock&) = delete;
 
   size_t bytes() const override { return arena_->block_bytes(); }
-  static size_t Bytes(const KvShape& shape) {
-    return static_cast<size_t>(shape.num_layers) *
-           static_cast<size_t>(shape.n_kv_heads) * 2 * shape.tile_elements() *
-           sizeof(uint16_t);
-  }
   const KvShape& shape() const { return shape_; }
 
   uint16_t* k_tile(int layer, int head) { return tiles_ + Offset(layer, head); }

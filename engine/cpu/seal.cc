@@ -114,18 +114,6 @@ absl::Status SealStatus(int64_t block_index, const absl::Status& status) {
 
 }  // namespace
 
-std::vector<LayerRange> SplitLayers(const Codec& codec, int64_t wanted) {
-  const int layers = codec.num_layers();
-  const int64_t n =
-      codec.layers_independent() ? std::clamp<int64_t>(wanted, 1, layers) : 1;
-  std::vector<LayerRange> ranges;
-  for (int64_t i = 0; i < n; ++i) {
-    ranges.push_back({static_cast<int>(layers * i / n),
-                      static_cast<int>(layers * (i + 1) / n)});
-  }
-  return ranges;
-}
-
 absl::Status SealBlock(const CpuForward& forward, const CpuCodecHandle& codec,
                        int64_t block_index, LayerRange range,
                        LiveBlockRows& rows, CpuKvBlock& block,

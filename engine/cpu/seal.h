@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "engine/cpu/forward.h"
@@ -16,10 +15,6 @@
 #include "engine/xcache/codec.h"
 
 namespace xcache {
-
-// Splits a codec's layers into at most `wanted` ranges; into one where they
-// depend on each other.
-std::vector<LayerRange> SplitLayers(const Codec& codec, int64_t wanted);
 
 // Encodes layers `range` of the full block `block_index` from its exact rows
 // into `payload`, then overwrites their tiles, except for the sinks', by what

@@ -6,6 +6,8 @@
 // of one and without split-K. So that a row's result is meant not to depend on
 // how many rows there are; the gpu tests check that it does not.
 #include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdio>

@@ -38,7 +38,7 @@ DeviceEngine::DeviceEngine(std::shared_ptr<const Model> model,
       options_(options),
       shape_(ShapeOf(model_->hparams())),
       threads_(options.num_threads),
-      opener_(model_, options.profile_dir, options.isa) {}
+      loader_(model_, options.profile_dir, options.isa) {}
 
 absl::StatusOr<std::unique_ptr<Engine>> DeviceEngine::Create(
     std::shared_ptr<const Model> model, std::shared_ptr<DeviceOps> ops,
@@ -102,12 +102,12 @@ absl::Status DeviceEngine::CheckDevice() const {
 
 absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
     std::string_view spec, const ProgressFn& progress) {
-  XC_ASSIGN_OR_RETURN(OpenedCodec opened, opener_.Open(spec, progress));
-  std::unique_ptr<DeviceCodecHandle>& handle = codecs_[opened.spec];
+  XC_ASSIGN_OR_RETURN(LoadedCodec loaded, loader_.Load(spec, progress));
+  std::unique_ptr<DeviceCodecHandle>& handle = codecs_[loaded.spec];
   if (handle == nullptr) {
     DeviceCodecSources sources;
-    sources.codec = opened.codec.get();
-    sources.profile = opened.profile.get();
+    sources.codec = loaded.codec.get();
+    sources.profile = loaded.profile.get();
     sources.model = model_.get();
     sources.ops = ops_.get();
     sources.pool = &threads_;
@@ -117,7 +117,7 @@ absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
       XC_ASSIGN_OR_RETURN(device_codec, MakeDeviceCodec(sources));
     }
     handle = std::make_unique<DeviceCodecHandle>(
-        this, std::move(opened), std::move(device_codec), shape_);
+        this, std::move(loaded), std::move(device_codec), shape_);
     XC_RETURN_IF_ERROR(CheckDevice());
   }
   return handle.get();
@@ -208,7 +208,7 @@ absl::Status DeviceEngine::Step(std::span<StepItem> items) {
 std::shared_ptr<const DeviceKvBlock> DeviceEngine::NewBlock(
     const DeviceCodecHandle& codec, PoolPiece tiles, PoolPiece payload) const {
   const size_t bytes = payload.get() != nullptr ? codec.codec().payload_bytes()
-                                                : TileBytes(shape_);
+                                                : shape_.tile_bytes();
   return std::make_shared<DeviceKvBlock>(std::move(tiles), std::move(payload),
                                          bytes);
 }

@@ -60,11 +60,11 @@ class DeviceEngine final : public Engine {
   const ModelInfo& info() const override { return info_; }
   absl::Status PrepareCodec(std::string_view spec,
                             const ProgressFn& progress) override {
-    return opener_.Prepare(spec, progress);
+    return loader_.Prepare(spec, progress);
   }
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
-  size_t kv_block_bytes() const override { return TileBytes(shape_); }
+  size_t kv_block_bytes() const override { return shape_.tile_bytes(); }
   size_t sequence_bytes(const CodecHandle& codec) const override;
   // RESOURCE_EXHAUSTED, beside what the interface says, from all three: the
   // pool is at its cap. Nothing has changed then. Blocks of RematPolicy::kStep
@@ -95,7 +95,7 @@ class DeviceEngine final : public Engine {
   std::shared_ptr<const DeviceKvBlock> NewBlock(const DeviceCodecHandle& codec,
                                                 PoolPiece tiles,
                                                 PoolPiece payload) const;
-  PoolPiece NewTiles() const { return PoolPiece(pool_, TileBytes(shape_)); }
+  PoolPiece NewTiles() const { return PoolPiece(pool_, shape_.tile_bytes()); }
   // The jobs' pages; the status of one that is not what its job says.
   std::vector<PageJob> CheckPages(const DeviceCodecHandle& codec,
                                   std::span<const RematJob> jobs);
@@ -111,7 +111,7 @@ class DeviceEngine final : public Engine {
   const DeviceEngineOptions options_;
   const KvShape shape_;
   ThreadPool threads_;
-  CodecOpener opener_;
+  CodecLoader loader_;
   std::shared_ptr<DevicePool> pool_;
   std::unique_ptr<DeviceWeights> weights_;
   std::unique_ptr<WeightProduct> product_;

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "engine/cpu/kv.h"
+#include "engine/common/kv_shape.h"
 #include "engine/device/memory.h"
 #include "engine/device/ops.h"
 #include "engine/device/remat.h"

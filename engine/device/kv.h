@@ -9,7 +9,7 @@
 #include <memory>
 #include <utility>
 
-#include "engine/cpu/kv.h"
+#include "engine/common/kv_shape.h"
 #include "engine/device/memory.h"
 #include "engine/device/ops.h"
 #include "engine/engine.h"
@@ -20,12 +20,9 @@ namespace xcache::cuda {
 inline KvLayout LayoutOf(const KvShape& shape) {
   return {shape.num_layers, shape.n_kv_heads, shape.head_dim};
 }
-// Elements of a layer's tiles, and bytes of a block's.
+// Elements of a layer's tiles.
 inline int64_t LayerStride(const KvShape& shape) {
   return 2 * static_cast<int64_t>(shape.tile_elements()) * shape.n_kv_heads;
-}
-inline size_t TileBytes(const KvShape& shape) {
-  return CpuKvBlock::Bytes(shape);
 }
 
 class DeviceKvBlock final : public KvBlock {

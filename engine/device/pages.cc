@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "engine/cpu/seal.h"
 #include "engine/types.h"
 
 namespace xcache::cuda {
@@ -291,7 +290,7 @@ absl::Status DevicePages::RematThroughHost(const DeviceCodecHandle& codec,
   for (size_t i = 0; i < jobs.size(); ++i) {
     PageJob& job = jobs[i];
     const std::vector<LayerRange> ranges =
-        SplitLayers(codec.codec(), 4 * pool_.num_threads());
+        codec.codec().SplitLayers(4 * pool_.num_threads());
     std::vector<absl::Status> statuses(ranges.size());
     pool_.ParallelFor(static_cast<int64_t>(ranges.size()), [&](int64_t r, int) {
       const auto at = static_cast<size_t>(r);
@@ -414,7 +413,7 @@ absl::Status DevicePages::SealOnHost(const DeviceCodecHandle& codec,
                                      std::span<SealJob> jobs) {
   const bool wants_final = (codec.codec().live_rows() & kLiveKvFinal) != 0;
   const size_t live_bytes = codec.live_rows().bytes();
-  const size_t tile_bytes = wants_final ? TileBytes(shape_) : 0;
+  const size_t tile_bytes = wants_final ? shape_.tile_bytes() : 0;
   const size_t job_bytes = live_bytes + tile_bytes;
   XC_RETURN_IF_ERROR(host_rows_.Reserve(jobs.size() * job_bytes));
   for (size_t i = 0; i < jobs.size(); ++i) {
@@ -439,7 +438,7 @@ absl::Status DevicePages::SealOnHost(const DeviceCodecHandle& codec,
       (4 * pool_.num_threads() + static_cast<int64_t>(jobs.size()) - 1) /
       static_cast<int64_t>(jobs.size());
   for (size_t i = 0; i < jobs.size(); ++i) {
-    for (const LayerRange& range : SplitLayers(codec.codec(), wanted)) {
+    for (const LayerRange& range : codec.codec().SplitLayers(wanted)) {
       tasks.push_back({i, range, absl::OkStatus()});
     }
   }

@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "engine/base/thread_pool.h"
-#include "engine/cpu/kv.h"
+#include "engine/common/kv_shape.h"
 #include "engine/device/memory.h"
 #include "engine/device/ops.h"
 #include "engine/device/remat.h"

@@ -7,8 +7,8 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "engine/common/kv_shape.h"
 #include "engine/common/rope_table.h"
-#include "engine/cpu/kv.h"
 #include "engine/device/codecs/codec.h"
 #include "engine/device/memory.h"
 #include "engine/device/ops.h"

@@ -22,21 +22,21 @@ class DeviceCodecHandle final : public CodecHandle {
  public:
   // `engine` marks whose it is. `device_codec` is null where the CPU's codec
   // does the work.
-  DeviceCodecHandle(const Engine* engine, OpenedCodec opened,
+  DeviceCodecHandle(const Engine* engine, LoadedCodec loaded,
                     std::unique_ptr<const DeviceCodec> device_codec,
                     const KvShape& shape)
       : engine_(engine),
-        opened_(std::move(opened)),
+        loaded_(std::move(loaded)),
         device_codec_(std::move(device_codec)),
-        live_rows_(shape, opened_.codec->live_rows()),
-        page_bytes_(PageBytes(opened_.codec->payload_bytes())) {}
+        live_rows_(shape, loaded_.codec->live_rows()),
+        page_bytes_(PageBytes(loaded_.codec->payload_bytes())) {}
 
-  std::string_view spec() const override { return opened_.spec; }
-  const Digest& cache_fp() const override { return opened_.cache_fp; }
+  std::string_view spec() const override { return loaded_.spec; }
+  const Digest& cache_fp() const override { return loaded_.cache_fp; }
   size_t page_bytes() const override { return page_bytes_; }
 
   const Engine* engine() const { return engine_; }
-  const Codec& codec() const { return *opened_.codec; }
+  const Codec& codec() const { return *loaded_.codec; }
   const DeviceCodec* device_codec() const { return device_codec_.get(); }
   const LiveRowsLayout& live_rows() const { return live_rows_; }
   // Whether a block is kept as its payload: all but the first one, whose sinks
@@ -48,7 +48,7 @@ class DeviceCodecHandle final : public CodecHandle {
 
  private:
   const Engine* const engine_;
-  const OpenedCodec opened_;
+  const LoadedCodec loaded_;
   const std::unique_ptr<const DeviceCodec> device_codec_;
   const LiveRowsLayout live_rows_;
   const size_t page_bytes_;

@@ -10,9 +10,9 @@
 
 #include "engine/kernels/exp_coefficients.h"
 
+// CUDA's own headers are for the file to include that launches the kernels,
+// before this one.
 #if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #define XC_HOST_DEVICE __host__ __device__
 #else
 #define XC_HOST_DEVICE

@@ -96,8 +96,8 @@ absl::StatusOr<std::vector<nlohmann::ordered_json>> MeasureRematKernels(
     std::shared_ptr<const Model> model, cuda::DeviceOps& ops,
     const std::string& spec, std::span<const uint8_t> payload,
     const RematKernelsOptions& options) {
-  CodecOpener opener(model, options.profile_dir, *ChooseIsa(""));
-  XC_ASSIGN_OR_RETURN(const OpenedCodec opened, opener.Open(spec, {}));
+  CodecLoader loader(model, options.profile_dir, *ChooseIsa(""));
+  XC_ASSIGN_OR_RETURN(const LoadedCodec loaded, loader.Load(spec, {}));
   ThreadPool pool(options.threads);
   const HyperParams& h = model->hparams();
   Batch batch(ops);
@@ -105,12 +105,12 @@ absl::StatusOr<std::vector<nlohmann::ordered_json>> MeasureRematKernels(
   std::vector<nlohmann::ordered_json> rows;
   for (RematKernel kernel : {RematKernel::kFused, RematKernel::kTwoStep}) {
     nlohmann::ordered_json row = {{"what", "remat kernel"},
-                                  {"codec", opened.spec},
+                                  {"codec", loaded.spec},
                                   {"remat_kernel", RematKernelName(kernel)},
                                   {"tokens", kRematBlocks * kBlockTokens}};
     cuda::DeviceCodecSources sources;
-    sources.codec = opened.codec.get();
-    sources.profile = opened.profile.get();
+    sources.codec = loaded.codec.get();
+    sources.profile = loaded.profile.get();
     sources.model = model.get();
     sources.ops = &ops;
     sources.pool = &pool;

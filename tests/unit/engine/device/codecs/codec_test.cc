@@ -49,26 +49,26 @@ class DeviceCodecTest : public DeviceOpsTest {
       options.matrix_type = GgufType::kF16;
       Subject& subject = subjects_.emplace_back();
       subject.model = testing::MakeTinyModel(options);
-      subject.opener =
-          std::make_unique<CodecOpener>(subject.model, "", *ChooseIsa(""));
+      subject.loader =
+          std::make_unique<CodecLoader>(subject.model, "", *ChooseIsa(""));
     }
   }
 
   struct Subject {
     std::shared_ptr<const Model> model;
-    std::unique_ptr<CodecOpener> opener;  // makes profiles once
+    std::unique_ptr<CodecLoader> loader;  // makes profiles once
   };
   struct Opened {
-    OpenedCodec cpu;
+    LoadedCodec cpu;
     std::unique_ptr<const DeviceCodec> device;
     const HyperParams* h = nullptr;
   };
   Opened Open(const Subject& subject, const std::string& spec) {
     Opened out;
     out.h = &subject.model->hparams();
-    auto opened = subject.opener->Open(spec, {});
-    EXPECT_TRUE(opened.ok()) << opened.status();
-    out.cpu = *std::move(opened);
+    auto loaded = subject.loader->Load(spec, {});
+    EXPECT_TRUE(loaded.ok()) << loaded.status();
+    out.cpu = *std::move(loaded);
     DeviceCodecSources sources;
     sources.codec = out.cpu.codec.get();
     sources.profile = out.cpu.profile.get();
