@@ -171,7 +171,7 @@ struct SessionInfo {
   std::string id = {};
   std::string title = {};
   std::string codec = {};
-  std::string remat = {};  // "resume", "step" or "auto"; empty in a list
+  std::string remat = {};  // "resume" or "step"; empty in a list
   uint64_t turn = 0;
   uint64_t num_tokens = 0;
   uint64_t num_messages = 0;
@@ -190,7 +190,7 @@ struct CreateSessionOptions {
   std::optional<absl::Duration> ttl = {};  // zero: never expires
   std::string codec = {};
   std::string title = {};
-  std::string remat = {};  // "resume", "step", "auto"; empty: the server's
+  std::string remat = {};  // "resume" or "step"; empty: the server's
 };
 
 struct SessionPage {

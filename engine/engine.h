@@ -163,15 +163,6 @@ class Engine {
   virtual size_t kv_block_bytes() const = 0;
   virtual size_t sequence_bytes(const CodecHandle& codec) const = 0;
 
-  // The number of cached tokens below which a sequence of this codec decodes
-  // faster with RematPolicy::kStep (engine/remat_crossover.h: 0, kResume
-  // always; kNoRematCrossover, kStep always). Measured at the first call, which
-  // takes as long as some dozen steps. RESOURCE_EXHAUSTED: there is no room to
-  // measure in now. An engine that knows K/V alone measures nothing: 0.
-  virtual absl::StatusOr<int64_t> RematCrossover(const CodecHandle& /*codec*/) {
-    return 0;
-  }
-
   // A sequence that starts with `tokens` (a multiple of 64, may be empty),
   // whose rows are `blocks`, one for each 64 tokens, of either form. `remat`
   // says which form the blocks get that it seals; an engine that knows K/V

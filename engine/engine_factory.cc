@@ -13,9 +13,9 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
-#include "engine/cpu_engine.h"
-#include "engine/cuda/device_engine.h"
+#include "engine/cpu/engine.h"
 #include "engine/cuda/plugin.h"
+#include "engine/device/engine.h"
 
 namespace xcache {
 namespace {

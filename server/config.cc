@@ -342,9 +342,8 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "weights leave free");
   option("--remat", "XCACHE_REMAT", config.remat,
          "Of sessions that ask for none, on a GPU: resume keeps K and V, step "
-         "keeps codes and makes K and V in each step; auto: what is measured "
-         "to be faster for the tokens that a session's first turn may reach")
-      ->check(CLI::IsMember({"auto", "resume", "step"}));
+         "keeps codes and makes K and V in each step")
+      ->check(CLI::IsMember({"resume", "step"}));
   option("--weights", "XCACHE_WEIGHTS", config.weights,
          "On a GPU: bf16 dequantizes weights once, quantized keeps those of "
          "quantized types as they are in the file; auto is bf16 where that "

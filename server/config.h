@@ -36,7 +36,7 @@ struct Config {
 
   std::string device = "auto";       // auto, cpu, cuda or cuda:N
   uint64_t device_memory_bytes = 0;  // of a GPU; 0: what the weights leave
-  std::string remat = "auto";        // on a GPU: auto, resume or step
+  std::string remat = "resume";      // on a GPU: resume or step
   std::string weights = "auto";      // on a GPU: auto, bf16 or quantized
   std::string restore = "auto";      // auto, always or never
   int num_threads = 0;               // 0: one for each CPU

@@ -17,6 +17,7 @@
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
 #include "server/core/quality.h"
+#include "server/core/remat_setting.h"
 #include "server/core/server_core.h"
 #include "server/metrics/metrics_page.h"
 #include "server/metrics/process_metrics.h"
@@ -190,8 +191,7 @@ class ServerAppImpl final : public ServerApp {
     options.max_queue_requests = config_.max_queue_requests;
     options.max_queue_tokens = config_.max_queue_tokens;
     options.default_ttl = config_.session_ttl;
-    options.default_remat =
-        ParseRematChoice(config_.remat).value_or(RematChoice::kAuto);
+    XC_ASSIGN_OR_RETURN(options.default_remat, ParseRematPolicy(config_.remat));
     if (config_.restore != "auto") {
       options.restore = config_.restore == "always"
                             ? ServerCoreOptions::Restore::kAlways

@@ -14,18 +14,24 @@ TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "README.md", "proto",
              "server", "engine", "cachestore", "client", "deploy", "tests"}
 
 # What files under a folder must not include (first match of the folder wins).
+OUTSIDE_ENGINE = r"cachestore/|server/|client/|grpc|rocksdb|prometheus|xcache/v1/"
 DOORS = [
-    ("engine/base/", r"engine/(?!base/)|cachestore/|server/|client/|grpc|"
-                     r"rocksdb|prometheus|xcache/v1/"),
-    ("engine/kernels/", r"engine/(?!base/|kernels/)|cachestore/|server/|"
-                        r"client/|grpc|rocksdb|prometheus|xcache/v1/"),
-    ("engine/model/", r"engine/(?!base/|model/|types\.h)|cachestore/|server/|"
-                      r"client/|grpc|rocksdb|prometheus|xcache/v1/"),
-    ("engine/xcache/", r"engine/(?!base/|kernels/|model/|xcache/|types\.h)|"
-                       r"cachestore/|server/|client/|grpc|rocksdb|prometheus|"
-                       r"xcache/v1/"),
-    ("engine/", r"cachestore/|server/|client/|grpc|rocksdb|prometheus|"
-                r"xcache/v1/"),
+    # A room of engine/, and which of engine's parts it may include.
+    *((f"engine/{room}/", rf"engine/(?!{own})|{OUTSIDE_ENGINE}")
+      for room, own in [
+        ("base", r"base/"),
+        ("kernels", r"(base|kernels)/"),
+        ("model", r"(base|model)/|types\.h"),
+        ("xcache", r"(base|kernels|model|xcache)/|types\.h"),
+        ("common", r"(base|kernels|model|xcache|common)/|(engine|types)\.h"),
+        ("cpu", r"(base|kernels|model|xcache|common|cpu)/|(engine|types)\.h"),
+        ("device/kernels",
+         r"(base|kernels|device/kernels)/|device/ops\.h|types\.h"),
+        ("device",
+         r"(base|kernels|model|xcache|common|device)/|(engine|types)\.h"),
+        ("cuda", r"(cuda|device/kernels)/|device/ops\.h"),
+        ("emulation", r"(emulation|device/kernels)/|device/ops\.h")]),
+    ("engine/", OUTSIDE_ENGINE),
     ("cachestore/", r"engine/(?!base/)|server/|client/|grpc|prometheus|"
                     r"xcache/v1/"),
     ("server/core/", r"server/(?!core/)|client/|grpc|prometheus|rocksdb|"
@@ -50,16 +56,26 @@ def tracked():
     return [f for f in found if not f.startswith((".git/", "build/"))]
 
 
+def registered(test, cmake):
+    """Whether the nearest CMakeLists.txt above a test names it."""
+    folder = os.path.dirname(test)
+    while folder not in cmake:
+        folder = os.path.dirname(folder)
+    name = re.escape(os.path.relpath(test, folder))
+    return re.search(rf"(?<![\w./]){name}", cmake[folder])
+
+
 def main():
     breaches = []
     files = tracked()
-    cmake = ""
+    cmake = {}  # text of each CMakeLists.txt, by its folder
     for f in files:
         top = f.split("/")[0]
         if not top.startswith(".") and top not in TOP_LEVEL:
             breaches.append(f"{f}: not one of the rooms")
         if f.endswith("CMakeLists.txt"):
-            cmake += open(os.path.join(ROOT, f), encoding="utf-8").read()
+            with open(os.path.join(ROOT, f), encoding="utf-8") as text:
+                cmake[os.path.dirname(f)] = text.read()
     for f in files:
         if not f.endswith(CODE + (".py", ".sh")):
             continue
@@ -83,9 +99,7 @@ def main():
         if not f.startswith("engine/cuda/"):
             breaches += [f"{f}: includes {i} outside engine/cuda"
                          for i in includes if CUDA.match(i)]
-        name = os.path.basename(f)
-        if name.endswith(("_test.cc", "_fuzz.cc")) and not re.search(
-                rf"(?<![\w.]){re.escape(name)}", cmake):
+        if f.endswith(("_test.cc", "_fuzz.cc")) and not registered(f, cmake):
             breaches.append(f"{f}: not registered in any CMakeLists.txt")
     for breach in breaches:
         print(breach)

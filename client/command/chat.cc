@@ -323,7 +323,7 @@ void AddChat(CLI::App* app, Action* action) {
                    "Codec of a new session: lossless, balanced, compact, or a "
                    "spec like xquant-gqa:bits=3");
   chat->add_option("--remat", options->create.remat,
-                   "Remat policy of a new session: resume, step or auto");
+                   "Remat policy of a new session: resume or step");
   chat->add_option("--ttl-hours", options->ttl_hours,
                    "Hours after its last turn that a new session lives; 0: "
                    "for ever")

@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
-#include "engine/cuda/device_ops.h"
+#include "engine/device/ops.h"
 
 namespace xcache::cuda {
 

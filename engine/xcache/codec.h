@@ -127,6 +127,9 @@ class Codec {
   // methods below take any range of layers, in any order and from several
   // threads at once for one payload; else only all layers.
   virtual bool layers_independent() const = 0;
+  // The layers in at most `wanted` ranges; in one where they depend on each
+  // other.
+  std::vector<LayerRange> SplitLayers(int64_t wanted) const;
   // Seal and Remat of layers [range.begin, range.end), of the whole payload.
   virtual absl::Status SealLayers(
       LayerRange range, const std::function<LayerRows(int layer)>& rows,

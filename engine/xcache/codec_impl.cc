@@ -16,6 +16,18 @@ absl::Status Codec::SealRemat(const std::function<LayerRows(int layer)>& rows,
   return Remat(payload, first_row, sink);
 }
 
+std::vector<LayerRange> Codec::SplitLayers(int64_t wanted) const {
+  const int layers = num_layers();
+  const int64_t n =
+      layers_independent() ? std::clamp<int64_t>(wanted, 1, layers) : 1;
+  std::vector<LayerRange> ranges;
+  for (int64_t i = 0; i < n; ++i) {
+    ranges.push_back({static_cast<int>(layers * i / n),
+                      static_cast<int>(layers * (i + 1) / n)});
+  }
+  return ranges;
+}
+
 std::string OptionReader::Read(std::string_view key,
                                const std::vector<std::string>& known,
                                std::string_view fallback) {

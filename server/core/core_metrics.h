@@ -7,9 +7,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <string>
-#include <utility>
-#include <vector>
 
 namespace xcache {
 
@@ -105,8 +102,6 @@ struct CoreGauges {
   double decode_tokens_per_second = 0;
   double remat_blocks_per_second = 0;
   double remat_bytes_per_second = 0;  // page bytes
-  // Engine::RematCrossover, of the codecs for which it was asked.
-  std::vector<std::pair<std::string, int64_t>> remat_crossovers;
 };
 
 }  // namespace xcache

@@ -22,7 +22,6 @@
 #include "engine/model/tokenizer.h"
 #include "engine/sampler.h"
 #include "server/core/idle_sets.h"
-#include "server/core/remat_choice.h"
 #include "server/core/request.h"
 #include "server/core/session_manager.h"
 #include "server/core/stop_matcher.h"
@@ -56,8 +55,7 @@ struct Job {
   bool no_cache = false;
   std::string codec_spec;
   const CodecHandle* codec = nullptr;  // known once admitted
-  RematChoice remat_choice = RematChoice::kAuto;
-  RematPolicy remat = RematPolicy::kResume;  // known once admitted
+  RematPolicy remat = RematPolicy::kResume;
 
   // The session's turn; null without a session.
   std::unique_ptr<SessionManager::Lease> lease;

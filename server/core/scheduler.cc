@@ -155,41 +155,10 @@ absl::StatusOr<const CodecHandle*> Scheduler::OpenCodec(std::string_view spec) {
   return handle;
 }
 
-int64_t Scheduler::RematCrossover(const CodecHandle& codec) {
-  const absl::StatusOr<int64_t> tokens = engine_.RematCrossover(codec);
-  if (!tokens.ok()) {
-    XC_LOG_INFO("remat crossover not measured", "codec={} why={}",
-                LogValue(codec.spec()),
-                LogValue(std::string(tokens.status().message())));
-    return 0;
-  }
-  MutexLock lock(mu_);
-  crossovers_[std::string(codec.spec())] = *tokens;
-  return *tokens;
-}
-
-void Scheduler::CountRemat(RematChoice choice) {
-  if (choice == RematChoice::kAuto) return;
-  metrics_.Add(choice == RematChoice::kStep ? CoreCounter::kSessionsStep
+void Scheduler::CountRemat(RematPolicy policy) {
+  metrics_.Add(policy == RematPolicy::kStep ? CoreCounter::kSessionsStep
                                             : CoreCounter::kSessionsResume,
                1);
-}
-
-// What is left to measuring is decided by how many tokens this turn may reach.
-RematPolicy Scheduler::ChooseRemat(const Job& job) {
-  if (job.remat_choice == RematChoice::kStep) return RematPolicy::kStep;
-  if (job.remat_choice == RematChoice::kResume) return RematPolicy::kResume;
-  const int64_t crossover = RematCrossover(*job.codec);
-  const RematPolicy policy = job.max_tokens(max_context_) < crossover
-                                 ? RematPolicy::kStep
-                                 : RematPolicy::kResume;
-  if (job.lease != nullptr) {
-    XC_LOG_DEBUG("remat policy chosen",
-                 "session={} policy={} tokens={} crossover={}",
-                 LogValue(job.lease->record().id), RematPolicyName(policy),
-                 job.max_tokens(max_context_), crossover);
-  }
-  return policy;
 }
 
 void Scheduler::DropSession(const SessionKey& key,
@@ -224,7 +193,6 @@ void Scheduler::FillGauges(CoreGauges* gauges) const {
     MutexLock lock(mu_);
     gauges->waiting = static_cast<uint64_t>(num_waiting_);
     gauges->waiting_tokens = static_cast<uint64_t>(waiting_tokens_);
-    gauges->remat_crossovers.assign(crossovers_.begin(), crossovers_.end());
   }
   gauges->running = num_running_;
   gauges->sessions_in_memory = idle_.size();
@@ -376,7 +344,6 @@ absl::Status Scheduler::AdmitJob(Job& job) {
     }
     XC_RETURN_IF_ERROR(codec.status());
     job.codec = *codec;
-    job.remat = ChooseRemat(job);
   }
   const int64_t num_blocks =
       (job.target_rows() + kBlockTokens - 1) / kBlockTokens + 1;
@@ -398,7 +365,7 @@ absl::Status Scheduler::AdmitJob(Job& job) {
     if (job.lease != nullptr && !job.no_cache) {
       if (std::optional<LiveSequence> live = idle_.Take(job.lease->key())) {
         job.live = *std::move(live);
-        // Another policy: of a first turn under auto, which failed.
+        // Another policy: of a first turn that failed, under another default.
         if (&job.live.sequence->codec() != job.codec ||
             job.live.remat != job.remat) {
           job.live.Drop(cache_.Tick());

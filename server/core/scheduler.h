@@ -12,10 +12,8 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <span>
-#include <string>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -62,11 +60,8 @@ class Scheduler {
 
   // Opens a codec; waits for the scheduler's thread.
   absl::StatusOr<const CodecHandle*> OpenCodec(std::string_view spec);
-  // Engine::RematCrossover, 0 where it cannot be measured now. On the
-  // scheduler's thread, or before Start.
-  int64_t RematCrossover(const CodecHandle& codec) XC_EXCLUDES(mu_);
-  // A session has been given this policy; nothing is counted of kAuto.
-  void CountRemat(RematChoice choice);
+  // A session has been given this policy.
+  void CountRemat(RematPolicy policy);
   // Drops what a session left in memory, and the blocks of these keys where
   // nobody uses them.
   void DropSession(const SessionKey& key, std::span<const PageKey> blocks);
@@ -91,7 +86,6 @@ class Scheduler {
   void EndCancelled();
   void Admit();
   absl::Status AdmitJob(Job& job);
-  RematPolicy ChooseRemat(const Job& job);
   void WaitForWork();
   absl::Status WhyToEnd(const Job& job, SteadyTime now) const;
   void LeaveQueue(const Job& job) XC_EXCLUDES(mu_);
@@ -163,8 +157,6 @@ class Scheduler {
   CondVar finished_;  // for Drain
   std::vector<std::shared_ptr<Job>> submitted_ XC_GUARDED_BY(mu_);
   std::vector<LoadResult> loads_ XC_GUARDED_BY(mu_);
-  // By codec, as they were measured.
-  std::map<std::string, int64_t, std::less<>> crossovers_ XC_GUARDED_BY(mu_);
   std::vector<std::function<void()>> tasks_ XC_GUARDED_BY(mu_);
   bool woken_ XC_GUARDED_BY(mu_) = false;
   bool draining_ XC_GUARDED_BY(mu_) = false;

@@ -13,6 +13,7 @@
 #include "engine/base/log.h"
 #include "engine/base/mutex.h"
 #include "engine/types.h"
+#include "server/core/remat_setting.h"
 #include "server/core/scheduler.h"
 
 namespace xcache {
@@ -77,11 +78,10 @@ void Scheduler::FinishGeneration(Job& job, FinishReason reason) {
        .token_end = static_cast<uint32_t>(next.tokens.size())});
   ++next.turn;
   next.numerics_id = engine_.info().numerics_id;
-  const auto remat = RematOf(next.settings);
-  if (!remat.has_value() || *remat == RematChoice::kAuto) {
-    // From its first turn on it is what it was then.
-    SetRemat(ChoiceOf(job.remat), &next.settings);
-    CountRemat(ChoiceOf(job.remat));
+  if (!RematOf(next.settings).has_value()) {
+    // Of an older manifest: from now on it is what it was in this turn.
+    SetRemat(job.remat, &next.settings);
+    CountRemat(job.remat);
   }
   // Keys of what was kept, as far as nothing is missing in between. A turn with
   // no_cache keeps nothing and takes nothing away.

@@ -16,6 +16,7 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/sampler.h"
+#include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
 
 namespace xcache {
@@ -95,9 +96,6 @@ absl::Status ServerCoreImpl::Start(const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(
       default_codec_,
       codecs_.Open(*deps_.engine, options_.default_codec, progress));
-  if (options_.default_remat == RematChoice::kAuto) {
-    scheduler_.RematCrossover(*default_codec_);
-  }
   sessions_.Sweep();
   scheduler_.Start();
   sweeper_ = std::thread([this] { SweepLoop(); });
@@ -124,7 +122,7 @@ std::shared_ptr<Job> ServerCoreImpl::NewJob(JobKind kind,
   job->base = base;
   job->sink = std::move(sink);
   job->codec_spec = std::string(default_codec_->spec());
-  job->remat_choice = options_.default_remat;
+  job->remat = options_.default_remat;
   job->submitted = std::chrono::steady_clock::now();
   return job;
 }
@@ -196,7 +194,7 @@ absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
     }
     job.tokens.assign(record.tokens.begin(), record.tokens.end());
     job.codec_spec = record.codec;
-    job.remat_choice = RematOf(record.settings).value_or(job.remat_choice);
+    job.remat = RematOf(record.settings).value_or(job.remat);
     if (codecs_.Find(record.codec) == nullptr) {
       // Here, so that nobody else waits for it. What is wrong with the codec
       // shows when the turn is admitted.

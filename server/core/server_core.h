@@ -26,7 +26,6 @@
 #include "engine/model/chat_template.h"
 #include "engine/model/tokenizer.h"
 #include "server/core/core_metrics.h"
-#include "server/core/remat_choice.h"
 #include "server/core/request.h"
 
 namespace xcache {
@@ -64,7 +63,7 @@ struct ServerCoreOptions {
   enum class Restore { kByCost, kAlways, kNever };
   Restore restore = Restore::kByCost;
   // Of sessions that ask for none, and of what has no session.
-  RematChoice default_remat = RematChoice::kAuto;
+  RematPolicy default_remat = RematPolicy::kResume;
   // Milliseconds of the Unix epoch; empty: the system's clock.
   std::function<int64_t()> wall_clock_ms;
 };
@@ -84,8 +83,7 @@ struct SessionInfo {
   bool in_memory = false;
   std::vector<ChatMessage> messages;  // where they were asked for
   std::string title;
-  // "resume" or "step"; "auto" until the first turn. Empty in a list.
-  std::string remat;
+  std::string remat;  // "resume" or "step"; empty in a list
 };
 
 struct CreateSessionOptions {
@@ -95,9 +93,7 @@ struct CreateSessionOptions {
   std::optional<std::chrono::seconds> ttl;  // unset: the default; 0: never
   std::string codec;  // spec or name of a quality; empty: the default
   std::string title;
-  // "resume", "step" or "auto": the first turn decides, by what is measured to
-  // decode faster for as many tokens as it may reach. Empty: the default.
-  std::string remat;
+  std::string remat;  // "resume" or "step"; empty: the default
 };
 
 struct SessionListPage {

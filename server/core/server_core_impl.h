@@ -81,8 +81,8 @@ class ServerCoreImpl final : public ServerCore {
   SessionInfo InfoOf(const SessionRecord& record) const;
   SessionInfo InfoOf(const SessionSummary& summary) const;
   uint64_t PageBytes(std::string_view codec, uint64_t num_pages) const;
-  // What is not in the record: how the server's default has it.
-  std::string RematName(const SessionSettings& settings) const;
+  // What is not in the record is how the server's default has it.
+  RematPolicy RematPolicyOf(const SessionRecord& record) const;
   absl::Status CommitNew(SessionManager::Lease& lease,
                          const SessionRecord& record);
   void SweepLoop();

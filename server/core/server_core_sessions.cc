@@ -13,6 +13,7 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "server/core/quality.h"
+#include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
 
 namespace xcache {
@@ -31,9 +32,8 @@ uint64_t ServerCoreImpl::PageBytes(std::string_view codec,
   return handle == nullptr ? 0 : num_pages * handle->page_bytes();
 }
 
-std::string ServerCoreImpl::RematName(const SessionSettings& settings) const {
-  return std::string(
-      RematChoiceName(RematOf(settings).value_or(options_.default_remat)));
+RematPolicy ServerCoreImpl::RematPolicyOf(const SessionRecord& record) const {
+  return RematOf(record.settings).value_or(options_.default_remat);
 }
 
 SessionInfo ServerCoreImpl::InfoOf(const SessionSummary& summary) const {
@@ -68,7 +68,7 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
   summary.num_pages = record.page_keys.size();
   summary.pinned = record.pinned;
   SessionInfo info = InfoOf(summary);
-  info.remat = RematName(record.settings);
+  info.remat = std::string(RematPolicyName(RematPolicyOf(record)));
   for (const SessionMessage& message : record.messages) {
     info.messages.push_back(
         {.role = static_cast<Role>(message.role), .content = message.content});
@@ -87,7 +87,7 @@ absl::Status ServerCoreImpl::CommitNew(SessionManager::Lease& lease,
   } else if (!status.ok()) {
     return status;
   }
-  scheduler_.CountRemat(RematOf(record.settings).value_or(RematChoice::kAuto));
+  scheduler_.CountRemat(RematPolicyOf(record));
   return absl::OkStatus();
 }
 
@@ -103,11 +103,9 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   if (options.ttl.has_value() && options.ttl->count() < 0) {
     return absl::InvalidArgumentError("ttl is not negative");
   }
-  std::optional<RematChoice> remat = options_.default_remat;
-  if (!options.remat.empty()) remat = ParseRematChoice(options.remat);
-  if (!remat.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "remat is resume, step or auto, not '", options.remat, "'"));
+  RematPolicy remat = options_.default_remat;
+  if (!options.remat.empty()) {
+    XC_ASSIGN_OR_RETURN(remat, ParseRematPolicy(options.remat));
   }
   if (deps_.chat_template == nullptr) {
     return absl::FailedPreconditionError("the model has no chat template");
@@ -128,7 +126,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   record.cache_fp = codec->cache_fp();
   record.model_fp = model().model_fp;
   record.numerics_id = model().numerics_id;
-  SetRemat(*remat, &record.settings);
+  SetRemat(remat, &record.settings);
   if (!options.system_prompt.empty()) {
     const std::vector<ChatMessage> system = {
         {.role = Role::kSystem, .content = options.system_prompt}};

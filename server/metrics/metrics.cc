@@ -166,12 +166,6 @@ const std::vector<MetricDef>& Table() {
        K::kGauge,
        "Running average of page bytes rematerialized a second.",
        {}},
-      {Metric::kRematCrossover,
-       "xcache_remat_crossover_tokens",
-       K::kGauge,
-       "Cached tokens below which --remat step decodes faster, as measured; "
-       "0: never.",
-       {"codec"}},
 
       {Metric::kPages,
        "xcache_pages",

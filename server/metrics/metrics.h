@@ -84,7 +84,6 @@ enum class Metric {
   kDecodeRate,
   kRematBlockRate,
   kRematByteRate,
-  kRematCrossover,
   // Pages and tiers.
   kPages,
   kPageBytes,

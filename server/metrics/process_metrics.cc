@@ -6,11 +6,8 @@
 
 #include <fstream>
 #include <iterator>
-#include <limits>
 #include <sstream>
 #include <string>
-
-#include "engine/remat_crossover.h"
 
 namespace xcache {
 namespace {
@@ -91,13 +88,6 @@ void SampleCore(const CoreGauges& gauges, SampleWriter& writer) {
   writer.Set(Metric::kDecodeRate, gauges.decode_tokens_per_second);
   writer.Set(Metric::kRematBlockRate, gauges.remat_blocks_per_second);
   writer.Set(Metric::kRematByteRate, gauges.remat_bytes_per_second);
-  for (const auto& [codec, tokens] : gauges.remat_crossovers) {
-    writer.Set(Metric::kRematCrossover,
-               tokens == kNoRematCrossover
-                   ? std::numeric_limits<double>::infinity()
-                   : static_cast<double>(tokens),
-               {codec});
-  }
 }
 
 }  // namespace xcache

@@ -2,7 +2,7 @@
 // made of it takes its own canonical spec.
 #include "engine/xcache/codec_impl.h"
 #include "tests/fuzz/fuzz.h"
-#include "tests/unit/xcache/codec_test_util.h"
+#include "tests/unit/engine/xcache/codec_test_util.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);

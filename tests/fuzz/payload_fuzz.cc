@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "tests/fuzz/fuzz.h"
-#include "tests/unit/xcache/codec_test_util.h"
+#include "tests/unit/engine/xcache/codec_test_util.h"
 
 namespace {
 

@@ -17,11 +17,10 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
-#include "engine/cuda/device_engine.h"
-#include "engine/cuda/device_memory.h"
-#include "engine/cuda/host_ops.h"
 #include "engine/cuda/plugin.h"
-#include "engine/remat_crossover.h"
+#include "engine/device/engine.h"
+#include "engine/device/memory.h"
+#include "engine/emulation/host_ops.h"
 #include "engine/xcache/codec.h"
 #include "engine/xcache/page.h"
 #include "nlohmann/json.hpp"
@@ -78,7 +77,6 @@ class Bench {
       XC_ASSIGN_OR_RETURN(codec_, engine_->OpenCodec(spec, {}));
       XC_RETURN_IF_ERROR(MakePagePayloads());
       if (spec != "kv-fp16") XC_RETURN_IF_ERROR(RematKernels(spec));
-      step_times_.clear();
       for (RematPolicy policy : {RematPolicy::kResume, RematPolicy::kStep}) {
         // K/V itself is never made anew.
         if (policy == RematPolicy::kStep && spec == "kv-fp16") continue;
@@ -91,7 +89,6 @@ class Bench {
         }
         for (int n : options_.capacity) XC_RETURN_IF_ERROR(Capacity(n));
       }
-      Crossover();
     }
     return absl::OkStatus();
   }
@@ -366,35 +363,7 @@ class Bench {
          {"batch", batch},
          {"ms", Median(ms)},
          {"tokens_per_s", batch / Median(ms) * 1e3}});
-    if (batch == 1) {
-      StepTime& times = step_times_[depth];
-      times.cached_tokens = depth;
-      (policy_ == RematPolicy::kStep ? times.step_seconds
-                                     : times.resume_seconds) = Median(ms) / 1e3;
-    }
     return absl::OkStatus();
-  }
-
-  // What the decode times of one sequence say of the policies, where both were
-  // measured.
-  void Crossover() {
-    std::vector<StepTime> times;
-    for (const auto& [depth, time] : step_times_) {
-      if (time.resume_seconds > 0 && time.step_seconds > 0) {
-        times.push_back(time);
-      }
-    }
-    if (times.size() < 2) return;
-    const int64_t tokens = FindRematCrossover(times);
-    Row row = {{"what", "remat crossover"},
-               {"codec", codec_->spec()},
-               {"remat_kernel", RematKernelName(options_.remat_kernel)}};
-    if (tokens == kNoRematCrossover) {
-      row["step"] = "always";
-    } else {
-      row["step_below_tokens"] = tokens;
-    }
-    Add(row);
   }
 
   // Sessions of `n` tokens until the pool is full.
@@ -426,7 +395,6 @@ class Bench {
   const std::shared_ptr<DeviceOps> ops_;
   Report report_;
   RematPolicy policy_ = RematPolicy::kResume;
-  std::map<int, StepTime> step_times_;  // of the codec at hand, by depth
   std::unique_ptr<Engine> engine_;
   const CodecHandle* codec_ = nullptr;
   std::vector<std::string> sealed_;  // pages of blocks 0 and 1

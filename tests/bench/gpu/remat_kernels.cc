@@ -6,11 +6,11 @@
 
 #include "engine/base/status_macros.h"
 #include "engine/base/thread_pool.h"
-#include "engine/codec_opener.h"
-#include "engine/cuda/device_memory.h"
-#include "engine/cuda/device_remat.h"
-#include "engine/cuda/row_kernels.h"
-#include "engine/cuda/table_upload.h"
+#include "engine/common/codec_loader.h"
+#include "engine/device/kernels/rows.h"
+#include "engine/device/memory.h"
+#include "engine/device/remat.h"
+#include "engine/device/table_upload.h"
 #include "engine/kernels/isa.h"
 #include "tests/bench/xcache_bench.h"
 
@@ -96,8 +96,8 @@ absl::StatusOr<std::vector<nlohmann::ordered_json>> MeasureRematKernels(
     std::shared_ptr<const Model> model, cuda::DeviceOps& ops,
     const std::string& spec, std::span<const uint8_t> payload,
     const RematKernelsOptions& options) {
-  CodecOpener opener(model, options.profile_dir, *ChooseIsa(""));
-  XC_ASSIGN_OR_RETURN(const OpenedCodec opened, opener.Open(spec, {}));
+  CodecLoader loader(model, options.profile_dir, *ChooseIsa(""));
+  XC_ASSIGN_OR_RETURN(const LoadedCodec loaded, loader.Load(spec, {}));
   ThreadPool pool(options.threads);
   const HyperParams& h = model->hparams();
   Batch batch(ops);
@@ -105,12 +105,12 @@ absl::StatusOr<std::vector<nlohmann::ordered_json>> MeasureRematKernels(
   std::vector<nlohmann::ordered_json> rows;
   for (RematKernel kernel : {RematKernel::kFused, RematKernel::kTwoStep}) {
     nlohmann::ordered_json row = {{"what", "remat kernel"},
-                                  {"codec", opened.spec},
+                                  {"codec", loaded.spec},
                                   {"remat_kernel", RematKernelName(kernel)},
                                   {"tokens", kRematBlocks * kBlockTokens}};
     cuda::DeviceCodecSources sources;
-    sources.codec = opened.codec.get();
-    sources.profile = opened.profile.get();
+    sources.codec = loaded.codec.get();
+    sources.profile = loaded.profile.get();
     sources.model = model.get();
     sources.ops = &ops;
     sources.pool = &pool;

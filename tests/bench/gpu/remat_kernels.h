@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/cuda/device_codec.h"
-#include "engine/cuda/device_ops.h"
+#include "engine/device/codecs/codec.h"
+#include "engine/device/ops.h"
 #include "engine/model/model.h"
 #include "nlohmann/json.hpp"
 

@@ -4,10 +4,10 @@
 #include <string>
 
 #include "engine/base/status_macros.h"
-#include "engine/cuda/device_memory.h"
-#include "engine/cuda/device_weights.h"
-#include "engine/cuda/weight_blocks.h"
-#include "engine/cuda/weight_product.h"
+#include "engine/device/kernels/weight_blocks.h"
+#include "engine/device/memory.h"
+#include "engine/device/weight_product.h"
+#include "engine/device/weights.h"
 #include "tests/bench/xcache_bench.h"
 
 namespace xcache::bench {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/cuda/device_ops.h"
+#include "engine/device/ops.h"
 #include "engine/model/model.h"
 #include "nlohmann/json.hpp"
 

@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "cachestore/cache_store.h"
-#include "engine/cuda/device_engine.h"
-#include "engine/cuda/host_ops.h"
+#include "engine/device/engine.h"
+#include "engine/emulation/host_ops.h"
 #include "engine/engine_factory.h"
 #include "engine/kernels/isa.h"
 #include "engine/model/chat_template.h"
@@ -243,7 +243,6 @@ TEST_F(CoreEngineTest, PagesOfDifferentCodecsLiveSideBySide) {
 
 TEST_F(CoreEngineTest, BothRematPoliciesOnADeviceAnswerTheSameBits) {
   ServerCoreOptions options = Restoring();
-  options.default_remat = RematChoice::kResume;
   std::vector<std::vector<SampledToken>> expected;
   for (const char* remat : {"resume", "step"}) {
     // A folder for each, so that neither finds the other's pages; a restart

@@ -1,21 +1,18 @@
 // Remat policies: who decides, when, and what is kept of it.
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <cstdint>
-#include <memory>
+#include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "engine/remat_crossover.h"
-#include "server/core/remat_choice.h"
+#include "server/core/remat_setting.h"
 #include "tests/unit/server/core/core_harness.h"
 
 namespace xcache::testing {
 namespace {
 
-Harness::Options Default(RematChoice choice) {
+Harness::Options Default(RematPolicy choice) {
   Harness::Options options;
   options.core.default_remat = choice;
   return options;
@@ -40,33 +37,27 @@ std::string Shown(Harness& h, const std::string& id) {
   return h.core->GetSession("t", id, false)->remat;
 }
 
-// The tokens that a turn may reach.
-int64_t Reach(Harness& h, const ChatTurn& turn) {
-  return static_cast<int64_t>(
-             h.PromptOf(h.Record(turn.session_id), turn.messages[0].content)
-                 .size()) +
-         turn.options.max_tokens;
-}
-
-TEST(RematChoiceTest, NamesAndSettings) {
-  for (RematChoice choice :
-       {RematChoice::kAuto, RematChoice::kResume, RematChoice::kStep}) {
-    EXPECT_EQ(ParseRematChoice(RematChoiceName(choice)), choice);
+TEST(RematSettingTest, NamesAndSettings) {
+  for (RematPolicy policy : {RematPolicy::kResume, RematPolicy::kStep}) {
+    EXPECT_EQ(*ParseRematPolicy(RematPolicyName(policy)), policy);
   }
-  EXPECT_EQ(ParseRematChoice(""), std::nullopt);
-  EXPECT_EQ(ParseRematChoice("Step"), std::nullopt);
+  for (const char* name : {"", "Step", "auto"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(ParseRematPolicy(name).status()));
+  }
   SessionSettings settings = {{"other", "step"}};
   EXPECT_EQ(RematOf(settings), std::nullopt);
-  SetRemat(RematChoice::kAuto, &settings);
-  EXPECT_EQ(RematOf(settings), RematChoice::kAuto);
-  SetRemat(RematChoice::kStep, &settings);
+  SetRemat(RematPolicy::kResume, &settings);
+  EXPECT_EQ(RematOf(settings), RematPolicy::kResume);
+  SetRemat(RematPolicy::kStep, &settings);
   EXPECT_EQ(settings, (SessionSettings{{"other", "step"}, {"remat", "step"}}));
   settings[1].second = "sideways";  // of a later version
   EXPECT_EQ(RematOf(settings), std::nullopt);
+  settings[1].second = "auto";  // of an earlier one
+  EXPECT_EQ(RematOf(settings), RematPolicy::kResume);
 }
 
 TEST(CoreRematTest, ASessionHasThePolicyItWasCreatedWith) {
-  Harness h(Default(RematChoice::kResume));
+  Harness h(Default(RematPolicy::kResume));
   ASSERT_TRUE(Create(h, "default", "").ok());
   ASSERT_TRUE(Create(h, "resume", "resume").ok());
   const auto step = Create(h, "step", "step");
@@ -86,7 +77,6 @@ TEST(CoreRematTest, ASessionHasThePolicyItWasCreatedWith) {
   EXPECT_EQ(Setting(h, "step"), "step");
   EXPECT_EQ(h.Count(CoreCounter::kSessionsResume), 2u);
   EXPECT_EQ(h.Count(CoreCounter::kSessionsStep), 1u);
-  EXPECT_EQ(h.engine->crossover_calls(), 0) << "nobody asked for auto";
 
   const auto unknown = Create(h, "unknown", "sometimes");
   EXPECT_TRUE(absl::IsInvalidArgument(unknown.status())) << unknown.status();
@@ -96,7 +86,7 @@ TEST(CoreRematTest, ASessionHasThePolicyItWasCreatedWith) {
 }
 
 TEST(CoreRematTest, TheServersDefaultIsForTheOthers) {
-  Harness h(Default(RematChoice::kStep));
+  Harness h(Default(RematPolicy::kStep));
   ASSERT_TRUE(Create(h, "default", "").ok());
   ASSERT_TRUE(Create(h, "resume", "resume").ok());
   EXPECT_EQ(Shown(h, "default"), "step");
@@ -116,104 +106,30 @@ TEST(CoreRematTest, TheServersDefaultIsForTheOthers) {
   EXPECT_EQ(h.engine->sequences(), 4);
 }
 
-TEST(CoreRematTest, AutoIsDecidedByWhatTheFirstTurnMayReach) {
-  Harness h;
-  const ChatTurn turn = h.Turn("below", Letters(100, 2), 30);
-  ASSERT_TRUE(Create(h, "below", "").ok());
-  ASSERT_TRUE(Create(h, "above", "auto").ok());
-  EXPECT_EQ(Shown(h, "above"), "auto");
-  const int64_t reach = Reach(h, turn);
-  h.engine->set_crossover(reach + 1);
-  ASSERT_TRUE(h.Chat(turn)->status().ok());
-  EXPECT_EQ(Setting(h, "below"), "step");
-  EXPECT_EQ(Shown(h, "below"), "step");
-  EXPECT_EQ(h.engine->step_sequences(), 1);
-
-  h.engine->set_crossover(reach);
-  ChatTurn same = turn;
-  same.session_id = "above";
-  ASSERT_TRUE(h.Chat(same)->status().ok());
-  EXPECT_EQ(Setting(h, "above"), "resume");
-  EXPECT_EQ(h.engine->step_sequences(), 1);
-
-  // It stays what it was, however long it becomes, and after a restart.
-  const int64_t calls = h.engine->crossover_calls();
-  h.Chat(h.Turn("below", Letters(700, 3)));
-  EXPECT_EQ(h.engine->crossover_calls(), calls);
-  h.options.core.default_remat = RematChoice::kResume;
-  h.Restart();
-  const auto sink = h.Chat(h.Turn("below", "more"));
-  EXPECT_EQ(Setting(h, "below"), "step");
-  EXPECT_EQ(h.engine->step_sequences(), 1);
-  EXPECT_GT(h.engine->step_remats(), 0);
-  EXPECT_EQ(h.engine->step_remats(), h.engine->remats());
-}
-
-TEST(CoreRematTest, WhereThereIsNoCrossoverAutoIsOneOfTheTwo) {
-  Harness h;
-  for (const auto& [crossover, policy] :
-       {std::pair{int64_t{0}, "resume"}, {kNoRematCrossover, "step"}}) {
-    h.engine->set_crossover(crossover);
-    ASSERT_TRUE(Create(h, policy, "").ok());
-    ASSERT_TRUE(h.Chat(h.Turn(policy, "one"))->status().ok());
-    EXPECT_EQ(Setting(h, policy), policy);
-    const auto gauges = h.core->Snapshot().remat_crossovers;
-    ASSERT_EQ(gauges.size(), 1u);
-    EXPECT_EQ(gauges[0].first, kCodec);
-    EXPECT_EQ(gauges[0].second, crossover);
+// What an older server stored of a session that left the choice to it.
+TEST(CoreRematTest, AStoredAutoIsResume) {
+  Harness h(Default(RematPolicy::kStep));
+  for (const char* id : {"s", "source"}) {
+    h.NewSession(id);
+    SessionRecord record = h.Record(id);
+    record.settings = {{"remat", "auto"}};
+    ASSERT_TRUE(h.store.sessions().Commit(record).ok());
   }
-  EXPECT_EQ(h.Count(CoreCounter::kSessionsResume), 1u);
-  EXPECT_EQ(h.Count(CoreCounter::kSessionsStep), 1u);
-}
-
-TEST(CoreRematTest, WithoutAMeasurementAutoIsResume) {
-  Harness h;
-  h.engine->set_crossover(absl::ResourceExhaustedError("no room"));
-  ASSERT_TRUE(Create(h, "s", "").ok());
+  EXPECT_EQ(Shown(h, "s"), "resume");
+  h.Restart();
   ASSERT_TRUE(h.Chat(h.Turn("s", "one"))->status().ok());
-  EXPECT_EQ(Setting(h, "s"), "resume");
-}
-
-TEST(CoreRematTest, AFirstTurnThatFailsDecidesNothing) {
-  Harness h;
-  h.engine->set_crossover(100000);
-  ASSERT_TRUE(Create(h, "s", "").ok());
-  h.engine->set_poison('q');
-  EXPECT_FALSE(h.Chat(h.Turn("s", "q"))->status().ok());
-  EXPECT_EQ(Setting(h, "s"), "auto");
-  EXPECT_EQ(h.Count(CoreCounter::kSessionsStep), 0u);
-  h.engine->set_poison(-1);
-  h.engine->set_crossover(0);
-  EXPECT_TRUE(h.Chat(h.Turn("s", "q"))->status().ok());
-  EXPECT_EQ(Setting(h, "s"), "resume");
-}
-
-// What it leaves in memory is of the policy that it had.
-TEST(CoreRematTest, AfterACancelledFirstTurnTheNextOneDecidesAnew) {
-  Harness::Options options;
-  options.engine.step_delay = std::chrono::milliseconds(1);
-  options.engine.end_one_in = 0;
-  Harness h(options);
-  h.NewSession("s", "be brief");
-  h.engine->set_crossover(kNoRematCrossover);
-  ChatTurn turn = h.Turn("s", "one", 5000);
-  turn.cancellation = std::make_shared<Cancellation>();
-  const auto cancelled = h.StartChat(turn);
-  cancelled->WaitForDelta();
-  turn.cancellation->Cancel();
-  cancelled->Wait();
-  EXPECT_TRUE(absl::IsCancelled(cancelled->status()));
-  EXPECT_EQ(h.engine->step_sequences(), 1);
-  EXPECT_EQ(Setting(h, "s"), "auto");
-  h.engine->set_crossover(0);
-  ASSERT_TRUE(h.Chat(h.Turn("s", "one"))->status().ok());
-  EXPECT_EQ(Setting(h, "s"), "resume");
-  EXPECT_EQ(h.engine->sequences(), 2);
-  EXPECT_EQ(h.engine->step_sequences(), 1);
+  EXPECT_EQ(h.engine->step_sequences(), 0);
+  EXPECT_EQ(Shown(h, "s"), "resume");
+  EXPECT_EQ(h.core->ForkSession("t", "source", "fork", 0)->remat, "resume");
+  // It can no longer be asked for.
+  const auto created = Create(h, "new", "auto");
+  EXPECT_TRUE(absl::IsInvalidArgument(created.status())) << created.status();
+  EXPECT_NE(created.status().message().find("resume or step"),
+            std::string::npos);
 }
 
 TEST(CoreRematTest, SessionsOfOlderStoresGetTheServersDefault) {
-  Harness h(Default(RematChoice::kStep));
+  Harness h(Default(RematPolicy::kStep));
   h.NewSession("s");
   SessionRecord record = h.Record("s");
   record.settings.clear();
@@ -225,13 +141,11 @@ TEST(CoreRematTest, SessionsOfOlderStoresGetTheServersDefault) {
 }
 
 TEST(CoreRematTest, AForkInheritsThePolicy) {
-  Harness h(Default(RematChoice::kResume));
+  Harness h(Default(RematPolicy::kResume));
   ASSERT_TRUE(Create(h, "step", "step").ok());
-  ASSERT_TRUE(Create(h, "auto", "auto").ok());
   h.Chat(h.Turn("step", "one"));
   EXPECT_EQ(h.core->ForkSession("t", "step", "fork", 0)->remat, "step");
   EXPECT_EQ(Setting(h, "fork"), "step");
-  EXPECT_EQ(h.core->ForkSession("t", "auto", "undecided", 0)->remat, "auto");
   EXPECT_EQ(h.Count(CoreCounter::kSessionsStep), 2u);
 }
 
@@ -239,7 +153,7 @@ TEST(CoreRematTest, AForkInheritsThePolicy) {
 TEST(CoreRematTest, BlocksKeptAsCodesTakeTheirOwnBytes) {
   for (const bool restarted : {false, true}) {
     std::vector<int64_t> used;
-    for (RematChoice choice : {RematChoice::kResume, RematChoice::kStep}) {
+    for (RematPolicy choice : {RematPolicy::kResume, RematPolicy::kStep}) {
       Harness h(Default(choice));
       h.NewSession("s");
       const auto turn = [&](const std::string& text) {

@@ -205,13 +205,6 @@ absl::StatusOr<std::unique_ptr<Sequence>> FakeEngine::NewSequence(
       static_cast<int64_t>(options_.sequence_bytes), live_);
 }
 
-absl::StatusOr<int64_t> FakeEngine::RematCrossover(const CodecHandle&) {
-  const OneThread one_thread(in_use_);
-  ++crossover_calls_;
-  MutexLock lock(mu_);
-  return crossover_;
-}
-
 bool FakeEngine::DeviceIsFull(size_t num_blocks) {
   const auto more = static_cast<int64_t>(num_blocks * options_.kv_block_bytes);
   if (device_bytes_ == 0 || live_->bytes + more <= device_bytes_) return false;

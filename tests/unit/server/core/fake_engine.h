@@ -60,7 +60,6 @@ class FakeEngine final : public Engine {
   absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
       const CodecHandle& codec, std::span<const TokenId> tokens,
       std::span<const KvBlockRef> blocks, RematPolicy remat) override;
-  absl::StatusOr<int64_t> RematCrossover(const CodecHandle& codec) override;
   int64_t max_useful_remat_jobs() const override { return max_remat_jobs_; }
   int64_t StagePages(const CodecHandle& codec,
                      std::span<const RematJob> jobs) override;
@@ -79,7 +78,6 @@ class FakeEngine final : public Engine {
   // Pages that it was asked to stage, and those that the next Remat began with.
   int64_t staged() const { return staged_; }
   int64_t staged_remats() const { return staged_remats_; }
-  int64_t crossover_calls() const { return crossover_calls_; }
   int64_t max_step_rows() const { return max_step_rows_; }
   // Steps that held both a decoding sequence and a larger item.
   int64_t mixed_steps() const { return mixed_steps_; }
@@ -98,11 +96,6 @@ class FakeEngine final : public Engine {
   // more it is RESOURCE_EXHAUSTED and changes nothing. 0: no limit.
   void set_device_bytes(int64_t bytes) { device_bytes_ = bytes; }
   int64_t refusals() const { return refusals_; }
-  // What RematCrossover finds; 0 at first, an engine without a choice.
-  void set_crossover(absl::StatusOr<int64_t> tokens) {
-    MutexLock lock(mu_);
-    crossover_ = std::move(tokens);
-  }
   void set_max_remat_jobs(int64_t n) { max_remat_jobs_ = n; }
   // The next so many rematerializations are DATA_LOSS.
   void set_remat_failures(int n) { remat_failures_ = n; }
@@ -135,10 +128,8 @@ class FakeEngine final : public Engine {
   std::atomic<int> remat_failures_{0};
   std::atomic<int64_t> device_bytes_{0}, refusals_{0};
   std::atomic<int64_t> rows_{0}, steps_{0}, remats_{0}, max_step_rows_{0},
-      mixed_steps_{0}, step_remats_{0}, sequences_{0}, step_sequences_{0},
-      crossover_calls_{0};
+      mixed_steps_{0}, step_remats_{0}, sequences_{0}, step_sequences_{0};
   mutable Mutex mu_;
-  absl::StatusOr<int64_t> crossover_ XC_GUARDED_BY(mu_) = 0;
   std::map<Digest, int> seal_counts_ XC_GUARDED_BY(mu_);
 };
 

@@ -72,8 +72,12 @@ TEST_F(ConfigTest, DevicesAreCpuAutoAndNumberedGpus) {
     EXPECT_THAT(Error({"--model", "m", "--device", device}),
                 HasSubstr("--device"));
   }
-  EXPECT_THAT(Error({"--model", "m", "--remat", "never"}),
-              HasSubstr("--remat"));
+  // "auto" was one once.
+  for (const char* remat : {"never", "auto", ""}) {
+    const std::string error = Error({"--model", "m", "--remat", remat});
+    EXPECT_THAT(error, HasSubstr("--remat"));
+    EXPECT_THAT(error, HasSubstr("{resume,step}"));
+  }
   EXPECT_THAT(Error({"--model", "m", "--weights", "fp8"}),
               HasSubstr("--weights"));
 }

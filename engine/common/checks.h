@@ -1,0 +1,38 @@
+// What every engine checks of its callers' arguments, and what it says of its
+// model, whatever the device.
+#ifndef XCACHE_ENGINE_COMMON_CHECKS_H_
+#define XCACHE_ENGINE_COMMON_CHECKS_H_
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/base/sha256.h"
+#include "engine/engine.h"
+#include "engine/model/model.h"
+
+namespace xcache {
+
+// All of a ModelInfo but device, numerics_id and weight_bytes.
+ModelInfo DescribeModel(const Model& model);
+
+// INVALID_ARGUMENT: an id outside [0, vocab_size).
+absl::Status CheckTokenIds(std::span<const TokenId> tokens, int vocab_size);
+// INVALID_ARGUMENT unless `tokens` can be the prefix that the blocks hold.
+absl::Status CheckPrefix(const ModelInfo& info, std::span<const TokenId> tokens,
+                         size_t num_blocks);
+// INVALID_ARGUMENT unless a step may append `tokens` to the sequence.
+absl::Status CheckAppend(const ModelInfo& info, const Sequence& sequence,
+                         std::span<const TokenId> tokens);
+
+// Checks a page against what it should hold and returns its payload. DATA_LOSS
+// says what differs.
+absl::StatusOr<std::span<const uint8_t>> CheckPage(
+    const Digest& cache_fp, int64_t block_index,
+    std::span<const TokenId> tokens, std::string_view page);
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_COMMON_CHECKS_H_

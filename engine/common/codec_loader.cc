@@ -1,0 +1,74 @@
+#include "engine/common/codec_loader.h"
+
+#include <utility>
+
+#include "engine/base/status_macros.h"
+#include "engine/xcache/page.h"
+
+namespace xcache {
+namespace {
+
+Digest CacheFp(const Digest& model_fp, std::string_view spec,
+               const Profile* profile) {
+  const auto bytes = [](const Digest& digest) {
+    return std::string_view(reinterpret_cast<const char*>(digest.data()),
+                            digest.size());
+  };
+  return Sha256()
+      .Field(bytes(model_fp))
+      .Field(spec)
+      .Field(profile != nullptr ? bytes(profile->digest()) : "")
+      .Field(std::to_string(kPageFormatVersion))
+      .Finish();
+}
+
+}  // namespace
+
+CodecLoader::CodecLoader(std::shared_ptr<const Model> model,
+                         std::string profile_dir, Isa isa)
+    : model_(std::move(model)),
+      profile_dir_(std::move(profile_dir)),
+      isa_(isa) {}
+
+std::shared_ptr<const Profile> CodecLoader::Known(ProfileKind kind) const {
+  MutexLock lock(mu_);
+  const auto it = profiles_.find(kind);
+  return it == profiles_.end() ? nullptr : it->second;
+}
+
+absl::StatusOr<std::shared_ptr<const Profile>> CodecLoader::ProfileFor(
+    const CodecSpec& spec, const ProgressFn& progress) {
+  XC_ASSIGN_OR_RETURN(const ProfileKind kind, ProfileOf(spec));
+  if (kind == ProfileKind::kNone) return nullptr;
+  if (auto known = Known(kind)) return known;
+  MutexLock making(making_);
+  if (auto known = Known(kind)) return known;
+  // A spec that the codec refuses must not cost a profile, but what is refused
+  // shows only when the codec is made.
+  XC_ASSIGN_OR_RETURN(
+      std::shared_ptr<const Profile> made,
+      Profile::LoadOrMake(profile_dir_, *model_, kind, progress));
+  MutexLock lock(mu_);
+  return profiles_[kind] = std::move(made);
+}
+
+absl::Status CodecLoader::Prepare(std::string_view spec_text,
+                                  const ProgressFn& progress) {
+  XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
+  return ProfileFor(spec, progress).status();
+}
+
+absl::StatusOr<LoadedCodec> CodecLoader::Load(std::string_view spec_text,
+                                              const ProgressFn& progress) {
+  XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
+  LoadedCodec loaded;
+  XC_ASSIGN_OR_RETURN(loaded.profile, ProfileFor(spec, progress));
+  XC_ASSIGN_OR_RETURN(loaded.codec,
+                      MakeCodec(spec, *model_, loaded.profile.get(), isa_));
+  loaded.spec = loaded.codec->spec().ToString();
+  loaded.cache_fp =
+      CacheFp(model_->fingerprint(), loaded.spec, loaded.profile.get());
+  return loaded;
+}
+
+}  // namespace xcache

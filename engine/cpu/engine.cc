@@ -1,0 +1,278 @@
+#include "engine/cpu/engine.h"
+
+#include <algorithm>
+#include <unordered_set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "engine/common/checks.h"
+#include "engine/cpu/seal.h"
+#include "engine/xcache/codec.h"
+#include "engine/xcache/page.h"
+
+namespace xcache {
+namespace {
+
+KvShape ShapeOf(const HyperParams& h) {
+  return {h.num_layers, h.n_kv_heads, h.head_dim, h.d_model};
+}
+
+}  // namespace
+
+CpuEngine::CpuEngine(std::shared_ptr<const Model> model, Isa isa,
+                     int num_threads, std::string profile_dir)
+    : model_(std::move(model)),
+      kernels_(GetKernels(isa)),
+      shape_(ShapeOf(model_->hparams())),
+      arena_(std::make_shared<KvArena>(shape_.tile_bytes())),
+      pool_(num_threads),
+      loader_(model_, std::move(profile_dir), isa) {}
+
+absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
+    std::shared_ptr<const Model> model, Isa isa, int num_threads,
+    std::string profile_dir, const ProgressFn& progress) {
+  std::unique_ptr<CpuEngine> engine(new CpuEngine(
+      std::move(model), isa, num_threads, std::move(profile_dir)));
+  const HyperParams& h = engine->model_->hparams();
+  if (h.head_dim % 16 != 0 || h.head_dim > 256) {
+    return absl::UnimplementedError(
+        absl::StrCat("head_dim: expected a multiple of 16, at most 256, found ",
+                     h.head_dim));
+  }
+  XC_ASSIGN_OR_RETURN(engine->weights_,
+                      PackWeights(*engine->model_, engine->pool_, progress));
+  engine->forward_ = std::make_unique<CpuForward>(
+      *engine->model_, engine->weights_, engine->kernels_, engine->pool_,
+      engine->shape_);
+
+  ModelInfo& info = engine->info_;
+  info = DescribeModel(*engine->model_);
+  info.device = absl::StrCat("cpu/", std::string(IsaName(isa)));
+  // One id for all instruction sets: the kernels' tests hold them to the same
+  // bits.
+  info.numerics_id = absl::StrCat("xcache-", XCACHE_VERSION, "/cpu");
+  info.weight_bytes = engine->weights_.bytes();
+  return engine;
+}
+
+absl::StatusOr<const CodecHandle*> CpuEngine::OpenCodec(
+    std::string_view spec, const ProgressFn& progress) {
+  XC_ASSIGN_OR_RETURN(LoadedCodec loaded, loader_.Load(spec, progress));
+  std::unique_ptr<CpuCodecHandle>& handle = codecs_[loaded.spec];
+  if (handle == nullptr) {
+    handle = std::make_unique<CpuCodecHandle>(this, std::move(loaded.codec),
+                                              std::move(loaded.profile),
+                                              loaded.cache_fp);
+  }
+  return handle.get();
+}
+
+size_t CpuEngine::sequence_bytes(const CodecHandle& codec) const {
+  const auto& handle = static_cast<const CpuCodecHandle&>(codec);
+  return sizeof(CpuSequence) + kv_block_bytes() +
+         LiveBlockRows::Bytes(shape_, handle.codec().live_rows()) +
+         // Token ids and block references up to the context's end, in vectors
+         // that may have doubled.
+         2 * static_cast<size_t>(info_.context_length) * sizeof(TokenId) +
+         2 * static_cast<size_t>(info_.context_length / kBlockTokens) *
+             sizeof(KvBlockRef);
+}
+
+absl::Status CpuEngine::CheckCodec(const CodecHandle& codec) const {
+  const auto* handle = dynamic_cast<const CpuCodecHandle*>(&codec);
+  if (handle == nullptr || handle->engine() != this) {
+    return absl::InvalidArgumentError("a codec of another engine");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
+    const CodecHandle& codec, std::span<const TokenId> tokens,
+    std::span<const KvBlockRef> blocks, RematPolicy /*remat*/) {
+  XC_RETURN_IF_ERROR(CheckCodec(codec));
+  XC_RETURN_IF_ERROR(CheckPrefix(info_, tokens, blocks.size()));
+  for (const KvBlockRef& block : blocks) {
+    if (dynamic_cast<const CpuKvBlock*>(block.get()) == nullptr) {
+      return absl::InvalidArgumentError("a block of another engine");
+    }
+  }
+  return std::make_unique<CpuSequence>(
+      static_cast<const CpuCodecHandle&>(codec), shape_, arena_, tokens,
+      blocks);
+}
+
+absl::Status CpuEngine::CheckItem(const StepItem& item) const {
+  const auto* sequence = dynamic_cast<const CpuSequence*>(item.sequence);
+  if (sequence == nullptr) {
+    return absl::InvalidArgumentError("an item without a sequence");
+  }
+  XC_RETURN_IF_ERROR(CheckCodec(sequence->codec()));
+  return CheckAppend(info_, *sequence, item.tokens);
+}
+
+absl::Status CpuEngine::Step(std::span<StepItem> items) {
+  std::unordered_set<const Sequence*> distinct;
+  for (const StepItem& item : items) {
+    XC_RETURN_IF_ERROR(CheckItem(item));
+    if (!distinct.insert(item.sequence).second) {
+      return absl::InvalidArgumentError("one sequence in two items");
+    }
+  }
+  std::vector<ForwardItem> forward(items.size());
+  for (size_t i = 0; i < items.size(); ++i) {
+    auto& sequence = static_cast<CpuSequence&>(*items[i].sequence);
+    forward[i].tokens = items[i].tokens;
+    forward[i].sealed = sequence.blocks();
+    forward[i].live = &sequence.live();
+    forward[i].live_rows = &sequence.live_rows();
+    forward[i].live_tokens = sequence.live_tokens();
+    forward[i].logits_mode = items[i].logits_mode;
+  }
+  forward_->Run(forward);
+  for (size_t i = 0; i < items.size(); ++i) {
+    static_cast<CpuSequence*>(items[i].sequence)->Append(items[i].tokens);
+    items[i].logits = forward[i].logits;
+  }
+  return SealFullBlocks(items);
+}
+
+absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
+  std::vector<CpuSequence*> full;
+  for (const StepItem& item : items) {
+    auto* sequence = static_cast<CpuSequence*>(item.sequence);
+    if (sequence->live_tokens() == 0) full.push_back(sequence);
+  }
+  if (full.empty()) return absl::OkStatus();
+  std::vector<std::string> pages(full.size());
+  std::vector<size_t> whole;  // whose layers depend on each other
+  std::vector<LayerTask> tasks;
+  for (size_t i = 0; i < full.size(); ++i) {
+    CpuSequence& s = *full[i];
+    const Codec& codec = s.cpu_codec().codec();
+    pages[i] = BeginPage(s.codec().cache_fp(), s.live_index(),
+                         s.tokens().last(kBlockTokens), codec.payload_bytes());
+    if (codec.layers_independent()) {
+      AddLayerTasks(i, codec, full.size(), &tasks);
+    } else {
+      whole.push_back(i);
+    }
+  }
+  const auto seal_whole = [&](size_t i, const ParallelForFn& parallel) {
+    CpuSequence& s = *full[i];
+    return SealWholeBlock(*forward_, s.cpu_codec(), s.live_index(),
+                          s.live_rows(), s.live(), PagePayload(pages[i]),
+                          parallel);
+  };
+  // A block for each thread, as long as there are; what is left over is worked
+  // on together.
+  const size_t alone =
+      whole.size() - whole.size() % static_cast<size_t>(pool_.num_threads());
+  for (size_t w = 0; w < alone; ++w) {
+    tasks.push_back({whole[w], {}, absl::OkStatus()});
+  }
+  for (size_t w = alone; w < whole.size(); ++w) {
+    XC_RETURN_IF_ERROR(seal_whole(
+        whole[w],
+        [this](int64_t num_tasks, const std::function<void(int64_t)>& fn) {
+          pool_.ParallelFor(num_tasks, [&](int64_t task, int) { fn(task); });
+        }));
+  }
+  pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
+    LayerTask& task = tasks[static_cast<size_t>(t)];
+    CpuSequence& s = *full[task.block];
+    task.status =
+        s.cpu_codec().codec().layers_independent()
+            ? SealBlock(*forward_, s.cpu_codec(), s.live_index(), task.range,
+                        s.live_rows(), s.live(), PagePayload(pages[task.block]))
+            : seal_whole(task.block, nullptr);
+  });
+  for (const LayerTask& task : tasks) XC_RETURN_IF_ERROR(task.status);
+  for (size_t i = 0; i < full.size(); ++i) {
+    FinishPage(pages[i]);
+    full[i]->FinishSeal(std::move(pages[i]));
+  }
+  return absl::OkStatus();
+}
+
+void CpuEngine::AddLayerTasks(size_t block, const Codec& codec,
+                              size_t num_blocks,
+                              std::vector<LayerTask>* tasks) const {
+  // A few tasks for each thread, so that they end together.
+  const int64_t wanted =
+      pool_.num_threads() == 1
+          ? 1
+          : (4 * pool_.num_threads() + static_cast<int64_t>(num_blocks) - 1) /
+                static_cast<int64_t>(num_blocks);
+  for (const LayerRange& range : codec.SplitLayers(wanted)) {
+    tasks->push_back({block, range, absl::OkStatus()});
+  }
+}
+
+std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
+    const CodecHandle& codec, std::span<const RematJob> jobs) {
+  std::vector<absl::StatusOr<KvBlockRef>> results(jobs.size());
+  if (const absl::Status status = CheckCodec(codec); !status.ok()) {
+    std::fill(results.begin(), results.end(), status);
+    return results;
+  }
+  const auto& handle = static_cast<const CpuCodecHandle&>(codec);
+
+  std::vector<std::shared_ptr<CpuKvBlock>> blocks(jobs.size());
+  std::vector<absl::Status> statuses(jobs.size());
+  std::vector<std::span<const uint8_t>> payloads(jobs.size());
+  const auto num_jobs = static_cast<int64_t>(jobs.size());
+  pool_.ParallelFor(num_jobs, [&](int64_t i, int) {
+    const auto at = static_cast<size_t>(i);
+    const RematJob& job = jobs[at];
+    statuses[at] = CheckTokenIds(job.tokens, info_.vocab_size);
+    if (!statuses[at].ok()) return;
+    auto payload =
+        CheckPage(handle.cache_fp(), job.block_index, job.tokens, job.page);
+    if (payload.ok()) {
+      payloads[at] = *payload;
+      blocks[at] = std::make_shared<CpuKvBlock>(shape_, arena_);
+    } else {
+      statuses[at] = payload.status();
+    }
+  });
+
+  // Sinks are not in the page: they are computed again, into the block.
+  std::vector<ForwardItem> sinks;
+  int64_t positions = 0;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    if (!statuses[i].ok()) continue;
+    positions = std::max(positions, (jobs[i].block_index + 1) * kBlockTokens);
+    if (jobs[i].block_index != 0) continue;
+    ForwardItem item;
+    item.tokens = jobs[i].tokens.first(kSinkTokens);
+    item.live = blocks[i].get();
+    sinks.push_back(item);
+  }
+  forward_->Run(sinks);
+  forward_->ExtendRope(positions);
+
+  std::vector<LayerTask> tasks;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    if (statuses[i].ok()) {
+      AddLayerTasks(i, handle.codec(), jobs.size(), &tasks);
+    }
+  }
+  pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
+    LayerTask& task = tasks[static_cast<size_t>(t)];
+    task.status =
+        RematBlock(*forward_, handle, jobs[task.block].block_index, task.range,
+                   payloads[task.block], *blocks[task.block]);
+  });
+  for (const LayerTask& task : tasks) statuses[task.block].Update(task.status);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    if (statuses[i].ok()) {
+      results[i] = std::move(blocks[i]);
+    } else {
+      results[i] = statuses[i];
+    }
+  }
+  return results;
+}
+
+}  // namespace xcache

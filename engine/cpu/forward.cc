@@ -1,0 +1,499 @@
+#include "engine/cpu/forward.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace xcache {
+namespace {
+
+// A parallel loop costs about a microsecond, more when a worker has gone to
+// sleep. Rows are prepared by the caller where there are fewer than this.
+constexpr int64_t kMinParallelRows = 6;
+// Multiply-adds of attention below which one thread is faster than two.
+constexpr int64_t kMinParallelMacs = 1 << 15;
+// Room for partial results of attention; longer ones are not split by chunk.
+constexpr int64_t kMaxPartialFloats = int64_t{8} << 20;
+
+template <typename T>
+void Grow(AlignedBuffer<T>& buffer, int64_t size) {
+  if (static_cast<int64_t>(buffer.size()) < size) {
+    buffer = AlignedBuffer<T>(static_cast<size_t>(size));
+  }
+}
+
+QuantRows QuantView(AlignedBuffer<uint8_t>& buffer, int cols) {
+  return {buffer.data(), QuantRowBytes(cols), cols};
+}
+
+QuantRows RowsFrom(QuantRows rows, int64_t first) {
+  rows.data += first * rows.stride;
+  return rows;
+}
+
+bool Fusable(const CpuMatrix& gate, const CpuMatrix& up) {
+  if (!gate.quantized() || !up.quantized()) return false;
+  const QuantMatrix& g = gate.quant();
+  const QuantMatrix& u = up.quant();
+  return g.rows == u.rows && g.cols == u.cols && g.u8 == u.u8 &&
+         g.f32_scales == u.f32_scales && g.has_min == u.has_min &&
+         g.offset == u.offset;
+}
+
+}  // namespace
+
+CpuForward::CpuForward(const Model& model, const CpuWeights& weights,
+                       const Kernels& kernels, ThreadPool& pool,
+                       const KvShape& shape)
+    : hparams_(model.hparams()),
+      embedding_(model.token_embd()),
+      weights_(weights),
+      kernels_(kernels),
+      pool_(pool),
+      shape_(shape),
+      q_dim_(hparams_.n_heads * hparams_.head_dim),
+      qkv_dim_(q_dim_ + 2 * shape.kv_dim()),
+      rope_(model) {}
+
+template <typename Fn>
+void CpuForward::ForRows(const Fn& fn) {
+  if (rows_ < kMinParallelRows || pool_.num_threads() == 1) {
+    fn(int64_t{0}, rows_);
+    return;
+  }
+  const int64_t per_task =
+      std::clamp<int64_t>(rows_ / (4 * pool_.num_threads()), 1, 16);
+  pool_.ParallelFor((rows_ + per_task - 1) / per_task, [&](int64_t task, int) {
+    const int64_t first = task * per_task;
+    fn(first, std::min(first + per_task, rows_));
+  });
+}
+
+template <typename Fn>
+void CpuForward::ForColumns(std::span<const CpuMatrix* const> matrices,
+                            const Fn& fn) {
+  int unit = 1;
+  for (const CpuMatrix* m : matrices) unit = std::max(unit, m->granule());
+  const auto units_of = [unit](const CpuMatrix* m) {
+    return (m->rows() + unit - 1) / unit;
+  };
+  int64_t total = 0;
+  for (const CpuMatrix* m : matrices) total += units_of(m);
+  // Several tasks a thread, so that uneven ones balance.
+  const int64_t num_tasks =
+      pool_.num_threads() == 1
+          ? 1
+          : std::min<int64_t>(total, 4 * pool_.num_threads());
+  pool_.ParallelFor(num_tasks, [&](int64_t task, int) {
+    int64_t first = total * task / num_tasks;
+    int64_t last = total * (task + 1) / num_tasks;
+    for (size_t i = 0; i < matrices.size() && last > 0; ++i) {
+      const int64_t units = units_of(matrices[i]);
+      if (first < units) {
+        const int rows = matrices[i]->rows();
+        fn(i, static_cast<int>(std::max<int64_t>(first, 0)) * unit,
+           std::min(rows, static_cast<int>(std::min(last, units)) * unit));
+      }
+      first -= units;
+      last -= units;
+    }
+  });
+}
+
+void CpuForward::Reserve(int64_t rows) {
+  rows_ = rows;
+  if (rows <= capacity_) return;
+  capacity_ = std::max<int64_t>(rows, std::min<int64_t>(2 * capacity_, 512));
+  const int64_t n = capacity_;
+  Grow(x_, n * hparams_.d_model);
+  Grow(norm_, n * hparams_.d_model);
+  Grow(qkv_, n * qkv_dim_);
+  Grow(attn_, n * q_dim_);
+  Grow(ff_, n * hparams_.d_ff);
+  Grow(q_norm_, n * QuantRowBytes(hparams_.d_model));
+  Grow(q_attn_, n * QuantRowBytes(q_dim_));
+  Grow(q_ff_, n * QuantRowBytes(hparams_.d_ff));
+}
+
+void CpuForward::Run(std::span<ForwardItem> items) {
+  int64_t rows = 0;
+  int64_t positions = 0;
+  row_of_item_.clear();
+  for (const ForwardItem& item : items) {
+    row_of_item_.push_back(rows);
+    const auto n = static_cast<int64_t>(item.tokens.size());
+    rows += n;
+    positions = std::max(positions, item.first_position() + n);
+  }
+  if (rows == 0) return;
+  Reserve(rows);
+  rope_.Extend(positions);
+  Embed(items);
+  PlanAttention(items);
+  for (int layer = 0; layer < hparams_.num_layers; ++layer) {
+    Layer(layer, items);
+  }
+  Logits(items);
+}
+
+void CpuForward::Embed(std::span<const ForwardItem> items) {
+  float* out = x_.data();
+  for (const ForwardItem& item : items) {
+    for (TokenId token : item.tokens) {
+      DequantizeRow(embedding_, token, out);
+      out += hparams_.d_model;
+    }
+  }
+}
+
+void CpuForward::NormRows(const std::vector<float>& gain, bool quantize,
+                          int layer, std::span<ForwardItem> items) {
+  const int d = hparams_.d_model;
+  const QuantRows q = QuantView(q_norm_, d);
+  ForRows([&](int64_t first, int64_t last) {
+    // The item that row `first` is in; only live rows need to know.
+    size_t i = static_cast<size_t>(std::upper_bound(row_of_item_.begin(),
+                                                    row_of_item_.end(), first) -
+                                   row_of_item_.begin()) -
+               1;
+    for (int64_t row = first; row < last; ++row) {
+      while (i + 1 < row_of_item_.size() && row_of_item_[i + 1] <= row) ++i;
+      float* unit = nullptr;
+      float* rms = nullptr;
+      if (layer >= 0 && items[i].live_rows != nullptr) {
+        const int64_t slot = items[i].live_tokens + row - row_of_item_[i];
+        unit = items[i].live_rows->unit_x(layer);
+        rms = items[i].live_rows->rms(layer);
+        if (unit != nullptr) unit += slot * d;
+        if (rms != nullptr) rms += slot;
+      }
+      const float value = kernels_.rms_norm(x_.data() + row * d, gain.data(), d,
+                                            hparams_.rms_norm_eps,
+                                            norm_.data() + row * d, unit);
+      if (rms != nullptr) *rms = value;
+    }
+    if (quantize) {
+      kernels_.quantize_rows(norm_.data() + first * d, d,
+                             static_cast<int>(last - first),
+                             RowsFrom(q, first));
+    }
+  });
+}
+
+void CpuForward::QuantizeAll(const float* x, int64_t stride,
+                             const QuantRows& out) {
+  ForRows([&](int64_t first, int64_t last) {
+    kernels_.quantize_rows(x + first * stride, stride,
+                           static_cast<int>(last - first),
+                           RowsFrom(out, first));
+  });
+}
+
+void CpuForward::StoreRows(int layer, int64_t block_index, int first_slot,
+                           int num_rows, float* k, float* v, int64_t stride,
+                           CpuKvBlock& block) const {
+  const CpuLayer& w = weights_.layers[static_cast<size_t>(layer)];
+  const int kv_dim = shape_.kv_dim();
+  const int head_dim = shape_.head_dim;
+  for (int i = 0; i < num_rows; ++i) {
+    const int64_t position = block_index * kBlockTokens + first_slot + i;
+    float* k_row = k + i * stride;
+    float* v_row = v + i * stride;
+    if (!w.bk.empty()) kernels_.add(k_row, w.bk.data(), kv_dim, k_row);
+    if (!w.bv.empty()) kernels_.add(v_row, w.bv.data(), kv_dim, v_row);
+    kernels_.rope(k_row, shape_.n_kv_heads, head_dim, rope_.rope_dim(),
+                  rope_.cos(position), rope_.sin(position), rope_.order());
+  }
+  for (int head = 0; head < shape_.n_kv_heads; ++head) {
+    StoreKv(kernels_, k + head * head_dim, v + head * head_dim, stride,
+            num_rows, head_dim, first_slot, block.k_tile(layer, head),
+            block.v_tile(layer, head));
+  }
+}
+
+void CpuForward::StoreKvRows(int layer, std::span<ForwardItem> items) {
+  const CpuLayer& w = weights_.layers[static_cast<size_t>(layer)];
+  const int kv_dim = shape_.kv_dim();
+  const auto store_item = [&](int64_t i) {
+    ForwardItem& item = items[static_cast<size_t>(i)];
+    const int num_rows = static_cast<int>(item.tokens.size());
+    float* rows = qkv_.data() + row_of_item_[static_cast<size_t>(i)] * qkv_dim_;
+    float* k = rows + q_dim_;
+    float* v = k + kv_dim;
+    if (item.live_rows != nullptr) {
+      float* k_pre = item.live_rows->k_pre(layer);
+      float* v_pre = item.live_rows->v_pre(layer);
+      for (int r = 0; r < num_rows && k_pre != nullptr; ++r) {
+        const int64_t slot = item.live_tokens + r;
+        std::copy_n(k + r * qkv_dim_, kv_dim, k_pre + slot * kv_dim);
+        std::copy_n(v + r * qkv_dim_, kv_dim, v_pre + slot * kv_dim);
+      }
+    }
+    StoreRows(layer, static_cast<int64_t>(item.sealed.size()), item.live_tokens,
+              num_rows, k, v, qkv_dim_, *item.live);
+    for (int r = 0; r < num_rows; ++r) {
+      float* q = rows + r * qkv_dim_;
+      const int64_t position = item.first_position() + r;
+      if (!w.bq.empty()) kernels_.add(q, w.bq.data(), q_dim_, q);
+      kernels_.rope(q, hparams_.n_heads, hparams_.head_dim, rope_.rope_dim(),
+                    rope_.cos(position), rope_.sin(position), rope_.order());
+    }
+  };
+  const auto num_items = static_cast<int64_t>(items.size());
+  if (rows_ < kMinParallelRows) {
+    for (int64_t i = 0; i < num_items; ++i) store_item(i);
+  } else {
+    pool_.ParallelFor(num_items, [&](int64_t i, int) { store_item(i); });
+  }
+}
+
+void CpuForward::PlanAttention(std::span<const ForwardItem> items) {
+  const int heads = shape_.n_kv_heads;
+  const int group = hparams_.n_heads / heads;
+  const int head_dim = shape_.head_dim;
+  const auto num_items = static_cast<int64_t>(items.size());
+  const int64_t wanted = pool_.num_threads() == 1 ? 1 : 3 * pool_.num_threads();
+
+  tasks_.clear();
+  groups_.clear();
+  size_t num_tiles = 0;
+  for (const ForwardItem& item : items) {
+    num_tiles += (item.sealed.size() + 1) * static_cast<size_t>(heads);
+  }
+  k_tiles_.clear();
+  v_tiles_.clear();
+  k_tiles_.reserve(num_tiles);  // args point into them
+  v_tiles_.reserve(num_tiles);
+
+  int64_t macs = 0;
+  int64_t partial_floats = 0;
+  int max_rows = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const ForwardItem& item = items[i];
+    const int num_tokens = static_cast<int>(item.tokens.size());
+    const int64_t keys = item.first_position() + num_tokens;
+    macs += 2 * keys * num_tokens * hparams_.n_heads * head_dim;
+
+    AttentionArgs args;
+    args.head_dim = head_dim;
+    args.group = group;
+    args.num_tokens = num_tokens;
+    args.first_position = static_cast<int>(item.first_position());
+    args.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+    args.q_stride = qkv_dim_;
+    args.out_stride = q_dim_;
+    const int num_chunks = NumChunks(args);
+    // Chunks are split off where heads alone do not keep the threads busy, and
+    // for few tokens always: they cost little there and balance long and
+    // short sequences.
+    const bool chunked =
+        num_chunks > 1 && wanted > 1 &&
+        (num_tokens <= 8 || num_items * heads < wanted) &&
+        num_chunks * heads * PartialFloats(args) <= kMaxPartialFloats;
+    const int64_t so_far = num_items * heads * (chunked ? num_chunks : 1);
+    // Fewer tokens a task means converting each tile's FP16 once more.
+    const int splits = static_cast<int>(std::clamp<int64_t>(
+        (wanted + so_far - 1) / so_far, 1, std::max(1, num_tokens / 8)));
+    for (int head = 0; head < heads; ++head) {
+      args.k_tiles = k_tiles_.data() + k_tiles_.size();
+      args.v_tiles = v_tiles_.data() + v_tiles_.size();
+      for (const KvBlockRef& ref : item.sealed) {
+        const auto& block = static_cast<const CpuKvBlock&>(*ref);
+        k_tiles_.push_back(block.k_tile(0, head));
+        v_tiles_.push_back(block.v_tile(0, head));
+      }
+      k_tiles_.push_back(item.live->k_tile(0, head));
+      v_tiles_.push_back(item.live->v_tile(0, head));
+      for (int s = 0; s < splits; ++s) {
+        const int first = num_tokens * s / splits;
+        const int last = num_tokens * (s + 1) / splits;
+        AttentionArgs part = args;
+        part.num_tokens = last - first;
+        part.first_position += first;
+        const int64_t row = row_of_item_[i] + first;
+        part.q = qkv_.data() + row * qkv_dim_ + head * group * head_dim;
+        part.out = attn_.data() + row * q_dim_ + head * group * head_dim;
+        max_rows = std::max(max_rows, part.num_tokens * group);
+        groups_.push_back({part, partial_floats, num_chunks, chunked});
+        if (!chunked) {
+          tasks_.push_back({groups_.size() - 1, -1, 0});
+          continue;
+        }
+        for (int chunk = 0; chunk < num_chunks; ++chunk) {
+          tasks_.push_back({groups_.size() - 1, chunk, partial_floats});
+          partial_floats += PartialFloats(part);
+        }
+      }
+    }
+  }
+  attention_parallel_ = macs >= kMinParallelMacs;
+  Grow(partials_, partial_floats);
+  const int64_t round = 16;  // threads' scratch on cache lines of their own
+  local_floats_ = 2 * max_rows * PartialRowFloats(head_dim);
+  scratch_floats_ =
+      (local_floats_ + AttentionScratchFloats(head_dim, max_rows) + round - 1) /
+      round * round;
+  local_floats_ = (local_floats_ + round - 1) / round * round;
+  scratch_floats_ += round;
+  Grow(scratch_, scratch_floats_ * pool_.num_threads());
+}
+
+void CpuForward::AttendAll() {
+  const auto run = [&](int64_t t, int thread) {
+    const AttentionTask& task = tasks_[static_cast<size_t>(t)];
+    const AttentionArgs& args = groups_[task.group].args;
+    float* local = scratch_.data() + thread * scratch_floats_;
+    float* scratch = local + local_floats_;
+    if (task.chunk < 0) {
+      Attend(kernels_, args, local, scratch);
+    } else {
+      kernels_.attention_chunk(args, task.chunk,
+                               partials_.data() + task.partial, scratch);
+    }
+  };
+  const auto merge = [&](size_t g) {
+    const AttentionGroup& group = groups_[g];
+    if (!group.chunked) return;
+    float* first = partials_.data() + group.first_partial;
+    const int64_t stride = PartialFloats(group.args);
+    for (int chunk = 1; chunk < group.num_chunks; ++chunk) {
+      kernels_.attention_merge(group.args, first, first + chunk * stride);
+    }
+    kernels_.attention_finish(group.args, first);
+  };
+  const auto num_tasks = static_cast<int64_t>(tasks_.size());
+  const auto num_groups = static_cast<int64_t>(groups_.size());
+  if (attention_parallel_) {
+    pool_.ParallelFor(num_tasks, run);
+  } else {
+    for (int64_t t = 0; t < num_tasks; ++t) run(t, 0);
+  }
+  if (rows_ < kMinParallelRows) {
+    for (size_t g = 0; g < groups_.size(); ++g) merge(g);
+  } else if (std::any_of(groups_.begin(), groups_.end(),
+                         [](const AttentionGroup& g) { return g.chunked; })) {
+    pool_.ParallelFor(num_groups,
+                      [&](int64_t g, int) { merge(static_cast<size_t>(g)); });
+  }
+}
+
+void CpuForward::GateUp(const CpuLayer& w) {
+  const int d = hparams_.d_model;
+  const int d_ff = hparams_.d_ff;
+  const int rows = static_cast<int>(rows_);
+  const Activations a{norm_.data(), d, QuantView(q_norm_, d)};
+  if (Fusable(w.w_gate, w.w_up)) {
+    const std::array matrices = {&w.w_gate};
+    ForColumns(matrices, [&](size_t, int first, int last) {
+      QuantGateUpArgs args;
+      args.a = a.q;
+      args.num_rows = rows;
+      args.gate = w.w_gate.quant();
+      args.up = w.w_up.quant();
+      args.out = ff_.data();
+      args.out_stride = d_ff;
+      kernels_.quant_gate_up(args, first / kPanelCols,
+                             (last + kPanelCols - 1) / kPanelCols);
+    });
+    return;
+  }
+  Grow(up_, capacity_ * d_ff);
+  const std::array matrices = {&w.w_gate, &w.w_up};
+  ForColumns(matrices, [&](size_t i, int first, int last) {
+    matrices[i]->Multiply(kernels_, a, rows, first, last, Epilogue::kStore,
+                          i == 0 ? ff_.data() : up_.data(), d_ff);
+  });
+  ForRows([&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      kernels_.silu_mul(ff_.data() + row * d_ff, up_.data() + row * d_ff, d_ff,
+                        ff_.data() + row * d_ff);
+    }
+  });
+}
+
+void CpuForward::Layer(int layer, std::span<ForwardItem> items) {
+  const CpuLayer& w = weights_.layers[static_cast<size_t>(layer)];
+  const int d = hparams_.d_model;
+  const int d_ff = hparams_.d_ff;
+  const int rows = static_cast<int>(rows_);
+
+  NormRows(w.attn_norm,
+           w.wq.quantized() || w.wk.quantized() || w.wv.quantized(), layer,
+           items);
+  const Activations normed{norm_.data(), d, QuantView(q_norm_, d)};
+  const std::array qkv = {&w.wq, &w.wk, &w.wv};
+  const int offsets[] = {0, q_dim_, q_dim_ + shape_.kv_dim()};
+  ForColumns(qkv, [&](size_t i, int first, int last) {
+    qkv[i]->Multiply(kernels_, normed, rows, first, last, Epilogue::kStore,
+                     qkv_.data() + offsets[i], qkv_dim_);
+  });
+
+  StoreKvRows(layer, items);
+  AttendAll();
+  // The next layer's tiles lie at the same distance in every block.
+  const size_t layer_stride =
+      layer + 1 == hparams_.num_layers
+          ? 0
+          : 2 * shape_.tile_elements() * static_cast<size_t>(shape_.n_kv_heads);
+  for (const uint16_t*& tile : k_tiles_) tile += layer_stride;
+  for (const uint16_t*& tile : v_tiles_) tile += layer_stride;
+
+  const Activations attended{attn_.data(), q_dim_, QuantView(q_attn_, q_dim_)};
+  if (w.wo.quantized()) QuantizeAll(attn_.data(), q_dim_, attended.q);
+  const std::array out = {&w.wo};
+  ForColumns(out, [&](size_t, int first, int last) {
+    w.wo.Multiply(kernels_, attended, rows, first, last, Epilogue::kAdd,
+                  x_.data(), d);
+  });
+
+  NormRows(w.ffn_norm, w.w_gate.quantized() || w.w_up.quantized(), -1, items);
+  GateUp(w);
+  const Activations activated{ff_.data(), d_ff, QuantView(q_ff_, d_ff)};
+  if (w.w_down.quantized()) QuantizeAll(ff_.data(), d_ff, activated.q);
+  const std::array down = {&w.w_down};
+  ForColumns(down, [&](size_t, int first, int last) {
+    w.w_down.Multiply(kernels_, activated, rows, first, last, Epilogue::kAdd,
+                      x_.data(), d);
+  });
+}
+
+void CpuForward::Logits(std::span<ForwardItem> items) {
+  const int d = hparams_.d_model;
+  const int vocab = hparams_.vocab_size;
+  // Rows that nobody asks for are dropped: those kept move to the front.
+  int64_t kept = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const auto n = static_cast<int64_t>(items[i].tokens.size());
+    const LogitsMode mode = items[i].logits_mode;
+    if (mode == LogitsMode::kNone) continue;
+    for (int64_t r = mode == LogitsMode::kAll ? 0 : n - 1; r < n; ++r) {
+      const int64_t row = row_of_item_[i] + r;
+      if (row != kept) {
+        std::copy_n(x_.data() + row * d, d, x_.data() + kept * d);
+      }
+      ++kept;
+    }
+  }
+  Grow(logits_, kept * vocab);
+  rows_ = kept;
+  if (kept > 0) {
+    const CpuMatrix& w = weights_.output;
+    NormRows(weights_.output_norm, w.quantized(), -1, items);
+    const Activations a{norm_.data(), d, QuantView(q_norm_, d)};
+    const std::array matrices = {&w};
+    ForColumns(matrices, [&](size_t, int first, int last) {
+      w.Multiply(kernels_, a, static_cast<int>(kept), first, last,
+                 Epilogue::kStore, logits_.data(), vocab);
+    });
+  }
+  const float* next = logits_.data();
+  for (ForwardItem& item : items) {
+    size_t n = 0;
+    if (item.logits_mode == LogitsMode::kLast) n = 1;
+    if (item.logits_mode == LogitsMode::kAll) n = item.tokens.size();
+    item.logits = {next, n * static_cast<size_t>(vocab)};
+    next += item.logits.size();
+  }
+}
+
+}  // namespace xcache

@@ -1,0 +1,133 @@
+// The forward pass of a decoder-only transformer on the CPU: rows of many
+// sequences together, layer by layer. Each layer is a few parallel loops over
+// columns of its matrices, or over heads and chunks of keys; no row's result
+// depends on how that work is split or on which rows are computed with it.
+//
+// It reads and writes K/V tiles and live rows that it is given; sequences,
+// sealing and errors are its caller's.
+#ifndef XCACHE_ENGINE_CPU_FORWARD_H_
+#define XCACHE_ENGINE_CPU_FORWARD_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/base/thread_pool.h"
+#include "engine/common/rope_table.h"
+#include "engine/cpu/kv.h"
+#include "engine/cpu/weights.h"
+#include "engine/engine.h"
+#include "engine/kernels/kernels.h"
+#include "engine/model/model.h"
+
+namespace xcache {
+
+// Tokens of one sequence, all in its live block.
+struct ForwardItem {
+  std::span<const TokenId> tokens;
+  // The blocks before the live one, in order.
+  std::span<const KvBlockRef> sealed;
+  CpuKvBlock* live = nullptr;
+  LiveBlockRows* live_rows = nullptr;  // null: none are kept
+  int live_tokens = 0;                 // rows that the live block has already
+  LogitsMode logits_mode = LogitsMode::kNone;
+  std::span<const float> logits;  // out; valid until the next Run
+
+  int64_t first_position() const {
+    return static_cast<int64_t>(sealed.size()) * kBlockTokens + live_tokens;
+  }
+};
+
+class CpuForward {
+ public:
+  // All arguments but `shape` must outlive it.
+  CpuForward(const Model& model, const CpuWeights& weights,
+             const Kernels& kernels, ThreadPool& pool, const KvShape& shape);
+
+  // REQUIRES: every item has tokens, with valid ids, that fit its live block.
+  void Run(std::span<ForwardItem> items);
+
+  // Biases, RoPE and FP16: writes `num_rows` rows of K and V as they leave
+  // W_k, W_v, [num_rows, stride], into the tiles of `layer` at slots
+  // first_slot, ... of block `block_index`. Changes k and v. The one way by
+  // which rows get into tiles, live and rematerialized. Thread-safe for
+  // positions that a Run or ExtendRope has covered.
+  void StoreRows(int layer, int64_t block_index, int first_slot, int num_rows,
+                 float* k, float* v, int64_t stride, CpuKvBlock& block) const;
+  // Makes RoPE angles available for positions below `num_positions`.
+  void ExtendRope(int64_t num_positions) { rope_.Extend(num_positions); }
+
+ private:
+  // One head's share of an item's attention: some of its tokens, over one
+  // chunk of keys, or over all of them.
+  struct AttentionTask {
+    size_t group;     // index into groups_
+    int chunk;        // -1: all chunks
+    int64_t partial;  // where its partial goes, in floats; unused for -1
+  };
+  // Tokens of one item and head that are finished together.
+  struct AttentionGroup {
+    AttentionArgs args;
+    int64_t first_partial;
+    int num_chunks;
+    bool chunked;
+  };
+
+  void Reserve(int64_t rows);
+  void Embed(std::span<const ForwardItem> items);
+  void PlanAttention(std::span<const ForwardItem> items);
+  void Layer(int layer, std::span<ForwardItem> items);
+  void Logits(std::span<ForwardItem> items);
+
+  // x_ to normalised (and quantized) rows; keeps live rows for `layer`, or
+  // none where it is negative.
+  void NormRows(const std::vector<float>& gain, bool quantize, int layer,
+                std::span<ForwardItem> items);
+  void QuantizeAll(const float* x, int64_t stride, const QuantRows& out);
+  // Biases, RoPE, and K/V rows into the live tiles.
+  void StoreKvRows(int layer, std::span<ForwardItem> items);
+  void AttendAll();
+  void GateUp(const CpuLayer& w);
+
+  // fn(first_row, last_row) over all rows_, in parallel where that pays.
+  template <typename Fn>
+  void ForRows(const Fn& fn);
+  // fn(matrix, first, last) over all output features of all matrices.
+  template <typename Fn>
+  void ForColumns(std::span<const CpuMatrix* const> matrices, const Fn& fn);
+
+  const HyperParams& hparams_;
+  const TensorView embedding_;
+  const CpuWeights& weights_;
+  const Kernels& kernels_;
+  ThreadPool& pool_;
+  const KvShape shape_;
+  const int q_dim_;    // n_heads * head_dim
+  const int qkv_dim_;  // q_dim + 2 * kv_dim
+  RopeTable rope_;
+
+  int64_t rows_ = 0;           // of the step at hand
+  int64_t capacity_ = 0;       // rows that the buffers below have room for
+  AlignedBuffer<float> x_;     // [rows, d_model] residual stream
+  AlignedBuffer<float> norm_;  // [rows, d_model]
+  AlignedBuffer<float> qkv_;   // [rows, q_dim + 2 kv_dim]
+  AlignedBuffer<float> attn_;  // [rows, q_dim]
+  AlignedBuffer<float> ff_;    // [rows, d_ff]
+  AlignedBuffer<float> up_;    // [rows, d_ff], where gate and up are not fused
+  AlignedBuffer<uint8_t> q_norm_, q_attn_, q_ff_;  // quantized rows
+  AlignedBuffer<float> logits_;
+  std::vector<int64_t> row_of_item_;
+
+  std::vector<AttentionTask> tasks_;
+  std::vector<AttentionGroup> groups_;
+  std::vector<const uint16_t*> k_tiles_, v_tiles_;  // of the layer at hand
+  AlignedBuffer<float> partials_;
+  int64_t scratch_floats_ = 0;  // of one thread
+  int64_t local_floats_ = 0;    // its two partials for unchunked tasks
+  AlignedBuffer<float> scratch_;
+  bool attention_parallel_ = false;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_CPU_FORWARD_H_

@@ -1,0 +1,113 @@
+// Where the CPU engine keeps the rows of a block: the FP16 tiles that attention
+// reads, and the live rows that a codec needs when the block seals. Memory and
+// layout only; nothing is computed here.
+#ifndef XCACHE_ENGINE_CPU_KV_H_
+#define XCACHE_ENGINE_CPU_KV_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "engine/common/kv_shape.h"
+#include "engine/cpu/kv_arena.h"
+#include "engine/engine.h"
+#include "engine/types.h"
+
+namespace xcache {
+
+namespace internal {
+void* AllocateZeroed(size_t num_bytes);
+void FreeAligned(void* p);
+}  // namespace internal
+
+// Zero-filled memory, aligned for vector loads, freed with its owner.
+template <typename T>
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(size_t n)
+      : data_(static_cast<T*>(internal::AllocateZeroed(n * sizeof(T)))),
+        size_(n) {}
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(void* p) const { internal::FreeAligned(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  size_t size_ = 0;
+};
+
+// The tiles of all layers and KV heads: K transposed, [head_dim][64], and V,
+// [64][head_dim], next to each other, FP16. Written by the sequence whose live
+// block it is, immutable once it is sealed.
+class CpuKvBlock final : public KvBlock {
+ public:
+  // `arena` has blocks of shape.tile_bytes(). What is in the tiles at first is
+  // unspecified.
+  CpuKvBlock(const KvShape& shape, std::shared_ptr<KvArena> arena)
+      : shape_(shape),
+        arena_(std::move(arena)),
+        tiles_(static_cast<uint16_t*>(arena_->Allocate())) {}
+  ~CpuKvBlock() override { arena_->Free(tiles_); }
+  CpuKvBlock(const CpuKvBlock&) = delete;
+  CpuKvBlock& operator=(const CpuKvBlock&) = delete;
+
+  size_t bytes() const override { return arena_->block_bytes(); }
+  const KvShape& shape() const { return shape_; }
+
+  uint16_t* k_tile(int layer, int head) { return tiles_ + Offset(layer, head); }
+  uint16_t* v_tile(int layer, int head) {
+    return k_tile(layer, head) + shape_.tile_elements();
+  }
+  const uint16_t* k_tile(int layer, int head) const {
+    return tiles_ + Offset(layer, head);
+  }
+  const uint16_t* v_tile(int layer, int head) const {
+    return k_tile(layer, head) + shape_.tile_elements();
+  }
+
+ private:
+  size_t Offset(int layer, int head) const {
+    return (static_cast<size_t>(layer) *
+                static_cast<size_t>(shape_.n_kv_heads) +
+            static_cast<size_t>(head)) *
+           2 * shape_.tile_elements();
+  }
+
+  const KvShape shape_;
+  const std::shared_ptr<KvArena> arena_;
+  uint16_t* const tiles_;
+};
+
+// What a codec's live_rows() asks for, for the 64 tokens of a live block. K and
+// V as FP16 are in the tiles and not kept twice.
+class LiveBlockRows {
+ public:
+  LiveBlockRows(const KvShape& shape, unsigned live_rows);
+
+  static size_t Bytes(const KvShape& shape, unsigned live_rows);
+
+  // Rows of a layer, null where the codec does not ask.
+  float* unit_x(int layer) { return At(unit_x_, layer, shape_.d_model); }
+  float* rms(int layer) { return At(rms_, layer, 1); }
+  float* k_pre(int layer) { return At(k_pre_, layer, shape_.kv_dim()); }
+  float* v_pre(int layer) { return At(v_pre_, layer, shape_.kv_dim()); }
+
+ private:
+  static float* At(AlignedBuffer<float>& buffer, int layer, int width) {
+    if (buffer.size() == 0) return nullptr;
+    return buffer.data() + static_cast<size_t>(layer) * kBlockTokens *
+                               static_cast<size_t>(width);
+  }
+
+  KvShape shape_;
+  AlignedBuffer<float> unit_x_, rms_, k_pre_, v_pre_;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_ENGINE_CPU_KV_H_

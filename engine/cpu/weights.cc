@@ -1,0 +1,178 @@
+#include "engine/cpu/weights.h"
+
+#include <atomic>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/mutex.h"
+#include "engine/base/status_macros.h"
+#include "engine/cpu/gguf_blocks.h"
+
+namespace xcache {
+namespace {
+
+FloatType FloatTypeOf(GgufType type) {
+  if (type == GgufType::kF16) return FloatType::kF16;
+  if (type == GgufType::kBF16) return FloatType::kBF16;
+  return FloatType::kF32;
+}
+
+std::vector<float> Vector(const TensorView& tensor) {
+  std::vector<float> out(static_cast<size_t>(tensor.rows * tensor.cols));
+  for (int64_t row = 0; row < tensor.rows; ++row) {
+    DequantizeRow(tensor, row, out.data() + row * tensor.cols);
+  }
+  return out;
+}
+
+std::vector<float> Vector(const std::optional<TensorView>& tensor) {
+  return tensor.has_value() ? Vector(*tensor) : std::vector<float>();
+}
+
+}  // namespace
+
+absl::StatusOr<CpuMatrix> CpuMatrix::Pack(const TensorView& tensor,
+                                          WeightArena* arena) {
+  const int rows = static_cast<int>(tensor.rows);
+  const int cols = static_cast<int>(tensor.cols);
+  const std::optional<QuantFormat> format = PackedFormatOf(tensor.type);
+  CpuMatrix matrix;
+  absl::Status status;
+  if (format.has_value()) {
+    const size_t row_bytes =
+        tensor.bytes.size() / static_cast<size_t>(tensor.rows);
+    auto packed = PackedMatrix::Pack(
+        rows, cols, *format,
+        [&](int row, int block, WeightBlock* out) {
+          ReadWeightBlock(
+              tensor.type,
+              tensor.bytes.data() + static_cast<size_t>(row) * row_bytes, block,
+              out);
+        },
+        arena);
+    status = packed.status();
+    if (packed.ok()) matrix.packed_ = *std::move(packed);
+  } else {
+    auto packed = PackedFloat::FromWeightRows(
+        rows, cols, FloatTypeOf(tensor.type),
+        [&](int row, float* out) { DequantizeRow(tensor, row, out); }, arena);
+    status = packed.status();
+    if (packed.ok()) matrix.packed_ = *std::move(packed);
+  }
+  if (!status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tensor ", std::string(tensor.name), ": ", status.message()));
+  }
+  return matrix;
+}
+
+int CpuMatrix::rows() const {
+  return quantized() ? std::get<PackedMatrix>(packed_).rows()
+                     : std::get<PackedFloat>(packed_).n();
+}
+
+int CpuMatrix::cols() const {
+  return quantized() ? std::get<PackedMatrix>(packed_).cols()
+                     : std::get<PackedFloat>(packed_).k();
+}
+
+size_t CpuMatrix::bytes() const {
+  return std::visit([](const auto& m) { return m.bytes(); }, packed_);
+}
+
+void CpuMatrix::Multiply(const Kernels& kernels, const Activations& a,
+                         int num_rows, int first, int last, Epilogue epilogue,
+                         float* out, int64_t out_stride) const {
+  const int panel = granule();
+  const int first_panel = first / panel;
+  const int last_panel = (last + panel - 1) / panel;
+  if (quantized()) {
+    QuantMatmulArgs args;
+    args.a = a.q;
+    args.num_rows = num_rows;
+    args.w = quant();
+    args.out = out;
+    args.out_stride = out_stride;
+    args.epilogue = epilogue;
+    kernels.quant_matmul(args, first_panel, last_panel);
+  } else {
+    FloatMatmulArgs args;
+    args.a = a.x;
+    args.a_stride = a.x_stride;
+    args.num_rows = num_rows;
+    args.b = std::get<PackedFloat>(packed_).view();
+    args.out = out;
+    args.out_stride = out_stride;
+    args.epilogue = epilogue;
+    kernels.float_matmul(args, first_panel, last_panel);
+  }
+}
+
+int64_t CpuWeights::bytes() const {
+  size_t total = output.bytes() + output_norm.size() * sizeof(float);
+  for (const CpuLayer& l : layers) {
+    for (const CpuMatrix* m :
+         {&l.wq, &l.wk, &l.wv, &l.wo, &l.w_gate, &l.w_up, &l.w_down}) {
+      total += m->bytes();
+    }
+    for (const std::vector<float>* v :
+         {&l.attn_norm, &l.ffn_norm, &l.bq, &l.bk, &l.bv}) {
+      total += v->size() * sizeof(float);
+    }
+  }
+  return static_cast<int64_t>(total);
+}
+
+absl::StatusOr<CpuWeights> PackWeights(const Model& model, ThreadPool& pool,
+                                       const ProgressFn& progress) {
+  CpuWeights weights;
+  weights.arena = std::make_unique<WeightArena>();
+  weights.layers.resize(static_cast<size_t>(model.hparams().num_layers));
+  std::vector<std::pair<TensorView, CpuMatrix*>> jobs;
+  for (int i = 0; i < model.hparams().num_layers; ++i) {
+    const LayerTensors& from = model.layer(i);
+    CpuLayer& to = weights.layers[static_cast<size_t>(i)];
+    to.attn_norm = Vector(from.attn_norm);
+    to.ffn_norm = Vector(from.ffn_norm);
+    to.bq = Vector(from.bq);
+    to.bk = Vector(from.bk);
+    to.bv = Vector(from.bv);
+    jobs.insert(jobs.end(), {{from.wq, &to.wq},
+                             {from.wk, &to.wk},
+                             {from.wv, &to.wv},
+                             {from.wo, &to.wo},
+                             {from.w_gate, &to.w_gate},
+                             {from.w_up, &to.w_up},
+                             {from.w_down, &to.w_down}});
+  }
+  weights.output_norm = Vector(model.output_norm());
+  jobs.emplace_back(model.output(), &weights.output);
+
+  Mutex mu;
+  absl::Status status;  // the first error; guarded by mu
+  std::atomic<int64_t> done{0};
+  const auto num_jobs = static_cast<int64_t>(jobs.size());
+  pool.ParallelFor(num_jobs, [&](int64_t i, int thread) {
+    const auto& [tensor, matrix] = jobs[static_cast<size_t>(i)];
+    absl::StatusOr<CpuMatrix> packed =
+        CpuMatrix::Pack(tensor, weights.arena.get());
+    if (packed.ok()) {
+      *matrix = *std::move(packed);
+    } else {
+      MutexLock lock(mu);
+      status.Update(packed.status());
+    }
+    const int64_t n = done.fetch_add(1, std::memory_order_relaxed) + 1;
+    // Thread 0 is the caller's: the one that progress is reported on.
+    if (thread == 0 && progress) {
+      progress("packing weights",
+               static_cast<double>(n) / static_cast<double>(num_jobs));
+    }
+  });
+  XC_RETURN_IF_ERROR(status);
+  if (progress) progress("packing weights", 1.0);
+  return weights;
+}
+
+}  // namespace xcache
