@@ -20,8 +20,8 @@
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "server/config.h"
+#include "server/grpc/rpc_server.h"
 #include "server/server_app.h"
-#include "server/service/rpc_server.h"
 
 namespace xcache {
 namespace {

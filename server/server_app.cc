@@ -19,11 +19,11 @@
 #include "server/core/quality.h"
 #include "server/core/remat_setting.h"
 #include "server/core/server_core.h"
+#include "server/grpc/rpc_server.h"
+#include "server/grpc/tls.h"
 #include "server/metrics/metrics_page.h"
 #include "server/metrics/process_metrics.h"
 #include "server/metrics/store_metrics.h"
-#include "server/service/rpc_server.h"
-#include "server/service/tls.h"
 
 namespace xcache {
 namespace {

@@ -36,7 +36,12 @@ DOORS = [
                     r"xcache/v1/"),
     ("server/core/", r"server/(?!core/)|client/|grpc|prometheus|rocksdb|"
                      r"xcache/v1/"),
+    ("server/frontend/", r"server/(?!frontend/|core/|metrics/)|client/|grpc|"
+                         r"google/protobuf|prometheus|rocksdb|xcache/v1/"),
+    ("server/grpc/", r"client/|rocksdb|prometheus|server/server_app"),
     ("server/metrics/", r"client/|grpc|rocksdb|xcache/v1/"),
+    # Generated proto types stop at server/grpc.
+    ("server/", r"client/|grpc|google/protobuf|rocksdb|xcache/v1/"),
     ("client/", r"cachestore/|server/|rocksdb|prometheus|"
                 r"engine/(?!base/)"),
 ]

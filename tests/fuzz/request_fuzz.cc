@@ -6,11 +6,11 @@
 
 #include "engine/sampler.h"
 #include "google/protobuf/stubs/logging.h"
-#include "server/service/convert.h"
-#include "server/service/status.h"
-#include "server/service/utf8.h"
+#include "server/frontend/utf8.h"
+#include "server/grpc/convert.h"
+#include "server/grpc/status.h"
 #include "tests/fuzz/fuzz.h"
-#include "tests/unit/server/service/fake_core.h"
+#include "tests/unit/server/grpc/fake_core.h"
 
 namespace {
 

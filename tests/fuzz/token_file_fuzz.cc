@@ -3,7 +3,7 @@
 #include <sstream>
 #include <string>
 
-#include "server/service/auth.h"
+#include "server/frontend/auth.h"
 #include "tests/fuzz/fuzz.h"
 
 using xcache::TokenTable;

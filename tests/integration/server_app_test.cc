@@ -10,7 +10,7 @@
 #include "gmock/gmock.h"
 #include "server/metrics/metrics.h"
 #include "tests/integration/app_fixture.h"
-#include "tests/unit/server/service/test_certificates.h"
+#include "tests/unit/server/grpc/test_certificates.h"
 
 namespace xcache::testing {
 namespace {
@@ -159,8 +159,9 @@ TEST_F(ServerAppTest, ACancelledTurnIsRolledBack) {
 
 TEST_F(ServerAppTest, ADeadlineEndsATurn) {
   Start();
-  // Where the request takes long to arrive, the client's deadline is well before
-  // the server's and what the server sees is a cancellation: then once more.
+  // Where the request takes long to arrive, the client's deadline is well
+  // before the server's and what the server sees is a cancellation: then once
+  // more.
   EXPECT_TRUE(Eventually([&] {
     const Answer answer = Chat(Turn("", "never ending", kEndlessTokens),
                                std::chrono::milliseconds(300));

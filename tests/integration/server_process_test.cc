@@ -15,7 +15,7 @@
 
 #include "gmock/gmock.h"
 #include "tests/integration/app_fixture.h"
-#include "tests/unit/server/service/test_certificates.h"
+#include "tests/unit/server/grpc/test_certificates.h"
 
 extern char** environ;
 

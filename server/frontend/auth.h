@@ -1,0 +1,72 @@
+// Who is calling: bearer tokens from a file, each naming a tenant.
+#ifndef XCACHE_SERVER_FRONTEND_AUTH_H_
+#define XCACHE_SERVER_FRONTEND_AUTH_H_
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/base/mutex.h"
+#include "engine/base/sha256.h"
+
+namespace xcache {
+
+// The tenant of everybody where there is no token file.
+inline constexpr std::string_view kDefaultTenant = "default";
+
+// 1 to 64 of [A-Za-z0-9._-].
+bool IsTenantName(std::string_view name);
+
+// A token file: lines `token tenant`, comments from # on, empty lines.
+class TokenTable {
+ public:
+  // INVALID_ARGUMENT: a line that is none of those (named by its number, never
+  // with its token), a token twice, or no token at all.
+  static absl::StatusOr<std::shared_ptr<const TokenTable>> Parse(
+      std::string_view text);
+  // Parse of a file, which must not be readable by everybody
+  // (PERMISSION_DENIED).
+  static absl::StatusOr<std::shared_ptr<const TokenTable>> Load(
+      const std::string& path);
+
+  // The token's tenant, or nullptr. Takes the same time whatever the token.
+  const std::string* Find(std::string_view token) const;
+  size_t size() const { return entries_.size(); }
+
+ private:
+  struct Entry {
+    Digest token_digest{};
+    std::string tenant;
+  };
+  std::vector<Entry> entries_;
+};
+
+// Thread-safe.
+class Authenticator {
+ public:
+  // An empty path: everybody is kDefaultTenant.
+  static absl::StatusOr<std::unique_ptr<Authenticator>> Create(
+      const std::string& token_file);
+
+  // The tenant that the value of the "authorization" header names; nullptr
+  // where there was no header. UNAUTHENTICATED.
+  absl::StatusOr<std::string> Authenticate(
+      const std::string_view* authorization) const XC_EXCLUDES(mu_);
+
+  // Reads the file again. Where that fails the tokens stay as they were.
+  absl::Status Reload() XC_EXCLUDES(mu_);
+
+ private:
+  explicit Authenticator(std::string path) : path_(std::move(path)) {}
+
+  const std::string path_;
+  mutable Mutex mu_;
+  std::shared_ptr<const TokenTable> table_ XC_GUARDED_BY(mu_);
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_FRONTEND_AUTH_H_

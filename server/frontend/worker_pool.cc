@@ -1,0 +1,47 @@
+#include "server/frontend/worker_pool.h"
+
+#include <utility>
+
+namespace xcache {
+
+WorkerPool::WorkerPool(int num_threads, size_t max_queued)
+    : max_queued_(max_queued) {
+  for (int i = 0; i < num_threads; ++i) {
+    threads_.emplace_back([this] { Run(); });
+  }
+}
+
+WorkerPool::~WorkerPool() {
+  {
+    MutexLock lock(mu_);
+    stop_ = true;
+  }
+  changed_.SignalAll();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+bool WorkerPool::Submit(std::function<void()> task) {
+  {
+    MutexLock lock(mu_);
+    if (queue_.size() >= max_queued_) return false;
+    queue_.push_back(std::move(task));
+  }
+  changed_.Signal();
+  return true;
+}
+
+void WorkerPool::Run() {
+  while (true) {
+    std::function<void()> task;
+    {
+      MutexLock lock(mu_);
+      while (queue_.empty() && !stop_) changed_.Wait(mu_);
+      if (queue_.empty()) return;
+      task = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    task();
+  }
+}
+
+}  // namespace xcache

@@ -1,0 +1,42 @@
+// A few threads for what may wait for the disk or take long (session records,
+// tokenizing a book): gRPC's own threads must not, they write all the streams.
+#ifndef XCACHE_SERVER_FRONTEND_WORKER_POOL_H_
+#define XCACHE_SERVER_FRONTEND_WORKER_POOL_H_
+
+#include <cstddef>
+#include <deque>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "engine/base/mutex.h"
+
+namespace xcache {
+
+// Thread-safe.
+class WorkerPool {
+ public:
+  WorkerPool(int num_threads, size_t max_queued);
+  // Runs what is queued, then ends.
+  ~WorkerPool();
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
+
+  // Queues `task`, first come first served. False: the queue is full, and
+  // `task` will not run.
+  [[nodiscard]] bool Submit(std::function<void()> task) XC_EXCLUDES(mu_);
+
+ private:
+  void Run() XC_EXCLUDES(mu_);
+
+  const size_t max_queued_;
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<std::function<void()>> queue_ XC_GUARDED_BY(mu_);
+  bool stop_ XC_GUARDED_BY(mu_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_FRONTEND_WORKER_POOL_H_

@@ -1,0 +1,92 @@
+// What every RPC has in common: who calls, until when, letting it in, and one
+// place where it is counted and logged.
+#ifndef XCACHE_SERVER_GRPC_CALL_H_
+#define XCACHE_SERVER_GRPC_CALL_H_
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "grpcpp/server_context.h"
+#include "server/core/request.h"
+#include "server/core/server_core.h"
+#include "server/frontend/auth.h"
+#include "server/frontend/readiness_gate.h"
+#include "server/frontend/stream_watchdog.h"
+#include "server/frontend/worker_pool.h"
+#include "server/metrics/metrics.h"
+
+namespace xcache {
+
+struct StreamLimits {
+  // A client that has not read for this long loses its answer...
+  std::chrono::milliseconds stall{30'000};
+  // ...as does one that lets this much wait.
+  size_t queued_bytes = size_t{4} << 20;
+};
+
+// What the services work with. All borrowed; all outlive every call.
+struct ServiceDeps {
+  Metrics* metrics = nullptr;
+  const Authenticator* auth = nullptr;
+  const ReadinessGate* gate = nullptr;
+  WorkerPool* workers = nullptr;
+  StreamWatchdog* watchdog = nullptr;
+  StreamLimits stream_limits;
+};
+
+class Call {
+ public:
+  // `context` must outlive the call up to Close.
+  Call(const ServiceDeps& deps, Method method,
+       grpc::CallbackServerContext* context);
+
+  // Authenticates, enters the gate and has a worker thread run `body`. False:
+  // it will not run, and `refuse` was called to end the call with what it is
+  // given. REQUIRES: before anything below.
+  using RefuseFn =
+      std::function<void(const absl::Status&, int64_t retry_after_ms)>;
+  bool Start(std::function<void()> body, const RefuseFn& refuse);
+
+  // Fills in what every request has. REQUIRES: started.
+  void SetBase(const std::shared_ptr<Cancellation>& cancellation,
+               RequestBase* base) const;
+
+  const std::string& tenant() const { return tenant_; }
+  ServerCore& core() const { return *core_; }
+
+  // Counts and logs the call's end (`details`: " key=value"s) and gives the
+  // status to finish it with. Call exactly once.
+  grpc::Status Close(absl::Status status, int64_t retry_after_ms,
+                     std::string_view details);
+
+ private:
+  absl::Status Admit();
+
+  const ServiceDeps& deps_;
+  const Method method_;
+  grpc::CallbackServerContext* const context_;
+  const SteadyTime start_;
+  SteadyTime deadline_;
+  std::string tenant_;
+  ServerCore* core_ = nullptr;
+};
+
+// `deadline` on the steady clock; max() where there is none.
+SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
+                    std::chrono::system_clock::time_point system_now,
+                    SteadyTime steady_now);
+
+// Whether a call begun at `start` and cancelled at `now` was cancelled by its
+// deadline. The client's clock rings first: gRPC sends the time left rounded up
+// to a millisecond or to about 1 %.
+bool AtDeadline(SteadyTime start, SteadyTime deadline, SteadyTime now);
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_GRPC_CALL_H_

@@ -1,0 +1,451 @@
+#include "server/grpc/convert.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "server/config.h"
+#include "server/frontend/utf8.h"
+
+namespace xcache {
+namespace {
+
+constexpr int64_t kMicrosPerSecond = 1'000'000;
+// A hundred years: what any clock of ours still holds.
+constexpr int64_t kMaxTtlSeconds = int64_t{36525} * 86400;
+
+template <typename Value>
+absl::Status Bad(std::string_view field, std::string_view takes,
+                 const Value& found) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      std::string(field), " must be ", std::string(takes), ", not ", found));
+}
+
+// `low` and `high` inclusive; NaN is out of every range.
+absl::Status CheckFloat(std::string_view field, float value, float low,
+                        float high, bool low_is_in = true) {
+  const bool ok = low_is_in ? value >= low : value > low;
+  if (ok && value <= high) return absl::OkStatus();
+  return Bad(field,
+             absl::StrCat("in ", low_is_in ? "[" : "(", low, ", ", high, "]"),
+             value);
+}
+
+absl::Status CheckText(std::string_view field, const std::string& text,
+                       size_t max_bytes) {
+  if (text.size() > max_bytes) {
+    return Bad(field, absl::StrCat("at most ", max_bytes, " bytes"),
+               absl::StrCat(text.size()));
+  }
+  // protobuf checks what it parses; messages made in the process it does not.
+  if (!IsUtf8(text)) return Bad(field, "UTF-8", "other bytes");
+  return absl::OkStatus();
+}
+
+// The largest of what the sampler takes as an int.
+constexpr uint32_t kMaxInt = 0x7fffffff;
+
+absl::StatusOr<SamplingParams> ToSampling(const v1::SamplingParams& params) {
+  SamplingParams out;
+  out.temperature = params.has_temperature() ? params.temperature() : 0.7f;
+  XC_RETURN_IF_ERROR(
+      CheckFloat("params.sampling.temperature", out.temperature, 0.0f, 100.0f));
+  // More than the vocabulary is as good as off, and no error.
+  out.top_k = static_cast<int>(std::min(params.top_k(), kMaxInt));
+  if (params.has_top_p()) out.top_p = params.top_p();
+  XC_RETURN_IF_ERROR(
+      CheckFloat("params.sampling.top_p", out.top_p, 0.0f, 1.0f, false));
+  if (params.has_min_p()) out.min_p = params.min_p();
+  XC_RETURN_IF_ERROR(
+      CheckFloat("params.sampling.min_p", out.min_p, 0.0f, 1.0f));
+  if (params.has_repetition_penalty()) {
+    out.repetition_penalty = params.repetition_penalty();
+  }
+  XC_RETURN_IF_ERROR(CheckFloat("params.sampling.repetition_penalty",
+                                out.repetition_penalty, 0.0f, 100.0f, false));
+  out.presence_penalty = params.presence_penalty();
+  XC_RETURN_IF_ERROR(CheckFloat("params.sampling.presence_penalty",
+                                out.presence_penalty, -100.0f, 100.0f));
+  out.frequency_penalty = params.frequency_penalty();
+  XC_RETURN_IF_ERROR(CheckFloat("params.sampling.frequency_penalty",
+                                out.frequency_penalty, -100.0f, 100.0f));
+  if (params.has_penalty_last_n()) {
+    out.penalty_last_n =
+        static_cast<int>(std::min(params.penalty_last_n(), kMaxInt));
+  }
+  return out;
+}
+
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kEnd:
+      return v1::FINISH_REASON_END;
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kMaxTokens:
+      return v1::FINISH_REASON_MAX_TOKENS;
+    case FinishReason::kContext:
+      return v1::FINISH_REASON_CONTEXT;
+    case FinishReason::kNone:
+      break;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+v1::Role ToProto(Role role) {
+  switch (role) {
+    case Role::kSystem:
+      return v1::ROLE_SYSTEM;
+    case Role::kUser:
+      return v1::ROLE_USER;
+    case Role::kAssistant:
+      return v1::ROLE_ASSISTANT;
+  }
+  return v1::ROLE_UNSPECIFIED;
+}
+
+std::optional<Role> ToRole(v1::Role role) {
+  switch (role) {
+    case v1::ROLE_SYSTEM:
+      return Role::kSystem;
+    case v1::ROLE_USER:
+      return Role::kUser;
+    case v1::ROLE_ASSISTANT:
+      return Role::kAssistant;
+    default:  // unspecified, and what a later version of the proto may add
+      return std::nullopt;
+  }
+}
+
+void ToProto(int64_t epoch_us, google::protobuf::Timestamp* out) {
+  int64_t seconds = epoch_us / kMicrosPerSecond;
+  int64_t micros = epoch_us % kMicrosPerSecond;
+  if (micros < 0) {
+    micros += kMicrosPerSecond;
+    --seconds;
+  }
+  out->set_seconds(seconds);
+  out->set_nanos(static_cast<int32_t>(micros * 1000));
+}
+
+uint64_t Micros(int64_t us) {
+  return static_cast<uint64_t>(std::max<int64_t>(us, 0));
+}
+
+uint32_t Count(int n) { return static_cast<uint32_t>(std::max(n, 0)); }
+
+// The tokens of a oneof { text, token_ids }.
+template <typename Request>
+absl::StatusOr<std::vector<TokenId>> ToPrompt(const Request& request,
+                                              bool parse_special,
+                                              const Tokenizer& tokenizer) {
+  switch (request.prompt_case()) {
+    case Request::kText:
+      return EncodeText("text", request.text(), parse_special,
+                        tokenizer.add_bos(), tokenizer);
+    case Request::kTokenIds:
+      return ToTokenIds("token_ids.ids", request.token_ids().ids(),
+                        tokenizer.vocab_size());
+    case Request::PROMPT_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("prompt is missing: set text or token_ids");
+}
+
+}  // namespace
+
+absl::StatusOr<GenerationOptions> ToOptions(
+    const v1::GenerationParams& params) {
+  GenerationOptions out;
+  XC_ASSIGN_OR_RETURN(out.sampling, ToSampling(params.sampling()));
+  if (params.sampling().has_seed()) out.seed = params.sampling().seed();
+  if (params.has_max_tokens()) out.max_tokens = params.max_tokens();
+  if (out.max_tokens < 1) {
+    return Bad("params.max_tokens", "at least 1", out.max_tokens);
+  }
+  if (params.stop_size() > kMaxStops) {
+    return Bad("params.stop", absl::StrCat("at most ", kMaxStops, " strings"),
+               params.stop_size());
+  }
+  for (int i = 0; i < params.stop_size(); ++i) {
+    const std::string field = absl::StrCat("params.stop[", i, "]");
+    const std::string& stop = params.stop(i);
+    if (stop.empty()) return Bad(field, "at least 1 byte", "empty");
+    XC_RETURN_IF_ERROR(CheckText(field, stop, kMaxStopBytes));
+    out.stop.push_back(stop);
+  }
+  if (params.logprobs() > kMaxLogprobs) {
+    return Bad("params.logprobs", absl::StrCat("in [0, ", kMaxLogprobs, "]"),
+               params.logprobs());
+  }
+  out.num_logprobs = static_cast<int>(params.logprobs());
+  out.no_cache = params.no_cache();
+  out.ignore_eos = params.ignore_eos();
+  return out;
+}
+
+absl::StatusOr<std::vector<ChatMessage>> ToMessages(
+    std::string_view field,
+    const google::protobuf::RepeatedPtrField<v1::Message>& messages,
+    bool allow_empty) {
+  if (messages.empty() && !allow_empty) {
+    return Bad(field, "at least one message", "empty");
+  }
+  if (messages.size() > kMaxMessages) {
+    return Bad(field, absl::StrCat("at most ", kMaxMessages, " messages"),
+               messages.size());
+  }
+  std::vector<ChatMessage> out;
+  out.reserve(static_cast<size_t>(messages.size()));
+  for (int i = 0; i < messages.size(); ++i) {
+    const v1::Message& message = messages.Get(i);
+    const std::string name = absl::StrCat(std::string(field), "[", i, "]");
+    const std::optional<Role> role = ToRole(message.role());
+    if (!role.has_value()) {
+      return Bad(name + ".role", "ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT",
+                 static_cast<int>(message.role()));
+    }
+    XC_RETURN_IF_ERROR(
+        CheckText(name + ".content", message.content(), kMaxTextBytes));
+    out.push_back({*role, message.content()});
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<TokenId>> ToTokenIds(
+    std::string_view field,
+    const google::protobuf::RepeatedField<uint32_t>& ids, int vocab_size) {
+  if (ids.size() > kMaxTokenIds) {
+    return Bad(field, absl::StrCat("at most ", kMaxTokenIds, " ids"),
+               ids.size());
+  }
+  std::vector<TokenId> out;
+  out.reserve(static_cast<size_t>(ids.size()));
+  for (int i = 0; i < ids.size(); ++i) {
+    if (ids.Get(i) >= static_cast<uint32_t>(vocab_size)) {
+      return Bad(absl::StrCat(std::string(field), "[", i, "]"),
+                 absl::StrCat("below the vocabulary's ", vocab_size),
+                 ids.Get(i));
+    }
+    out.push_back(static_cast<TokenId>(ids.Get(i)));
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
+                                                const std::string& text,
+                                                bool parse_special,
+                                                bool add_bos,
+                                                const Tokenizer& tokenizer) {
+  XC_RETURN_IF_ERROR(CheckText(field, text, kMaxTextBytes));
+  XC_ASSIGN_OR_RETURN(std::vector<TokenId> out,
+                      parse_special ? tokenizer.EncodeWithSpecial(text)
+                                    : tokenizer.Encode(text));
+  if (add_bos && tokenizer.bos() >= 0) {
+    out.insert(out.begin(), tokenizer.bos());
+  }
+  return out;
+}
+
+absl::Status CheckSessionId(std::string_view field, const std::string& id,
+                            bool allow_empty) {
+  const bool ok = id.size() <= kMaxIdBytes && (allow_empty || !id.empty()) &&
+                  std::all_of(id.begin(), id.end(), [](char c) {
+                    return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
+                           c == '.' || c == '_' || c == '-';
+                  });
+  if (ok) return absl::OkStatus();
+  return Bad(field, absl::StrCat("1 to ", kMaxIdBytes, " of [A-Za-z0-9._-]"),
+             id.empty() ? "empty"
+                        : absl::StrCat("\"", ToUtf8(id.substr(0, 64)), "\" (",
+                                       id.size(), " bytes)"));
+}
+
+absl::Status CheckListSessions(const v1::ListSessionsRequest& request) {
+  if (request.page_size() > kMaxPageSize) {
+    return Bad("page_size", absl::StrCat("in [0, ", kMaxPageSize, "]"),
+               request.page_size());
+  }
+  return CheckText("page_token", request.page_token(), kMaxPageTokenBytes);
+}
+
+absl::StatusOr<ChatTurn> ToChatTurn(const v1::ChatRequest& request) {
+  ChatTurn out;
+  XC_RETURN_IF_ERROR(CheckSessionId("session_id", request.session_id(), true));
+  out.session_id = request.session_id();
+  XC_ASSIGN_OR_RETURN(out.messages,
+                      ToMessages("messages", request.messages(), false));
+  if (request.has_expected_turn()) {
+    if (request.session_id().empty()) {
+      return absl::InvalidArgumentError(
+          "expected_turn needs a session_id: a whole history has no turns");
+    }
+    out.expected_turn = request.expected_turn();
+  }
+  XC_ASSIGN_OR_RETURN(out.options, ToOptions(request.params()));
+  return out;
+}
+
+absl::StatusOr<GenerateRequest> ToGenerate(const v1::GenerateRequest& request,
+                                           const Tokenizer& tokenizer) {
+  GenerateRequest out;
+  XC_ASSIGN_OR_RETURN(out.options, ToOptions(request.params()));
+  XC_ASSIGN_OR_RETURN(out.prompt,
+                      ToPrompt(request, request.parse_special(), tokenizer));
+  if (out.prompt.empty()) {
+    return absl::InvalidArgumentError(
+        "prompt must have at least 1 token, not 0");
+  }
+  return out;
+}
+
+absl::StatusOr<ScoreRequest> ToScore(const v1::ScoreRequest& request,
+                                     const Tokenizer& tokenizer) {
+  ScoreRequest out;
+  if (request.top_logprobs() > kMaxTopLogprobs) {
+    return Bad("top_logprobs", absl::StrCat("in [0, ", kMaxTopLogprobs, "]"),
+               request.top_logprobs());
+  }
+  out.top_logprobs = static_cast<int>(request.top_logprobs());
+  out.no_cache = request.no_cache();
+  XC_ASSIGN_OR_RETURN(out.tokens, ToPrompt(request, false, tokenizer));
+  if (out.tokens.size() < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt must have at least 2 tokens, not ",
+                     out.tokens.size(), ": the first one has no probability"));
+  }
+  out.first = request.first();
+  if (request.first() >= out.tokens.size()) {
+    return Bad(
+        "first",
+        absl::StrCat("below the prompt's ", out.tokens.size(), " tokens"),
+        request.first());
+  }
+  return out;
+}
+
+absl::StatusOr<CreateSessionOptions> ToCreateSession(
+    const v1::CreateSessionRequest& request) {
+  CreateSessionOptions out;
+  XC_RETURN_IF_ERROR(CheckSessionId("id", request.id(), true));
+  out.id = request.id();
+  XC_RETURN_IF_ERROR(
+      CheckText("system_prompt", request.system_prompt(), kMaxTextBytes));
+  out.system_prompt = request.system_prompt();
+  if (request.has_ttl()) {
+    const google::protobuf::Duration& ttl = request.ttl();
+    // A part of a second rounds up, so that only zero means never.
+    const int64_t seconds = ttl.seconds() < kMaxTtlSeconds && ttl.nanos() > 0
+                                ? ttl.seconds() + 1
+                                : ttl.seconds();
+    if (seconds < 0 || seconds > kMaxTtlSeconds || ttl.nanos() < 0 ||
+        ttl.nanos() > 999'999'999) {
+      return Bad("ttl", absl::StrCat("in [0, ", kMaxTtlSeconds, "] seconds"),
+                 absl::StrCat(ttl.seconds(), " s and ", ttl.nanos(), " ns"));
+    }
+    out.ttl = std::chrono::seconds(seconds);
+  }
+  XC_RETURN_IF_ERROR(CheckText("codec", request.codec(), kMaxCodecBytes));
+  out.codec = request.codec();
+  XC_RETURN_IF_ERROR(CheckText("title", request.title(), kMaxTitleBytes));
+  out.title = request.title();
+  XC_RETURN_IF_ERROR(CheckText("remat", request.remat(), kMaxRematBytes));
+  out.remat = request.remat();
+  return out;
+}
+
+void ToProto(const ReusedCounts& reused, v1::ReusedTokens* out) {
+  out->set_device(reused.device);
+  out->set_host(reused.host);
+  out->set_disk(reused.disk);
+  out->set_remote(reused.remote);
+}
+
+void ToProto(const FinalInfo& info, v1::Final* out) {
+  out->set_finish_reason(ToProto(info.finish_reason));
+  out->set_prompt_tokens(info.prompt_tokens);
+  out->set_generated_tokens(info.generated_tokens);
+  ToProto(info.reused, out->mutable_reused());
+  out->set_prefilled_tokens(info.prefilled_tokens);
+  out->set_durable(info.durable);
+  v1::Timings* timings = out->mutable_timings();
+  timings->set_queue_us(Micros(info.timings.queue_us));
+  timings->set_restore_us(Micros(info.timings.restore_us));
+  timings->set_prefill_us(Micros(info.timings.prefill_us));
+  timings->set_decode_us(Micros(info.timings.decode_us));
+  timings->set_remat_us(Micros(info.timings.remat_us));
+  timings->set_ttft_us(Micros(info.timings.ttft_us));
+  timings->set_commit_us(Micros(info.timings.commit_us));
+  out->set_seed(info.seed);
+  out->set_stop(info.stop);
+  out->set_turn(info.turn);
+}
+
+void ToProto(const SampledToken& token, const Tokenizer& tokenizer,
+             v1::SampledToken* out) {
+  out->set_token_id(static_cast<uint32_t>(token.token));
+  out->set_token(tokenizer.TokenBytes(token.token, true));
+  out->set_logprob(token.logprob);
+  for (const TokenLogprob& other : token.top) {
+    v1::TokenLogprob* top = out->add_top();
+    top->set_token_id(static_cast<uint32_t>(other.token));
+    top->set_token(tokenizer.TokenBytes(other.token, true));
+    top->set_logprob(other.logprob);
+  }
+}
+
+void ToProto(const SessionInfo& info, v1::Session* out) {
+  out->set_id(info.id);
+  out->set_turn(info.turn);
+  out->set_num_tokens(info.num_tokens);
+  out->set_num_messages(info.num_messages);
+  out->set_codec(info.codec);
+  out->set_pinned(info.pinned);
+  ToProto(info.create_time_us, out->mutable_create_time());
+  ToProto(info.update_time_us, out->mutable_update_time());
+  if (info.expire_time_us != 0) {
+    ToProto(info.expire_time_us, out->mutable_expire_time());
+  }
+  out->set_page_bytes(info.page_bytes);
+  out->set_in_memory(info.in_memory);
+  for (const ChatMessage& message : info.messages) {
+    v1::Message* m = out->add_messages();
+    m->set_role(ToProto(message.role));
+    m->set_content(ToUtf8(message.content));
+  }
+  out->set_title(info.title);
+  out->set_remat(info.remat);
+}
+
+void ToProto(const ServerCore& core, v1::GetModelInfoResponse* out) {
+  const ModelInfo& model = core.model();
+  const CodecHandle& codec = core.default_codec();
+  out->set_name(ToUtf8(model.name));
+  out->set_architecture(ToUtf8(model.architecture));
+  out->set_device(model.device);
+  out->set_numerics_id(model.numerics_id);
+  out->set_model_fp(ToHex(model.model_fp));
+  out->set_codec(std::string(codec.spec()));
+  out->set_cache_fp(ToHex(codec.cache_fp()));
+  out->set_num_layers(Count(model.num_layers));
+  out->set_d_model(Count(model.d_model));
+  out->set_n_heads(Count(model.n_heads));
+  out->set_n_kv_heads(Count(model.n_kv_heads));
+  out->set_head_dim(Count(model.head_dim));
+  out->set_vocab_size(Count(model.vocab_size));
+  out->set_context_length(static_cast<uint32_t>(core.max_context()));
+  out->set_num_parameters(Micros(model.num_parameters));
+  if (core.chat_template() != nullptr) {
+    out->set_chat_template(std::string(core.chat_template()->family()));
+  }
+  out->set_page_bytes_per_token(static_cast<double>(codec.page_bytes()) /
+                                kBlockTokens);
+  out->set_kv_fp16_bytes_per_token(model.kv_fp16_bytes_per_token);
+  out->set_server_version(std::string(kServerVersion));
+}
+
+}  // namespace xcache

@@ -1,0 +1,81 @@
+// Between the wire's messages and the core's values. Every request is checked
+// here, whoever sent it: INVALID_ARGUMENT names the field, what it may be and
+// what it was. Nothing here blocks, and nothing here trusts a byte.
+#ifndef XCACHE_SERVER_GRPC_CONVERT_H_
+#define XCACHE_SERVER_GRPC_CONVERT_H_
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/model/chat_template.h"
+#include "engine/model/tokenizer.h"
+#include "server/core/request.h"
+#include "server/core/server_core.h"
+#include "xcache/v1/inference.pb.h"
+#include "xcache/v1/sessions.pb.h"
+
+namespace xcache {
+
+// What one request may hold. A request is bounded as a whole by gRPC's limit on
+// messages (kMaxRequestBytes).
+inline constexpr int kMaxRequestBytes = 16 << 20;
+inline constexpr size_t kMaxTextBytes = size_t{4} << 20;  // one text
+inline constexpr int kMaxMessages = 4096;
+inline constexpr int kMaxTokenIds = 1 << 20;
+inline constexpr int kMaxStops = 16;
+inline constexpr size_t kMaxStopBytes = 256;
+inline constexpr int kMaxLogprobs = 21;     // the token's own and 20 others
+inline constexpr int kMaxTopLogprobs = 20;  // of Score
+inline constexpr size_t kMaxIdBytes = 128;
+inline constexpr size_t kMaxTitleBytes = 256;
+inline constexpr size_t kMaxCodecBytes = 256;
+inline constexpr size_t kMaxRematBytes = 16;
+inline constexpr size_t kMaxPageTokenBytes = 1024;
+inline constexpr int kMaxPageSize = 1000;
+
+// --- Requests. The fields of RequestBase are left to the caller.
+
+absl::StatusOr<GenerationOptions> ToOptions(const v1::GenerationParams& params);
+absl::StatusOr<ChatTurn> ToChatTurn(const v1::ChatRequest& request);
+absl::StatusOr<GenerateRequest> ToGenerate(const v1::GenerateRequest& request,
+                                           const Tokenizer& tokenizer);
+absl::StatusOr<ScoreRequest> ToScore(const v1::ScoreRequest& request,
+                                     const Tokenizer& tokenizer);
+absl::StatusOr<CreateSessionOptions> ToCreateSession(
+    const v1::CreateSessionRequest& request);
+
+// `field`'s messages; `allow_empty` says whether there may be none.
+absl::StatusOr<std::vector<ChatMessage>> ToMessages(
+    std::string_view field,
+    const google::protobuf::RepeatedPtrField<v1::Message>& messages,
+    bool allow_empty);
+absl::StatusOr<std::vector<TokenId>> ToTokenIds(
+    std::string_view field,
+    const google::protobuf::RepeatedField<uint32_t>& ids, int vocab_size);
+// The ids of a text, after BOS if `add_bos`.
+absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
+                                                const std::string& text,
+                                                bool parse_special,
+                                                bool add_bos,
+                                                const Tokenizer& tokenizer);
+
+// A session's id: 1 to 128 of [A-Za-z0-9._-], or empty where that is allowed.
+absl::Status CheckSessionId(std::string_view field, const std::string& id,
+                            bool allow_empty);
+absl::Status CheckListSessions(const v1::ListSessionsRequest& request);
+
+// --- Responses.
+
+void ToProto(const FinalInfo& info, v1::Final* out);
+void ToProto(const ReusedCounts& reused, v1::ReusedTokens* out);
+void ToProto(const SampledToken& token, const Tokenizer& tokenizer,
+             v1::SampledToken* out);
+void ToProto(const SessionInfo& info, v1::Session* out);
+void ToProto(const ServerCore& core, v1::GetModelInfoResponse* out);
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_GRPC_CONVERT_H_

@@ -1,0 +1,128 @@
+#include "server/grpc/sessions_service.h"
+
+#include <utility>
+
+#include "engine/base/status_macros.h"
+#include "server/grpc/convert.h"
+#include "server/grpc/unary_call.h"
+
+namespace xcache {
+namespace {
+
+absl::Status Answer(const absl::StatusOr<SessionInfo>& info,
+                    v1::Session* response) {
+  if (info.ok()) ToProto(*info, response);
+  return info.status();
+}
+
+}  // namespace
+
+grpc::ServerUnaryReactor* SessionsService::CreateSession(
+    grpc::CallbackServerContext* context,
+    const v1::CreateSessionRequest* request, v1::Session* response) {
+  return RunUnary(deps_, Method::kCreateSession, context,
+                  [=](Call& call) -> absl::Status {
+                    XC_ASSIGN_OR_RETURN(CreateSessionOptions options,
+                                        ToCreateSession(*request));
+                    options.tenant = call.tenant();
+                    return Answer(call.core().CreateSession(options), response);
+                  });
+}
+
+grpc::ServerUnaryReactor* SessionsService::GetSession(
+    grpc::CallbackServerContext* context, const v1::GetSessionRequest* request,
+    v1::Session* response) {
+  return RunUnary(
+      deps_, Method::kGetSession, context, [=](Call& call) -> absl::Status {
+        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
+        return Answer(call.core().GetSession(call.tenant(), request->id(),
+                                             request->with_messages()),
+                      response);
+      });
+}
+
+grpc::ServerUnaryReactor* SessionsService::ListSessions(
+    grpc::CallbackServerContext* context,
+    const v1::ListSessionsRequest* request,
+    v1::ListSessionsResponse* response) {
+  return RunUnary(
+      deps_, Method::kListSessions, context, [=](Call& call) -> absl::Status {
+        XC_RETURN_IF_ERROR(CheckListSessions(*request));
+        XC_ASSIGN_OR_RETURN(
+            const auto page,
+            call.core().ListSessions(call.tenant(),
+                                     static_cast<int>(request->page_size()),
+                                     request->page_token()));
+        for (const SessionInfo& info : page.sessions) {
+          ToProto(info, response->add_sessions());
+        }
+        response->set_next_page_token(page.next_page_token);
+        return absl::OkStatus();
+      });
+}
+
+grpc::ServerUnaryReactor* SessionsService::DeleteSession(
+    grpc::CallbackServerContext* context,
+    const v1::DeleteSessionRequest* request,
+    v1::DeleteSessionResponse* /*response*/) {
+  return RunUnary(
+      deps_, Method::kDeleteSession, context, [=](Call& call) -> absl::Status {
+        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
+        return call.core().DeleteSession(call.tenant(), request->id());
+      });
+}
+
+grpc::ServerUnaryReactor* SessionsService::ForkSession(
+    grpc::CallbackServerContext* context, const v1::ForkSessionRequest* request,
+    v1::Session* response) {
+  return RunUnary(
+      deps_, Method::kForkSession, context, [=](Call& call) -> absl::Status {
+        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
+        XC_RETURN_IF_ERROR(CheckSessionId("new_id", request->new_id(), true));
+        return Answer(
+            call.core().ForkSession(call.tenant(), request->id(),
+                                    request->new_id(), request->num_messages()),
+            response);
+      });
+}
+
+grpc::ServerUnaryReactor* SessionsService::PinSession(
+    grpc::CallbackServerContext* context, const v1::PinSessionRequest* request,
+    v1::Session* response) {
+  return RunUnary(
+      deps_, Method::kPinSession, context, [=](Call& call) -> absl::Status {
+        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
+        return Answer(call.core().SetPinned(call.tenant(), request->id(), true),
+                      response);
+      });
+}
+
+grpc::ServerUnaryReactor* SessionsService::UnpinSession(
+    grpc::CallbackServerContext* context,
+    const v1::UnpinSessionRequest* request, v1::Session* response) {
+  return RunUnary(
+      deps_, Method::kUnpinSession, context, [=](Call& call) -> absl::Status {
+        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
+        return Answer(
+            call.core().SetPinned(call.tenant(), request->id(), false),
+            response);
+      });
+}
+
+grpc::ServerUnaryReactor* SessionsService::FlushSession(
+    grpc::CallbackServerContext* context,
+    const v1::FlushSessionRequest* request,
+    v1::FlushSessionResponse* response) {
+  return RunUnary(
+      deps_, Method::kFlushSession, context, [=](Call& call) -> absl::Status {
+        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
+        XC_ASSIGN_OR_RETURN(
+            const FlushResult result,
+            call.core().FlushSession(call.tenant(), request->id()));
+        response->set_pages_written(result.pages_written);
+        response->set_bytes_written(result.bytes_written);
+        return absl::OkStatus();
+      });
+}
+
+}  // namespace xcache

@@ -1,0 +1,327 @@
+#include "server/grpc/convert.h"
+
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/frontend/utf8.h"
+#include "server/grpc/status.h"
+#include "tests/unit/server/grpc/fake_core.h"
+
+namespace xcache {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// INVALID_ARGUMENT whose message has both words.
+void ExpectBad(const absl::Status& status, std::string_view field,
+               std::string_view value) {
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_THAT(
+      std::string(status.message()),
+      AllOf(HasSubstr(std::string(field)), HasSubstr(std::string(value))));
+}
+
+TEST(ToOptionsTest, UnsetFieldsTakeTheDocumentedDefaults) {
+  const auto options = ToOptions(v1::GenerationParams());
+  ASSERT_TRUE(options.ok());
+  EXPECT_EQ(options->sampling.temperature, 0.7f);
+  EXPECT_EQ(options->sampling.top_k, 0);
+  EXPECT_EQ(options->sampling.top_p, 1.0f);
+  EXPECT_EQ(options->sampling.min_p, 0.0f);
+  EXPECT_EQ(options->sampling.repetition_penalty, 1.0f);
+  EXPECT_EQ(options->sampling.presence_penalty, 0.0f);
+  EXPECT_EQ(options->sampling.frequency_penalty, 0.0f);
+  EXPECT_EQ(options->sampling.penalty_last_n, 64);
+  EXPECT_FALSE(options->seed.has_value());
+  EXPECT_EQ(options->max_tokens, 512);
+  EXPECT_EQ(options->num_logprobs, 0);
+  EXPECT_FALSE(options->no_cache);
+  EXPECT_FALSE(options->ignore_eos);
+  EXPECT_TRUE(options->stop.empty());
+}
+
+TEST(ToOptionsTest, EveryFieldArrives) {
+  v1::GenerationParams params;
+  v1::SamplingParams* s = params.mutable_sampling();
+  s->set_temperature(0.0f);
+  s->set_top_k(40);
+  s->set_top_p(0.9f);
+  s->set_min_p(0.05f);
+  s->set_repetition_penalty(1.1f);
+  s->set_presence_penalty(0.2f);
+  s->set_frequency_penalty(-0.3f);
+  s->set_penalty_last_n(0);
+  s->set_seed(0);
+  params.set_max_tokens(7);
+  params.add_stop("\n\n");
+  params.set_logprobs(21);
+  params.set_no_cache(true);
+  params.set_ignore_eos(true);
+  const auto options = ToOptions(params);
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->sampling.temperature, 0.0f);
+  EXPECT_EQ(options->sampling.top_k, 40);
+  EXPECT_EQ(options->sampling.top_p, 0.9f);
+  EXPECT_EQ(options->sampling.min_p, 0.05f);
+  EXPECT_EQ(options->sampling.repetition_penalty, 1.1f);
+  EXPECT_EQ(options->sampling.presence_penalty, 0.2f);
+  EXPECT_EQ(options->sampling.frequency_penalty, -0.3f);
+  EXPECT_EQ(options->sampling.penalty_last_n, 0);
+  EXPECT_EQ(options->seed, 0u);
+  EXPECT_EQ(options->max_tokens, 7);
+  EXPECT_THAT(options->stop, ElementsAre("\n\n"));
+  EXPECT_EQ(options->num_logprobs, 21);
+  EXPECT_TRUE(options->no_cache);
+  EXPECT_TRUE(options->ignore_eos);
+  EXPECT_TRUE(ValidateSampling(options->sampling).ok());
+}
+
+TEST(ToOptionsTest, OutOfRangeNamesFieldAndValue) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float inf = std::numeric_limits<float>::infinity();
+  using Set = void (*)(v1::GenerationParams&, float);
+  const struct {
+    const char* field;
+    Set set;
+    std::vector<float> bad;
+  } kCases[] = {
+      {"temperature",
+       [](v1::GenerationParams& p, float v) {
+         p.mutable_sampling()->set_temperature(v);
+       },
+       {-0.1f, 101.0f, inf, nan}},
+      {"top_p",
+       [](v1::GenerationParams& p, float v) {
+         p.mutable_sampling()->set_top_p(v);
+       },
+       {0.0f, -1.0f, 1.5f, nan}},
+      {"min_p",
+       [](v1::GenerationParams& p, float v) {
+         p.mutable_sampling()->set_min_p(v);
+       },
+       {-0.5f, 1.5f, nan}},
+      {"repetition_penalty",
+       [](v1::GenerationParams& p, float v) {
+         p.mutable_sampling()->set_repetition_penalty(v);
+       },
+       {0.0f, -1.0f, inf, nan}},
+      {"presence_penalty",
+       [](v1::GenerationParams& p, float v) {
+         p.mutable_sampling()->set_presence_penalty(v);
+       },
+       {-inf, 101.0f, nan}},
+      {"frequency_penalty",
+       [](v1::GenerationParams& p, float v) {
+         p.mutable_sampling()->set_frequency_penalty(v);
+       },
+       {-inf, 101.0f, nan}},
+  };
+  for (const auto& c : kCases) {
+    for (float value : c.bad) {
+      v1::GenerationParams params;
+      c.set(params, value);
+      ExpectBad(ToOptions(params).status(),
+                std::string("params.sampling.") + c.field, "not ");
+    }
+  }
+  v1::GenerationParams params;
+  params.set_max_tokens(0);
+  ExpectBad(ToOptions(params).status(), "params.max_tokens", "not 0");
+  params.Clear();
+  params.set_logprobs(22);
+  ExpectBad(ToOptions(params).status(), "params.logprobs", "not 22");
+  params.Clear();
+  params.add_stop("ok");
+  params.add_stop("");
+  ExpectBad(ToOptions(params).status(), "params.stop[1]", "empty");
+  params.Clear();
+  params.add_stop(std::string(257, 'x'));
+  ExpectBad(ToOptions(params).status(), "params.stop[0]", "257");
+  params.Clear();
+  for (int i = 0; i < 17; ++i) params.add_stop("x");
+  ExpectBad(ToOptions(params).status(), "params.stop", "17");
+}
+
+TEST(ToChatTurnTest, MessagesAndSession) {
+  v1::ChatRequest request;
+  request.set_session_id("a.b-c_9");
+  request.set_expected_turn(0);
+  v1::Message* m = request.add_messages();
+  m->set_role(v1::ROLE_SYSTEM);
+  m->set_content("s");
+  m = request.add_messages();
+  m->set_role(v1::ROLE_USER);
+  m->set_content("u\xC3\xA9");
+  const auto turn = ToChatTurn(request);
+  ASSERT_TRUE(turn.ok()) << turn.status();
+  EXPECT_EQ(turn->session_id, "a.b-c_9");
+  EXPECT_EQ(turn->expected_turn, 0u);
+  ASSERT_EQ(turn->messages.size(), 2u);
+  EXPECT_EQ(turn->messages[0].role, Role::kSystem);
+  EXPECT_EQ(turn->messages[1].role, Role::kUser);
+  EXPECT_EQ(turn->messages[1].content, "u\xC3\xA9");
+}
+
+TEST(ToChatTurnTest, BadRequestsNameTheField) {
+  v1::ChatRequest request;
+  ExpectBad(ToChatTurn(request).status(), "messages", "at least one");
+  v1::Message* m = request.add_messages();
+  ExpectBad(ToChatTurn(request).status(), "messages[0].role", "not 0");
+  m->set_role(static_cast<v1::Role>(77));
+  ExpectBad(ToChatTurn(request).status(), "messages[0].role", "not 77");
+  m->set_role(v1::ROLE_USER);
+  m->set_content("\xFF");
+  ExpectBad(ToChatTurn(request).status(), "messages[0].content", "UTF-8");
+  m->set_content("x");
+  request.set_expected_turn(1);
+  ExpectBad(ToChatTurn(request).status(), "expected_turn", "session_id");
+  request.set_session_id("a/b");
+  ExpectBad(ToChatTurn(request).status(), "session_id", "\"a/b\"");
+  request.set_session_id(std::string(129, 'a'));
+  ExpectBad(ToChatTurn(request).status(), "session_id", "129 bytes");
+  request.set_session_id(std::string(128, 'a'));
+  EXPECT_TRUE(ToChatTurn(request).ok());
+  for (int i = 0; i < kMaxMessages; ++i) *request.add_messages() = *m;
+  ExpectBad(ToChatTurn(request).status(), "messages", "4097");
+}
+
+TEST(ToGenerateTest, TextGetsBosAndIdsDoNot) {
+  const testing::ByteTokenizer tokenizer;
+  v1::GenerateRequest request;
+  ExpectBad(ToGenerate(request, tokenizer).status(), "prompt", "missing");
+  request.set_text("ab");
+  auto generate = ToGenerate(request, tokenizer);
+  ASSERT_TRUE(generate.ok());
+  EXPECT_THAT(generate->prompt, ElementsAre(256, 'a', 'b'));
+  request.mutable_token_ids()->add_ids(257);
+  generate = ToGenerate(request, tokenizer);
+  ASSERT_TRUE(generate.ok());
+  EXPECT_THAT(generate->prompt, ElementsAre(257));
+  request.mutable_token_ids()->add_ids(258);
+  ExpectBad(ToGenerate(request, tokenizer).status(), "token_ids.ids[1]",
+            "not 258");
+  request.mutable_token_ids()->set_ids(1, 0xFFFFFFFF);
+  ExpectBad(ToGenerate(request, tokenizer).status(), "token_ids.ids[1]",
+            "4294967295");
+  request.mutable_token_ids()->clear_ids();
+  ExpectBad(ToGenerate(request, tokenizer).status(), "prompt", "not 0");
+}
+
+TEST(ToScoreTest, RangesAreThoseOfThePrompt) {
+  const testing::ByteTokenizer tokenizer;
+  v1::ScoreRequest request;
+  request.mutable_token_ids()->add_ids(1);
+  ExpectBad(ToScore(request, tokenizer).status(), "prompt", "not 1");
+  request.mutable_token_ids()->add_ids(2);
+  request.set_first(1);
+  request.set_top_logprobs(20);
+  const auto score = ToScore(request, tokenizer);
+  ASSERT_TRUE(score.ok()) << score.status();
+  EXPECT_THAT(score->tokens, ElementsAre(1, 2));
+  EXPECT_EQ(score->first, 1);
+  EXPECT_EQ(score->top_logprobs, 20);
+  request.set_first(2);
+  ExpectBad(ToScore(request, tokenizer).status(), "first", "not 2");
+  request.set_first(0);
+  request.set_top_logprobs(21);
+  ExpectBad(ToScore(request, tokenizer).status(), "top_logprobs", "not 21");
+}
+
+TEST(ToCreateSessionTest, TtlAndLimits) {
+  v1::CreateSessionRequest request;
+  EXPECT_FALSE(ToCreateSession(request)->ttl.has_value());
+  request.mutable_ttl()->set_seconds(0);
+  EXPECT_EQ(ToCreateSession(request)->ttl, std::chrono::seconds(0));
+  request.mutable_ttl()->set_nanos(1);
+  EXPECT_EQ(ToCreateSession(request)->ttl, std::chrono::seconds(1));
+  for (const auto& [seconds, nanos] :
+       {std::pair<int64_t, int32_t>{-1, 0},
+        {0, -1},
+        {0, 1'000'000'000},
+        {std::numeric_limits<int64_t>::max(), 5},
+        {std::numeric_limits<int64_t>::min(), -5}}) {
+    request.mutable_ttl()->set_seconds(seconds);
+    request.mutable_ttl()->set_nanos(nanos);
+    ExpectBad(ToCreateSession(request).status(), "ttl", "not ");
+  }
+  request.clear_ttl();
+  request.set_title(std::string(257, 't'));
+  ExpectBad(ToCreateSession(request).status(), "title", "257");
+  request.clear_title();
+  request.set_codec(std::string(300, 'c'));
+  ExpectBad(ToCreateSession(request).status(), "codec", "300");
+  request.clear_codec();
+  request.set_remat(std::string(17, 'r'));
+  ExpectBad(ToCreateSession(request).status(), "remat", "17");
+  request.set_remat("step");
+  EXPECT_EQ(ToCreateSession(request)->remat, "step");
+  request.set_id("white space");
+  ExpectBad(ToCreateSession(request).status(), "id", "white space");
+}
+
+TEST(CheckListSessionsTest, PageSizeIsBounded) {
+  v1::ListSessionsRequest request;
+  request.set_page_size(1000);
+  EXPECT_TRUE(CheckListSessions(request).ok());
+  request.set_page_size(1001);
+  ExpectBad(CheckListSessions(request), "page_size", "1001");
+}
+
+TEST(ToProtoTest, SessionTimesAreTimestamps) {
+  SessionInfo info;
+  info.id = "s";
+  info.create_time_us = 1'600'000'000'123'456;
+  info.update_time_us = 1'600'000'001'000'000;
+  v1::Session session;
+  ToProto(info, &session);
+  EXPECT_EQ(session.create_time().seconds(), 1'600'000'000);
+  EXPECT_EQ(session.create_time().nanos(), 123'456'000);
+  EXPECT_EQ(session.update_time().seconds(), 1'600'000'001);
+  EXPECT_FALSE(session.has_expire_time());
+  info.remat = "step";
+  ToProto(info, &session);
+  EXPECT_EQ(session.remat(), "step");
+}
+
+TEST(ToGrpcStatusTest, CodesAreTheSameAndMessagesFit) {
+  EXPECT_TRUE(ToGrpcStatus(absl::OkStatus()).ok());
+  for (int code = 1; code <= 16; ++code) {
+    const grpc::Status status =
+        ToGrpcStatus(absl::Status(static_cast<absl::StatusCode>(code), "m"));
+    EXPECT_EQ(static_cast<int>(status.error_code()), code);
+    EXPECT_EQ(status.error_message(), "m");
+  }
+  const grpc::Status cut =
+      ToGrpcStatus(absl::InternalError(std::string(100'000, 'x') + "\xFF"));
+  EXPECT_LT(cut.error_message().size(), 3000u);
+  EXPECT_TRUE(
+      IsUtf8(ToGrpcStatus(absl::InternalError("\xC3")).error_message()));
+}
+
+TEST(Utf8Test, AcceptsWhatTheStandardDoes) {
+  for (const char* ok :
+       {"", "a", "\xC3\xA9", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80",
+        "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"}) {
+    EXPECT_TRUE(IsUtf8(ok)) << ok;
+    EXPECT_EQ(ToUtf8(ok), ok);
+  }
+  for (const char* bad :
+       {"\x80", "\xC0\xAF", "\xC1\xBF", "\xC3", "\xE0\x80\x80", "\xED\xA0\x80",
+        "\xF0\x80\x80\x80", "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF",
+        "a\xE2\x82", "\xC3("}) {
+    EXPECT_FALSE(IsUtf8(bad)) << bad;
+    EXPECT_TRUE(IsUtf8(ToUtf8(bad)));
+  }
+  EXPECT_EQ(ToUtf8("a\xFF"
+                   "b"),
+            "a\xEF\xBF\xBD"
+            "b");
+}
+
+}  // namespace
+}  // namespace xcache
