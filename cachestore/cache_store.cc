@@ -8,12 +8,15 @@
 #include "absl/strings/str_cat.h"
 #include "cachestore/rocksdb/database.h"
 #include "cachestore/rocksdb/disk_page_store.h"
-#include "cachestore/rocksdb/store_options.h"
+#include "cachestore/rocksdb/disk_space.h"
+#include "cachestore/sessions/rebuild.h"
 #include "cachestore/sessions/session_store_impl.h"
 #include "cachestore/tiers/memory_page_store.h"
 #include "cachestore/tiers/tiered_page_store.h"
+#include "engine/base/log.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
+#include "rocksdb/env.h"
 
 namespace xcache {
 namespace {
@@ -24,6 +27,30 @@ int64_t Share(int64_t cap_bytes, int64_t option) {
   return std::clamp<int64_t>(cap_bytes / 16, int64_t{8} << 20,
                              int64_t{256} << 20);
 }
+
+// Rewrites a database's files some time after there is something to be rid of.
+class PurgeTimer {
+ public:
+  explicit PurgeTimer(std::chrono::steady_clock::duration delay)
+      : delay_(delay) {}
+
+  // Whether it is time to, with so many deletions up to now.
+  bool IsDue(int64_t num_deleted) {
+    const auto now = std::chrono::steady_clock::now();
+    if (num_deleted == purged_) return false;
+    if (!since_) since_ = now;
+    return now - *since_ >= delay_;
+  }
+  void Done(int64_t num_deleted) {
+    purged_ = num_deleted;
+    since_.reset();
+  }
+
+ private:
+  const std::chrono::steady_clock::duration delay_;
+  int64_t purged_ = 0;
+  std::optional<std::chrono::steady_clock::time_point> since_;
+};
 
 class CacheStoreImpl : public CacheStore {
  public:
@@ -36,10 +63,18 @@ class CacheStoreImpl : public CacheStore {
       stop_ = true;
       changed_.SignalAll();
     }
-    if (db_ != nullptr) db_->StopCompactions();
+    if (sessions_db_ != nullptr) sessions_db_->StopCompactions();
+    if (pages_db_ != nullptr) pages_db_->StopCompactions();
     if (housekeeper_.joinable()) housekeeper_.join();
     if (tiered_ != nullptr) tiered_->Flush();
     if (sessions_ != nullptr) sessions_->WriteUndurable();
+    // Before the lock on their folder.
+    sessions_ = nullptr;
+    tiered_ = nullptr;
+    disk_ = nullptr;
+    pages_db_ = nullptr;
+    sessions_db_ = nullptr;
+    if (lock_ != nullptr) Env()->UnlockFile(lock_);
   }
 
   absl::Status Open() {
@@ -49,23 +84,16 @@ class CacheStoreImpl : public CacheStore {
       memory_ =
           std::make_unique<MemoryPageStore>(budget_, options_.reclaim_priority);
     } else {
-      XC_ASSIGN_OR_RETURN(
-          db_,
-          StoreDb::Open(DbOptions(options_, budget_.cap_bytes()), budget_));
-      XC_ASSIGN_OR_RETURN(
-          disk_, DiskPageStore::Open(*db_, budget_, [this] { Kick(); }));
-      tiered_ = std::make_unique<TieredPageStore>(
-          budget_, options_.reclaim_priority, *disk_,
-          Share(budget_.cap_bytes(), options_.write_queue_bytes));
-      parts.db = db_.get();
+      XC_RETURN_IF_ERROR(OpenDisk());
+      parts.db = sessions_db_.get();
       parts.pages = disk_.get();
-      parts.write_out = [this](std::span<const PageKey> keys) {
-        tiered_->WriteOut(keys);
+      parts.erase_pages = [this](std::span<const PageKey> keys) {
+        for (const PageKey& key : keys) tiered_->Erase(key).IgnoreError();
       };
     }
     XC_ASSIGN_OR_RETURN(sessions_,
                         SessionStoreImpl::Open(std::move(parts), budget_));
-    if (db_ != nullptr) {
+    if (sessions_db_ != nullptr) {
       housekeeper_ = std::thread([this] { HousekeepingLoop(); });
     }
     return absl::OkStatus();
@@ -85,9 +113,13 @@ class CacheStoreImpl : public CacheStore {
   }
 
   absl::Status Flush() override {
-    if (tiered_ != nullptr) tiered_->Flush();
-    if (db_ != nullptr && db_->degraded()) {
-      return absl::UnavailableError("the store has stopped writing");
+    if (tiered_ == nullptr) return absl::OkStatus();
+    tiered_->Flush();
+    for (Database* database : {pages_db_.get(), sessions_db_.get()}) {
+      if (database->degraded()) {
+        return absl::UnavailableError("the store has stopped writing");
+      }
+      XC_RETURN_IF_ERROR(database->Sync());
     }
     return absl::OkStatus();
   }
@@ -108,12 +140,91 @@ class CacheStoreImpl : public CacheStore {
     stats.host = tiered_->host().stats();
     stats.disk = disk_->stats();
     stats.spill = tiered_->spill_stats();
-    stats.files = db_->stats();
-    stats.files.live_bytes = stats.disk.page_bytes;
+    DiskStats& files = stats.files;
+    files.present = true;
+    files.cap_bytes = space_->plan().cap;
+    files.used_bytes = space_->used_bytes();
+    files.free_bytes = space_->free_bytes();
+    files.live_bytes = stats.disk.page_bytes;
+    files.block_cache_bytes =
+        static_cast<int64_t>(resources_->cache->GetUsage());
+    const rocksdb::Statistics& statistics = *resources_->statistics;
+    const auto ticker = [&](rocksdb::Tickers which) {
+      return static_cast<int64_t>(statistics.getTickerCount(which));
+    };
+    files.wal_syncs = ticker(rocksdb::WAL_FILE_SYNCED);
+    files.stall_us = ticker(rocksdb::STALL_MICROS);
+    for (const auto& [which, name] : rocksdb::TickersNameMap) {
+      const int64_t count = ticker(static_cast<rocksdb::Tickers>(which));
+      if (count != 0) files.tickers.emplace_back(name, count);
+    }
+    sessions_db_->AddStats(&files);
+    pages_db_->AddStats(&files);
+    if (!files.degraded && !space_->HasFreeSpace()) {
+      files.degraded = true;
+      files.degraded_reason =
+          absl::StrCat("the file system has ", files.free_bytes, " bytes left");
+    }
     return stats;
   }
 
  private:
+  rocksdb::Env* Env() const {
+    return options_.env != nullptr ? options_.env : rocksdb::Env::Default();
+  }
+
+  absl::Status OpenDisk() {
+    XC_RETURN_IF_ERROR(MakeFolder(options_.dir));
+    if (!Env()->LockFile(options_.dir + "/LOCK", &lock_).ok()) {
+      lock_ = nullptr;
+      return absl::FailedPreconditionError(absl::StrCat(
+          "store ", options_.dir, " is in use by another process"));
+    }
+    XC_RETURN_IF_ERROR(PrepareFolder(options_));
+    // Beside the cache: buffers of the logs, of flushes and of compactions,
+    // each at most about a megabyte.
+    constexpr int64_t kBuffers = 8 << 20;
+    const int64_t cache_bytes =
+        Share(budget_.cap_bytes(), options_.rocksdb_bytes);
+    auto memory =
+        budget_.Reserve(MemoryAccount::kRocksDb, cache_bytes + kBuffers);
+    if (!memory) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "store ", options_.dir, ": RocksDB needs ", cache_bytes + kBuffers,
+          " bytes of memory, ", budget_.used_bytes(), " of ",
+          budget_.cap_bytes(), " are in use"));
+    }
+    rocksdb_memory_ = *std::move(memory);
+    // A cap that the file system cannot hold would make memtables that it
+    // cannot hold either: RocksDB writes again, after a full disk, only where
+    // one fits.
+    const int64_t total = FileSystemOf(options_.dir).total;
+    space_ = std::make_unique<DiskSpace>(
+        options_.dir,
+        PlanDisk(total > 0 ? std::min(options_.disk_bytes, total)
+                           : options_.disk_bytes,
+                 cache_bytes),
+        options_.min_free_bytes);
+    resources_.emplace(cache_bytes, options_.compaction_bytes_per_s);
+    const auto open = [&](DatabaseKind kind) {
+      return Database::Open({.kind = kind,
+                             .dir = options_.dir,
+                             .subfolder = "",
+                             .env = options_.env,
+                             .on_started_anew = [this] { disk_->StartAnew(); }},
+                            *resources_, *space_);
+    };
+    XC_ASSIGN_OR_RETURN(sessions_db_, open(DatabaseKind::kSessions));
+    XC_ASSIGN_OR_RETURN(pages_db_, open(DatabaseKind::kPages));
+    XC_ASSIGN_OR_RETURN(
+        disk_, DiskPageStore::Open(*pages_db_, budget_, [this] { Kick(); }));
+    tiered_ = std::make_unique<TieredPageStore>(
+        budget_, options_.reclaim_priority, *disk_,
+        Share(budget_.cap_bytes(), options_.write_queue_bytes));
+    space_->Scan();
+    return absl::OkStatus();
+  }
+
   void Kick() {
     MutexLock lock(mu_);
     kicked_ = true;
@@ -129,9 +240,22 @@ class CacheStoreImpl : public CacheStore {
         if (stop_) return;
         kicked_ = false;
       }
-      db_->Housekeep();
-      if (!db_->degraded()) disk_->MakeRoom();
+      space_->Scan();
+      sessions_db_->Housekeep();
+      pages_db_->Housekeep();
+      if (!pages_db_->degraded()) disk_->MakeRoom();
       sessions_->WriteUndurable();
+      Purge();
+    }
+  }
+
+  void Purge() {
+    const int64_t num_deleted = sessions_->num_deleted();
+    if (purge_sessions_.IsDue(num_deleted) && sessions_db_->Purge().ok()) {
+      purge_sessions_.Done(num_deleted);
+    }
+    if (purge_pages_.IsDue(num_deleted) && disk_->CollectAll().ok()) {
+      purge_pages_.Done(num_deleted);
     }
   }
 
@@ -143,25 +267,22 @@ class CacheStoreImpl : public CacheStore {
   bool stop_ XC_GUARDED_BY(mu_) = false;
   bool kicked_ XC_GUARDED_BY(mu_) = false;
 
-  std::unique_ptr<StoreDb> db_;
+  rocksdb::FileLock* lock_ = nullptr;
+  MemoryReservation rocksdb_memory_;
+  std::unique_ptr<DiskSpace> space_;
+  std::optional<DatabaseResources> resources_;
+  std::unique_ptr<Database> sessions_db_;
+  std::unique_ptr<Database> pages_db_;
   std::unique_ptr<DiskPageStore> disk_;
   std::unique_ptr<TieredPageStore> tiered_;
   std::unique_ptr<MemoryPageStore> memory_;  // where there is no disk
   std::unique_ptr<SessionStoreImpl> sessions_;
+  PurgeTimer purge_sessions_{options_.purge_sessions_after};
+  PurgeTimer purge_pages_{options_.purge_pages_after};
   std::thread housekeeper_;
 };
 
 }  // namespace
-
-StoreDbOptions DbOptions(const CacheStoreOptions& options,
-                         int64_t memory_cap_bytes) {
-  return {.dir = options.dir,
-          .disk_bytes = options.disk_bytes,
-          .min_free_bytes = options.min_free_bytes,
-          .rocksdb_bytes = Share(memory_cap_bytes, options.rocksdb_bytes),
-          .compaction_bytes_per_s = options.compaction_bytes_per_s,
-          .env = options.env};
-}
 
 absl::StatusOr<std::unique_ptr<CacheStore>> CacheStore::Open(
     const CacheStoreOptions& options, MemoryBudget& budget) {

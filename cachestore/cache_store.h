@@ -1,5 +1,5 @@
 // The store as the server sees it: pages in host memory over pages on disk, and
-// sessions. Opens one RocksDB, runs the write-behind and the housekeeping.
+// sessions. Opens two RocksDBs, runs the write-behind and the housekeeping.
 //
 //   MemoryBudget budget(memory_bytes);
 //   CacheStoreOptions options;
@@ -14,6 +14,7 @@
 #ifndef XCACHE_CACHESTORE_CACHE_STORE_H_
 #define XCACHE_CACHESTORE_CACHE_STORE_H_
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -42,8 +43,8 @@ struct CacheStoreOptions {
   int64_t disk_bytes = int64_t{10} << 30;
   // Never fill the file system further than this.
   int64_t min_free_bytes = int64_t{256} << 20;
-  // RocksDB's block cache and memtables together; 0: 1/16 of the budget, within
-  // 8 MiB and 256 MiB.
+  // Block cache and memtables of both databases together; 0: 1/16 of the
+  // budget, within 8 MiB and 256 MiB.
   int64_t rocksdb_bytes = 0;
   // Bytes of pages that wait to be written; 0: 1/16 of the budget.
   int64_t write_queue_bytes = 0;
@@ -53,6 +54,11 @@ struct CacheStoreOptions {
   Digest model_fp{};
   // How often the housekeeping looks at disk use and the degraded mode.
   int housekeeping_ms = 1000;
+  // What deleted sessions said is gone from the files of sessions so soon
+  // after, and from those of pages, which hold token ids: theirs is more to
+  // rewrite.
+  std::chrono::milliseconds purge_sessions_after = std::chrono::minutes(1);
+  std::chrono::milliseconds purge_pages_after = std::chrono::hours(24);
   // Pages are given back from host memory after what registered with a lower
   // priority (working sets).
   int reclaim_priority = 100;
@@ -62,9 +68,11 @@ struct CacheStoreOptions {
 
 class CacheStore {
  public:
-  // FAILED_PRECONDITION: the store is in use, of another format version, or
-  // would not open (says that it may be repaired). PERMISSION_DENIED, ...: the
-  // folder cannot be made or read. Each message is one line and names `dir`.
+  // A store of format 1 becomes one of today's. FAILED_PRECONDITION: it is in
+  // use, or of a later format version. DATA_LOSS: its sessions would not open,
+  // and may be repaired; pages that would not are set aside, and none is no
+  // error. PERMISSION_DENIED, ...: the folder cannot be made or read. Each
+  // message is one line and names `dir`.
   // `budget` must outlive the store.
   static absl::StatusOr<std::unique_ptr<CacheStore>> Open(
       const CacheStoreOptions& options, MemoryBudget& budget);
@@ -72,12 +80,10 @@ class CacheStore {
   struct RepairReport {
     int64_t sessions_kept = 0;
     int64_t sessions_dropped = 0;
-    int64_t pages_kept = 0;
-    int64_t pages_dropped = 0;
     // Table files too damaged for RocksDB to be given them.
     int64_t tables_dropped = 0;
   };
-  // Makes a store that will not open usable again, keeping every record that is
+  // Makes sessions that will not open usable again, keeping every one that is
   // whole; what is not is dropped, and the damaged files are kept aside in
   // `dir`/lost. REQUIRES: no process has it open (FAILED_PRECONDITION).
   static absl::StatusOr<RepairReport> Repair(const CacheStoreOptions& options);
@@ -93,7 +99,8 @@ class CacheStore {
   virtual absl::Status PutPage(const PageKey& key, const PageKey& parent,
                                std::string bytes) = 0;
 
-  // Waits until the pages that were put so far are written (not synced).
+  // Waits until the pages that were put so far are written, and syncs all there
+  // is. UNAVAILABLE: writing has stopped.
   virtual absl::Status Flush() = 0;
 
   // Drops a session's pages from host memory where no one uses them; they stay

@@ -1,8 +1,10 @@
 // Sessions by (tenant, id), durable where there is a disk (rule R4).
 //
 // A summary of every session is held in memory; manifests are read when asked
-// for. Without a disk, and while the disk is full, manifests are held in memory
-// too, counted in the budget, and written as soon as it goes.
+// for. The summaries are a hint: a session exists if its manifest does, and
+// what they do not know is looked for by its name. Without a disk, and while
+// the disk is full, manifests are held in memory too, counted in the budget,
+// and written as soon as it goes.
 //
 // Thread-safe. The caller lets one turn at a time run on a session; two commits
 // of one session at once leave either, whole.
@@ -34,6 +36,7 @@ struct SessionSummary {
   uint64_t num_tokens = 0;
   uint64_t num_messages = 0;
   uint64_t num_pages = 0;
+  uint64_t page_bytes = 0;
   bool pinned = false;
   bool durable = false;  // the manifest on disk is the latest one
   bool damaged = false;  // the manifest on disk cannot be read: Load says why
@@ -52,32 +55,34 @@ struct SessionStoreStats {
   int64_t commit_failures = 0;
   int64_t corrupt = 0;  // manifests found damaged
   int64_t expired = 0;
-  int64_t demoted = 0;  // lost their claim on pages to a full disk
+  int64_t demoted = 0;           // lost their claim on pages to a full disk
+  int64_t newest_update_ms = 0;  // of any session; Unix time
 };
 
 class SessionStore {
  public:
   virtual ~SessionStore() = default;
 
-  // Makes `record` the session's manifest. OK: it, and every page that it names
-  // and that was put before, is on disk, synced. Else the answer is
-  // durable=false and serving goes on:
+  // Makes `record` the session's manifest. OK: it is on disk, synced. Else the
+  // answer is not durable and serving goes on:
   // RESOURCE_EXHAUSTED: the disk is full, over its cap, or there is none; the
   // record is in memory and will be written later.
   // UNAVAILABLE: the same, after an I/O error.
-  // ABORTED: there was no memory to keep it in either, and
-  // INVALID_ARGUMENT: no such record can be (an empty id): nothing changed, the
-  // session is at the turn before.
+  // ABORTED: there was no memory to keep or to list it, and INVALID_ARGUMENT:
+  // no such record can be (an empty id): nothing changed, the session is at the
+  // turn before.
   virtual absl::Status Commit(const SessionRecord& record) = 0;
 
-  // NOT_FOUND; DATA_LOSS: this session's manifest is damaged;
+  // NOT_FOUND; DATA_LOSS: this session's manifest is damaged; UNAVAILABLE: it
+  // cannot be read now (descriptors or memory ran out);
   // FAILED_PRECONDITION: of another model or format version, named.
   virtual absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                              std::string_view id) = 0;
 
-  // NOT_FOUND. Never reads the disk; other models' and damaged sessions too.
+  // NOT_FOUND: there is no such session, on disk neither; UNAVAILABLE: not
+  // known now. Other models' and damaged sessions too.
   virtual absl::StatusOr<SessionSummary> Find(std::string_view tenant,
-                                              std::string_view id) const = 0;
+                                              std::string_view id) = 0;
 
   // The tenant's sessions, the most recently updated first, from where
   // `page_token` (empty: the start) says. INVALID_ARGUMENT: not a token of
@@ -86,7 +91,8 @@ class SessionStore {
                                            std::string_view page_token,
                                            int limit) const = 0;
 
-  // Synced before it returns. NOT_FOUND.
+  // Synced before it returns. Pages that only this session needed are deleted
+  // too. NOT_FOUND.
   virtual absl::Status Delete(std::string_view tenant, std::string_view id) = 0;
 
   // Deletes the sessions that expired at or before `now_ms`, pinned ones never;

@@ -168,10 +168,9 @@ class ServerAppImpl final : public ServerApp {
                           CacheStore::Repair(options));
       XC_LOG_WARN("store repaired",
                   "store={} sessions_kept={} sessions_dropped={} "
-                  "pages_kept={} pages_dropped={} tables_dropped={}",
+                  "tables_dropped={}",
                   LogValue(config_.store_dir), report.sessions_kept,
-                  report.sessions_dropped, report.pages_kept,
-                  report.pages_dropped, report.tables_dropped);
+                  report.sessions_dropped, report.tables_dropped);
     }
     XC_ASSIGN_OR_RETURN(store_, CacheStore::Open(options, *budget_));
     return absl::OkStatus();

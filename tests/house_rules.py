@@ -15,6 +15,8 @@ TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "README.md", "proto",
 
 # What files under a folder must not include (first match of the folder wins).
 OUTSIDE_ENGINE = r"cachestore/|server/|client/|grpc|rocksdb|prometheus|xcache/v1/"
+OUTSIDE_STORE = (r"engine/(?!base/)|server/|client/|grpc|prometheus|"
+                 r"xcache/v1/")
 DOORS = [
     # A room of engine/, and which of engine's parts it may include.
     *((f"engine/{room}/", rf"engine/(?!{own})|{OUTSIDE_ENGINE}")
@@ -32,8 +34,10 @@ DOORS = [
         ("cuda", r"(cuda|device/kernels)/|device/ops\.h"),
         ("emulation", r"(emulation|device/kernels)/|device/ops\.h")]),
     ("engine/", OUTSIDE_ENGINE),
-    ("cachestore/", r"engine/(?!base/)|server/|client/|grpc|prometheus|"
-                    r"xcache/v1/"),
+    ("cachestore/tiers/", rf"{OUTSIDE_STORE}|rocksdb/|"
+                          r"cachestore/(rocksdb|sessions)/"),
+    ("cachestore/rocksdb/", rf"{OUTSIDE_STORE}|cachestore/sessions/"),
+    ("cachestore/", OUTSIDE_STORE),
     ("server/core/", r"server/(?!core/)|client/|grpc|prometheus|rocksdb|"
                      r"xcache/v1/"),
     ("server/frontend/", r"server/(?!frontend/|core/|metrics/)|client/|grpc|"

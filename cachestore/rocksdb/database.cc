@@ -1,17 +1,49 @@
 #include "cachestore/rocksdb/database.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "engine/base/coding.h"
 #include "engine/base/log.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/listener.h"
-#include "rocksdb/statistics.h"
+#include "rocksdb/write_batch.h"
 
 namespace xcache {
+namespace {
+
+using std::chrono::steady_clock;
+
+// How long a database that is to be opened again waits for those who use it.
+constexpr auto kReopenPatience = std::chrono::seconds(2);
+// Between two tries to open it.
+constexpr auto kReopenInterval = std::chrono::milliseconds(500);
+
+rocksdb::Slice AsSlice(std::string_view bytes) {
+  return {bytes.data(), bytes.size()};
+}
+
+}  // namespace
+
+// RocksDB keeps no error number, only its text.
+bool IsTransient(const rocksdb::Status& status) {
+  if (!status.IsIOError()) return status.IsMemoryLimit() || status.IsBusy();
+  const std::string text = status.ToString();
+  for (const int error : {EMFILE, ENFILE, ENOMEM, EAGAIN, EINTR}) {
+    if (absl::StrContains(text, std::strerror(error))) return true;
+  }
+  return false;
+}
 
 absl::Status FromRocksDb(const rocksdb::Status& status, std::string_view what) {
   if (status.ok()) return absl::OkStatus();
@@ -28,102 +60,186 @@ absl::Status FromRocksDb(const rocksdb::Status& status, std::string_view what) {
 }
 
 // Called on RocksDB's threads: only notes what happened.
-class StoreDb::Listener : public rocksdb::EventListener {
+class Database::Listener : public rocksdb::EventListener {
  public:
-  explicit Listener(StoreDb* store) : store_(store) {}
+  explicit Listener(Database* database) : database_(database) {}
 
   void OnBackgroundError(rocksdb::BackgroundErrorReason,
                          rocksdb::Status* error) override {
     {
-      MutexLock lock(store_->mu_);
-      ++store_->background_errors_;
+      MutexLock lock(database_->mu_);
+      ++database_->background_errors_;
     }
-    // A flush or a compaction that meets damage stops for good.
-    store_->Degrade(error->IsCorruption()
-                        ? absl::StrCat(error->ToString(),
-                                       "; stop, and start once with "
-                                       "--repair")
-                        : error->ToString());
+    database_->Degrade(*error);
   }
 
  private:
-  StoreDb* const store_;
+  Database* const database_;
 };
 
-void StoreDb::AddListener() {
-  options_.listeners.push_back(std::make_shared<Listener>(this));
+void Database::AddListener() {
+  rocksdb_options_.listeners.push_back(std::make_shared<Listener>(this));
 }
 
-StoreDb::~StoreDb() {
-  if (db_ == nullptr) return;
-  StopCompactions();
-  if (ledger_ != nullptr && !degraded()) {
-    const uint64_t last = db_->GetLatestSequenceNumber();
-    if (db_->SyncWAL().ok()) ledger_->LogSynced(last);
-  }
-  for (rocksdb::ColumnFamilyHandle* family : handles_) {
-    if (family != nullptr) db_->DestroyColumnFamilyHandle(family);
-  }
-  const rocksdb::Status closed = db_->Close();
+Database::Live::~Live() {
+  if (db == nullptr) return;
+  for (auto* family : handles) db->DestroyColumnFamilyHandle(family);
+  const rocksdb::Status closed = db->Close();
   if (!closed.ok()) {
-    XC_LOG_WARN("the store did not close cleanly", "dir={} detail={}",
-                LogValue(dir_), LogValue(closed.ToString()));
+    XC_LOG_WARN("a database did not close cleanly", "path={} detail={}",
+                LogValue(db->GetName()), LogValue(closed.ToString()));
   }
 }
 
-void StoreDb::Degrade(const std::string& reason) {
-  MutexLock lock(mu_);
-  if (!degraded_.empty()) return;
-  degraded_ = absl::StrReplaceAll(reason, {{"\n", " "}});
-  ++degraded_total_;
-  XC_LOG_ERROR("the store has stopped writing; serving goes on",
-               "dir={} reason={}", LogValue(dir_), LogValue(degraded_));
+void Database::Live::Take(rocksdb::ColumnFamilyHandle* handle) {
+  handles.push_back(handle);
+  for (size_t i = 0; i < kNumFamilies; ++i) {
+    if (FamilyName(static_cast<Family>(i)) == handle->GetName()) {
+      by_family[i] = handle;
+    }
+  }
 }
 
-bool StoreDb::degraded() const {
+Database::Database(const DatabaseOptions& options,
+                   const DatabaseResources& resources, DiskSpace& space)
+    : options_(options),
+      path_(absl::StrCat(options.dir, "/",
+                         options.subfolder.empty()
+                             ? std::string(DatabaseName(options.kind))
+                             : options.subfolder)),
+      space_(space),
+      resources_(resources) {}
+
+Database::~Database() {
+  StopCompactions();
+  if (!degraded()) {
+    if (absl::Status synced = Sync(); !synced.ok()) {
+      XC_LOG_WARN("a database was not synced at its end", "path={} detail={}",
+                  LogValue(path_), LogValue(std::string(synced.message())));
+    }
+  }
+  Publish(nullptr);
+}
+
+void Database::Publish(LiveRef live) {
+  LiveRef old;
+  MutexLock lock(mu_);
+  old = std::exchange(live_, std::move(live));
+}
+
+Database::LiveRef Database::Acquire() const {
+  MutexLock lock(mu_);
+  return live_;
+}
+
+void Database::Degrade(const rocksdb::Status& error) {
+  // A flush or a compaction that meets damage stops for good.
+  Cure cure = Cure::kReopen;
+  std::string reason = error.ToString();
+  if (error.IsCorruption()) {
+    if (options_.kind == DatabaseKind::kPages) {
+      cure = Cure::kStartAnew;
+    } else {
+      cure = Cure::kRepair;
+      reason += "; stop, and start once with --repair";
+    }
+  }
+  Degrade(reason, cure);
+}
+
+void Database::Degrade(const std::string& reason, Cure cure) {
+  MutexLock lock(mu_);
+  if (!degraded_.empty()) {
+    // What cannot be cured by waiting outlasts what can.
+    cure_ = std::max(cure_, cure);
+    return;
+  }
+  degraded_ = absl::StrReplaceAll(reason, {{"\n", " "}});
+  cure_ = cure;
+  ++degraded_total_;
+  XC_LOG_ERROR("a database has stopped writing; serving goes on",
+               "path={} reason={}", LogValue(path_), LogValue(degraded_));
+}
+
+bool Database::degraded() const {
   MutexLock lock(mu_);
   return !degraded_.empty();
 }
 
-absl::Status StoreDb::Get(Family family, std::string_view key,
-                          std::string* value) {
+absl::Status Database::Get(Family family, std::string_view key,
+                           std::string* value) {
+  const LiveRef live = Acquire();
+  if (live == nullptr) {
+    return absl::UnavailableError("the database is being opened again");
+  }
   rocksdb::ReadOptions options;
   // A page's value has a CRC-32C of its own, over key and value, that whoever
-  // reads it checks (store_records.h). RocksDB's would be a second one, and two
+  // reads it checks (page_records.h). RocksDB's would be a second one, and two
   // thirds of the time of a read in Debian's build, which has no instruction
   // for it. Blocks of page tables are checked by ours when they are read
   // (table_check.h).
   options.verify_checksums = family != Family::kPages;
   // Pages are kept by our own pool: RocksDB's cache is for its indexes.
   options.fill_cache = family != Family::kPages;
-  const rocksdb::Status status = db_->Get(
-      options, handle(family), rocksdb::Slice(key.data(), key.size()), value);
-  if (status.ok() || status.IsNotFound()) {
-    return FromRocksDb(status, FamilyName(family));
-  }
+  const rocksdb::Status status =
+      live->db->Get(options, live->handle(family), AsSlice(key), value);
+  const absl::Status mapped = FromRocksDb(status, FamilyName(family));
+  if (status.ok() || status.IsNotFound()) return mapped;
+  if (IsTransient(status)) return absl::UnavailableError(mapped.message());
   // A file that is gone, cut short or unreadable: whatever the reason, what was
   // stored is not to be had.
-  return absl::DataLossError(FromRocksDb(status, FamilyName(family)).message());
+  return absl::DataLossError(mapped.message());
 }
 
-absl::Status StoreDb::Write(rocksdb::WriteBatch& batch, bool sync, Room room) {
+absl::Status Database::Write(std::span<const WriteOp> ops, bool sync,
+                             Room room) {
+  LiveRef live;
   {
     MutexLock lock(mu_);
     if (!degraded_.empty()) {
       return absl::UnavailableError(
-          absl::StrCat("the store has stopped writing: ", degraded_));
+          absl::StrCat("the database has stopped writing: ", degraded_));
     }
+    live = live_;
+  }
+  if (live == nullptr) {
+    return absl::UnavailableError("the database is being opened again");
+  }
+  // A file without a name takes a sync all the same.
+  if (sync && !FolderIsOurs()) {
+    Degrade(absl::StrCat("the folder ", path_, " was removed or replaced"),
+            Cure::kResume);
+    return absl::UnavailableError("the store's folder is gone");
+  }
+  size_t num_bytes = 64;
+  for (const WriteOp& op : ops) {
+    num_bytes += op.key.size() + 16;
+    if (op.value) num_bytes += (*op.value)[0].size() + (*op.value)[1].size();
   }
   if (room != Room::kFrees) {
     const auto kind =
         room == Room::kPage ? DiskSpace::Kind::kPage : DiskSpace::Kind::kRecord;
     const absl::Status admitted =
-        space_->Admit(static_cast<int64_t>(batch.GetDataSize()), kind);
+        space_.Admit(static_cast<int64_t>(num_bytes), kind);
     if (!admitted.ok()) return admitted;
+  }
+  rocksdb::WriteBatch batch(num_bytes);
+  for (const WriteOp& op : ops) {
+    const rocksdb::Slice key = AsSlice(op.key);
+    rocksdb::Status added;
+    if (op.value) {
+      const rocksdb::Slice parts[] = {AsSlice((*op.value)[0]),
+                                      AsSlice((*op.value)[1])};
+      added = batch.Put(live->handle(op.family), rocksdb::SliceParts(&key, 1),
+                        rocksdb::SliceParts(parts, 2));
+    } else {
+      added = batch.Delete(live->handle(op.family), key);
+    }
+    if (!added.ok()) return FromRocksDb(added, "write");
   }
   rocksdb::WriteOptions options;
   options.sync = sync;
-  const rocksdb::Status status = db_->Write(options, &batch);
+  const rocksdb::Status status = live->db->Write(options, &batch);
   if (status.ok()) {
     if (sync && ledger_ != nullptr) {
       // All that is in the log before this batch, and the batch, is on disk. A
@@ -134,109 +250,213 @@ absl::Status StoreDb::Write(rocksdb::WriteBatch& batch, bool sync, Room room) {
     }
     return absl::OkStatus();
   }
-  Degrade(status.ToString());
+  Degrade(status);
   return FromRocksDb(status, "write");
 }
 
-std::unique_ptr<rocksdb::Iterator> StoreDb::NewIterator(Family family) {
+absl::Status Database::Scan(
+    Family family,
+    const std::function<void(std::string_view, std::string_view)>& fn) {
+  const LiveRef live = Acquire();
+  if (live == nullptr) {
+    return absl::UnavailableError("the database is being opened again");
+  }
   rocksdb::ReadOptions options;
   options.verify_checksums = true;
   options.fill_cache = false;
-  return std::unique_ptr<rocksdb::Iterator>(
-      db_->NewIterator(options, handle(family)));
+  const std::unique_ptr<rocksdb::Iterator> it(
+      live->db->NewIterator(options, live->handle(family)));
+  const auto take = [&] {
+    const std::string_view key(it->key().data(), it->key().size());
+    if (key == FamilyMarker()) return;
+    fn(key, {it->value().data(), it->value().size()});
+  };
+  for (it->SeekToFirst(); it->Valid(); it->Next()) take();
+  const rocksdb::Status status = it->status();
+  if (status.ok()) return absl::OkStatus();
+  // A damaged block ends the way; what is behind it is reached from the end.
+  for (it->SeekToLast(); it->Valid(); it->Prev()) take();
+  return IsTransient(status)
+             ? FromRocksDb(status, FamilyName(family))
+             : absl::DataLossError(
+                   FromRocksDb(status, FamilyName(family)).message());
 }
 
-absl::Status StoreDb::CollectGarbage() {
-  if (stop_compactions_) return absl::CancelledError("the store is closing");
+absl::Status Database::Sync() {
+  const LiveRef live = Acquire();
+  if (live == nullptr) {
+    return absl::UnavailableError("the database is being opened again");
+  }
+  const uint64_t last = live->db->GetLatestSequenceNumber();
+  const rocksdb::Status synced = live->db->SyncWAL();
+  if (synced.ok() && ledger_ != nullptr) ledger_->LogSynced(last);
+  return FromRocksDb(synced, "sync");
+}
+
+absl::Status Database::Compact(std::span<const Family> families,
+                               double blob_cutoff) {
+  const LiveRef live = Acquire();
+  if (live == nullptr || stop_compactions_) {
+    return absl::CancelledError("the store is closing");
+  }
   ++num_compactions_;
-  rocksdb::Status status = db_->Flush({}, handle(Family::kPages));
-  if (status.ok()) {
+  rocksdb::Status status;
+  // All of them, or the log would still have what it had.
+  for (const Family family : FamiliesOf(options_.kind)) {
+    if (status.ok()) status = live->db->Flush({}, live->handle(family));
+  }
+  for (const Family family : families) {
+    if (!status.ok()) break;
     rocksdb::CompactRangeOptions options;
     options.bottommost_level_compaction =
         rocksdb::BottommostLevelCompaction::kForce;
     options.blob_garbage_collection_policy =
         rocksdb::BlobGarbageCollectionPolicy::kForce;
-    options.blob_garbage_collection_age_cutoff = space_->plan().gc_cutoff;
+    options.blob_garbage_collection_age_cutoff = blob_cutoff;
     options.canceled = &stop_compactions_;
     status =
-        db_->CompactRange(options, handle(Family::kPages), nullptr, nullptr);
+        live->db->CompactRange(options, live->handle(family), nullptr, nullptr);
+    if (!status.ok()) break;
   }
-  space_->Scan();
-  return FromRocksDb(status, "garbage collection");
+  space_.Scan();
+  return FromRocksDb(status, "compaction");
 }
 
-void StoreDb::Housekeep() {
-  space_->Scan();
-  if (!degraded() || !space_->HasFreeSpace()) return;
-  const rocksdb::Status resumed = db_->Resume();
-  MutexLock lock(mu_);
-  if (!resumed.ok()) {
-    XC_LOG_DEBUG("the store cannot write yet", "dir={} detail={}",
-                 LogValue(dir_), LogValue(resumed.ToString()));
+absl::Status Database::Purge() {
+  return Compact(FamiliesOf(options_.kind), /*blob_cutoff=*/1.0);
+}
+
+absl::Status Database::CollectGarbage() {
+  constexpr Family kWithBlobs[] = {Family::kPages};
+  // A share of few files must come to one at least.
+  const double cutoff = std::max(
+      space_.plan().gc_cutoff,
+      1.0 / static_cast<double>(std::max<int64_t>(
+                1, PagesProperty(rocksdb::DB::Properties::kNumBlobFiles))));
+  return Compact(kWithBlobs, cutoff);
+}
+
+bool Database::FolderIsOurs() const {
+  struct stat st;
+  return ::stat(path_.c_str(), &st) == 0 && st.st_ino == folder_inode_;
+}
+
+void Database::Housekeep() {
+  if (!FolderIsOurs()) {
+    Degrade(absl::StrCat("the folder ", path_, " was removed or replaced"),
+            Cure::kResume);
     return;
   }
+  Cure cure;
+  LiveRef live;
+  {
+    MutexLock lock(mu_);
+    if (degraded_.empty()) return;
+    cure = cure_;
+    live = live_;
+  }
+  if (cure == Cure::kRepair || !space_.HasFreeSpace()) return;
+  // What RocksDB does not recover from by itself (a log that failed to sync,
+  // say) is over once it is opened again.
+  const bool resumed =
+      cure != Cure::kStartAnew && live != nullptr && live->db->Resume().ok();
+  live = nullptr;
+  if (!resumed && !Reopen(cure)) return;
+  MutexLock lock(mu_);
+  if (cure_ > cure) return;  // it has become worse meanwhile
   degraded_.clear();
-  XC_LOG_INFO("the store writes again", "dir={}", LogValue(dir_));
+  cure_ = Cure::kResume;
+  XC_LOG_INFO("a database writes again", "path={}", LogValue(path_));
 }
 
-int64_t StoreDb::Property(Family family, const std::string& name) const {
+bool Database::Reopen(Cure cure) {
+  const auto now = steady_clock::now();
+  if (now < next_reopen_) return false;
+  next_reopen_ = now + kReopenInterval;
+  LiveRef old;
+  {
+    MutexLock lock(mu_);
+    old.swap(live_);
+  }
+  while (old != nullptr && old.use_count() > 1) {
+    if (steady_clock::now() > now + kReopenPatience) {
+      Publish(std::move(old));
+      return false;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  old = nullptr;
+  bool is_new = false;
+  absl::Status opened = absl::OkStatus();
+  if (cure == Cure::kStartAnew) {
+    std::string why;
+    {
+      MutexLock lock(mu_);
+      why = degraded_;
+    }
+    opened = SetAside(absl::DataLossError(why));
+    is_new = true;
+  }
+  if (opened.ok()) {
+    opened = options_.kind == DatabaseKind::kSessions ? OpenSessions()
+                                                      : OpenPages(&is_new);
+  }
+  if (!opened.ok()) {
+    XC_LOG_DEBUG("a database does not open again yet", "path={} detail={}",
+                 LogValue(path_), LogValue(std::string(opened.message())));
+    return false;
+  }
+  if (is_new && options_.on_started_anew) options_.on_started_anew();
+  return true;
+}
+
+int64_t Database::PagesProperty(const std::string& name) const {
+  const LiveRef live = Acquire();
   uint64_t value = 0;
-  db_->GetIntProperty(handle(family), name, &value);
+  if (live != nullptr) {
+    live->db->GetIntProperty(live->handle(Family::kPages), name, &value);
+  }
   return static_cast<int64_t>(value);
 }
 
-int64_t StoreDb::PropertyOfAll(const std::string& name) const {
-  uint64_t value = 0;
-  db_->GetAggregatedIntProperty(name, &value);
-  return static_cast<int64_t>(value);
+int64_t Database::BlobBytes() const {
+  return PagesProperty(rocksdb::DB::Properties::kTotalBlobFileSize);
 }
 
-int64_t StoreDb::BlobBytes() const {
-  return Property(Family::kPages, rocksdb::DB::Properties::kTotalBlobFileSize);
-}
-
-DiskStats StoreDb::stats() const {
+void Database::AddStats(DiskStats* stats) const {
   using Properties = rocksdb::DB::Properties;
-  DiskStats s;
-  s.present = true;
-  s.cap_bytes = space_->plan().cap;
-  s.used_bytes = space_->used_bytes();
-  s.free_bytes = space_->free_bytes();
-  s.sst_bytes = PropertyOfAll(Properties::kTotalSstFilesSize);
-  s.blob_bytes = BlobBytes();
-  s.blob_garbage_bytes =
-      Property(Family::kPages, Properties::kLiveBlobFileGarbageSize);
-  rocksdb::VectorLogPtr logs;
-  if (db_->GetSortedWalFiles(logs).ok()) {
-    for (const auto& log : logs) {
-      s.wal_bytes += static_cast<int64_t>(log->SizeFileBytes());
+  if (const LiveRef live = Acquire(); live != nullptr) {
+    const auto sum = [&](const std::string& name) {
+      uint64_t value = 0;
+      live->db->GetAggregatedIntProperty(name, &value);
+      return static_cast<int64_t>(value);
+    };
+    stats->sst_bytes += sum(Properties::kTotalSstFilesSize);
+    stats->memtable_bytes += sum(Properties::kSizeAllMemTables);
+    stats->table_reader_bytes += sum(Properties::kEstimateTableReadersMem);
+    if (options_.kind == DatabaseKind::kPages) {
+      stats->blob_garbage_bytes +=
+          PagesProperty(Properties::kLiveBlobFileGarbageSize);
+      stats->blob_bytes += BlobBytes();
+    }
+    rocksdb::VectorLogPtr logs;
+    if (live->db->GetSortedWalFiles(logs).ok()) {
+      for (const auto& log : logs) {
+        stats->wal_bytes += static_cast<int64_t>(log->SizeFileBytes());
+      }
     }
   }
-  s.torn_logs = has_torn_log_ ? 1 : 0;
-  s.compactions = num_compactions_;
-  s.block_cache_bytes = static_cast<int64_t>(cache_->GetUsage());
-  s.memtable_bytes = PropertyOfAll(Properties::kSizeAllMemTables);
-  s.table_reader_bytes = PropertyOfAll(Properties::kEstimateTableReadersMem);
-  const rocksdb::Statistics& statistics = *options_.statistics;
-  const auto ticker = [&](rocksdb::Tickers which) {
-    return static_cast<int64_t>(statistics.getTickerCount(which));
-  };
-  s.wal_syncs = ticker(rocksdb::WAL_FILE_SYNCED);
-  s.stall_us = ticker(rocksdb::STALL_MICROS);
-  for (const auto& [which, name] : rocksdb::TickersNameMap) {
-    const int64_t count = ticker(static_cast<rocksdb::Tickers>(which));
-    if (count != 0) s.tickers.emplace_back(name, count);
-  }
+  stats->torn_logs += has_torn_log_ ? 1 : 0;
+  stats->compactions += num_compactions_;
   MutexLock lock(mu_);
-  s.degraded = !degraded_.empty() || !space_->HasFreeSpace();
-  s.degraded_reason = degraded_;
-  if (s.degraded && degraded_.empty()) {
-    s.degraded_reason =
-        absl::StrCat("the file system has ", s.free_bytes, " bytes left");
-  }
-  s.degraded_total = degraded_total_;
-  s.background_errors = background_errors_;
-  return s;
+  stats->pages_set_aside += num_set_aside_;
+  stats->degraded_total += degraded_total_;
+  stats->background_errors += background_errors_;
+  if (degraded_.empty()) return;
+  stats->degraded = true;
+  absl::StrAppend(&stats->degraded_reason,
+                  stats->degraded_reason.empty() ? "" : "; ",
+                  std::string(DatabaseName(options_.kind)), ": ", degraded_);
 }
 
 }  // namespace xcache

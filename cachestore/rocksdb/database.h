@@ -1,13 +1,18 @@
-// The one RocksDB of a store: opened with bounded memory and bounded disk, its
-// errors mapped, its degraded mode. It knows families of keys and no record but
-// the one that holds the format version.
+// One RocksDB of a store, of sessions or of pages: opened with bounded memory
+// and bounded disk, its errors mapped, its degraded mode and the way out of it.
+// It knows families of keys and no record but the one that holds the format
+// version.
 #ifndef XCACHE_CACHESTORE_ROCKSDB_DATABASE_H_
 #define XCACHE_CACHESTORE_ROCKSDB_DATABASE_H_
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,48 +22,81 @@
 #include "cachestore/rocksdb/disk_space.h"
 #include "cachestore/rocksdb/sync_ledger.h"
 #include "cachestore/store_stats.h"
-#include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
 #include "rocksdb/db.h"
 #include "rocksdb/options.h"
-#include "rocksdb/write_batch.h"
+#include "rocksdb/rate_limiter.h"
+#include "rocksdb/statistics.h"
+#include "rocksdb/write_buffer_manager.h"
 
 namespace xcache {
 
-// Column families. Names: FORMAT.md.
+// Column families, of both databases. Names: FORMAT.md.
 enum class Family { kMeta, kPages, kPageIndex, kSessions, kSessionIndex };
 inline constexpr size_t kNumFamilies = 5;
-inline constexpr std::array<Family, kNumFamilies> kFamilies = {
-    Family::kMeta, Family::kPages, Family::kPageIndex, Family::kSessions,
-    Family::kSessionIndex};
 std::string_view FamilyName(Family family);
 
-// A key that every family but kMeta holds from the start (FORMAT.md). Scans
+// Sessions are precious: each commit is synced, and a database that has lost
+// something does not open (DATA_LOSS; --repair). Pages are a cache: nothing is
+// synced, and a damaged database is set aside and started anew.
+enum class DatabaseKind { kSessions, kPages };
+std::string_view DatabaseName(DatabaseKind kind);  // its folder in the store's
+std::span<const Family> FamiliesOf(DatabaseKind kind);
+
+// A key that every family of sessions holds from the start (FORMAT.md). Scans
 // skip it.
 std::string_view FamilyMarker();
 
-struct StoreDbOptions {
-  std::string dir;  // the store's; RocksDB has the subfolder "db"
-  int64_t disk_bytes = 0;
-  int64_t min_free_bytes = 0;
-  int64_t rocksdb_bytes = 0;
-  int64_t compaction_bytes_per_s = 0;
-  rocksdb::Env* env = nullptr;
-  std::string subfolder = "db";
+// Makes a folder, for its owner alone; OK where it is there and can be used.
+absl::Status MakeFolder(const std::string& dir);
+
+// What the databases of a store share.
+struct DatabaseResources {
+  // Block cache and memtables of all: `cache_bytes` at most. Background writes:
+  // so many bytes a second; 0: not limited.
+  DatabaseResources(int64_t cache_bytes, int64_t compaction_bytes_per_s);
+  std::shared_ptr<rocksdb::Cache> cache;
+  std::shared_ptr<rocksdb::WriteBufferManager> memtables;
+  std::shared_ptr<rocksdb::RateLimiter> rate_limiter;  // null: none
+  std::shared_ptr<rocksdb::Statistics> statistics;
+};
+
+struct DatabaseOptions {
+  DatabaseKind kind = DatabaseKind::kSessions;
+  std::string dir;              // the store's
+  std::string subfolder;        // empty: the kind's
+  rocksdb::Env* env = nullptr;  // for tests; null: the real one
+  // Called, on the thread of Housekeep(), when what was stored is gone: the
+  // database was set aside and is new.
+  std::function<void()> on_started_anew;
 };
 
 // "what: message", on one line, with the canonical code. Corrupt: DATA_LOSS.
 absl::Status FromRocksDb(const rocksdb::Status& status, std::string_view what);
 
-class StoreDb {
- public:
-  // Errors: as CacheStore::Open. The memory is reserved in `budget`, which must
-  // outlive the database.
-  static absl::StatusOr<std::unique_ptr<StoreDb>> Open(
-      const StoreDbOptions& options, MemoryBudget& budget);
-  ~StoreDb();
+// Whether the process ran out of something that it may have again later:
+// descriptors, memory.
+bool IsTransient(const rocksdb::Status& status);
 
-  // NOT_FOUND, DATA_LOSS (and the value is to be dropped).
+// One change of a batch; the bytes must outlive the call.
+struct WriteOp {
+  Family family = Family::kMeta;
+  std::string_view key;
+  // The value, in two parts. Nothing: the key is deleted.
+  std::optional<std::array<std::string_view, 2>> value;
+};
+
+class Database {
+ public:
+  // Errors: as CacheStore::Open. `space` must outlive the database; its memory
+  // has been reserved.
+  static absl::StatusOr<std::unique_ptr<Database>> Open(
+      const DatabaseOptions& options, const DatabaseResources& resources,
+      DiskSpace& space);
+  ~Database();
+
+  // NOT_FOUND; DATA_LOSS: it is there and cannot be had; UNAVAILABLE: not now
+  // (descriptors or memory ran out, or the database is being opened again).
   absl::Status Get(Family family, std::string_view key, std::string* value);
 
   enum class Room {
@@ -66,75 +104,117 @@ class StoreDb {
     kRecord,  // may use what pages may not
     kFrees,   // makes room: always admitted
   };
-  // Writes the batch, atomically; with `sync`, it and all that was written
-  // before it is on disk when this returns OK. RESOURCE_EXHAUSTED: no room.
-  // UNAVAILABLE: writes have stopped after an error, or fail now.
-  absl::Status Write(rocksdb::WriteBatch& batch, bool sync, Room room);
+  // Writes all or nothing; with `sync`, it and all that was written before it
+  // is on disk when this returns OK. RESOURCE_EXHAUSTED: no room. UNAVAILABLE:
+  // writes have stopped after an error, or fail now.
+  absl::Status Write(std::span<const WriteOp> ops, bool sync, Room room);
 
-  std::unique_ptr<rocksdb::Iterator> NewIterator(Family family);
-  rocksdb::ColumnFamilyHandle* handle(Family family) const {
-    return handles_[static_cast<size_t>(family)];
-  }
+  // Calls fn(key, value) for what can be read of a family, also behind damage.
+  // DATA_LOSS: there is damage, the rest was read.
+  absl::Status Scan(
+      Family family,
+      const std::function<void(std::string_view, std::string_view)>& fn);
 
+  // Syncs all that was written.
+  absl::Status Sync();
+  // Rewrites the files, so that what was deleted or overwritten is gone from
+  // them. Blocks for as long as it takes, or until StopCompactions().
+  absl::Status Purge();
   // Moves what lives in the oldest blob files and deletes these files. Blocks
-  // for as long as it takes, or until StopCompactions().
+  // likewise.
   absl::Status CollectGarbage();
-  // Makes a CollectGarbage that runs, and any later one, return early.
+  // Deletes a database that was set aside. False: there is none.
+  bool DropSetAside();
+  // Makes a compaction that runs, and any later one, return early.
   void StopCompactions() { stop_compactions_ = true; }
 
-  // Looks at the disk; leaves the degraded mode where that is possible.
+  // Looks at the disk; leaves the degraded mode where the cause is gone.
   void Housekeep();
   bool degraded() const;
 
-  DiskSpace& space() { return *space_; }
+  DiskSpace& space() { return space_; }
   // Of the blob files, dead bytes included.
   int64_t BlobBytes() const;
-  DiskStats stats() const;
+  // Adds this database's figures.
+  void AddStats(DiskStats* stats) const;
 
  private:
   class Listener;
+  // An open RocksDB; closed when nobody uses it any more.
+  struct Live {
+    ~Live();
+    void Take(rocksdb::ColumnFamilyHandle* handle);
+    rocksdb::ColumnFamilyHandle* handle(Family family) const {
+      return by_family[static_cast<size_t>(family)];
+    }
+    std::unique_ptr<rocksdb::DB> db;
+    std::vector<rocksdb::ColumnFamilyHandle*> handles;
+    std::array<rocksdb::ColumnFamilyHandle*, kNumFamilies> by_family{};
+  };
+  using LiveRef = std::shared_ptr<Live>;
+  // What ends the degraded mode, the stronger the later.
+  enum class Cure { kResume, kReopen, kStartAnew, kRepair };
 
-  StoreDb() = default;
-  absl::Status OpenRocksDb(const std::string& path,
-                           const std::vector<std::string>& families);
-  // Makes what a new store needs, the format record last.
-  absl::Status Create();
+  Database(const DatabaseOptions& options, const DatabaseResources& resources,
+           DiskSpace& space);
+  absl::Status OpenSessions();
+  // `is_new` becomes true where what was there had to be set aside.
+  absl::Status OpenPages(bool* is_new);
+  absl::Status TryOpenPages();
+  absl::Status MakeFolders();
+  absl::StatusOr<LiveRef> OpenRocksDb(const std::vector<std::string>& families);
+  // Makes the families that are missing and drops those of other formats.
+  absl::Status TakeOver(Live& live, std::span<const std::string> families);
+  // The last step of making one: without it, the next start begins anew.
+  absl::Status WriteFormat(Live& live);
+  absl::Status SetAside(const absl::Status& why);
   void AddListener();
-  void Degrade(const std::string& reason);
-  int64_t Property(Family family, const std::string& name) const;
-  int64_t PropertyOfAll(const std::string& name) const;
+  void Publish(LiveRef live);
+  // Null: it is being opened again.
+  LiveRef Acquire() const;
+  // Closes the database and opens it again. False: not yet.
+  bool Reopen(Cure cure);
+  bool FolderIsOurs() const;
+  // Of the family of pages.
+  int64_t PagesProperty(const std::string& name) const;
+  absl::Status Compact(std::span<const Family> families, double blob_cutoff);
+  void Degrade(const rocksdb::Status& error);
+  void Degrade(const std::string& reason, Cure cure);
 
-  std::string dir_;
-  MemoryReservation memory_;
-  std::unique_ptr<DiskSpace> space_;
-  // Null where none is kept: the database of a repair.
-  std::unique_ptr<Ledger> ledger_;
+  const DatabaseOptions options_;
+  const std::string path_;
+  DiskSpace& space_;
+  const DatabaseResources resources_;
+  // Null where none is kept: of pages, and of a database that is being made.
+  std::unique_ptr<SyncLedger> ledger_;
   std::unique_ptr<rocksdb::Env> env_;
-  rocksdb::Options options_;
-  std::shared_ptr<rocksdb::Cache> cache_;
-  std::unique_ptr<rocksdb::DB> db_;
-  std::array<rocksdb::ColumnFamilyHandle*, kNumFamilies> handles_{};
+  rocksdb::Options rocksdb_options_;
+  uint64_t folder_inode_ = 0;
   std::atomic<bool> stop_compactions_{false};
   std::atomic<int64_t> num_compactions_{0};
   bool has_torn_log_ = false;
+  std::chrono::steady_clock::time_point next_reopen_;  // Housekeep's
 
   mutable Mutex mu_;
+  LiveRef live_ XC_GUARDED_BY(mu_);
   // Writes have stopped; empty: they have not.
   std::string degraded_ XC_GUARDED_BY(mu_);
+  Cure cure_ XC_GUARDED_BY(mu_) = Cure::kResume;
   int64_t degraded_total_ XC_GUARDED_BY(mu_) = 0;
   int64_t background_errors_ XC_GUARDED_BY(mu_) = 0;
+  int64_t num_set_aside_ XC_GUARDED_BY(mu_) = 0;
 };
 
-// What Open() sets, for Repair() to open damaged databases alike.
-rocksdb::Options MakeRocksDbOptions(const StoreDbOptions& options,
-                                    const DiskPlan& plan,
-                                    std::shared_ptr<rocksdb::Cache> cache);
+// What Open() sets, for a repair to open damaged databases alike.
+rocksdb::Options MakeRocksDbOptions(DatabaseKind kind,
+                                    const DatabaseResources& resources,
+                                    const DiskPlan& plan);
 rocksdb::ColumnFamilyOptions MakeFamilyOptions(const rocksdb::Options& options,
                                                const DiskPlan& plan,
-                                               Family family);
+                                               std::string_view family);
 std::vector<rocksdb::ColumnFamilyDescriptor> DescribeFamilies(
     const rocksdb::Options& options, const DiskPlan& plan,
-    const std::vector<std::string>& names);
+    std::span<const std::string> names);
 
 }  // namespace xcache
 

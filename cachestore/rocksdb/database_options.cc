@@ -5,10 +5,7 @@
 #include "cachestore/rocksdb/database.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/filter_policy.h"
-#include "rocksdb/rate_limiter.h"
-#include "rocksdb/statistics.h"
 #include "rocksdb/table.h"
-#include "rocksdb/write_buffer_manager.h"
 
 namespace xcache {
 
@@ -28,6 +25,19 @@ std::string_view FamilyName(Family family) {
   return "";
 }
 
+std::string_view DatabaseName(DatabaseKind kind) {
+  return kind == DatabaseKind::kSessions ? "sessions" : "pages";
+}
+
+std::span<const Family> FamiliesOf(DatabaseKind kind) {
+  static constexpr Family kOfSessions[] = {Family::kMeta, Family::kSessions,
+                                           Family::kSessionIndex};
+  static constexpr Family kOfPages[] = {Family::kMeta, Family::kPages,
+                                        Family::kPageIndex};
+  if (kind == DatabaseKind::kSessions) return kOfSessions;
+  return kOfPages;
+}
+
 // No page key has this length, and no session key says a tenant of 255 bytes
 // and then ends.
 std::string_view FamilyMarker() {
@@ -35,53 +45,69 @@ std::string_view FamilyMarker() {
          "family";
 }
 
-rocksdb::Options MakeRocksDbOptions(const StoreDbOptions& options,
-                                    const DiskPlan& plan,
-                                    std::shared_ptr<rocksdb::Cache> cache) {
+DatabaseResources::DatabaseResources(int64_t cache_bytes,
+                                     int64_t compaction_bytes_per_s)
+    : statistics(rocksdb::CreateDBStatistics()) {
+  rocksdb::LRUCacheOptions options;
+  options.capacity = static_cast<size_t>(cache_bytes);
+  options.num_shard_bits = 2;
+  cache = rocksdb::NewLRUCache(options);
+  // Memtables are charged to the cache, so the cache is the cap.
+  memtables = std::make_shared<rocksdb::WriteBufferManager>(
+      static_cast<size_t>(cache_bytes / 2), cache);
+  if (compaction_bytes_per_s > 0) {
+    rate_limiter.reset(rocksdb::NewGenericRateLimiter(compaction_bytes_per_s));
+  }
+  statistics->set_stats_level(rocksdb::StatsLevel::kExceptDetailedTimers);
+}
+
+rocksdb::Options MakeRocksDbOptions(DatabaseKind kind,
+                                    const DatabaseResources& resources,
+                                    const DiskPlan& plan) {
+  const bool is_pages = kind == DatabaseKind::kPages;
   rocksdb::Options o;
-  if (options.env != nullptr) o.env = options.env;
   o.create_if_missing = true;
   o.paranoid_checks = true;
-  // A torn last record is what kill -9 leaves behind. Damage before intact
-  // records is not, and must not go unnoticed: OpenRocksDb().
-  o.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
-  // A synced log that is missing is found out.
-  o.track_and_verify_wals_in_manifest = true;
+  if (is_pages) {
+    // What was not synced may be gone or torn. Each page says itself whether it
+    // is whole, so what is around the damage is kept.
+    o.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
+  } else {
+    // A torn last record is what kill -9 leaves behind. Damage before intact
+    // records is not, and must not go unnoticed (open_check.h).
+    o.wal_recovery_mode =
+        rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
+    // A synced log that is missing is found out.
+    o.track_and_verify_wals_in_manifest = true;
+  }
 
-  // Memory. Memtables are charged to the cache, so the cache is the cap.
-  o.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(
-      static_cast<size_t>(options.rocksdb_bytes / 2), cache);
-  o.write_buffer_size = static_cast<size_t>(plan.write_buffer);
+  o.write_buffer_manager = resources.memtables;
+  const int64_t write_buffer =
+      is_pages ? plan.write_buffer : plan.session_write_buffer;
+  o.write_buffer_size = static_cast<size_t>(write_buffer);
   o.max_write_buffer_number = 2;
   o.arena_block_size =
-      static_cast<size_t>(std::min<int64_t>(plan.write_buffer / 8, 256 << 10));
-  o.max_open_files = 256;
+      static_cast<size_t>(std::min<int64_t>(write_buffer / 8, 256 << 10));
+  o.max_open_files = is_pages ? 192 : 64;
   o.table_cache_numshardbits = 2;
 
   // Disk. Files are as long as what is in them, and logs of RocksDB's own stay
   // small: the cap counts them.
   o.allow_fallocate = false;
-  o.max_total_wal_size = static_cast<uint64_t>(plan.max_wal);
+  o.max_total_wal_size = static_cast<uint64_t>(2 * write_buffer);
   o.manifest_preallocation_size = 0;
   o.max_manifest_file_size = 1 << 20;
-  o.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
-  o.max_log_file_size = 256 << 10;
-  o.keep_log_file_num = 2;
   o.stats_dump_period_sec = 0;
   o.stats_persist_period_sec = 0;
 
   // One flush and one compaction at a time: the service needs the cores.
   o.max_background_jobs = 2;
-  if (options.compaction_bytes_per_s > 0) {
-    o.rate_limiter.reset(
-        rocksdb::NewGenericRateLimiter(options.compaction_bytes_per_s));
-  }
+  o.rate_limiter = resources.rate_limiter;
   o.bytes_per_sync = 1 << 20;
-  o.statistics = rocksdb::CreateDBStatistics();
-  o.statistics->set_stats_level(rocksdb::StatsLevel::kExceptDetailedTimers);
+  o.statistics = resources.statistics;
 
   rocksdb::BlockBasedTableOptions table;
-  table.block_cache = std::move(cache);
+  table.block_cache = resources.cache;
   table.cache_index_and_filter_blocks = true;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   table.format_version = 5;                         // table_check.h
@@ -93,12 +119,12 @@ rocksdb::Options MakeRocksDbOptions(const StoreDbOptions& options,
 
 rocksdb::ColumnFamilyOptions MakeFamilyOptions(const rocksdb::Options& options,
                                                const DiskPlan& plan,
-                                               Family family) {
+                                               std::string_view family) {
   rocksdb::ColumnFamilyOptions cf(options);
-  if (family == Family::kSessions) {
+  if (family == FamilyName(Family::kSessions)) {
     cf.compression = rocksdb::CompressionType::kLZ4Compression;
   }
-  if (family != Family::kPages) return cf;
+  if (family != FamilyName(Family::kPages)) return cf;
   cf.enable_blob_files = true;
   cf.min_blob_size = 1024;
   cf.blob_file_size = static_cast<uint64_t>(plan.write_buffer);
@@ -112,16 +138,10 @@ rocksdb::ColumnFamilyOptions MakeFamilyOptions(const rocksdb::Options& options,
 
 std::vector<rocksdb::ColumnFamilyDescriptor> DescribeFamilies(
     const rocksdb::Options& options, const DiskPlan& plan,
-    const std::vector<std::string>& names) {
+    std::span<const std::string> names) {
   std::vector<rocksdb::ColumnFamilyDescriptor> out;
   for (const std::string& name : names) {
-    rocksdb::ColumnFamilyOptions cf(options);
-    for (Family family : kFamilies) {
-      if (FamilyName(family) == name) {
-        cf = MakeFamilyOptions(options, plan, family);
-      }
-    }
-    out.emplace_back(name, cf);
+    out.emplace_back(name, MakeFamilyOptions(options, plan, name));
   }
   return out;
 }

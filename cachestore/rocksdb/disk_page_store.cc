@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
-#include "cachestore/rocksdb/store_records.h"
+#include "cachestore/rocksdb/page_records.h"
 #include "engine/base/crc32c.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
@@ -20,15 +20,16 @@ constexpr int64_t kIndexStep = 64 << 10;
 // Pages deleted by one write.
 constexpr size_t kEvictBatch = 64;
 
-rocksdb::Slice AsSlice(std::string_view bytes) {
-  return {bytes.data(), bytes.size()};
-}
-
 uint64_t UnixMicros() {
   return static_cast<uint64_t>(
       std::chrono::duration_cast<std::chrono::microseconds>(
           std::chrono::system_clock::now().time_since_epoch())
           .count());
+}
+
+// A collection looks at a share of the files: this many see them all.
+int NumShares(const DiskPlan& plan) {
+  return static_cast<int>(1.0 / plan.gc_cutoff) + 1;
 }
 
 }  // namespace
@@ -51,14 +52,14 @@ void DiskPageStore::Held::Add(const PageKey& key) {
   keys_.push_back(key);
 }
 
-DiskPageStore::DiskPageStore(StoreDb& db, MemoryBudget& budget,
+DiskPageStore::DiskPageStore(Database& db, MemoryBudget& budget,
                              std::function<void()> on_full)
     : db_(db), budget_(budget), on_full_(std::move(on_full)) {}
 
 DiskPageStore::~DiskPageStore() = default;
 
 absl::StatusOr<std::unique_ptr<DiskPageStore>> DiskPageStore::Open(
-    StoreDb& db, MemoryBudget& budget, std::function<void()> on_full) {
+    Database& db, MemoryBudget& budget, std::function<void()> on_full) {
   auto store = std::unique_ptr<DiskPageStore>(
       new DiskPageStore(db, budget, std::move(on_full)));
   XC_RETURN_IF_ERROR(store->Load());
@@ -71,41 +72,35 @@ absl::Status DiskPageStore::Load() {
   index_memory_ = *std::move(memory);
   std::vector<PageKey> dropped;
   int64_t damaged = 0;
-  std::unique_ptr<rocksdb::Iterator> it = db_.NewIterator(Family::kPageIndex);
-  const auto take = [&]() XC_REQUIRES(mu_) {
-    const std::string_view name(it->key().data(), it->key().size());
-    if (name == FamilyMarker()) return;
-    const std::optional<PageKey> key = ParseKeyBytes(name);
-    if (!key) {
-      ++damaged;
-      return;
-    }
-    const auto entry =
-        DecodePageEntry(*key, {it->value().data(), it->value().size()});
-    if (!entry.ok()) {
-      ++damaged;
-      dropped.push_back(*key);
-    } else if (index_.Contains(*key)) {
-      // Found from both ends of a damaged file.
-    } else if (!ReserveIndex()) {
-      dropped.push_back(*key);
-      ++stats_.evictions;
-      stats_.evicted_bytes += entry->num_bytes;
-    } else {
-      index_.Add(*key, entry->parent, entry->num_bytes, entry->crc,
-                 entry->put_us);
-      clock_us_ = std::max(clock_us_, entry->put_us);
-    }
-  };
-  for (it->SeekToFirst(); it->Valid(); it->Next()) take();
-  if (!it->status().ok()) {
-    // A damaged block ends the way; what is behind it is reached from the end.
+  const absl::Status scanned = db_.Scan(
+      Family::kPageIndex,
+      [&](std::string_view name, std::string_view value) XC_REQUIRES(mu_) {
+        const std::optional<PageKey> key = ParseKeyBytes(name);
+        if (!key) {
+          ++damaged;
+          return;
+        }
+        const auto entry = DecodePageEntry(*key, value);
+        if (!entry.ok()) {
+          ++damaged;
+          dropped.push_back(*key);
+        } else if (index_.Contains(*key)) {
+          // Found from both ends of a damaged file.
+        } else if (!ReserveIndex()) {
+          dropped.push_back(*key);
+          ++stats_.evictions;
+          stats_.evicted_bytes += entry->num_bytes;
+        } else {
+          index_.Add(*key, entry->parent, entry->num_bytes, entry->crc,
+                     entry->put_us);
+          clock_us_ = std::max(clock_us_, entry->put_us);
+        }
+      });
+  if (!scanned.ok()) {
     XC_LOG_WARN("the index of pages is damaged; some pages are lost",
-                "detail={}", LogValue(it->status().ToString()));
+                "detail={}", LogValue(std::string(scanned.message())));
     ++damaged;
-    for (it->SeekToLast(); it->Valid(); it->Prev()) take();
   }
-  it.reset();
   stats_.corrupt += damaged;
   if (!dropped.empty()) {
     XC_LOG_WARN("dropped pages of the store at start", "pages={} damaged={}",
@@ -151,7 +146,10 @@ absl::StatusOr<PageHit> DiskPageStore::Get(const PageKey& key) {
     return absl::ResourceExhaustedError("no memory to read a page into");
   }
   absl::StatusOr<Value> value = Read(key);
-  if (!value.ok()) value = ReadHeld(key);
+  // What cannot be read now is no damage.
+  if (!value.ok() && !absl::IsUnavailable(value.status())) {
+    value = ReadHeld(key);
+  }
   if (!value.ok()) {
     MutexLock lock(mu_);
     ++stats_.misses;
@@ -189,7 +187,7 @@ absl::StatusOr<DiskPageStore::Value> DiskPageStore::ReadHeld(
     return absl::NotFoundError("the page was evicted meanwhile");
   }
   absl::StatusOr<Value> value = Read(key);
-  if (value.ok()) return value;
+  if (value.ok() || absl::IsUnavailable(value.status())) return value;
   {
     MutexLock lock(mu_);
     index_.Remove(key);
@@ -229,21 +227,11 @@ absl::Status DiskPageStore::Put(const PageRef& page) {
   const std::string trailer =
       EncodePageTrailer(key, page->parent(), page->bytes());
   const std::string index_value = EncodePageEntry(key, entry);
-  const rocksdb::Slice name = AsSlice(KeyBytes(key));
-  const rocksdb::Slice value_parts[] = {AsSlice(page->bytes()),
-                                        AsSlice(trailer)};
-  rocksdb::WriteBatch batch(page->bytes().size() + 512);
-  rocksdb::Status built =
-      batch.Put(db_.handle(Family::kPages), rocksdb::SliceParts(&name, 1),
-                rocksdb::SliceParts(value_parts, 2));
-  if (built.ok()) {
-    built =
-        batch.Put(db_.handle(Family::kPageIndex), name, AsSlice(index_value));
-  }
-  absl::Status written = FromRocksDb(built, "page");
-  if (written.ok()) {
-    written = db_.Write(batch, /*sync=*/false, StoreDb::Room::kPage);
-  }
+  const WriteOp ops[] = {
+      {Family::kPages, KeyBytes(key), {{page->bytes(), trailer}}},
+      {Family::kPageIndex, KeyBytes(key), {{index_value, {}}}}};
+  const absl::Status written =
+      db_.Write(ops, /*sync=*/false, Database::Room::kPage);
   if (!written.ok()) {
     {
       MutexLock lock(mu_);
@@ -265,15 +253,12 @@ bool DiskPageStore::Contains(const PageKey& key) const {
 }
 
 absl::Status DiskPageStore::DeleteRecords(std::span<const PageKey> keys) {
-  rocksdb::WriteBatch batch;
+  std::vector<WriteOp> ops;
   for (const PageKey& key : keys) {
-    for (Family family : {Family::kPages, Family::kPageIndex}) {
-      const rocksdb::Status added =
-          batch.Delete(db_.handle(family), AsSlice(KeyBytes(key)));
-      if (!added.ok()) return FromRocksDb(added, "delete");
-    }
+    ops.push_back({Family::kPages, KeyBytes(key), std::nullopt});
+    ops.push_back({Family::kPageIndex, KeyBytes(key), std::nullopt});
   }
-  return db_.Write(batch, /*sync=*/false, StoreDb::Room::kFrees);
+  return db_.Write(ops, /*sync=*/false, Database::Room::kFrees);
 }
 
 absl::Status DiskPageStore::Erase(const PageKey& key) {
@@ -301,17 +286,19 @@ void DiskPageStore::Claim(const std::string& session,
   SessionClaim& claim = claims_[session];
   Deactivate(session, claim);
   claim = {.pinned = pinned, .used_us = used_us};
-  // The last page that is here: as a claimed page keeps its ancestors, one
-  // claim keeps them all.
+  if (chain.empty()) return;
+  claim.last = chain.back();
+  claim.here = claim.last;
   for (size_t i = chain.size(); i > 0; --i) {
     if (!index_.Contains(chain[i - 1])) continue;
-    claim.page = chain[i - 1];
-    claim.active = true;
-    index_.Touch(claim.page, used_us);
-    index_.Claim(claim.page);
-    if (!pinned) demotable_.insert({used_us, session});
+    claim.here = chain[i - 1];
+    index_.Touch(claim.here, used_us);
     break;
   }
+  claim.active = true;
+  index_.Claim(claim.here);
+  index_.Claim(claim.last);
+  if (!pinned) demotable_.insert({used_us, session});
 }
 
 void DiskPageStore::Unclaim(const std::string& session) {
@@ -325,9 +312,34 @@ void DiskPageStore::Unclaim(const std::string& session) {
 void DiskPageStore::Deactivate(const std::string& session,
                                SessionClaim& claim) {
   if (!claim.active) return;
-  index_.Unclaim(claim.page);
+  index_.Unclaim(claim.here);
+  index_.Unclaim(claim.last);
   if (!claim.pinned) demotable_.erase({claim.used_us, session});
   claim.active = false;
+}
+
+std::vector<PageKey> DiskPageStore::Unneeded(
+    std::span<const PageKey> chain) const {
+  std::vector<PageKey> keys;
+  MutexLock lock(mu_);
+  int num_own_children = 0;
+  for (size_t i = chain.size(); i > 0; --i) {
+    const PageKey& key = chain[i - 1];
+    if (index_.IsClaimed(key) || index_.num_children(key) > num_own_children) {
+      break;
+    }
+    keys.push_back(key);
+    num_own_children = index_.Contains(key) ? 1 : 0;
+  }
+  return keys;
+}
+
+void DiskPageStore::StartAnew() {
+  MutexLock lock(mu_);
+  stats_.corrupt += index_.num_pages();
+  index_ = PageIndex();
+  claims_.clear();
+  demotable_.clear();
 }
 
 bool DiskPageStore::DemoteOne() {
@@ -373,6 +385,13 @@ void DiskPageStore::EvictPages(int64_t wanted_bytes) {
   }
 }
 
+absl::Status DiskPageStore::CollectAll() {
+  for (int round = 0; round < NumShares(db_.space().plan()); ++round) {
+    XC_RETURN_IF_ERROR(db_.CollectGarbage());
+  }
+  return absl::OkStatus();
+}
+
 void DiskPageStore::MakeRoom() {
   const DiskPlan& plan = db_.space().plan();
   // Every collection looks at a share of the files: this many see them all.
@@ -390,6 +409,7 @@ void DiskPageStore::MakeRoom() {
     }
     const bool is_high = db_.space().used_bytes() > plan.high_water ||
                          !db_.space().HasFreeSpace();
+    if (is_high && db_.DropSetAside()) continue;
     // Copying what lives pays where enough is dead.
     if (!is_high || db_.BlobBytes() - live < plan.pages_limit / 20) return;
     const absl::Status collected = db_.CollectGarbage();

@@ -31,7 +31,7 @@ class DiskPageStore : public PageStore {
   // Reads the index of pages. Both must outlive the store. `on_full`, if given,
   // is called (on any thread) when a page was refused for want of room.
   static absl::StatusOr<std::unique_ptr<DiskPageStore>> Open(
-      StoreDb& db, MemoryBudget& budget, std::function<void()> on_full);
+      Database& db, MemoryBudget& budget, std::function<void()> on_full);
   ~DiskPageStore() override;
 
   absl::StatusOr<PageHit> Get(const PageKey& key) override;
@@ -41,25 +41,36 @@ class DiskPageStore : public PageStore {
   absl::Status Erase(const PageKey& key) override;
   PageStoreStats stats() const override;
 
-  // Keeps a session's chain of pages (those of it that are here, up to the last
-  // one) from eviction; replaces its earlier claim. `used_us`: Unix time.
+  // Keeps a session's chain of pages from eviction: those of it that are here,
+  // and those on their way; replaces its earlier claim. `used_us`: Unix time.
   void Claim(const std::string& session, std::span<const PageKey> chain,
              bool pinned, uint64_t used_us);
   void Unclaim(const std::string& session);
+  // The end of a chain that no other chain and no claim needs, the last page
+  // first.
+  std::vector<PageKey> Unneeded(std::span<const PageKey> chain) const;
+  // The database was begun anew: nothing is here any more.
+  void StartAnew();
 
   // Evicts pages until what is live fits its share of the cap: leaves first,
   // the least recently used first; then the claims of sessions that are not
   // pinned go, the least recently used first. Then collects garbage while the
   // disk is above its high water. Blocks.
   void MakeRoom();
+  // Rewrites every blob file, a share after another: what was deleted is gone
+  // from the disk then. Blocks.
+  absl::Status CollectAll();
   // How many claims the disk's cap took away.
   int64_t num_demoted() const { return num_demoted_; }
 
  private:
   struct SessionClaim {
-    PageKey page{};
+    // The last page that was here, and the last one, which may be on its way.
+    // As a claimed page keeps its ancestors, they keep the chain.
+    PageKey here{};
+    PageKey last{};
     bool pinned = false;
-    bool active = false;  // not demoted
+    bool active = false;  // not demoted, and there is a chain
     uint64_t used_us = 0;
   };
 
@@ -88,7 +99,7 @@ class DiskPageStore : public PageStore {
     std::string bytes;
   };
 
-  DiskPageStore(StoreDb& db, MemoryBudget& budget,
+  DiskPageStore(Database& db, MemoryBudget& budget,
                 std::function<void()> on_full);
   absl::Status Load();
   uint64_t Now() XC_REQUIRES(mu_);
@@ -101,7 +112,7 @@ class DiskPageStore : public PageStore {
   void Deactivate(const std::string& session, SessionClaim& claim)
       XC_REQUIRES(mu_);
 
-  StoreDb& db_;
+  Database& db_;
   MemoryBudget& budget_;
   const std::function<void()> on_full_;
   std::atomic<int64_t> num_demoted_{0};

@@ -70,10 +70,13 @@ DiskPlan PlanDisk(int64_t cap_bytes, int64_t rocksdb_memory_bytes) {
   plan.write_buffer = std::clamp<int64_t>(
       std::min(rocksdb_memory_bytes / 4, plan.cap / 32), 512 << 10, 64 << 20);
   plan.max_wal = 2 * plan.write_buffer;
+  plan.session_write_buffer =
+      std::clamp<int64_t>(plan.write_buffer / 4, 256 << 10, 8 << 20);
   plan.gc_cutoff = 0.125;
   const auto copied =
       static_cast<int64_t>(plan.gc_cutoff * static_cast<double>(plan.cap));
-  plan.records_limit = plan.cap - copied - plan.write_buffer;
+  plan.records_limit =
+      plan.cap - copied - plan.write_buffer - plan.session_write_buffer;
   // Records keep a WAL's worth to themselves, so that a turn can be durable
   // where pages are refused.
   plan.pages_limit = plan.records_limit - plan.max_wal;

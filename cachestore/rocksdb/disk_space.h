@@ -36,16 +36,18 @@ absl::Status CheckRoomToOpen(const std::string& dir,
 // A page is written three times: to the WAL, from the memtable to a blob file
 // (only then does its part of the WAL go), and again if a garbage collection
 // moves it. So the cap holds back one WAL, one memtable, and what one
-// collection may copy before it deletes what it copied from.
+// collection may copy before it deletes what it copied from; and for sessions a
+// memtable of theirs.
 struct DiskPlan {
   int64_t cap;
-  int64_t write_buffer;   // a memtable; also a blob file's size
-  int64_t max_wal;        // all WAL files
-  double gc_cutoff;       // share of the oldest blob files moved at once
-  int64_t pages_limit;    // a page that would pass it is refused
-  int64_t records_limit;  // a manifest that would pass it is refused
-  int64_t high_water;     // above it the housekeeping collects garbage
-  int64_t live_target;    // above it the housekeeping evicts pages
+  int64_t write_buffer;          // a memtable; also a blob file's size
+  int64_t max_wal;               // all WAL files
+  int64_t session_write_buffer;  // the same of sessions
+  double gc_cutoff;              // share of the oldest blob files moved at once
+  int64_t pages_limit;           // a page that would pass it is refused
+  int64_t records_limit;         // a manifest that would pass it is refused
+  int64_t high_water;            // above it the housekeeping collects garbage
+  int64_t live_target;           // above it the housekeeping evicts pages
 };
 inline constexpr int64_t kMinDiskBytes = int64_t{16} << 20;
 DiskPlan PlanDisk(int64_t cap_bytes, int64_t rocksdb_memory_bytes);

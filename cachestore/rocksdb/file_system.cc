@@ -26,7 +26,7 @@ using rocksdb::Slice;
 class WatchedManifest : public rocksdb::FSWritableFileOwnerWrapper {
  public:
   WatchedManifest(std::unique_ptr<FSWritableFile> file, uint64_t number,
-                  std::string db_path, Ledger& ledger)
+                  std::string db_path, SyncLedger& ledger)
       : FSWritableFileOwnerWrapper(std::move(file)),
         db_path_(std::move(db_path)),
         ledger_(ledger) {
@@ -69,7 +69,7 @@ class WatchedManifest : public rocksdb::FSWritableFileOwnerWrapper {
   }
 
   const std::string db_path_;
-  Ledger& ledger_;
+  SyncLedger& ledger_;
   ManifestMark mark_;
   bool is_known_ = true;
 };
@@ -105,7 +105,7 @@ class CheckedTable : public rocksdb::FSRandomAccessFileOwnerWrapper {
 class StoreFileSystem : public rocksdb::FileSystemWrapper {
  public:
   StoreFileSystem(const std::shared_ptr<rocksdb::FileSystem>& base,
-                  Ledger* ledger)
+                  SyncLedger* ledger)
       : FileSystemWrapper(base), ledger_(ledger) {}
   const char* Name() const override { return "XCacheStoreFileSystem"; }
 
@@ -171,12 +171,13 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
         std::string(checked.status().message()));
   }
 
-  Ledger* const ledger_;
+  SyncLedger* const ledger_;
 };
 
 }  // namespace
 
-std::unique_ptr<rocksdb::Env> MakeStoreEnv(rocksdb::Env* base, Ledger* ledger) {
+std::unique_ptr<rocksdb::Env> MakeStoreEnv(rocksdb::Env* base,
+                                           SyncLedger* ledger) {
   if (base == nullptr) base = rocksdb::Env::Default();
   return rocksdb::NewCompositeEnv(
       std::make_shared<StoreFileSystem>(base->GetFileSystem(), ledger));

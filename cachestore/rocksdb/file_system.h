@@ -14,7 +14,8 @@ namespace xcache {
 
 // Over `base` (null: the default). `ledger` may be null: nothing is noted. Both
 // must outlive the environment, which must outlive the database.
-std::unique_ptr<rocksdb::Env> MakeStoreEnv(rocksdb::Env* base, Ledger* ledger);
+std::unique_ptr<rocksdb::Env> MakeStoreEnv(rocksdb::Env* base,
+                                           SyncLedger* ledger);
 
 }  // namespace xcache
 

@@ -6,8 +6,6 @@
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
-#include "cachestore/rocksdb/database.h"
-#include "cachestore/rocksdb/store_records.h"
 #include "engine/base/coding.h"
 #include "engine/base/crc32c.h"
 #include "engine/base/log.h"
@@ -18,8 +16,6 @@ namespace xcache {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr char kFormatName[] = "xcache-store";
 
 // A database opened for reading, for as long as one looks at it.
 class ReadOnlyDb {
@@ -60,7 +56,36 @@ class ReadOnlyDb {
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;
 };
 
-// Whether files with content lie in a folder that has no CURRENT.
+}  // namespace
+
+std::string FormatKey() { return "format"; }
+
+std::string FormatRecord(const Format& format) {
+  std::string out;
+  FieldWriter w(out);
+  w.Bytes(format.name);
+  w.Int(format.version);
+  w.Int(Crc32c(out));
+  return out;
+}
+
+absl::Status CheckFormat(std::string_view record, const Format& format) {
+  FieldReader r(record);
+  const std::string_view name = r.Bytes();
+  const auto version = r.Int<uint32_t>();
+  const std::string_view body = record.substr(0, r.offset());
+  const auto crc = r.Int<uint32_t>();
+  if (!r.ok() || name != format.name || crc != Crc32c(body)) {
+    return absl::DataLossError("bad format record");
+  }
+  if (version != format.version) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("it has format version ", version,
+                     ", this program reads version ", format.version));
+  }
+  return absl::OkStatus();
+}
+
 bool HasData(const std::string& path) {
   std::error_code error;
   for (const auto& file : fs::directory_iterator(path, error)) {
@@ -73,83 +98,44 @@ bool HasData(const std::string& path) {
   return false;
 }
 
-absl::Status CheckFormat(const std::string& dir, const std::string& record,
-                         const std::vector<std::string>& families) {
-  FieldReader r(record);
-  const std::string_view name = r.Bytes();
-  const auto version = r.Int<uint32_t>();
-  const auto crc = r.Int<uint32_t>();
-  if (!r.ok() || name != kFormatName ||
-      crc != Crc32c(std::string_view(record).substr(
-                 0, record.size() - sizeof(crc)))) {
-    return WouldNotOpen(dir, absl::DataLossError("bad format record"));
-  }
-  if (version != kStoreFormatVersion) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("store ", dir, " has format version ", version,
-                     ", this program reads version ", kStoreFormatVersion));
-  }
-  for (Family family : kFamilies) {
-    if (std::find(families.begin(), families.end(), FamilyName(family)) ==
-        families.end()) {
-      return WouldNotOpen(
-          dir, absl::DataLossError(absl::StrCat("column family ",
-                                                std::string(FamilyName(family)),
-                                                " is missing")));
-    }
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
-
-std::string FormatKey() { return "format"; }
-
-std::string FormatRecord() {
-  std::string out;
-  FieldWriter w(out);
-  w.Bytes(kFormatName);
-  w.Int(kStoreFormatVersion);
-  w.Int(Crc32c(out));
-  return out;
-}
-
 absl::Status WouldNotOpen(const std::string& dir, const absl::Status& why) {
   return absl::DataLossError(
       absl::StrCat("store ", dir, " would not open: ", why.message(),
                    "; --repair keeps every record in it that is whole"));
 }
 
-absl::StatusOr<StoreLook> LookAtStore(
-    const std::string& dir, const std::string& path,
-    const rocksdb::Options& options, const DiskPlan& plan,
-    const std::optional<LedgerRecord>& ledger) {
+absl::StatusOr<OpenCheck> CheckBeforeOpen(
+    const OpenCheckTarget& target, const rocksdb::Options& options,
+    const DiskPlan& plan, const std::optional<LedgerRecord>& ledger) {
   using Mode = rocksdb::WALRecoveryMode;
-  StoreLook look;
+  const std::string& dir = target.dir;
+  const std::string& path = target.path;
+  const std::span<const Family> wanted = target.families;
+  OpenCheck check;
   std::error_code error;
   if (!fs::exists(path + "/CURRENT", error)) {
     if (ledger || HasData(path)) {
       return WouldNotOpen(dir,
                           absl::DataLossError("the file CURRENT is missing"));
     }
-    look.is_empty = true;
-    look.families = {"default"};
-    return look;
+    check.is_empty = true;
+    check.families = {"default"};
+    return check;
   }
   if (ledger) {
     const absl::Status checked = CheckManifest(*ledger, path);
     if (!checked.ok()) return WouldNotOpen(dir, checked);
   }
   const rocksdb::Status listed =
-      rocksdb::DB::ListColumnFamilies(options, path, &look.families);
+      rocksdb::DB::ListColumnFamilies(options, path, &check.families);
   if (!listed.ok()) {
     return WouldNotOpen(dir, FromRocksDb(listed, "MANIFEST"));
   }
 
   const auto open = [&](Mode mode) {
-    return ReadOnlyDb::Open(options, plan, path, look.families, mode);
+    return ReadOnlyDb::Open(options, plan, path, check.families, mode);
   };
-  auto db = open(look.recovery_mode);
+  auto db = open(check.recovery_mode);
   if (absl::IsDataLoss(db.status())) {
     // A power loss may leave rubbish behind what was synced. If no intact
     // record follows the damage, that is what it is; if the log went further
@@ -163,8 +149,8 @@ absl::StatusOr<StoreLook> LookAtStore(
     }
     XC_LOG_WARN("the log of the store has a torn end", "dir={} detail={}",
                 LogValue(dir), LogValue(std::string(strict.message())));
-    look.recovery_mode = Mode::kPointInTimeRecovery;
-    look.has_torn_log = true;
+    check.recovery_mode = Mode::kPointInTimeRecovery;
+    check.has_torn_log = true;
   }
   if (!db.ok()) return WouldNotOpen(dir, db.status());
   if (ledger && (*db)->sequence() < ledger->synced_sequence) {
@@ -177,24 +163,39 @@ absl::StatusOr<StoreLook> LookAtStore(
   std::string record;
   const rocksdb::Status got = (*db)->GetFormat(&record);
   if (got.ok()) {
-    XC_RETURN_IF_ERROR(CheckFormat(dir, record, look.families));
-    return look;
+    const absl::Status checked = CheckFormat(record, target.format);
+    if (absl::IsDataLoss(checked)) return WouldNotOpen(dir, checked);
+    if (!checked.ok()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("store ", dir, ": ", checked.message()));
+    }
+    for (const Family family : wanted) {
+      if (std::find(check.families.begin(), check.families.end(),
+                    FamilyName(family)) == check.families.end()) {
+        return WouldNotOpen(
+            dir, absl::DataLossError(absl::StrCat(
+                     "column family ", std::string(FamilyName(family)),
+                     " is missing")));
+      }
+    }
+    return check;
   }
   if (!got.IsNotFound() || ledger) {
     return WouldNotOpen(dir, FromRocksDb(got, "format record"));
   }
   // Its making was cut off before the last step: then it holds nothing yet.
-  look.is_empty = true;
+  check.is_empty = true;
   const bool has_other = std::any_of(
-      look.families.begin(), look.families.end(), [](const std::string& name) {
-        return std::none_of(kFamilies.begin(), kFamilies.end(),
+      check.families.begin(), check.families.end(),
+      [&](const std::string& name) {
+        return std::none_of(wanted.begin(), wanted.end(),
                             [&](Family f) { return FamilyName(f) == name; });
       });
   if (has_other || (*db)->HasMetaKeys()) {
     return absl::FailedPreconditionError(
         absl::StrCat(path, " holds a RocksDB that is not a store of XCache"));
   }
-  return look;
+  return check;
 }
 
 }  // namespace xcache

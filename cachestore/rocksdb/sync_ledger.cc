@@ -21,8 +21,6 @@ namespace {
 constexpr uint32_t kMagic = 0x3247444c;  // "LDG2"
 constexpr std::string_view kManifestPrefix = "MANIFEST-";
 
-std::string LedgerPath(const std::string& dir) { return dir + "/ledger"; }
-
 // At most `num_bytes` from a file's beginning.
 std::string ReadFile(const std::string& path, uint64_t num_bytes) {
   std::ifstream in(path, std::ios::binary | std::ios::ate);
@@ -77,12 +75,14 @@ std::optional<LedgerRecord> DecodeLedger(std::string_view bytes) {
   return record;
 }
 
-std::optional<LedgerRecord> ReadLedger(const std::string& dir) {
-  constexpr uint64_t kMoreThanItHas = 1024;
-  return DecodeLedger(ReadFile(LedgerPath(dir), kMoreThanItHas));
+std::string LedgerPath(const std::string& db_path) {
+  return db_path + ".ledger";
 }
 
-void RemoveLedger(const std::string& dir) { ::unlink(LedgerPath(dir).c_str()); }
+std::optional<LedgerRecord> ReadLedger(const std::string& ledger_path) {
+  constexpr uint64_t kMoreThanItHas = 1024;
+  return DecodeLedger(ReadFile(ledger_path, kMoreThanItHas));
+}
 
 std::optional<uint64_t> ParseManifestName(std::string_view name) {
   if (!name.starts_with(kManifestPrefix)) return std::nullopt;
@@ -131,12 +131,12 @@ absl::Status CheckManifest(const LedgerRecord& record,
   return absl::OkStatus();
 }
 
-Ledger::~Ledger() {
+SyncLedger::~SyncLedger() {
   MutexLock lock(mu_);
   if (fd_ >= 0) ::close(fd_);
 }
 
-absl::Status Ledger::Write(bool sync) {
+absl::Status SyncLedger::Write(bool sync) {
   if (fd_ < 0) return absl::OkStatus();
   const std::string bytes = EncodeLedger(record_);
   // In place: a write this small is whole or, after a power loss, fails its
@@ -147,7 +147,7 @@ absl::Status Ledger::Write(bool sync) {
     return absl::OkStatus();
   }
   const absl::Status status = absl::UnavailableError(absl::StrCat(
-      "cannot write the ledger of ", dir_, ": ", std::strerror(errno)));
+      "cannot write the ledger ", path_, ": ", std::strerror(errno)));
   if (!has_failed_) {
     XC_LOG_WARN("damage to the store may go unnoticed", "detail={}",
                 LogValue(std::string(status.message())));
@@ -156,12 +156,12 @@ absl::Status Ledger::Write(bool sync) {
   return status;
 }
 
-absl::Status Ledger::Start(const std::optional<LedgerRecord>& known) {
+absl::Status SyncLedger::Start(const std::optional<LedgerRecord>& known) {
   MutexLock lock(mu_);
-  fd_ = ::open(LedgerPath(dir_).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
   if (fd_ < 0) {
-    return absl::UnavailableError(absl::StrCat(
-        "cannot open the ledger of ", dir_, ": ", std::strerror(errno)));
+    return absl::UnavailableError(absl::StrCat("cannot open the ledger ", path_,
+                                               ": ", std::strerror(errno)));
   }
   if (known) {
     record_ = *known;
@@ -170,19 +170,19 @@ absl::Status Ledger::Start(const std::optional<LedgerRecord>& known) {
   // What is there is damaged.
   if (::ftruncate(fd_, 0) != 0) {
     return absl::UnavailableError(absl::StrCat(
-        "cannot empty the ledger of ", dir_, ": ", std::strerror(errno)));
+        "cannot empty the ledger ", path_, ": ", std::strerror(errno)));
   }
   return Write(/*sync=*/true);
 }
 
-void Ledger::LogSynced(uint64_t sequence) {
+void SyncLedger::LogSynced(uint64_t sequence) {
   MutexLock lock(mu_);
   if (sequence <= record_.synced_sequence) return;
   record_.synced_sequence = sequence;
   Write(/*sync=*/false).IgnoreError();
 }
 
-void Ledger::ManifestSynced(const ManifestMark& mark, uint64_t current) {
+void SyncLedger::ManifestSynced(const ManifestMark& mark, uint64_t current) {
   MutexLock lock(mu_);
   if (mark.number == current) {
     record_.current = mark;

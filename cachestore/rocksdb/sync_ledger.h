@@ -1,5 +1,5 @@
-// What a store must at least hold, in a small file beside its database (the
-// ledger, FORMAT.md): how far its log is synced, and the bytes of the MANIFEST
+// What a database must at least hold, in a small file beside it (the ledger,
+// FORMAT.md): how far its log is synced, and the bytes of the MANIFEST
 // in force. A log or a MANIFEST that lost its end reads like one that never
 // went further. RocksDB cannot tell these apart; with the ledger, a start can.
 #ifndef XCACHE_CACHESTORE_ROCKSDB_SYNC_LEDGER_H_
@@ -36,9 +36,10 @@ std::string EncodeLedger(const LedgerRecord& record);
 // Nothing: damaged.
 std::optional<LedgerRecord> DecodeLedger(std::string_view bytes);
 
+// Where the ledger of the database in the folder `db_path` is: beside it.
+std::string LedgerPath(const std::string& db_path);
 // Nothing: there is none, or it is damaged itself; then it is no evidence.
-std::optional<LedgerRecord> ReadLedger(const std::string& dir);
-void RemoveLedger(const std::string& dir);
+std::optional<LedgerRecord> ReadLedger(const std::string& ledger_path);
 
 // The number of the MANIFEST that the file CURRENT in a database's folder
 // names; nothing: it names none.
@@ -53,12 +54,12 @@ absl::Status CheckManifest(const LedgerRecord& record,
 
 // Writes the ledger of an open store. Thread-safe. It lags where it cannot be
 // written, and is never ahead of what is on disk.
-class Ledger {
+class SyncLedger {
  public:
-  explicit Ledger(std::string dir) : dir_(std::move(dir)) {}
-  ~Ledger();
-  Ledger(const Ledger&) = delete;
-  Ledger& operator=(const Ledger&) = delete;
+  explicit SyncLedger(std::string path) : path_(std::move(path)) {}
+  ~SyncLedger();
+  SyncLedger(const SyncLedger&) = delete;
+  SyncLedger& operator=(const SyncLedger&) = delete;
 
   // From now on there is a file. `known`: what it says already; else what has
   // been noted so far goes into it, synced.
@@ -75,7 +76,7 @@ class Ledger {
  private:
   absl::Status Write(bool sync) XC_REQUIRES(mu_);
 
-  const std::string dir_;
+  const std::string path_;
   Mutex mu_;
   LedgerRecord record_ XC_GUARDED_BY(mu_);
   int fd_ XC_GUARDED_BY(mu_) = -1;  // -1: not started

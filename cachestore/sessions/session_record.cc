@@ -58,6 +58,7 @@ std::string EncodeSessionRecord(const SessionRecord& record) {
   }
   w.Int(static_cast<uint32_t>(record.page_keys.size()));
   for (const PageKey& key : record.page_keys) w.Hash(key);
+  w.Int(record.page_bytes);
   w.Int(static_cast<uint32_t>(record.settings.size()));
   for (const auto& [name, value] : record.settings) {
     w.Bytes(name);
@@ -94,10 +95,10 @@ absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes) {
                                 absl::Hex(actual)));
   }
   // What follows was written as it stands; another version is no damage.
-  if (version != kSessionFormatVersion) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("session record of format version ", version,
-                     ", this program reads version ", kSessionFormatVersion));
+  if (version < 1 || version > kSessionFormatVersion) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "session record of format version ", version,
+        ", this program reads versions 1 to ", kSessionFormatVersion));
   }
   if (reserved != 0) return Damaged("reserved bits are set");
 
@@ -134,6 +135,7 @@ absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes) {
   }
   record.page_keys.resize(r.Count(sizeof(PageKey)));
   for (PageKey& key : record.page_keys) key = r.Hash();
+  if (version >= 2) record.page_bytes = r.Int<uint64_t>();
   record.settings.resize(r.Count(kMinSettingBytes));
   for (auto& [name, value] : record.settings) {
     name = r.Bytes();

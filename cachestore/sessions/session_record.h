@@ -15,7 +15,7 @@
 
 namespace xcache {
 
-inline constexpr uint16_t kSessionFormatVersion = 1;
+inline constexpr uint16_t kSessionFormatVersion = 2;
 
 struct SessionMessage {
   uint8_t role = 0;  // the caller's numbering
@@ -44,6 +44,7 @@ struct SessionRecord {
   std::vector<int32_t> tokens;
   std::vector<SessionMessage> messages;
   std::vector<PageKey> page_keys;  // of the sealed blocks, in order
+  uint64_t page_bytes = 0;         // of these pages; 0: not known (format 1)
   // Whatever else the caller wants to keep, in its order.
   std::vector<std::pair<std::string, std::string>> settings;
 
@@ -52,7 +53,8 @@ struct SessionRecord {
 
 std::string EncodeSessionRecord(const SessionRecord& record);
 
-// DATA_LOSS: not the bytes of a whole record; says where and what.
+// Reads format 1 too. DATA_LOSS: not the bytes of a whole record; says where
+// and what.
 // FAILED_PRECONDITION: intact, but of another format version.
 absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes);
 

@@ -21,10 +21,6 @@ constexpr int64_t kIndexStep = 64 << 10;
 constexpr size_t kMaxNameBytes = 255;
 constexpr size_t kMaxTitleBytes = 1024;
 
-rocksdb::Slice AsSlice(std::string_view bytes) {
-  return {bytes.data(), bytes.size()};
-}
-
 uint64_t NowMicros() {
   return static_cast<uint64_t>(
       std::chrono::duration_cast<std::chrono::microseconds>(
@@ -78,87 +74,139 @@ Mutex& SessionStoreImpl::WriteLock(const std::string& key) {
   return write_mu_[absl::Hash<std::string>()(key) % write_mu_.size()];
 }
 
+absl::StatusOr<SessionSummary> SessionStoreImpl::Summarize(
+    const std::string& key, const SessionName& name, PageKey* last_page) {
+  const auto record = Read(key);
+  if (record.ok()) {
+    SessionEntry entry = MakeSessionEntry(*record);
+    entry.summary.durable = true;
+    if (last_page != nullptr) *last_page = entry.last_page;
+    return entry.summary;
+  }
+  if (absl::IsNotFound(record.status()) ||
+      absl::IsUnavailable(record.status())) {
+    return record.status();
+  }
+  XC_LOG_WARN("a session is damaged", "tenant={} session={} detail={}",
+              LogValue(name.tenant), LogValue(name.id),
+              LogValue(std::string(record.status().message())));
+  {
+    MutexLock lock(mu_);
+    ++stats_.corrupt;
+  }
+  SessionSummary summary;
+  summary.tenant = name.tenant;
+  summary.id = name.id;
+  summary.damaged = true;
+  return summary;
+}
+
 absl::Status SessionStoreImpl::ReadIndex() {
   if (parts_.db == nullptr) return absl::OkStatus();
   absl::Status full = absl::OkStatus();
-  std::unique_ptr<rocksdb::Iterator> it =
-      parts_.db->NewIterator(Family::kSessionIndex);
-  const auto take = [&] {
-    const std::string key = it->key().ToString();
-    const auto name = ParseSessionKey(key);
-    if (!name) return;  // the family's marker
-    const std::string value = it->value().ToString();
-    auto entry = DecodeSessionEntry(key, value);
-    if (!entry.ok()) {
-      // The manifest itself says it all.
-      const auto record = Read(key);
-      if (record.ok()) {
-        entry = MakeSessionEntry(*record);
-        entry->summary.durable = true;
-      } else {
-        XC_LOG_WARN("a session is damaged", "tenant={} session={} detail={}",
-                    LogValue(name->tenant), LogValue(name->id),
-                    LogValue(std::string(record.status().message())));
-        MutexLock lock(mu_);
-        ++stats_.corrupt;
-        entry = SessionEntry{};
-        entry->summary.tenant = name->tenant;
-        entry->summary.id = name->id;
-        entry->summary.damaged = true;
-      }
-    }
-    if (!Enter(key, entry->summary)) {
+  const auto enter = [&](const std::string& key, SessionSummary summary,
+                         const PageKey& last_page) {
+    const bool pinned = summary.pinned;
+    const int64_t used_ms = std::max<int64_t>(summary.update_ms, 0);
+    if (!ReserveIndex(/*reclaim=*/false)) {
       full = absl::ResourceExhaustedError(absl::StrCat(
           "no memory for the index of sessions: ", budget_.used_bytes(), " of ",
           budget_.cap_bytes(), " bytes are in use"));
       return;
     }
-    parts_.pages->Claim(
-        key, {&entry->last_page, 1}, entry->summary.pinned,
-        static_cast<uint64_t>(std::max<int64_t>(entry->summary.update_ms, 0)) *
-            1000);
+    Enter(key, std::move(summary));
+    parts_.pages->Claim(key, {&last_page, last_page == kRootPageKey ? 0u : 1u},
+                        pinned, static_cast<uint64_t>(used_ms) * 1000);
   };
-  for (it->SeekToFirst(); it->Valid() && full.ok(); it->Next()) take();
-  if (full.ok() && !it->status().ok()) {
-    // A damaged block ends the way; what is behind it is reached from the end,
-    // and what is in it by its own name: Load() asks the manifests.
-    XC_LOG_WARN("the index of sessions is damaged", "detail={}",
-                LogValue(it->status().ToString()));
+  // Of a session whose entry does not say it, the manifest says it all.
+  const auto enter_from_manifest = [&](const std::string& key) {
+    const auto name = ParseSessionKey(key);
+    if (!name) return;
+    {
+      MutexLock lock(mu_);
+      if (summaries_.contains(key)) return;
+    }
+    PageKey last_page = kRootPageKey;
+    auto summary = Summarize(key, *name, &last_page);
+    if (absl::IsNotFound(summary.status())) {
+      // An entry, and nothing behind it.
+      summary = SessionSummary{};
+      summary->tenant = name->tenant;
+      summary->id = name->id;
+      summary->damaged = true;
+      MutexLock lock(mu_);
+      ++stats_.corrupt;
+    }
+    if (summary.ok()) enter(key, *std::move(summary), last_page);
+  };
+  std::vector<std::string> bad_entries;
+  const absl::Status scanned = parts_.db->Scan(
+      Family::kSessionIndex,
+      [&](std::string_view name, std::string_view value) {
+        if (!full.ok()) return;
+        std::string key(name);
+        auto entry = DecodeSessionEntry(key, value);
+        if (entry.ok()) {
+          enter(key, std::move(entry->summary), entry->last_page);
+        } else {
+          bad_entries.push_back(std::move(key));
+        }
+      });
+  for (const std::string& key : bad_entries) {
+    if (full.ok()) enter_from_manifest(key);
+  }
+  if (!scanned.ok() && full.ok()) {
+    // The index is a hint. What it has lost, the manifests' own keys say.
+    XC_LOG_WARN(
+        "the index of sessions is damaged; it is read from the sessions",
+        "detail={}", LogValue(std::string(scanned.message())));
     {
       MutexLock lock(mu_);
       ++stats_.corrupt;
     }
-    for (it->SeekToLast(); it->Valid() && full.ok(); it->Prev()) take();
+    std::vector<std::string> keys;
+    parts_.db
+        ->Scan(Family::kSessions,
+               [&](std::string_view key, std::string_view) {
+                 keys.emplace_back(key);
+               })
+        .IgnoreError();  // what it cannot reach is found by its name
+    for (const std::string& key : keys) {
+      if (full.ok()) enter_from_manifest(key);
+    }
   }
   return full;
 }
 
-bool SessionStoreImpl::ReserveIndex(int64_t num_sessions) {
-  const int64_t needed = num_sessions * kSummaryBytes;
-  MutexLock lock(index_mu_);
-  if (needed <= index_memory_.bytes()) return true;
-  const int64_t wanted = (needed / kIndexStep + 1) * kIndexStep;
-  if (index_memory_.bytes() > 0) return index_memory_.TryResize(wanted);
-  auto memory = budget_.TryReserve(MemoryAccount::kStoreIndex, wanted);
-  if (!memory) return false;
-  index_memory_ = *std::move(memory);
-  return true;
-}
-
-bool SessionStoreImpl::Enter(const std::string& key, SessionSummary summary) {
+bool SessionStoreImpl::ReserveIndex(bool reclaim) {
   int64_t num_sessions = 0;
   {
     MutexLock lock(mu_);
     num_sessions = static_cast<int64_t>(summaries_.size()) + 1;
   }
-  if (!ReserveIndex(num_sessions)) return false;
+  const int64_t needed = num_sessions * kSummaryBytes;
+  MutexLock lock(index_mu_);
+  if (needed <= index_memory_.bytes()) return true;
+  const int64_t wanted = (needed / kIndexStep + 1) * kIndexStep;
+  if (index_memory_.bytes() > 0) {
+    return reclaim ? index_memory_.Resize(wanted)
+                   : index_memory_.TryResize(wanted);
+  }
+  auto memory = reclaim
+                    ? budget_.Reserve(MemoryAccount::kStoreIndex, wanted)
+                    : budget_.TryReserve(MemoryAccount::kStoreIndex, wanted);
+  if (!memory) return false;
+  index_memory_ = *std::move(memory);
+  return true;
+}
+
+void SessionStoreImpl::Enter(const std::string& key, SessionSummary summary) {
   MutexLock lock(mu_);
   const auto [it, is_new] = summaries_.try_emplace(key);
   Order& order = orders_[summary.tenant];
   if (!is_new) order.erase({-it->second.update_ms, it->second.id});
   order.insert({-summary.update_ms, summary.id});
   it->second = std::move(summary);
-  return true;
 }
 
 void SessionStoreImpl::Leave(const std::string& key) {
@@ -175,15 +223,9 @@ void SessionStoreImpl::Leave(const std::string& key) {
 absl::Status SessionStoreImpl::WriteRecord(const std::string& key,
                                            std::string_view bytes,
                                            std::string_view entry) {
-  rocksdb::WriteBatch batch(bytes.size() + entry.size() + 4 * key.size());
-  rocksdb::Status built =
-      batch.Put(parts_.db->handle(Family::kSessions), key, AsSlice(bytes));
-  if (built.ok()) {
-    built = batch.Put(parts_.db->handle(Family::kSessionIndex), key,
-                      AsSlice(entry));
-  }
-  if (!built.ok()) return FromRocksDb(built, "session");
-  return parts_.db->Write(batch, /*sync=*/true, StoreDb::Room::kRecord);
+  const WriteOp ops[] = {{Family::kSessions, key, {{bytes, {}}}},
+                         {Family::kSessionIndex, key, {{entry, {}}}}};
+  return parts_.db->Write(ops, /*sync=*/true, Database::Room::kRecord);
 }
 
 absl::Status SessionStoreImpl::KeepInMemory(const std::string& key,
@@ -227,27 +269,21 @@ absl::Status SessionStoreImpl::Commit(const SessionRecord& record) {
   std::string entry_bytes = EncodeSessionEntry(entry);
 
   MutexLock write_lock(WriteLock(key));
+  // First, so that what is acknowledged is found again.
+  if (!ReserveIndex(/*reclaim=*/true)) {
+    return absl::AbortedError(
+        absl::StrCat("no memory for one more session: ", budget_.used_bytes(),
+                     " of ", budget_.cap_bytes(), " bytes are in use"));
+  }
   absl::Status written = absl::ResourceExhaustedError(
       "there is no store folder: sessions are in memory only");
-  if (parts_.db != nullptr) {
-    // The order of rule R4: pages into the log, then the manifest that names
-    // them, and one sync for all.
-    if (parts_.write_out) parts_.write_out(record.page_keys);
-    written = WriteRecord(key, bytes, entry_bytes);
-  }
+  if (parts_.db != nullptr) written = WriteRecord(key, bytes, entry_bytes);
   if (!written.ok()) {
     XC_RETURN_IF_ERROR(
         KeepInMemory(key, std::move(bytes), std::move(entry_bytes)));
   }
   entry.summary.durable = written.ok();
-  const bool entered = Enter(key, std::move(entry.summary));
-  if (!entered && !written.ok()) {
-    MutexLock lock(mu_);
-    undurable_.erase(key);
-    return absl::AbortedError("no memory for one more session");
-  }
-  // On disk, and found there by its name, though no list has it until the next
-  // start: there is no memory to list it.
+  Enter(key, std::move(entry.summary));
   {
     MutexLock lock(mu_);
     if (written.ok()) undurable_.erase(key);
@@ -287,10 +323,8 @@ absl::StatusOr<SessionRecord> SessionStoreImpl::Load(std::string_view tenant,
   }
   const std::string key = SessionKey(tenant, id);
   std::shared_ptr<const Undurable> undurable;
-  bool is_known = false;
   {
     MutexLock lock(mu_);
-    is_known = summaries_.contains(key);
     if (const auto it = undurable_.find(key); it != undurable_.end()) {
       undurable = it->second;
     }
@@ -298,12 +332,13 @@ absl::StatusOr<SessionRecord> SessionStoreImpl::Load(std::string_view tenant,
   absl::StatusOr<SessionRecord> record = NoSession(id);
   if (undurable != nullptr) {
     record = DecodeSessionRecord(undurable->bytes);
-  } else if (parts_.db != nullptr) {
-    record = Read(key);
+  } else {
+    // Also one that only its name leads to.
+    XC_RETURN_IF_ERROR(
+        LookUp(key, {std::string(tenant), std::string(id)}).status());
+    if (parts_.db != nullptr) record = Read(key);
     if (absl::IsNotFound(record.status())) {
-      record = is_known ? absl::StatusOr<SessionRecord>(
-                              absl::DataLossError("session record: missing"))
-                        : NoSession(id);
+      record = absl::DataLossError("session record: missing");
     }
   }
   if (absl::IsDataLoss(record.status())) MarkDamaged(key);
@@ -314,24 +349,41 @@ absl::StatusOr<SessionRecord> SessionStoreImpl::Load(std::string_view tenant,
         ToHex(record->model_fp).substr(0, 16), "..., this server has ",
         ToHex(parts_.model_fp).substr(0, 16), "..."));
   }
-  if (!is_known && undurable == nullptr) {
-    SessionEntry entry = MakeSessionEntry(*record);
-    entry.summary.durable = true;
-    Enter(key, std::move(entry.summary));
-  }
   if (parts_.pages != nullptr) {
     parts_.pages->Claim(key, record->page_keys, record->pinned, NowMicros());
   }
   return record;
 }
 
-absl::StatusOr<SessionSummary> SessionStoreImpl::Find(
-    std::string_view tenant, std::string_view id) const {
-  if (tenant.size() > kMaxNameBytes) return NoSession(id);
-  MutexLock lock(mu_);
-  const auto it = summaries_.find(SessionKey(tenant, id));
-  if (it == summaries_.end()) return NoSession(id);
-  return it->second;
+absl::StatusOr<SessionSummary> SessionStoreImpl::LookUp(
+    const std::string& key, const SessionName& name) {
+  {
+    MutexLock lock(mu_);
+    const auto it = summaries_.find(key);
+    if (it != summaries_.end()) return it->second;
+  }
+  if (parts_.db == nullptr) return NoSession(name.id);
+  // So that no delete and no commit comes between looking and entering.
+  MutexLock write_lock(WriteLock(key));
+  {
+    MutexLock lock(mu_);
+    const auto it = summaries_.find(key);
+    if (it != summaries_.end()) return it->second;
+  }
+  auto summary = Summarize(key, name, nullptr);
+  if (absl::IsNotFound(summary.status())) return NoSession(name.id);
+  // Without memory it is in no list, and found by its name once more.
+  if (summary.ok() && ReserveIndex(/*reclaim=*/false)) Enter(key, *summary);
+  return summary;
+}
+
+absl::StatusOr<SessionSummary> SessionStoreImpl::Find(std::string_view tenant,
+                                                      std::string_view id) {
+  if (id.empty() || id.size() > kMaxNameBytes ||
+      tenant.size() > kMaxNameBytes) {
+    return NoSession(id);
+  }
+  return LookUp(SessionKey(tenant, id), {std::string(tenant), std::string(id)});
 }
 
 absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
@@ -364,26 +416,25 @@ absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
 
 absl::Status SessionStoreImpl::DeleteKey(const std::string& key, bool sync) {
   if (parts_.db != nullptr) {
-    rocksdb::WriteBatch batch;
-    rocksdb::Status built =
-        batch.Delete(parts_.db->handle(Family::kSessions), key);
-    if (built.ok()) {
-      built = batch.Delete(parts_.db->handle(Family::kSessionIndex), key);
-    }
-    if (!built.ok()) return FromRocksDb(built, "session");
-    XC_RETURN_IF_ERROR(parts_.db->Write(batch, sync, StoreDb::Room::kFrees));
+    const auto record = Read(key);
+    const WriteOp ops[] = {{Family::kSessions, key, std::nullopt},
+                           {Family::kSessionIndex, key, std::nullopt}};
+    XC_RETURN_IF_ERROR(parts_.db->Write(ops, sync, Database::Room::kFrees));
     parts_.pages->Unclaim(key);
+    // Pages hold token ids: what nobody else needs goes with the session.
+    if (record.ok() && parts_.erase_pages) {
+      parts_.erase_pages(parts_.pages->Unneeded(record->page_keys));
+    }
   }
   Leave(key);
+  MutexLock lock(mu_);
+  ++num_deleted_;
   return absl::OkStatus();
 }
 
 absl::Status SessionStoreImpl::Delete(std::string_view tenant,
                                       std::string_view id) {
-  if (!Find(tenant, id).ok()) {
-    // Perhaps one that no index has: Load() enters it.
-    if (absl::IsNotFound(Load(tenant, id).status())) return NoSession(id);
-  }
+  XC_RETURN_IF_ERROR(Find(tenant, id).status());
   const std::string key = SessionKey(tenant, id);
   MutexLock write_lock(WriteLock(key));
   return DeleteKey(key, /*sync=*/true);
@@ -407,8 +458,12 @@ int64_t SessionStoreImpl::Sweep(
     if (in_use && in_use(summary.tenant, summary.id)) continue;
     const std::string key = SessionKey(summary.tenant, summary.id);
     MutexLock write_lock(WriteLock(key));
-    const auto now = Find(summary.tenant, summary.id);
-    if (!now.ok() || !is_expired(*now)) continue;  // used meanwhile
+    {
+      MutexLock lock(mu_);
+      const auto it = summaries_.find(key);
+      // Used meanwhile.
+      if (it == summaries_.end() || !is_expired(it->second)) continue;
+    }
     // Not synced: what comes back after a power loss expires once more.
     if (!DeleteKey(key, /*sync=*/false).ok()) break;
     ++num_deleted;
@@ -448,8 +503,17 @@ SessionStoreStats SessionStoreImpl::stats() const {
   SessionStoreStats stats = stats_;
   stats.num_sessions = static_cast<int64_t>(summaries_.size());
   stats.num_undurable = static_cast<int64_t>(undurable_.size());
+  for (const auto& [tenant, order] : orders_) {
+    stats.newest_update_ms =
+        std::max(stats.newest_update_ms, -order.begin()->first);
+  }
   if (parts_.pages != nullptr) stats.demoted = parts_.pages->num_demoted();
   return stats;
+}
+
+int64_t SessionStoreImpl::num_deleted() const {
+  MutexLock lock(mu_);
+  return num_deleted_;
 }
 
 }  // namespace xcache

@@ -16,8 +16,8 @@
 #include "absl/container/flat_hash_map.h"
 #include "cachestore/rocksdb/database.h"
 #include "cachestore/rocksdb/disk_page_store.h"
-#include "cachestore/rocksdb/store_records.h"
 #include "cachestore/session_store.h"
+#include "cachestore/sessions/session_entry.h"
 #include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
 
@@ -26,10 +26,10 @@ namespace xcache {
 class SessionStoreImpl : public SessionStore {
  public:
   struct Parts {
-    StoreDb* db = nullptr;           // null: memory alone
+    Database* db = nullptr;          // null: memory alone
     DiskPageStore* pages = nullptr;  // null where db is
-    // Writes those of the pages that wait to be written.
-    std::function<void(std::span<const PageKey>)> write_out;
+    // Deletes pages, wherever they are.
+    std::function<void(std::span<const PageKey>)> erase_pages;
     Digest model_fp{};
   };
 
@@ -42,7 +42,7 @@ class SessionStoreImpl : public SessionStore {
   absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                      std::string_view id) override;
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,
-                                      std::string_view id) const override;
+                                      std::string_view id) override;
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
                                    int limit) const override;
@@ -54,6 +54,8 @@ class SessionStoreImpl : public SessionStore {
 
   // Writes the manifests that are in memory only.
   void WriteUndurable();
+  // How many sessions were deleted since the start.
+  int64_t num_deleted() const;
 
  private:
   // The most recently updated first: (-update_ms, id).
@@ -67,10 +69,19 @@ class SessionStoreImpl : public SessionStore {
 
   SessionStoreImpl(Parts parts, MemoryBudget& budget);
   absl::Status ReadIndex();
-  // Enters a summary, in place of the one before. False: no memory for it.
-  bool Enter(const std::string& key, SessionSummary summary);
+  // What the manifest itself says, for a session whose entry is missing or
+  // damaged. NOT_FOUND, UNAVAILABLE. `last_page` may be null.
+  absl::StatusOr<SessionSummary> Summarize(const std::string& key,
+                                           const SessionName& name,
+                                           PageKey* last_page);
+  // The summary in memory; looks for the manifest where there is none.
+  absl::StatusOr<SessionSummary> LookUp(const std::string& key,
+                                        const SessionName& name);
+  // Enters a summary, in place of the one before. REQUIRES: ReserveIndex().
+  void Enter(const std::string& key, SessionSummary summary);
   void Leave(const std::string& key);
-  bool ReserveIndex(int64_t num_sessions);
+  // Memory for one more session; with `reclaim`, others may have to give way.
+  bool ReserveIndex(bool reclaim);
   absl::Status WriteRecord(const std::string& key, std::string_view bytes,
                            std::string_view entry);
   absl::Status KeepInMemory(const std::string& key, std::string bytes,
@@ -92,6 +103,7 @@ class SessionStoreImpl : public SessionStore {
   absl::flat_hash_map<std::string, std::shared_ptr<const Undurable>> undurable_
       XC_GUARDED_BY(mu_);
   SessionStoreStats stats_ XC_GUARDED_BY(mu_);
+  int64_t num_deleted_ XC_GUARDED_BY(mu_) = 0;
 
   Mutex index_mu_;  // its memory is reserved without mu_: reclaimers may run
   MemoryReservation index_memory_ XC_GUARDED_BY(index_mu_);

@@ -55,9 +55,14 @@ const PageIndex::Entry* PageIndex::Find(const PageKey& key) const {
   return &it->second.entry;
 }
 
-bool PageIndex::IsLeaf(const PageKey& key) const {
+int PageIndex::num_children(const PageKey& key) const {
   const auto it = nodes_.find(key);
-  return it == nodes_.end() || it->second.num_children == 0;
+  return it == nodes_.end() ? 0 : it->second.num_children;
+}
+
+bool PageIndex::IsClaimed(const PageKey& key) const {
+  const auto it = nodes_.find(key);
+  return it != nodes_.end() && it->second.num_claims > 0;
 }
 
 void PageIndex::Touch(const PageKey& key, uint64_t last_use) {

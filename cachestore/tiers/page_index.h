@@ -35,8 +35,10 @@ class PageIndex {
   // Null: not there. Valid until the next change.
   const Entry* Find(const PageKey& key) const;
   bool Contains(const PageKey& key) const { return Find(key) != nullptr; }
-  // Whether no page that is there has it as its parent.
-  bool IsLeaf(const PageKey& key) const;
+  // How many pages that are there have it as their parent.
+  int num_children(const PageKey& key) const;
+  bool IsLeaf(const PageKey& key) const { return num_children(key) == 0; }
+  bool IsClaimed(const PageKey& key) const;
   // Makes it the most recently used of all, at `last_use`, which never goes
   // back. Nothing where it is not there.
   void Touch(const PageKey& key, uint64_t last_use);

@@ -101,10 +101,13 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::BeginNew(
     std::string_view tenant, std::string_view id) {
   const SessionKey key(tenant, id);
   std::unique_ptr<Lease> lease = TryLease(key);
-  if (lease == nullptr || Find(tenant, id).ok()) {
+  const absl::Status found = Find(tenant, id).status();
+  if (lease == nullptr || found.ok()) {
     return absl::AlreadyExistsError(
         absl::StrCat("session '", key.second, "' exists already"));
   }
+  // What is not known to be free is not given away.
+  if (!absl::IsNotFound(found)) return found;
   lease->record_.tenant = key.first;
   lease->record_.id = key.second;
   lease->record_.create_ms = NowMs();

@@ -5,13 +5,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
 #include "cachestore/rocksdb/database.h"
-#include "engine/base/crc32c.h"
-#include "rocksdb/cache.h"
+#include "cachestore/rocksdb/open_check.h"
 #include "rocksdb/db.h"
 #include "tests/unit/cachestore/store_fixture.h"
 
@@ -145,6 +148,64 @@ TEST_F(CacheStoreTest, DeletedSessionIsGoneForGood) {
   }
 }
 
+TEST_F(CacheStoreTest, DeletedSessionTakesThePagesThatOnlyItNeeded) {
+  Open();
+  SessionRecord one = RecordOf("t", "one", 4);
+  SessionRecord two = RecordOf("t", "two", 4);
+  // Two pages in common, then two of each one's own.
+  std::copy_n(one.page_keys.begin(), 2, two.page_keys.begin());
+  ASSERT_TRUE(CommitTurn(one).ok());
+  ASSERT_TRUE(CommitTurn(two).ok());
+  ASSERT_TRUE(store_->Flush().ok());
+  ASSERT_TRUE(store_->sessions().Delete("t", "one").ok());
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(store_->pages().Contains(one.page_keys[i]), i < 2) << i;
+    EXPECT_TRUE(store_->pages().Contains(two.page_keys[i])) << i;
+  }
+  ASSERT_TRUE(store_->sessions().Delete("t", "two").ok());
+  EXPECT_EQ(store_->stats().disk.num_pages, 0);
+  EXPECT_EQ(store_->stats().host.num_pages, 0);
+}
+
+// Files of the store that hold `text`.
+std::vector<std::string> FilesWith(const std::string& dir,
+                                   const std::string& text) {
+  std::vector<std::string> names;
+  std::error_code gone;
+  for (const auto& file :
+       std::filesystem::recursive_directory_iterator(dir, gone)) {
+    if (!file.is_regular_file(gone)) continue;
+    std::ifstream in(file.path(), std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(in)), {});
+    if (bytes.find(text) != std::string::npos) names.push_back(file.path());
+  }
+  return names;
+}
+
+TEST_F(CacheStoreTest, TextOfADeletedSessionIsSoonGoneFromTheFiles) {
+  options_.purge_sessions_after = std::chrono::milliseconds(50);
+  options_.purge_pages_after = std::chrono::milliseconds(50);
+  Open();
+  SessionRecord chat = RecordOf("t", "chat", 1);
+  chat.messages[0].content = "a secret that nobody else says";
+  ASSERT_TRUE(CommitTurn(chat).ok());
+  ASSERT_TRUE(CommitTurn(RecordOf("t", "other", 2)).ok());
+  ASSERT_TRUE(store_->Flush().ok());
+  const std::string page = BytesOf(chat.page_keys[0][0], 20'000).substr(0, 64);
+  ASSERT_FALSE(FilesWith(options_.dir, chat.messages[0].content).empty());
+  ASSERT_FALSE(FilesWith(options_.dir, page).empty());
+  ASSERT_TRUE(store_->sessions().Delete("t", "chat").ok());
+  const auto is_gone = [&] {
+    return FilesWith(options_.dir, chat.messages[0].content).empty() &&
+           FilesWith(options_.dir, page).empty();
+  };
+  EXPECT_TRUE(Eventually(is_gone))
+      << ::testing::PrintToString(
+             FilesWith(options_.dir, chat.messages[0].content))
+      << ::testing::PrintToString(FilesWith(options_.dir, page));
+  EXPECT_EQ(store_->sessions().Load("t", "other")->turn, 2u);
+}
+
 TEST_F(CacheStoreTest, SweepDeletesWhatExpiredAndNothingElse) {
   Open();
   const auto commit = [&](const std::string& id, int64_t expire_ms,
@@ -247,7 +308,8 @@ TEST_F(CacheStoreTest, DropFromHostLeavesPagesOnDisk) {
 
 TEST_F(CacheStoreTest, FolderIsPrivate) {
   Open();
-  for (const std::string& path : {options_.dir, options_.dir + "/db"}) {
+  for (const std::string& path :
+       {options_.dir, options_.dir + "/sessions", options_.dir + "/pages"}) {
     struct stat st;
     ASSERT_EQ(::stat(path.c_str(), &st), 0);
     EXPECT_EQ(st.st_mode & 0777, 0700u) << path;
@@ -281,45 +343,49 @@ TEST_F(CacheStoreTest, AnotherFormatVersionIsRefusedNamingBoth) {
   Open();
   ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", 1)).ok());
   store_.reset();
-  // A record of version 7, with its right checksum.
-  StoreDbOptions db_options;
-  db_options.rocksdb_bytes = 8 << 20;
-  const DiskPlan plan = PlanDisk(kMinDiskBytes, db_options.rocksdb_bytes);
-  const rocksdb::Options raw_options =
-      MakeRocksDbOptions(db_options, plan, rocksdb::NewLRUCache(1 << 20));
-  rocksdb::DB* raw = nullptr;
-  std::vector<rocksdb::ColumnFamilyHandle*> handles;
-  ASSERT_TRUE(
-      rocksdb::DB::Open(raw_options, options_.dir + "/db",
-                        DescribeFamilies(raw_options, plan,
-                                         {"default", "pages", "page_index",
-                                          "sessions", "session_index"}),
-                        &handles, &raw)
-          .ok());
-  std::string record;
-  ASSERT_TRUE(raw->Get({}, "format", &record).ok());
-  ASSERT_EQ(record.size(), 4u + 12 + 4 + 4);
-  record[16] = 7;
-  const uint32_t crc = Crc32c(record.data(), 20);
-  for (size_t i = 0; i < 4; ++i) {
-    record[20 + i] = static_cast<char>(crc >> (8 * i));
+  {
+    LoneDatabase sessions(DatabaseKind::kSessions, options_.dir,
+                          options_.disk_bytes);
+    const std::string record = FormatRecord({kSessionsFormat.name, 7});
+    const std::string key = FormatKey();
+    const WriteOp ops[] = {{Family::kMeta, key, {{record, {}}}}};
+    ASSERT_TRUE(sessions->Write(ops, true, Database::Room::kRecord).ok());
   }
-  ASSERT_TRUE(raw->Put({}, "format", record).ok());
-  for (auto* handle : handles) raw->DestroyColumnFamilyHandle(handle);
-  delete raw;
   const absl::Status status = OpenStatus();
   EXPECT_THAT(status, HasCode(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(std::string(status.message()),
-              AllOf(HasSubstr("version 7"), HasSubstr("version 1"),
+              AllOf(HasSubstr("version 7"), HasSubstr("version 2"),
                     HasSubstr(options_.dir)));
 }
 
+// Pages of another version are no use, and no reason not to serve.
+TEST_F(CacheStoreTest, PagesOfAnotherFormatVersionAreSetAside) {
+  Open();
+  const SessionRecord chat = RecordOf("t", "chat", 1);
+  ASSERT_TRUE(CommitTurn(chat).ok());
+  store_.reset();
+  {
+    LoneDatabase pages(DatabaseKind::kPages, options_.dir, options_.disk_bytes);
+    const std::string record = FormatRecord({kPagesFormat.name, 7});
+    const std::string key = FormatKey();
+    const WriteOp ops[] = {{Family::kMeta, key, {{record, {}}}}};
+    ASSERT_TRUE(pages->Write(ops, true, Database::Room::kRecord).ok());
+  }
+  Open();
+  EXPECT_EQ(*store_->sessions().Load("t", "chat"), chat);
+  EXPECT_FALSE(store_->pages().Contains(chat.page_keys[0]));
+  EXPECT_EQ(store_->stats().files.pages_set_aside, 1);
+  EXPECT_TRUE(CommitTurn(chat).ok());
+  EXPECT_TRUE(store_->pages().Get(chat.page_keys[0]).ok());
+}
+
 TEST_F(CacheStoreTest, ForeignDatabaseIsRefused) {
-  std::filesystem::create_directories(options_.dir + "/db");
+  std::filesystem::create_directories(options_.dir + "/sessions");
   rocksdb::Options raw_options;
   raw_options.create_if_missing = true;
   rocksdb::DB* raw = nullptr;
-  ASSERT_TRUE(rocksdb::DB::Open(raw_options, options_.dir + "/db", &raw).ok());
+  ASSERT_TRUE(
+      rocksdb::DB::Open(raw_options, options_.dir + "/sessions", &raw).ok());
   ASSERT_TRUE(raw->Put({}, "their", "data").ok());
   delete raw;
   EXPECT_THAT(OpenStatus(), HasCode(absl::StatusCode::kFailedPrecondition));
@@ -347,6 +413,7 @@ TEST_F(CacheStoreTest, BudgetTooSmallForRocksDbIsOneClearLine) {
 TEST_F(CacheStoreTest, StatsTellOfRocksDb) {
   Open();
   ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", 3)).ok());
+  ASSERT_TRUE(store_->Flush().ok());
   const StoreStats stats = store_->stats();
   EXPECT_TRUE(stats.files.present);
   EXPECT_FALSE(stats.files.degraded);

@@ -11,6 +11,7 @@
 #include "cachestore/rocksdb/disk_page_store.h"
 #include "cachestore/tiers/memory_page_store.h"
 #include "cachestore/tiers/tiered_page_store.h"
+#include "tests/unit/cachestore/store_fixture.h"
 #include "tests/unit/cachestore/store_test_util.h"
 
 namespace xcache {
@@ -40,19 +41,14 @@ class MemoryFixture : public Fixture {
 
 class DiskFixture : public Fixture {
  public:
-  DiskFixture() {
-    StoreDbOptions options;
-    options.dir = dir_.path() + "/store";
-    options.disk_bytes = int64_t{1} << 30;
-    options.rocksdb_bytes = 8 << 20;
-    db_ = *StoreDb::Open(options, budget_);
-    store_ = *DiskPageStore::Open(*db_, budget_, nullptr);
-  }
+  DiskFixture()
+      : db_(DatabaseKind::kPages, dir_.path() + "/store", int64_t{1} << 30),
+        store_(*DiskPageStore::Open(*db_, budget_, nullptr)) {}
   PageStore& store() override { return *store_; }
 
  protected:
   TempDir dir_;
-  std::unique_ptr<StoreDb> db_;
+  LoneDatabase db_;
   std::unique_ptr<DiskPageStore> store_;
 };
 

@@ -34,7 +34,7 @@ TEST(SessionRecordTest, HasTheDocumentedBytes) {
   record.tokens = {258};
   const std::string bytes = EncodeSessionRecord(record);
   EXPECT_EQ(bytes.substr(0, 4), "XSES");
-  EXPECT_EQ(bytes.substr(4, 4), std::string("\1\0\0\0", 4));
+  EXPECT_EQ(bytes.substr(4, 4), std::string("\2\0\0\0", 4));
   EXPECT_EQ(static_cast<uint8_t>(bytes[8]), bytes.size() & 0xff);
   EXPECT_EQ(bytes.substr(12, 11), std::string("\1\0\0\0t\2\0\0\0id", 11));
   // title, times, codec, digests, numerics id, turn, pinned: all zero.
@@ -42,7 +42,7 @@ TEST(SessionRecordTest, HasTheDocumentedBytes) {
   EXPECT_EQ(bytes.substr(23, tokens_at - 23),
             std::string(tokens_at - 23, '\0'));
   EXPECT_EQ(bytes.substr(tokens_at, 8), std::string("\1\0\0\0\2\1\0\0", 8));
-  EXPECT_EQ(bytes.size(), tokens_at + 8 + 4 + 4 + 4 + 4);
+  EXPECT_EQ(bytes.size(), tokens_at + 8 + 4 + 4 + 8 + 4 + 4);
 }
 
 TEST(SessionRecordTest, EveryFlippedByteIsDataLoss) {
@@ -98,7 +98,12 @@ TEST(SessionRecordTest, AnotherVersionIsNamedAndNoDamage) {
   EXPECT_THAT(decoded.status(), HasCode(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(std::string(decoded.status().message()),
               ::testing::AllOf(::testing::HasSubstr("version 9"),
-                               ::testing::HasSubstr("version 1")));
+                               ::testing::HasSubstr("versions 1 to 2")));
+}
+
+TEST(SessionRecordTest, RecordsOfFormat1AreRead) {
+  const SessionRecord record = RecordOf("t", "chat", 3);
+  EXPECT_EQ(*DecodeSessionRecord(EncodeSessionRecord1(record)), record);
 }
 
 TEST(SessionRecordTest, MessageOutsideItsTokensIsDataLoss) {

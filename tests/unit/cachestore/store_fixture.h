@@ -7,6 +7,8 @@
 #include <string>
 
 #include "cachestore/cache_store.h"
+#include "cachestore/rocksdb/database.h"
+#include "cachestore/rocksdb/disk_space.h"
 #include "tests/unit/cachestore/store_test_util.h"
 
 namespace xcache {
@@ -25,6 +27,33 @@ inline absl::Status CommitTurn(CacheStore& store, const SessionRecord& record,
   }
   return store.sessions().Commit(record);
 }
+
+// A database by itself, in the folder of a store, with what it borrows.
+class LoneDatabase {
+ public:
+  LoneDatabase(DatabaseKind kind, const std::string& dir, int64_t disk_bytes,
+               rocksdb::Env* env = nullptr)
+      : resources_(8 << 20, /*compaction_bytes_per_s=*/0) {
+    const absl::Status made = MakeFolder(dir);
+    EXPECT_TRUE(made.ok()) << made;
+    space_ = std::make_unique<DiskSpace>(dir, PlanDisk(disk_bytes, 8 << 20),
+                                         /*min_free_bytes=*/0);
+    DatabaseOptions options;
+    options.kind = kind;
+    options.dir = dir;
+    options.env = env;
+    auto opened = Database::Open(options, resources_, *space_);
+    EXPECT_TRUE(opened.ok()) << opened.status();
+    if (opened.ok()) database_ = *std::move(opened);
+  }
+  Database& operator*() { return *database_; }
+  Database* operator->() { return database_.get(); }
+
+ private:
+  const DatabaseResources resources_;
+  std::unique_ptr<DiskSpace> space_;
+  std::unique_ptr<Database> database_;
+};
 
 class StoreFixture : public ::testing::Test {
  protected:

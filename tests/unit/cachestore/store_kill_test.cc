@@ -33,29 +33,32 @@ constexpr size_t kPageBytes = 20'000;
 // Files of a store as they are now. The order makes it an instant: what a
 // MANIFEST names was there before it.
 void CopyStore(const std::string& from, const std::string& to) {
-  fs::create_directories(to + "/db");
   const auto copy = [&](const std::string& name) {
     if (fs::exists(from + name)) fs::copy_file(from + name, to + name);
   };
-  copy("/ledger");
-  copy("/db/CURRENT");
-  std::error_code gone;
-  for (const auto& file : fs::directory_iterator(from + "/db", gone)) {
-    const std::string name = file.path().filename().string();
-    if (ParseManifestName(name)) copy("/db/" + name);
-  }
-  for (const auto& file : fs::directory_iterator(from + "/db", gone)) {
-    const std::string name = file.path().filename().string();
-    if (ParseManifestName(name) || name == "CURRENT" || name == "LOCK" ||
-        name.starts_with("LOG")) {
-      continue;
+  fs::create_directories(to);
+  copy("/sessions.ledger");
+  for (const std::string db : {"/sessions/", "/pages/"}) {
+    std::error_code gone;
+    if (!fs::exists(from + db)) continue;
+    fs::create_directories(to + db);
+    copy(db + "CURRENT");
+    for (const auto& file : fs::directory_iterator(from + db, gone)) {
+      const std::string name = file.path().filename().string();
+      if (ParseManifestName(name)) copy(db + name);
     }
-    const std::string extension = file.path().extension().string();
-    if (extension == ".sst" || extension == ".blob") {
-      // Nothing changes them in place.
-      fs::create_hard_link(file.path(), to + "/db/" + name, gone);
-    } else {
-      fs::copy_file(file.path(), to + "/db/" + name, gone);
+    for (const auto& file : fs::directory_iterator(from + db, gone)) {
+      const std::string name = file.path().filename().string();
+      if (ParseManifestName(name) || name == "CURRENT" || name == "LOCK") {
+        continue;
+      }
+      const std::string extension = file.path().extension().string();
+      if (extension == ".sst" || extension == ".blob") {
+        // Nothing changes them in place.
+        fs::create_hard_link(file.path(), to + db + name, gone);
+      } else {
+        fs::copy_file(file.path(), to + db + name, gone);
+      }
     }
   }
 }
@@ -143,14 +146,14 @@ class StoreKillTest : public StoreFixture {
     options.env = nullptr;
     return options;
   }
-  // The newest file like that.
+  // The newest file of sessions like that.
   static std::string Newest(const std::string& dir, const std::string& part) {
     std::string newest;
-    for (const auto& file : fs::directory_iterator(dir + "/db")) {
+    for (const auto& file : fs::directory_iterator(dir + "/sessions")) {
       const std::string name = file.path().filename().string();
       if (name.find(part) != std::string::npos && name > newest) newest = name;
     }
-    return dir + "/db/" + newest;
+    return dir + "/sessions/" + newest;
   }
   void ExpectNoticed(const std::string& dir, const std::string& what) {
     MemoryBudget budget(kMemory);

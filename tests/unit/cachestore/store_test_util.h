@@ -4,16 +4,21 @@
 
 #include <stdlib.h>
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "cachestore/page_store.h"
 #include "cachestore/sessions/session_record.h"
+#include "engine/base/coding.h"
+#include "engine/base/crc32c.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -49,6 +54,15 @@ inline void FlipByte(const std::string& path, uint64_t offset) {
   file.seekp(static_cast<std::streamoff>(offset));
   file.put(byte);
   EXPECT_TRUE(file.good()) << path;
+}
+
+// Waits for what the housekeeping does; false: it did not within 30 s.
+inline bool Eventually(const std::function<bool()>& condition) {
+  for (int i = 0; i < 3000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return false;
 }
 
 inline PageKey KeyOf(int i) { return Sha256Of(absl::StrCat("page ", i)); }
@@ -112,6 +126,24 @@ inline SessionRecord RecordOf(const std::string& tenant, const std::string& id,
   record.page_keys = ChainOf(tenant + "/" + id, static_cast<int>(turn));
   record.settings = {{"system", "be brief"}, {"empty", ""}};
   return record;
+}
+
+// The same record as a program of format 1 wrote it. REQUIRES: no page_bytes.
+inline std::string EncodeSessionRecord1(const SessionRecord& record) {
+  std::string bytes = EncodeSessionRecord(record);
+  // Behind the page keys: page_bytes, the settings' count, the CRC.
+  size_t settings_bytes = 4;
+  for (const auto& [name, value] : record.settings) {
+    settings_bytes += 8 + name.size() + value.size();
+  }
+  bytes.erase(bytes.size() - 4 - settings_bytes - 8, 8);
+  bytes[4] = 1;
+  std::string length;
+  FieldWriter(length).Int(static_cast<uint32_t>(bytes.size()));
+  bytes.replace(8, 4, length);
+  bytes.resize(bytes.size() - 4);
+  FieldWriter(bytes).Int(Crc32c(bytes));
+  return bytes;
 }
 
 MATCHER_P(HasCode, code, "") {

@@ -18,7 +18,7 @@ ManifestMark MarkOf(uint64_t number, std::string_view bytes) {
   return {number, bytes.size(), Crc32c(bytes)};
 }
 
-TEST(LedgerRecordTest, ComesBackAndEveryDamageIsFound) {
+TEST(SyncLedgerRecordTest, ComesBackAndEveryDamageIsFound) {
   const LedgerRecord record{77, MarkOf(5, "abc"), MarkOf(9, "d")};
   const std::string bytes = EncodeLedger(record);
   EXPECT_EQ(DecodeLedger(bytes), record);
@@ -33,7 +33,7 @@ TEST(LedgerRecordTest, ComesBackAndEveryDamageIsFound) {
   EXPECT_EQ(DecodeLedger(bytes + '\0'), std::nullopt);
 }
 
-TEST(LedgerNamesTest, OnlyManifestsAreManifests) {
+TEST(SyncLedgerNamesTest, OnlyManifestsAreManifests) {
   EXPECT_EQ(ParseManifestName("MANIFEST-000123"), 123u);
   EXPECT_EQ(ParseManifestName("MANIFEST-1234567"), 1234567u);
   for (const char* name :
@@ -43,7 +43,7 @@ TEST(LedgerNamesTest, OnlyManifestsAreManifests) {
   }
 }
 
-class LedgerTest : public ::testing::Test {
+class SyncLedgerTest : public ::testing::Test {
  protected:
   void SetCurrent(const std::string& text) {
     std::ofstream(dir_.path() + "/CURRENT") << text;
@@ -55,15 +55,16 @@ class LedgerTest : public ::testing::Test {
     return CheckManifest(record, dir_.path());
   }
   LedgerRecord Written() {
-    const auto record = ReadLedger(dir_.path());
+    const auto record = ReadLedger(path_);
     EXPECT_TRUE(record.has_value());
     return record.value_or(LedgerRecord{});
   }
 
   TempDir dir_;
+  const std::string path_ = LedgerPath(dir_.path() + "/db");
 };
 
-TEST_F(LedgerTest, ManifestMustHaveWhatWasSyncedAndMayHaveMore) {
+TEST_F(SyncLedgerTest, ManifestMustHaveWhatWasSyncedAndMayHaveMore) {
   const std::string bytes = kBytes;
   const LedgerRecord record{0, MarkOf(7, bytes), {}};
   SetCurrent("MANIFEST-000007\n");
@@ -84,7 +85,7 @@ TEST_F(LedgerTest, ManifestMustHaveWhatWasSyncedAndMayHaveMore) {
               HasSubstr("MANIFEST-000007"));
 }
 
-TEST_F(LedgerTest, BothManifestsAreGoodWhileOneReplacesTheOther) {
+TEST_F(SyncLedgerTest, BothManifestsAreGoodWhileOneReplacesTheOther) {
   const LedgerRecord record{0, MarkOf(7, "old"), MarkOf(12, "new one")};
   SetManifest("000007", "old");
   SetManifest("000012", "new one");
@@ -97,7 +98,7 @@ TEST_F(LedgerTest, BothManifestsAreGoodWhileOneReplacesTheOther) {
   EXPECT_THAT(Check(record), HasCode(absl::StatusCode::kDataLoss));
 }
 
-TEST_F(LedgerTest, OlderManifestIsDamageAndALaterOneIsNot) {
+TEST_F(SyncLedgerTest, OlderManifestIsDamageAndALaterOneIsNot) {
   const LedgerRecord record{0, MarkOf(7, "old"), MarkOf(12, "new one")};
   for (const char* number : {"000003", "000009"}) {
     SetManifest(number, "old");
@@ -114,12 +115,12 @@ TEST_F(LedgerTest, OlderManifestIsDamageAndALaterOneIsNot) {
   }
 }
 
-TEST_F(LedgerTest, FollowsManifestsAndTheLog) {
-  Ledger ledger(dir_.path());
+TEST_F(SyncLedgerTest, FollowsManifestsAndTheLog) {
+  SyncLedger ledger(path_);
   // Before there is a store nothing is written.
   ledger.ManifestSynced(MarkOf(1, "a"), 0);
   ledger.LogSynced(3);
-  EXPECT_EQ(ReadLedger(dir_.path()), std::nullopt);
+  EXPECT_EQ(ReadLedger(path_), std::nullopt);
   ASSERT_TRUE(ledger.Start(std::nullopt).ok());
   EXPECT_EQ(Written(), (LedgerRecord{3, {}, MarkOf(1, "a")}));
   ledger.ManifestSynced(MarkOf(1, "ab"), 1);
@@ -141,10 +142,10 @@ TEST_F(LedgerTest, FollowsManifestsAndTheLog) {
   EXPECT_EQ(Written(), (LedgerRecord{8, MarkOf(13, "f"), MarkOf(15, "g")}));
 }
 
-TEST_F(LedgerTest, GoesOnWithWhatItSaid) {
+TEST_F(SyncLedgerTest, GoesOnWithWhatItSaid) {
   const LedgerRecord before{20, MarkOf(4, "abc"), {}};
-  Ledger(dir_.path()).Start(std::nullopt).IgnoreError();
-  Ledger ledger(dir_.path());
+  SyncLedger(path_).Start(std::nullopt).IgnoreError();
+  SyncLedger ledger(path_);
   ASSERT_TRUE(ledger.Start(before).ok());
   ledger.LogSynced(10);
   ledger.ManifestSynced(MarkOf(6, "d"), 4);
@@ -155,15 +156,13 @@ TEST_F(LedgerTest, GoesOnWithWhatItSaid) {
   EXPECT_TRUE(Check(Written()).ok());
 }
 
-TEST_F(LedgerTest, DamagedFileIsReplaced) {
-  std::ofstream(dir_.path() + "/ledger") << std::string(500, 'x');
-  EXPECT_EQ(ReadLedger(dir_.path()), std::nullopt);
-  Ledger ledger(dir_.path());
+TEST_F(SyncLedgerTest, DamagedFileIsReplaced) {
+  std::ofstream(path_) << std::string(500, 'x');
+  EXPECT_EQ(ReadLedger(path_), std::nullopt);
+  SyncLedger ledger(path_);
   ledger.LogSynced(2);
-  ASSERT_TRUE(ledger.Start(ReadLedger(dir_.path())).ok());
+  ASSERT_TRUE(ledger.Start(ReadLedger(path_)).ok());
   EXPECT_EQ(Written().synced_sequence, 2u);
-  RemoveLedger(dir_.path());
-  EXPECT_EQ(ReadLedger(dir_.path()), std::nullopt);
 }
 
 }  // namespace

@@ -21,13 +21,12 @@ class TableCheckTest : public ::testing::Test {
   TableCheckTest() : rocksdb_options_(OptionsOf(Family::kSessions)) {}
 
   static rocksdb::Options OptionsOf(Family family) {
-    StoreDbOptions options;
-    options.rocksdb_bytes = 8 << 20;
-    const DiskPlan plan = PlanDisk(kMinDiskBytes, options.rocksdb_bytes);
+    const DiskPlan plan = PlanDisk(kMinDiskBytes, 8 << 20);
+    const DatabaseResources resources(1 << 20, 0);
     return {rocksdb::DBOptions(),
-            MakeFamilyOptions(MakeRocksDbOptions(options, plan,
-                                                 rocksdb::NewLRUCache(1 << 20)),
-                              plan, family)};
+            MakeFamilyOptions(
+                MakeRocksDbOptions(DatabaseKind::kPages, resources, plan), plan,
+                FamilyName(family))};
   }
   // A table of `num_records`, as the store has them written.
   std::string Make(int num_records, Family family = Family::kSessions) {

@@ -1,8 +1,7 @@
-// The small records of the store beside manifests (FORMAT.md): a page's value
-// and its entry in the index of pages, a session's entry in the index of
-// sessions. Encoding and checking alone.
-#ifndef XCACHE_CACHESTORE_ROCKSDB_STORE_RECORDS_H_
-#define XCACHE_CACHESTORE_ROCKSDB_STORE_RECORDS_H_
+// The records of pages on disk (FORMAT.md): a page's value and its entry in the
+// index of pages. Encoding and checking alone.
+#ifndef XCACHE_CACHESTORE_ROCKSDB_PAGE_RECORDS_H_
+#define XCACHE_CACHESTORE_ROCKSDB_PAGE_RECORDS_H_
 
 #include <cstdint>
 #include <optional>
@@ -11,12 +10,8 @@
 
 #include "absl/status/statusor.h"
 #include "cachestore/page_key.h"
-#include "cachestore/session_store.h"
 
 namespace xcache {
-
-// The version of the whole store: families, keys and records together.
-inline constexpr uint32_t kStoreFormatVersion = 1;
 
 std::string_view KeyBytes(const PageKey& key);
 // Nothing: not the length of a key.
@@ -45,25 +40,6 @@ std::string EncodePageEntry(const PageKey& key, const PageEntry& entry);
 absl::StatusOr<PageEntry> DecodePageEntry(const PageKey& key,
                                           std::string_view bytes);
 
-// The key of a session: REQUIRES tenant and id of at most 255 bytes.
-std::string SessionKey(std::string_view tenant, std::string_view id);
-struct SessionName {
-  std::string tenant;
-  std::string id;
-};
-std::optional<SessionName> ParseSessionKey(std::string_view key);
-
-// A session's summary and the key of its last page (the root's: it has none).
-struct SessionEntry {
-  SessionSummary summary;
-  PageKey last_page{};
-};
-SessionEntry MakeSessionEntry(const SessionRecord& record);
-std::string EncodeSessionEntry(const SessionEntry& entry);
-// DATA_LOSS; FAILED_PRECONDITION: of another version.
-absl::StatusOr<SessionEntry> DecodeSessionEntry(std::string_view key,
-                                                std::string_view bytes);
-
 }  // namespace xcache
 
-#endif  // XCACHE_CACHESTORE_ROCKSDB_STORE_RECORDS_H_
+#endif  // XCACHE_CACHESTORE_ROCKSDB_PAGE_RECORDS_H_

@@ -1,4 +1,4 @@
-#include "cachestore/sessions/repair_source.h"
+#include "cachestore/sessions/session_source.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -8,10 +8,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cachestore/rocksdb/file_system.h"
+#include "cachestore/rocksdb/info_log.h"
 #include "cachestore/rocksdb/table_check.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
-#include "rocksdb/cache.h"
 #include "rocksdb/sst_file_reader.h"
 
 namespace xcache {
@@ -44,27 +44,29 @@ absl::Status CopyDatabase(const fs::path& from, const fs::path& to) {
 
 }  // namespace
 
-RepairSource::RepairSource(const StoreDbOptions& options, std::string path)
-    : path_(std::move(path)), env_(MakeStoreEnv(options.env, nullptr)) {
-  options_ = MakeRocksDbOptions(
-      options, PlanDisk(options.disk_bytes, options.rocksdb_bytes),
-      rocksdb::NewLRUCache(8 << 20));
+SessionSource::SessionSource(const DiskPlan& plan, rocksdb::Env* env,
+                             std::string path)
+    : path_(std::move(path)), plan_(plan), env_(MakeStoreEnv(env, nullptr)) {
+  options_ = MakeRocksDbOptions(DatabaseKind::kSessions,
+                                DatabaseResources(8 << 20, 0), plan);
   options_.env = env_.get();
+  options_.info_log = MakeInfoLog(path_);
   options_.create_if_missing = false;
   options_.wal_recovery_mode =
       rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
   options_.max_open_files = -1;  // every table is opened, and so checked
 }
 
-RepairSource::~RepairSource() {
+SessionSource::~SessionSource() {
   for (auto* handle : handles_) db_->DestroyColumnFamilyHandle(handle);
 }
 
-absl::StatusOr<std::unique_ptr<RepairSource>> RepairSource::Open(
+absl::StatusOr<std::unique_ptr<SessionSource>> SessionSource::Open(
     const std::string& db_path, const std::string& scratch,
-    const StoreDbOptions& options, const std::optional<LedgerRecord>& ledger) {
+    const DiskPlan& plan, rocksdb::Env* env,
+    const std::optional<LedgerRecord>& ledger) {
   XC_RETURN_IF_ERROR(CopyDatabase(db_path, scratch));
-  std::unique_ptr<RepairSource> source(new RepairSource(options, scratch));
+  std::unique_ptr<SessionSource> source(new SessionSource(plan, env, scratch));
   const absl::Status manifest =
       ledger ? CheckManifest(*ledger, scratch) : absl::OkStatus();
   if (!manifest.ok()) {
@@ -80,20 +82,16 @@ absl::StatusOr<std::unique_ptr<RepairSource>> RepairSource::Open(
 
 // Strict: damage that shows when it is opened, but for a damaged log, is not
 // overlooked.
-bool RepairSource::OpenDb(bool strict) {
+bool SessionSource::OpenDb(bool strict) {
   rocksdb::Options options = options_;
   options.paranoid_checks = strict;
   std::vector<std::string> names;
   if (!rocksdb::DB::ListColumnFamilies(options, path_, &names).ok()) {
     return false;
   }
-  std::vector<rocksdb::ColumnFamilyDescriptor> families;
-  for (const std::string& name : names) {
-    families.emplace_back(name, rocksdb::ColumnFamilyOptions(options));
-  }
   rocksdb::DB* db = nullptr;
-  const rocksdb::Status opened =
-      rocksdb::DB::OpenForReadOnly(options, path_, families, &handles_, &db);
+  const rocksdb::Status opened = rocksdb::DB::OpenForReadOnly(
+      options, path_, DescribeFamilies(options, plan_, names), &handles_, &db);
   if (!opened.ok()) {
     XC_LOG_WARN("the store does not open as it is", "path={} detail={}",
                 LogValue(path_), LogValue(opened.ToString()));
@@ -103,7 +101,7 @@ bool RepairSource::OpenDb(bool strict) {
   return true;
 }
 
-void RepairSource::DropDamagedTables() {
+void SessionSource::DropDamagedTables() {
   std::error_code error;
   std::vector<fs::path> tables;
   for (const auto& file : fs::directory_iterator(path_, error)) {
@@ -120,17 +118,16 @@ void RepairSource::DropDamagedTables() {
   }
 }
 
-void RepairSource::Rebuild() {
-  is_rebuilt_ = true;
-  // Values that it takes from the log stay in its tables: it would forget blob
-  // files that it wrote, as it does all others.
+void SessionSource::Rebuild() {
+  const rocksdb::ColumnFamilyOptions family(options_);
   std::vector<rocksdb::ColumnFamilyDescriptor> families;
-  for (Family family : kFamilies) {
-    families.emplace_back(std::string(FamilyName(family)),
-                          rocksdb::ColumnFamilyOptions(options_));
+  for (const Family f : FamiliesOf(DatabaseKind::kSessions)) {
+    families.emplace_back(std::string(FamilyName(f)), family);
   }
-  const rocksdb::Status repaired = rocksdb::RepairDB(
-      path_, options_, families, rocksdb::ColumnFamilyOptions(options_));
+  // A family that it is not told of (of pages, in a store of format 1) is one
+  // like the others.
+  const rocksdb::Status repaired =
+      rocksdb::RepairDB(path_, options_, families, family);
   if (!repaired.ok()) {
     XC_LOG_WARN("RocksDB's repair failed", "path={} detail={}", LogValue(path_),
                 LogValue(repaired.ToString()));
@@ -138,16 +135,16 @@ void RepairSource::Rebuild() {
   OpenDb(/*strict=*/false);
 }
 
-rocksdb::ColumnFamilyHandle* RepairSource::Handle(Family family) const {
+rocksdb::ColumnFamilyHandle* SessionSource::Handle(Family family) const {
   for (auto* handle : handles_) {
     if (handle->GetName() == FamilyName(family)) return handle;
   }
   return nullptr;
 }
 
-bool RepairSource::AddKeys(Family family, std::set<std::string>& keys) const {
+void SessionSource::AddKeys(Family family, std::set<std::string>& keys) const {
   rocksdb::ColumnFamilyHandle* handle = Handle(family);
-  if (handle == nullptr) return false;
+  if (handle == nullptr) return;
   rocksdb::ReadOptions options;
   options.fill_cache = false;
   const std::unique_ptr<rocksdb::Iterator> it(
@@ -155,15 +152,14 @@ bool RepairSource::AddKeys(Family family, std::set<std::string>& keys) const {
   for (it->SeekToFirst(); it->Valid(); it->Next()) {
     keys.insert(it->key().ToString());
   }
-  if (it->status().ok()) return true;
+  if (it->status().ok()) return;
   for (it->SeekToLast(); it->Valid(); it->Prev()) {
     keys.insert(it->key().ToString());
   }
-  return false;
 }
 
-bool RepairSource::Get(Family family, const std::string& key,
-                       std::string* value) const {
+bool SessionSource::Get(Family family, const std::string& key,
+                        std::string* value) const {
   rocksdb::ColumnFamilyHandle* handle = Handle(family);
   if (handle == nullptr) return false;
   rocksdb::ReadOptions options;
@@ -171,7 +167,7 @@ bool RepairSource::Get(Family family, const std::string& key,
   return db_->Get(options, handle, key, value).ok();
 }
 
-void RepairSource::ReadLeftOut(
+void SessionSource::ReadLeftOut(
     Family family,
     const std::function<void(const std::string& key, std::string value)>& fn)
     const {
