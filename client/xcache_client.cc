@@ -15,6 +15,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "client/connection_fault.h"
 #include "client/convert.h"
 #include "client/health.h"
 #include "engine/base/status_macros.h"
@@ -29,7 +30,8 @@ constexpr char kRetryAfterPayload[] = "xcache/retry-after-ms";
 
 // The canonical codes have the same numbers in gRPC and Abseil.
 absl::Status ToAbslStatus(const grpc::Status& status,
-                          const grpc::ClientContext& context) {
+                          const grpc::ClientContext& context,
+                          const std::string& address) {
   if (status.ok()) return absl::OkStatus();
   absl::Status out(static_cast<absl::StatusCode>(status.error_code()),
                    status.error_message());
@@ -39,7 +41,7 @@ absl::Status ToAbslStatus(const grpc::Status& status,
         kRetryAfterPayload,
         absl::Cord(absl::string_view(it->second.data(), it->second.size())));
   }
-  return out;
+  return ExplainConnection(out, address);
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
@@ -178,31 +180,66 @@ struct Client::Impl {
                                    Response*),
       const Request& request, Repeat repeat) const {
     Response response;
-    XC_RETURN_IF_ERROR(WithRetries(repeat, Deadline(std::nullopt), nullptr,
-                                   [&](grpc::ClientContext& context) {
-                                     response.Clear();
-                                     const grpc::Status status = (stub.*method)(
-                                         &context, request, &response);
-                                     return ToAbslStatus(status, context);
-                                   }));
+    XC_RETURN_IF_ERROR(
+        WithRetries(repeat, Deadline(std::nullopt), nullptr,
+                    [&](grpc::ClientContext& context) {
+                      response.Clear();
+                      const grpc::Status status =
+                          (stub.*method)(&context, request, &response);
+                      return ToAbslStatus(status, context, options.address);
+                    }));
     return response;
   }
 
-  // A server that loads refuses every call, and says in trailers how far it is.
-  void AskHowFar(Progress* progress) const {
+  // One look at the server. `why` is set where it is unreachable.
+  absl::StatusOr<Progress> Look(absl::Status* why) const {
+    CallScope scope(options, absl::Now() + absl::Seconds(5), nullptr);
+    Progress out;
+    bool serving = false;
+    grpc::Status status = HealthCheck(channel, scope.context(), &serving);
+    if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+      status = {grpc::StatusCode::UNAVAILABLE, status.error_message()};
+    }
+    const absl::Status explained =
+        ToAbslStatus(status, scope.context(), options.address);
+    if (absl::IsUnavailable(explained)) {
+      *why = explained;
+      out.what = std::string(explained.message());
+      return out;
+    }
+    if (absl::IsUnimplemented(explained)) {
+      return absl::UnimplementedError(absl::StrCat(
+          "what listens at ", options.address,
+          " is a gRPC server, but not XCache's: it has no health service"));
+    }
+    XC_RETURN_IF_ERROR(explained);
+    out.readiness = Readiness::kReady;
+    if (!serving) AskWhy(&out);
+    return out;
+  }
+
+  // A server that does not serve refuses every call; while it loads, it says in
+  // trailers how far it is.
+  void AskWhy(Progress* progress) const {
     CallScope scope(options, absl::Now() + absl::Seconds(5), nullptr);
     v1::GetModelInfoResponse response;
-    inference->GetModelInfo(&scope.context(), v1::GetModelInfoRequest(),
-                            &response);
+    const grpc::Status status = inference->GetModelInfo(
+        &scope.context(), v1::GetModelInfoRequest(), &response);
     const auto& trailers = scope.context().GetServerTrailingMetadata();
-    if (const auto it = trailers.find("loading-percent");
-        it != trailers.end()) {
-      int percent = 0;
+    const auto percent = trailers.find("loading-percent");
+    // Without the right token it says nothing.
+    progress->readiness =
+        percent == trailers.end() &&
+                status.error_code() == grpc::StatusCode::UNAVAILABLE
+            ? Readiness::kStopping
+            : Readiness::kLoading;
+    if (percent != trailers.end()) {
+      int value = 0;
       if (absl::SimpleAtoi(
-              absl::string_view(it->second.data(), it->second.size()),
-              &percent) &&
-          percent >= 0 && percent <= 100) {
-        progress->percent = percent;
+              absl::string_view(percent->second.data(), percent->second.size()),
+              &value) &&
+          value >= 0 && value <= 100) {
+        progress->percent = value;
       }
     }
     if (const auto it = trailers.find("loading-what"); it != trailers.end()) {
@@ -240,7 +277,7 @@ struct Client::Impl {
             }
           }
           const grpc::Status status = reader->Finish();
-          return ToAbslStatus(status, context);
+          return ToAbslStatus(status, context, options.address);
         },
         [&] { return begun; }));
     if (!finished) {
@@ -265,9 +302,7 @@ Client::~Client() = default;
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(
     const ClientOptions& options) {
-  if (options.address.empty()) {
-    return absl::InvalidArgumentError("the server's address is empty");
-  }
+  XC_RETURN_IF_ERROR(CheckServerAddress(options.address));
   if (options.token.find_first_of("\r\n") != std::string::npos) {
     return absl::InvalidArgumentError("the token holds a line break");
   }
@@ -282,11 +317,27 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(
   // instead of waiting for another client's backoff.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  // What gRPC gives a connection to be made, TLS included: another continent
+  // or a busy machine takes its time.
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   std::shared_ptr<grpc::ChannelCredentials> credentials;
-  if (options.tls || !options.ca_file.empty()) {
+  if (options.cert_file.empty() != options.key_file.empty()) {
+    return absl::InvalidArgumentError(
+        "a certificate and its key go together: only one of them is given");
+  }
+  const bool tls =
+      options.tls || !options.ca_file.empty() || !options.cert_file.empty();
+  if (!tls && !options.server_name.empty()) {
+    return absl::InvalidArgumentError(
+        "a name to expect in the server's certificate needs TLS");
+  }
+  if (tls) {
     grpc::SslCredentialsOptions ssl;
+    if (!options.cert_file.empty()) {
+      XC_ASSIGN_OR_RETURN(ssl.pem_cert_chain, ReadFile(options.cert_file));
+      XC_ASSIGN_OR_RETURN(ssl.pem_private_key, ReadFile(options.key_file));
+    }
     if (!options.ca_file.empty()) {
       XC_ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadFile(options.ca_file));
       if (!absl::StrContains(ssl.pem_root_certs, "BEGIN CERTIFICATE")) {
@@ -308,15 +359,9 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(
 }
 
 absl::StatusOr<Readiness> Client::CheckReady() {
-  CallScope scope(impl_->options, absl::Now() + absl::Seconds(5), nullptr);
-  bool serving = false;
-  const grpc::Status status =
-      HealthCheck(impl_->channel, scope.context(), &serving);
-  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
-    return Readiness::kUnreachable;
-  }
-  if (!status.ok()) return ToAbslStatus(status, scope.context());
-  return serving ? Readiness::kReady : Readiness::kLoading;
+  absl::Status why;
+  XC_ASSIGN_OR_RETURN(const Progress now, impl_->Look(&why));
+  return now.readiness;
 }
 
 absl::Status Client::WaitReady(
@@ -325,22 +370,24 @@ absl::Status Client::WaitReady(
   const absl::Time start = absl::Now();
   constexpr absl::Duration kTick = absl::Milliseconds(100);
   while (true) {
-    XC_ASSIGN_OR_RETURN(const Readiness readiness, CheckReady());
-    if (readiness == Readiness::kReady) return absl::OkStatus();
-    Progress now{.readiness = readiness, .waited = absl::Now() - start};
-    if (readiness == Readiness::kUnreachable &&
-        now.waited >= unreachable_timeout) {
-      return absl::UnavailableError(
-          absl::StrCat("no server answers at ", impl_->options.address));
+    absl::Status why;
+    XC_ASSIGN_OR_RETURN(Progress now, impl_->Look(&why));
+    if (now.readiness == Readiness::kReady) return absl::OkStatus();
+    now.waited = absl::Now() - start;
+    if (now.waited >= unreachable_timeout) {
+      if (now.readiness == Readiness::kUnreachable) return why;
+      if (now.readiness == Readiness::kStopping) {
+        return absl::UnavailableError(absl::StrCat(
+            "the server at ", impl_->options.address, " is shutting down"));
+      }
     }
     if (now.waited >= timeout) {
       return absl::DeadlineExceededError(absl::StrCat(
           "the server at ", impl_->options.address, " is not ready after ",
           absl::FormatDuration(absl::Trunc(now.waited, kTick))));
     }
-    if (progress != nullptr) {
-      if (readiness == Readiness::kLoading) impl_->AskHowFar(&now);
-      if (!progress(now)) return absl::CancelledError("cancelled");
+    if (progress != nullptr && !progress(now)) {
+      return absl::CancelledError("cancelled");
     }
     absl::SleepFor(kTick);
   }

@@ -42,6 +42,10 @@ struct ClientOptions {
   std::string ca_file = {};
   std::string server_name =
       {};  // to expect in the certificate; empty: the host's
+  // PEM files of a certificate to show to the server and of its private key,
+  // where the server asks for one. Imply TLS.
+  std::string cert_file = {};
+  std::string key_file = {};
   // For each call, from its start to its end. The server stops at the next
   // step.
   absl::Duration deadline = absl::InfiniteDuration();
@@ -77,20 +81,23 @@ struct StreamOptions {
   std::optional<absl::Duration> deadline = {};  // instead of the client's
 };
 
-enum class Readiness { kReady, kUnreachable, kLoading };
+enum class Readiness { kReady, kUnreachable, kLoading, kStopping };
 
 // What is known of a server that is not ready.
 struct Progress {
   Readiness readiness = Readiness::kUnreachable;
   absl::Duration waited = absl::ZeroDuration();
-  int percent = -1;       // of what it does at the moment; -1: it does not say
-  std::string what = {};  // "loading the model", ...; empty: it does not say
+  int percent = -1;  // of what it does at the moment; -1: it does not say
+  // What it does ("loading the model", ...) or, where it is unreachable, why;
+  // empty: it does not say.
+  std::string what = {};
 };
 
 class Client {
  public:
   // Does not wait for the server: see WaitReady(). InvalidArgument or NotFound
-  // where an option is no good (a CA file that cannot be read).
+  // where an option is no good (an address that is none, a CA file that cannot
+  // be read).
   static absl::StatusOr<std::unique_ptr<Client>> Connect(
       const ClientOptions& options);
   ~Client();
@@ -99,8 +106,9 @@ class Client {
 
   // One look at the server's health service.
   absl::StatusOr<Readiness> CheckReady();
-  // Waits until the server serves. It may be absent for `unreachable_timeout`
-  // and load its model for `timeout`, counted together; then Unavailable or
+  // Waits until the server serves. It may be absent or shutting down for
+  // `unreachable_timeout` and load its model for `timeout`, counted together;
+  // then Unavailable (FaultOf() tells why: connection_fault.h) or
   // DeadlineExceeded. `progress` is called about ten times a second, and ends
   // the wait (CANCELLED) by returning false.
   absl::Status WaitReady(

@@ -1,5 +1,7 @@
 #include "server/config.h"
 
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -16,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/base/status_macros.h"
+#include "server/config_check.h"
 #include "server/core/quality.h"
 
 namespace xcache {
@@ -403,6 +406,8 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   } catch (const CLI::Error& error) {
     return absl::InvalidArgumentError(error.what());
   }
+  XC_RETURN_IF_ERROR(CheckConfigKeys(app));
+  out.warnings = UnknownVariables(app, environ);
   XC_RETURN_IF_ERROR(Finish(raw, config));
   return out;
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -61,6 +62,8 @@ struct CommandLine {
   Config config;
   // Text for stdout (--help, --version); the program is then to exit with 0.
   std::string print_and_exit;
+  // For the log: what was written and nothing reads, a sentence each.
+  std::vector<std::string> warnings;
 };
 
 // INVALID_ARGUMENT: one line that names the flag, what it takes and what it

@@ -146,6 +146,9 @@ int Main(int argc, char** argv) {
   }
   InitLogging(command_line->config.log_level);
   QuietLibraryLogging();
+  for (const std::string& warning : command_line->warnings) {
+    XC_LOG_WARN("environment variable ignored", "reason={}", LogValue(warning));
+  }
   return Serve(command_line->config, signals);
 }
 

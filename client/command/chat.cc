@@ -8,15 +8,19 @@
 #include <utility>
 #include <vector>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "client/command/commands.h"
 #include "client/command/exit_code.h"
 #include "client/command/line_editor.h"
+#include "client/command/message_reader.h"
 #include "client/command/text.h"
+#include "engine/base/nearest_name.h"
 #include "engine/base/status_macros.h"
 
 namespace xcache::command {
@@ -26,6 +30,8 @@ struct Options {
   std::string session;
   client::CreateSessionOptions create;
   std::optional<double> ttl_hours;
+  // Which of the flags were given that only a new session can have.
+  std::vector<std::string> for_new_sessions;
   AnswerFlags answer;
   bool no_history = false;
 };
@@ -36,7 +42,8 @@ constexpr char kHelp[] =
     "/fork [N]      go on in a new session with the first N messages (all)\n"
     "/help          this\n"
     "/quit          leave (so does Ctrl-D); the session stays\n"
-    "A line that ends with \\ goes on in the next one.\n";
+    "A line that ends with \\ goes on in the next one; so do all lines from\n"
+    "\"\"\" to \"\"\". What is pasted is one message, sent with Enter.\n";
 
 class Chat {
  public:
@@ -54,8 +61,8 @@ class Chat {
     }
     int interrupts = 0;
     while (true) {
-      std::string text;
-      const LineEditor::Result result = ReadMessage(&text);
+      TypedMessage message;
+      const LineEditor::Result result = Read(&message);
       if (result == LineEditor::Result::kEnd) break;
       if (result == LineEditor::Result::kInterrupted) {
         Interrupts::Take();
@@ -65,31 +72,33 @@ class Chat {
         continue;
       }
       interrupts = 0;
-      const std::string trimmed(absl::StripAsciiWhitespace(text));
+      const std::string trimmed(absl::StripAsciiWhitespace(message.text));
       if (trimmed.empty()) continue;
-      absl::Status status;
-      if (editor_->interactive() && trimmed[0] == '/') {
-        if (trimmed == "/quit" || trimmed == "/exit") break;
-        status = Slash(trimmed);
-      } else {
-        status = Turn(text);
-      }
+      const bool command =
+          editor_->interactive() && message.plain && trimmed[0] == '/';
+      if (command && (trimmed == "/quit" || trimmed == "/exit")) break;
+      const absl::Status status = command ? Slash(trimmed) : Turn(message.text);
+      if (OutputError() != 0) return kExitFailed;  // Main() says it
       if (status.ok()) continue;
       // A person sees what went wrong and goes on; a script must know.
       const int code = Fail(context_, status);
+      if (IsContextFull(status)) SayWhatNext();
       if (!editor_->interactive()) return code;
-      if (absl::IsNotFound(status)) return code;  // nothing to go on with
+      // Nothing to go on with: the session is gone, or its options are no good.
+      if (absl::IsNotFound(status)) return code;
+      if (!command && !exists_ && absl::IsInvalidArgument(status)) return code;
       if (absl::IsUnavailable(status)) {
         if (const absl::Status back = Recover(); !back.ok()) {
           return Fail(context_, back);
         }
-      } else {
+      } else if (exists_) {
         Refresh().IgnoreError();
       }
     }
     if (editor_->interactive()) {
-      Note(absl::StrCat("session kept: xcache chat --session ",
-                        OneLine(session_.id)));
+      Note(exists_ ? absl::StrCat("session kept: xcache chat --session ",
+                                  OneLine(session_.id))
+                   : "nothing was said: no session is kept");
     }
     return kExitOk;
   }
@@ -102,41 +111,70 @@ class Chat {
                  text.c_str(), std::string(context_.err().reset).c_str());
   }
 
+  // The server's refusal of a turn that does not fit.
+  static bool IsContextFull(const absl::Status& status) {
+    return absl::IsInvalidArgument(status) &&
+           absl::StrContains(status.message(), "context is too long");
+  }
+
+  void SayWhatNext() const {
+    if (!exists_ || session_.num_messages == 0) return;
+    Note(editor_->interactive()
+             ? "to go on: /fork N, a new session with the first N messages; or "
+               "a new chat"
+             : absl::StrCat("to go on: xcache sessions fork ",
+                            OneLine(session_.id),
+                            " NEW --messages N, with its first N messages"));
+  }
+
+  // A session that does not exist is made by its first turn: a chat that says
+  // nothing leaves none behind.
   absl::Status Open() {
-    bool created = true;
     if (!options_.session.empty()) {
       auto found = client_->GetSession(options_.session, true);
       if (found.ok()) {
         session_ = *std::move(found);
-        created = false;
+        exists_ = true;
       } else if (!absl::IsNotFound(found.status())) {
         return found.status();
       }
     }
-    if (created) {
-      client::CreateSessionOptions create = options_.create;
-      create.id = options_.session;
-      if (options_.ttl_hours) create.ttl = absl::Hours(*options_.ttl_hours);
-      XC_ASSIGN_OR_RETURN(session_, client_->CreateSession(create));
-    } else if (!options_.create.system_prompt.empty()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("session ", session_.id,
-                       " exists and has its system prompt: leave out "
-                       "--system"));
+    if (exists_ && !options_.for_new_sessions.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "session ", session_.id, " exists, and ",
+          absl::StrJoin(options_.for_new_sessions, ", "),
+          options_.for_new_sessions.size() == 1 ? " is" : " are",
+          " for new sessions: leave out, or name another session"));
     }
     if (context_.json()) {
-      context_.PrintJson({{"session", ToJson(session_)}});
+      if (exists_) context_.PrintJson({{"session", ToJson(session_)}});
       return absl::OkStatus();
     }
     if (!editor_->interactive()) return absl::OkStatus();
-    if (created) {
-      Note(absl::StrCat("new session ", OneLine(session_.id),
-                        "; /help for help"));
-    } else {
-      Note(absl::StrCat("session ", OneLine(session_.id), ": ", session_.turn,
-                        session_.turn == 1 ? " turn, " : " turns, ",
-                        HumanCount(session_.num_tokens), " tokens"));
-      ShowMessages(2);
+    if (!exists_) {
+      Note(absl::StrCat(
+          "new session",
+          options_.session.empty() ? "" : " " + OneLine(options_.session),
+          "; /help for help"));
+      return absl::OkStatus();
+    }
+    Note(absl::StrCat("session ", OneLine(session_.id), ": ", session_.turn,
+                      session_.turn == 1 ? " turn, " : " turns, ",
+                      HumanCount(session_.num_tokens), " tokens"));
+    ShowMessages(2);
+    return absl::OkStatus();
+  }
+
+  absl::Status Create() {
+    client::CreateSessionOptions create = options_.create;
+    create.id = options_.session;
+    if (options_.ttl_hours) create.ttl = absl::Hours(*options_.ttl_hours);
+    XC_ASSIGN_OR_RETURN(session_, client_->CreateSession(create));
+    exists_ = true;
+    if (context_.json()) {
+      context_.PrintJson({{"session", ToJson(session_)}});
+    } else if (editor_->interactive() && options_.session.empty()) {
+      Note(absl::StrCat("session ", OneLine(session_.id)));
     }
     return absl::OkStatus();
   }
@@ -159,7 +197,7 @@ class Chat {
     std::fflush(stdout);
   }
 
-  LineEditor::Result ReadMessage(std::string* text) {
+  LineEditor::Result Read(TypedMessage* message) {
     const Style& style = context_.out();
     // libedit wants its own marks around what takes no columns.
     const auto prompt = [&](const char* mark) {
@@ -167,20 +205,7 @@ class Chat {
       return absl::StrCat("\1", std::string(style.bold), "\1", mark, "\1",
                           std::string(style.reset), "\1 ");
     };
-    std::string line;
-    LineEditor::Result result = editor_->Read(prompt(">"), &line);
-    while (result == LineEditor::Result::kLine && !line.empty() &&
-           line.back() == '\\') {
-      line.back() = '\n';
-      *text += line;
-      line.clear();
-      result = editor_->Read(prompt("."), &line);
-    }
-    if (result == LineEditor::Result::kEnd && !text->empty()) {
-      result = LineEditor::Result::kLine;
-    }
-    *text += line;
-    return result;
+    return ReadMessage(*editor_, prompt(">"), prompt("."), message);
   }
 
   absl::Status Refresh() {
@@ -195,6 +220,10 @@ class Chat {
     Globals globals = context_.globals();
     if (!globals.wait_seconds) globals.wait_seconds = 60;
     XC_RETURN_IF_ERROR(Context(globals).WaitReady(*client_));
+    if (!exists_) {
+      Note("the server is back: ask again");
+      return absl::OkStatus();
+    }
     XC_RETURN_IF_ERROR(Refresh());
     if (session_.turn > before) {
       Note("the server is back, and has kept the turn:");
@@ -207,6 +236,7 @@ class Chat {
   }
 
   absl::Status Turn(const std::string& text) {
+    if (!exists_) XC_RETURN_IF_ERROR(Create());
     const bool terminal = IsTerminal(STDOUT_FILENO);
     client::CancelHandle cancel;
     bool at_line_start = true;
@@ -219,8 +249,8 @@ class Chat {
       const std::string shown = terminal
                                     ? Printable({delta.data(), delta.size()})
                                     : std::string(delta);
-      std::fwrite(shown.data(), 1, shown.size(), stdout);
-      std::fflush(stdout);
+      // Nobody reads the rest: the server need not make it.
+      if (!Write(shown)) cancel.Cancel();
       if (!shown.empty()) at_line_start = shown.back() == '\n';
     };
     client::ChatRequest request;
@@ -251,12 +281,15 @@ class Chat {
     }
     if (!answer.ok()) return answer.status();
     session_.turn = answer->turn;
+    session_.num_messages += 2;
     session_.num_tokens = answer->prompt_tokens + answer->generated_tokens;
     if (context_.json()) {
       context_.PrintJson({{"final", ToJson(*answer, /*with_text=*/true)}});
     } else if (editor_->interactive()) {
       Note(AnswerSummary(*answer));
     }
+    context_.Warn(*answer);
+    if (answer->finish_reason == client::FinishReason::kContext) SayWhatNext();
     return absl::OkStatus();
   }
 
@@ -267,6 +300,17 @@ class Chat {
       std::fputs(kHelp, stdout);
       return absl::OkStatus();
     }
+    const std::vector<std::string> known = {"/history", "/session", "/fork",
+                                            "/help", "/quit"};
+    if (!absl::c_linear_search(known, words[0])) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("no command ", words[0], DidYouMean(words[0], known),
+                       "; /help lists them"));
+    }
+    if (!exists_) {
+      return absl::FailedPreconditionError(
+          "nothing has been said yet: the session begins with a message");
+    }
     if (words[0] == "/history") {
       XC_RETURN_IF_ERROR(Refresh());
       ShowMessages(0);
@@ -274,29 +318,27 @@ class Chat {
     }
     if (words[0] == "/session") {
       XC_RETURN_IF_ERROR(Refresh());
-      std::printf("%s: turn %d, %s messages, %s tokens, %s of pages, %s\n",
-                  OneLine(session_.id).c_str(), static_cast<int>(session_.turn),
+      std::printf("%s: turn %s, %s messages, %s tokens, %s of pages, %s\n",
+                  OneLine(session_.id).c_str(),
+                  HumanCount(session_.turn).c_str(),
                   HumanCount(session_.num_messages).c_str(),
                   HumanCount(session_.num_tokens).c_str(),
                   HumanBytes(static_cast<double>(session_.page_bytes)).c_str(),
                   OneLine(session_.codec).c_str());
       return absl::OkStatus();
     }
-    if (words[0] == "/fork") {
-      uint64_t keep = 0;
-      if (words.size() > 2 ||
-          (words.size() == 2 && !absl::SimpleAtoi(words[1], &keep))) {
-        return absl::InvalidArgumentError("/fork takes a number of messages");
-      }
-      XC_ASSIGN_OR_RETURN(const client::SessionInfo fork,
-                          client_->ForkSession(session_.id, "", keep));
-      session_ = fork;
-      Note(absl::StrCat("now in ", OneLine(session_.id), ", ",
-                        session_.num_messages, " messages"));
-      return absl::OkStatus();
+    // /fork
+    uint64_t keep = 0;
+    if (words.size() > 2 ||
+        (words.size() == 2 && !absl::SimpleAtoi(words[1], &keep))) {
+      return absl::InvalidArgumentError("/fork takes a number of messages");
     }
-    return absl::InvalidArgumentError(
-        absl::StrCat("no command ", words[0], "; /help lists them"));
+    XC_ASSIGN_OR_RETURN(const client::SessionInfo fork,
+                        client_->ForkSession(session_.id, "", keep));
+    session_ = fork;
+    Note(absl::StrCat("now in ", OneLine(session_.id), ", ",
+                      session_.num_messages, " messages"));
+    return absl::OkStatus();
   }
 
   const Context& context_;
@@ -304,6 +346,7 @@ class Chat {
   std::unique_ptr<client::Client> client_;
   std::unique_ptr<LineEditor> editor_;
   client::SessionInfo session_;
+  bool exists_ = false;  // `session_`, on the server
 };
 
 }  // namespace
@@ -316,22 +359,29 @@ void AddChat(CLI::App* app, Action* action) {
       "leaves");
   chat->add_option("-s,--session", options->session,
                    "Go on with this session, or start one of this id");
-  chat->add_option("--system", options->create.system_prompt,
-                   "System prompt of a new session");
-  chat->add_option("--title", options->create.title, "Title of a new session");
-  chat->add_option("--codec", options->create.codec,
-                   "Codec of a new session: lossless, balanced, compact, or a "
-                   "spec like xquant-gqa:bits=3");
-  chat->add_option("--remat", options->create.remat,
-                   "Remat policy of a new session: resume or step");
-  chat->add_option("--ttl-hours", options->ttl_hours,
-                   "Hours after its last turn that a new session lives; 0: "
-                   "for ever")
-      ->check(CLI::NonNegativeNumber);
+  std::vector<CLI::Option*> for_new = {
+      chat->add_option("--system", options->create.system_prompt,
+                       "System prompt of a new session"),
+      chat->add_option("--title", options->create.title,
+                       "Title of a new session"),
+      chat->add_option("--codec", options->create.codec,
+                       "Codec of a new session: lossless, balanced, compact, "
+                       "or a spec like xquant-gqa:bits=3"),
+      chat->add_option("--remat", options->create.remat,
+                       "Remat policy of a new session: resume or step"),
+      chat->add_option("--ttl-hours", options->ttl_hours,
+                       "Hours after its last turn that a new session lives; "
+                       "0: for ever")
+          ->check(CLI::NonNegativeNumber)};
   chat->add_flag("--no-history", options->no_history,
                  "Do not keep typed lines for the next time");
   options->answer.AddTo(chat);
-  chat->callback([options, action] {
+  chat->callback([options, action, for_new] {
+    for (const CLI::Option* option : for_new) {
+      if (option->count() > 0) {
+        options->for_new_sessions.push_back(option->get_name());
+      }
+    }
     *action = [options](const Context& context) {
       return Chat(context, *options).Run();
     };

@@ -22,6 +22,16 @@ std::string IsoTime(absl::Time time) {
   return absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", time, absl::UTCTimeZone());
 }
 
+// A token's bytes need not be a text of their own: part of a character is not.
+template <typename Token>
+json TokenJson(const Token& token) {
+  return {
+      {"id", token.token_id},
+      {"token", token.token},
+      {"bytes", std::vector<uint8_t>(token.token.begin(), token.token.end())},
+      {"logprob", token.logprob}};
+}
+
 json Ms(absl::Duration d) { return absl::ToDoubleMilliseconds(d); }
 
 // Tokens of an answer for each second of decoding. The first token comes from
@@ -77,7 +87,8 @@ absl::Status Context::WaitReady(client::Client& client) const {
                 ? absl::StrCat("the server at ", globals_.address, " is ",
                                progress.what.empty() ? "loading its model"
                                                      : OneLine(progress.what))
-                : absl::StrCat("waiting for a server at ", globals_.address);
+                : absl::StrCat("waiting for a server at ", globals_.address,
+                               ": ", OneLine(progress.what));
         if (progress.percent >= 0) {
           absl::StrAppend(&text, " ", ProgressBar(progress.percent, 20));
         }
@@ -96,6 +107,8 @@ absl::StatusOr<std::unique_ptr<client::Client>> Context::Connect() const {
   options.tls = globals_.tls;
   options.ca_file = globals_.ca_file;
   options.server_name = globals_.server_name;
+  options.cert_file = globals_.cert_file;
+  options.key_file = globals_.key_file;
   if (globals_.timeout_seconds) {
     options.deadline = absl::Seconds(*globals_.timeout_seconds);
   }
@@ -106,10 +119,28 @@ absl::StatusOr<std::unique_ptr<client::Client>> Context::Connect() const {
 
 void Context::PrintJson(const nlohmann::json& value) const {
   // Token bytes need not be UTF-8; JSON must be.
-  const std::string line =
-      value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  std::printf("%s\n", line.c_str());
-  std::fflush(stdout);
+  Write(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
+        "\n");
+}
+
+void Context::Warn(const client::Answer& answer) const {
+  for (const std::string& warning : Warnings(answer)) {
+    std::fprintf(stderr, "%swarning: %s%s\n", std::string(err_.red).c_str(),
+                 warning.c_str(), std::string(err_.reset).c_str());
+  }
+}
+
+std::vector<std::string> Warnings(const client::Answer& answer) {
+  std::vector<std::string> out;
+  if (answer.turn > 0 && !answer.durable) {
+    out.emplace_back(
+        "the turn is not on disk: it is lost if the server stops now (a full "
+        "or failing disk, or a server with --store-dir none)");
+  }
+  if (answer.finish_reason == client::FinishReason::kContext) {
+    out.emplace_back("the answer is cut off: the context is full");
+  }
+  return out;
 }
 
 json ToJson(const client::SessionInfo& session) {
@@ -184,17 +215,26 @@ json ToJson(const client::Answer& answer, bool with_text) {
                 {"client_ttft", Ms(answer.client_ttft)}}}};
   if (with_text) out["text"] = answer.text;
   for (const client::SampledToken& token : answer.tokens) {
-    out["tokens"].push_back({{"id", token.token_id},
-                             {"token", token.token},
-                             {"logprob", token.logprob}});
+    json one = TokenJson(token);
+    one["top"] = json::array();
+    for (const client::TokenLogprob& top : token.top) {
+      one["top"].push_back(TokenJson(top));
+    }
+    out["tokens"].push_back(std::move(one));
+  }
+  if (auto warnings = Warnings(answer); !warnings.empty()) {
+    out["warnings"] = std::move(warnings);
   }
   return out;
 }
 
 json ToJson(const absl::Status& error) {
-  return {{"error",
-           {{"code", absl::StatusCodeToString(error.code())},
-            {"message", std::string(error.message())}}}};
+  json out = {{"code", absl::StatusCodeToString(error.code())},
+              {"message", std::string(error.message())}};
+  if (const auto after = client::RetryAfter(error)) {
+    out["retry_after_ms"] = absl::ToInt64Milliseconds(*after);
+  }
+  return {{"error", std::move(out)}};
 }
 
 std::string AnswerSummary(const client::Answer& answer) {
@@ -226,9 +266,6 @@ std::string AnswerSummary(const client::Answer& answer) {
       break;
     default:
       break;
-  }
-  if (answer.turn > 0 && !answer.durable) {
-    absl::StrAppend(&out, " · NOT on disk");
   }
   return out;
 }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
@@ -21,6 +22,8 @@ struct Globals {
   std::string token;
   std::string ca_file;
   std::string server_name;
+  std::string cert_file;
+  std::string key_file;
   bool tls = false;
   bool json = false;
   std::optional<double> wait_seconds;
@@ -48,6 +51,8 @@ class Context {
 
   // One JSON document on one line of stdout.
   void PrintJson(const nlohmann::json& value) const;
+  // What a person should know of an answer, on stderr (see Warnings()).
+  void Warn(const client::Answer& answer) const;
 
  private:
   const Globals globals_;
@@ -60,6 +65,9 @@ nlohmann::json ToJson(const client::ModelInfo& info);
 // `with_text`: not where the text has been streamed already.
 nlohmann::json ToJson(const client::Answer& answer, bool with_text);
 nlohmann::json ToJson(const absl::Status& error);
+
+// What is wrong with an answer that came all the same, a sentence each.
+std::vector<std::string> Warnings(const client::Answer& answer);
 
 // "reused 4,032 (disk) · prefilled 96 · 64 tokens at 57.2 tok/s · ..."
 std::string AnswerSummary(const client::Answer& answer);

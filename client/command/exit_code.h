@@ -1,4 +1,4 @@
-// What `xcache` exits with. `xcache --help` and README list the same numbers.
+// What `xcache` exits with. `xcache --help` lists the same numbers.
 #ifndef XCACHE_CLIENT_COMMAND_EXIT_CODE_H_
 #define XCACHE_CLIENT_COMMAND_EXIT_CODE_H_
 

@@ -1,7 +1,6 @@
 #include "client/command/line_editor.h"
 
 #include <histedit.h>
-#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include <cwchar>
 #include <filesystem>
 #include <iostream>
+#include <string_view>
 #include <system_error>
 
 #include "client/command/terminal.h"
@@ -22,22 +22,18 @@ namespace {
 
 constexpr int kHistoryLines = 1000;
 
-// Whether stdin has something; false where Ctrl-C came first.
-bool WaitForInput() {
-  while (true) {
-    if (Interrupts::Pending()) return false;
-    std::array<pollfd, 2> fds = {
-        {{STDIN_FILENO, POLLIN, 0}, {Interrupts::fd(), POLLIN, 0}}};
-    const int n = poll(fds.data(), fds.size(), -1);
-    if (n < 0 && errno != EINTR) return true;  // let the read say what is wrong
-    if (n > 0 && fds[0].revents != 0) return !Interrupts::Pending();
-  }
-}
+// Bracketed paste (xterm's control sequences): the terminal marks what is
+// pasted, so that its line ends do not send a message each. On for as long as
+// the editor lives: what is pasted while an answer is written is marked, too.
+constexpr char kMarkPastes[] = "\x1b[?2004h";
+constexpr char kMarkNoPastes[] = "\x1b[?2004l";
+constexpr char kPasteBegins[] = "\\e[200~";  // as el_set(EL_BIND) writes it
+constexpr std::wstring_view kPasteEnds = L"\x1b[201~";
 
 // libedit retries its own read() after a signal, so Ctrl-C would go unseen.
 int ReadCharacter(EditLine*, wchar_t* out) {
   mbstate_t state{};
-  while (WaitForInput()) {
+  while (Interrupts::WaitForInput()) {
     char byte;
     const ssize_t n = read(STDIN_FILENO, &byte, 1);
     if (n < 0 && errno == EINTR) continue;
@@ -78,9 +74,14 @@ class Edited final : public LineEditor {
     el_set(el_, EL_HIST, history, history_);
     el_set(el_, EL_GETCFN, &ReadCharacter);
     el_set(el_, EL_BIND, "^R", "em-inc-search-prev", nullptr);
+    el_set(el_, EL_ADDFN, "xcache-paste", "Insert what is pasted as it is",
+           &Edited::Paste);
+    el_set(el_, EL_BIND, kPasteBegins, "xcache-paste", nullptr);
+    if (marks_pastes_) std::cout << kMarkPastes << std::flush;
   }
 
   ~Edited() override {
+    if (marks_pastes_) std::cout << kMarkNoPastes << std::flush;
     el_end(el_);
     if (!history_file_.empty()) {
       const mode_t mask = umask(077);
@@ -121,7 +122,25 @@ class Edited final : public LineEditor {
     return self->prompt_.data();
   }
 
+  // Everything up to the end mark goes into the line, line ends included: the
+  // terminal driver makes \n of the \r that terminals send for them.
+  static unsigned char Paste(EditLine* el, int) {
+    std::wstring lines;
+    wchar_t c = 0;
+    while (!lines.ends_with(kPasteEnds)) {
+      if (ReadCharacter(el, &c) != 1) return CC_EOF;
+      lines.push_back(c);
+    }
+    lines.resize(lines.size() - kPasteEnds.size());
+    std::erase(lines, L'\0');
+    // An end of line at the end would only put the cursor on an empty line.
+    while (lines.ends_with(L'\n')) lines.pop_back();
+    return lines.empty() || el_winsertstr(el, lines.c_str()) == 0 ? CC_REFRESH
+                                                                  : CC_ERROR;
+  }
+
   const std::string history_file_;
+  const bool marks_pastes_ = !IsDumbTerminal();
   std::string prompt_;
   EditLine* el_ = nullptr;
   History* history_ = nullptr;
@@ -137,7 +156,7 @@ class Plain final : public LineEditor {
         if (!line->empty() && line->back() == '\r') line->pop_back();
         return Result::kLine;
       }
-      if (!WaitForInput()) return Result::kInterrupted;
+      if (!Interrupts::WaitForInput()) return Result::kInterrupted;
       std::array<char, 4096> bytes;
       const ssize_t n = read(STDIN_FILENO, bytes.data(), bytes.size());
       if (n < 0 && errno == EINTR) continue;

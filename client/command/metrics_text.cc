@@ -63,8 +63,9 @@ bool Includes(const Labels& labels, const Labels& wanted) {
 }
 
 absl::Status SocketError(const std::string& address, int error) {
-  return absl::UnavailableError(absl::StrCat("cannot read metrics at ", address,
-                                             ": ", std::strerror(error)));
+  return absl::UnavailableError(absl::StrCat(
+      "cannot read metrics at ", address, ": ", std::strerror(error),
+      " (is --metrics-address the server's --metrics-listen?)"));
 }
 
 struct Socket {

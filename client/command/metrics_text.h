@@ -29,11 +29,16 @@ class MetricsText {
   std::optional<double> Quantile(const std::string& histogram, double q,
                                  const MetricsText* before) const;
 
- private:
   struct Sample {
     Labels labels;
     double value = 0;
   };
+  // By metric, in the page's order.
+  const std::map<std::string, std::vector<Sample>>& samples() const {
+    return samples_;
+  }
+
+ private:
   std::map<std::string, std::vector<Sample>> samples_;
 };
 

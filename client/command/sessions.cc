@@ -112,22 +112,49 @@ int PrintResult(const Context& context,
   });
 }
 
+// Each of them is tried, and each is reported.
 int Remove(const Context& context, const std::vector<std::string>& ids) {
-  return WithClient(context, [&](Client& client) {
-    nlohmann::json removed = nlohmann::json::array();
-    absl::Status first_error;
-    for (const std::string& id : ids) {
-      const absl::Status status = client.DeleteSession(id);
-      if (status.ok()) {
-        removed.push_back(id);
-      } else {
-        first_error.Update(status);
+  auto client = context.Connect();
+  if (!client.ok()) return Fail(context, client.status());
+  nlohmann::json removed = nlohmann::json::array();
+  nlohmann::json failed = nlohmann::json::array();
+  int code = kExitOk;
+  for (const std::string& id : ids) {
+    const absl::Status status = (*client)->DeleteSession(id);
+    if (status.ok()) {
+      removed.push_back(id);
+      if (!context.json()) {
+        Write(absl::StrCat("removed ", OneLine(id), "\n"));
       }
+      continue;
     }
-    if (context.json() && first_error.ok()) {
-      context.PrintJson({{"removed", removed}});
+    nlohmann::json error = ToJson(status)["error"];
+    error["id"] = id;
+    failed.push_back(std::move(error));
+    std::fprintf(stderr, "%s%s%s\n", std::string(context.err().red).c_str(),
+                 ErrorLine(status).c_str(),
+                 std::string(context.err().reset).c_str());
+    if (code == kExitOk) code = ExitCodeOf(status);
+  }
+  if (context.json()) {
+    context.PrintJson({{"removed", removed}, {"failed", failed}});
+  }
+  return code;
+}
+
+int SetPinned(const Context& context, const std::string& id, bool pinned) {
+  return WithClient(context, [&](Client& client) {
+    const auto session =
+        pinned ? client.PinSession(id) : client.UnpinSession(id);
+    if (!session.ok()) return session.status();
+    if (context.json()) {
+      context.PrintJson(ToJson(*session));
+    } else {
+      std::printf(pinned ? "%s is pinned: it does not expire\n"
+                         : "%s may expire again\n",
+                  OneLine(session->id).c_str());
     }
-    return first_error;
+    return absl::OkStatus();
   });
 }
 
@@ -203,15 +230,11 @@ void AddSessions(CLI::App* app, Action* action) {
                    "How many messages it keeps; 0: all");
   with_id(add("pin", "Keep a session and its pages",
               [](const Context& context, const Options& o) {
-                return PrintResult(context, [&](Client& client) {
-                  return client.PinSession(o.id);
-                });
+                return SetPinned(context, o.id, true);
               }));
   with_id(add("unpin", "Let a session expire again",
               [](const Context& context, const Options& o) {
-                return PrintResult(context, [&](Client& client) {
-                  return client.UnpinSession(o.id);
-                });
+                return SetPinned(context, o.id, false);
               }));
   with_id(add("flush", "Write a session to disk and free its memory",
               [](const Context& context, const Options& o) {

@@ -3,15 +3,19 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "client/command/commands.h"
 #include "client/command/exit_code.h"
@@ -55,8 +59,9 @@ double Failed(const MetricsText& page) {
   return Finished(page) - page.Sum("xcache_requests_total", {{"code", "OK"}});
 }
 
-std::string View(const MetricsText& now, const MetricsText* before,
-                 double seconds) {
+std::vector<std::pair<std::string, std::string>> View(const MetricsText& now,
+                                                      const MetricsText* before,
+                                                      double seconds) {
   const auto sum = [&](const char* name, const Labels& labels = {}) {
     return now.Sum(name, labels);
   };
@@ -71,11 +76,13 @@ std::string View(const MetricsText& now, const MetricsText* before,
     const double n = sum("xcache_reused_tokens_total", {{"source", source}});
     if (n > 0) absl::StrAppend(&sources, ", ", source, " ", Count(n));
   }
-  std::vector<std::vector<std::string>> rows = {
+  const auto build = [&](const char* label) {
+    return OneLine(now.Label("xcache_build_info", label));
+  };
+  std::vector<std::pair<std::string, std::string>> rows = {
       {"server",
-       absl::StrCat(now.Label("xcache_build_info", "version"), ", ",
-                    now.Label("xcache_build_info", "model"), ", ",
-                    now.Label("xcache_build_info", "codec"),
+       absl::StrCat(build("version"), ", ", build("model"), ", ",
+                    build("codec"),
                     sum("xcache_ready") > 0 ? ", ready" : ", not ready")},
       {"requests",
        absl::StrCat(Count(sum("xcache_requests_running")), " running, ",
@@ -134,27 +141,68 @@ std::string View(const MetricsText& now, const MetricsText* before,
       {"damaged", absl::StrCat(Count(damaged), " pages, ",
                                Count(sum("xcache_corrupt_sessions_total")),
                                " sessions (dropped, recomputed)")});
-  return Table(rows);
+  return rows;
+}
+
+// Every sample, by its metric.
+nlohmann::json AllOf(const MetricsText& page) {
+  nlohmann::json out = nlohmann::json::object();
+  for (const auto& [name, samples] : page.samples()) {
+    for (const MetricsText::Sample& sample : samples) {
+      // JSON knows no infinity, nor what is no number.
+      out[name].push_back(
+          {{"labels", sample.labels},
+           {"value", std::isfinite(sample.value) ? nlohmann::json(sample.value)
+                                                 : nlohmann::json(nullptr)}});
+    }
+  }
+  return out;
 }
 
 nlohmann::json Summary(const MetricsText& page) {
   nlohmann::json out;
-  for (const char* name :
-       {"xcache_requests_running", "xcache_requests_waiting",
-        "xcache_requests_total", "xcache_prompt_tokens_total",
-        "xcache_generated_tokens_total", "xcache_reused_tokens_total",
-        "xcache_prefilled_tokens_total", "xcache_prefill_tokens_per_second",
-        "xcache_decode_tokens_per_second", "xcache_pages", "xcache_page_bytes",
-        "xcache_memory_bytes", "xcache_memory_limit_bytes", "xcache_disk_bytes",
-        "xcache_disk_limit_bytes", "xcache_sessions",
-        "xcache_sessions_in_memory", "xcache_corrupt_pages_total",
-        "xcache_corrupt_sessions_total"}) {
-    // The names without the prefix that they all have.
-    out[name + sizeof("xcache_") - 1] = page.Sum(name);
+  // Sums over all labels, by the names without the prefix that they all have.
+  for (const auto& [name, samples] : page.samples()) {
+    constexpr std::string_view kPrefix = "xcache_";
+    if (name.starts_with(kPrefix) && !name.ends_with("_bucket")) {
+      out[name.substr(kPrefix.size())] = page.Sum(name);
+    }
   }
   out["requests_failed_total"] = Failed(page);
+  out["samples"] = AllOf(page);
   return out;
 }
+
+// Rewrites what it showed before, on a terminal of any size that may change
+// meanwhile.
+class Screen {
+ public:
+  void Show(const std::vector<std::pair<std::string, std::string>>& rows) {
+    const TerminalSize size = SizeOf(STDOUT_FILENO);
+    const std::string text =
+        FoldedTable(rows, static_cast<size_t>(size.columns));
+    // The cursor's own line is not ours, and what left the screen at its top
+    // cannot be rewritten.
+    std::vector<std::string> lines =
+        absl::StrSplit(text, '\n', absl::SkipEmpty());
+    lines.resize(std::min(lines.size(),
+                          static_cast<size_t>(std::max(size.rows - 1, 1))));
+    if (size.columns != columns_ && shown_ > 0) {
+      // Whether the terminal wrapped its lines anew is not known.
+      std::printf("\x1b[H\x1b[2J");
+    } else if (shown_ > 0) {
+      std::printf("\x1b[%zuA\x1b[J", shown_);
+    }
+    std::printf("%s\n", absl::StrJoin(lines, "\n").c_str());
+    std::fflush(stdout);
+    shown_ = lines.size();
+    columns_ = size.columns;
+  }
+
+ private:
+  size_t shown_ = 0;
+  int columns_ = 0;
+};
 
 // False where Ctrl-C ended the wait.
 bool Sleep(double seconds) {
@@ -166,7 +214,7 @@ bool Sleep(double seconds) {
 int Run(const Context& context, const Options& options) {
   std::optional<MetricsText> before;
   absl::Time before_time;
-  long lines = 0;
+  Screen screen;
   const bool rewrite = IsTerminal(STDOUT_FILENO) && !context.json();
   while (true) {
     const auto text = HttpGet(context.globals().metrics_address, "/metrics");
@@ -177,15 +225,19 @@ int Run(const Context& context, const Options& options) {
     if (context.json()) {
       context.PrintJson(Summary(*page));
     } else {
-      const std::string view =
+      const auto rows =
           View(*page, before ? &*before : nullptr,
                before ? absl::ToDoubleSeconds(now - before_time) : 0);
-      if (rewrite && lines > 0) std::printf("\x1b[%ldA\x1b[J", lines);
-      std::fputs(Printable(view).c_str(), stdout);
-      if (!rewrite && !options.once) std::printf("\n");
-      std::fflush(stdout);
-      lines = std::count(view.begin(), view.end(), '\n');
+      if (rewrite) {
+        screen.Show(rows);
+      } else {
+        constexpr size_t kAnyWidth = 10000;
+        std::printf("%s%s", FoldedTable(rows, kAnyWidth).c_str(),
+                    options.once ? "" : "\n");
+        std::fflush(stdout);
+      }
     }
+    if (OutputError() != 0) return kExitFailed;  // Main() says it
     if (options.once) return kExitOk;
     before = *std::move(page);
     before_time = now;
@@ -199,9 +251,11 @@ void AddStats(CLI::App* app, Action* action) {
   auto options = std::make_shared<Options>();
   CLI::App* stats =
       app->add_subcommand("stats", "Watch the server's metrics; Ctrl-C ends");
-  stats->add_flag("--once", options->once, "Show them once");
+  CLI::Option* once =
+      stats->add_flag("--once", options->once, "Show them once");
   stats->add_option("--interval", options->interval, "Seconds between looks")
       ->check(CLI::Range(0.1, 3600.0))
+      ->excludes(once)
       ->capture_default_str();
   stats->callback([options, action] {
     *action = [options](const Context& context) {

@@ -1,10 +1,13 @@
 #include "client/command/terminal.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -25,6 +28,8 @@ std::array<int, 2> g_wake = {-1, -1};
 std::array<int, 2> g_level = {-1, -1};
 std::mutex g_scope_mutex;
 client::CancelHandle* g_scope = nullptr;
+
+int g_output_error = 0;  // the first errno of stdout
 
 void OnInterrupt(int) {
   const int saved = errno;
@@ -51,17 +56,61 @@ void CancelLoop() {
 
 bool IsTerminal(int fd) { return isatty(fd) == 1; }
 
-int TerminalColumns(int fd) {
+bool IsDumbTerminal() {
+  const char* term = std::getenv("TERM");
+  return term != nullptr && std::string_view(term) == "dumb";
+}
+
+TerminalSize SizeOf(int fd) {
   winsize size{};
-  if (ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
-  return 80;
+  TerminalSize out;
+  if (ioctl(fd, TIOCGWINSZ, &size) != 0) return out;
+  if (size.ws_col > 0) out.columns = size.ws_col;
+  if (size.ws_row > 0) out.rows = size.ws_row;
+  return out;
+}
+
+bool Write(std::string_view text) {
+  errno = 0;
+  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
+      std::fflush(stdout) == 0) {
+    return true;
+  }
+  if (g_output_error == 0) g_output_error = errno != 0 ? errno : EIO;
+  return false;
+}
+
+int OutputError() {
+  Write("");
+  if (g_output_error == 0 && std::ferror(stdout) != 0) g_output_error = EIO;
+  return g_output_error;
+}
+
+std::optional<std::string> ReadStdin() {
+  std::string out;
+  std::array<char, 65536> bytes;
+  while (true) {
+    if (!Interrupts::WaitForInput()) return std::nullopt;
+    const ssize_t n = read(STDIN_FILENO, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return out;
+    out.append(bytes.data(), static_cast<size_t>(n));
+  }
+}
+
+std::optional<std::string> ReadPipedInput() {
+  struct stat info {};
+  if (fstat(STDIN_FILENO, &info) != 0 ||
+      !(S_ISFIFO(info.st_mode) || S_ISREG(info.st_mode))) {
+    return "";
+  }
+  return ReadStdin();
 }
 
 Style Style::For(int fd) {
   const char* no_color = std::getenv("NO_COLOR");
-  const char* term = std::getenv("TERM");
   if (!IsTerminal(fd) || (no_color != nullptr && *no_color != '\0') ||
-      (term != nullptr && std::string_view(term) == "dumb")) {
+      IsDumbTerminal()) {
     return {};
   }
   return {.dim = "\x1b[2m",
@@ -82,7 +131,10 @@ void Spinner::Show(const std::string& text) {
   }
   static constexpr std::string_view kFrames = "|/-\\";
   const char frame = kFrames[static_cast<size_t>(frame_++) % kFrames.size()];
-  std::fprintf(stderr, "\r%c %s\x1b[K", frame, text.c_str());
+  // A line that wraps could not be rewritten.
+  const size_t room =
+      static_cast<size_t>(std::max(SizeOf(STDERR_FILENO).columns - 3, 1));
+  std::fprintf(stderr, "\r%c %s\x1b[K", frame, Cut(text, room).c_str());
   std::fflush(stderr);
   shown_ = true;
 }
@@ -119,6 +171,17 @@ bool Interrupts::Take() {
 }
 
 int Interrupts::fd() { return g_level[0]; }
+
+bool Interrupts::WaitForInput() {
+  while (true) {
+    if (Pending()) return false;
+    std::array<pollfd, 2> fds = {
+        {{STDIN_FILENO, POLLIN, 0}, {fd(), POLLIN, 0}}};
+    const int n = poll(fds.data(), fds.size(), -1);
+    if (n < 0 && errno != EINTR) return true;  // let the read say what is wrong
+    if (n > 0 && fds[0].revents != 0) return !Pending();
+  }
+}
 
 Interrupts::Scope::Scope(client::CancelHandle* cancel) {
   std::lock_guard<std::mutex> lock(g_scope_mutex);

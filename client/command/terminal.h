@@ -2,6 +2,7 @@
 #ifndef XCACHE_CLIENT_COMMAND_TERMINAL_H_
 #define XCACHE_CLIENT_COMMAND_TERMINAL_H_
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -17,7 +18,24 @@ struct Style {
 };
 
 bool IsTerminal(int fd);
-int TerminalColumns(int fd);  // 80 where it is not known
+bool IsDumbTerminal();  // TERM says that it takes no escape sequences
+struct TerminalSize {
+  int rows = 24;
+  int columns = 80;
+};
+TerminalSize SizeOf(int fd);  // 24 rows of 80 where it is not known
+
+// Writes to stdout and flushes it; false where that fails.
+bool Write(std::string_view text);
+// Why not all of stdout could be written until now; 0 where it could.
+int OutputError();
+
+// What a shell pipes or redirects into this process; empty where stdin is
+// something else, which may never end (a terminal, the socket of a parent).
+// None where Ctrl-C came first.
+std::optional<std::string> ReadPipedInput();
+// The rest of stdin, whatever it is. None where Ctrl-C came first.
+std::optional<std::string> ReadStdin();
 
 // One line on stderr that is rewritten; on no terminal only its first text is
 // shown, once. The destructor clears it.
@@ -47,6 +65,8 @@ class Interrupts {
   static bool Pending();
   // Becomes readable when one comes; for poll(). Cleared by Take().
   static int fd();
+  // Waits until stdin has something; false where one came first.
+  static bool WaitForInput();
 
   class Scope {
    public:

@@ -89,6 +89,47 @@ std::string OneLine(absl::string_view text) {
   return out;
 }
 
+std::string Cut(std::string_view text, size_t columns) {
+  size_t end = 0;
+  for (; end < text.size(); ++end) {
+    const bool starts = Width(text.substr(end, 1)) == 1;
+    if (starts && columns-- == 0) break;
+  }
+  return std::string(text.substr(0, end));
+}
+
+std::string FoldedTable(
+    const std::vector<std::pair<std::string, std::string>>& rows,
+    size_t columns) {
+  size_t indent = 0;
+  for (const auto& [name, text] : rows) {
+    indent = std::max(indent, Width(name) + 2);
+  }
+  // On a terminal too narrow for both columns lines are cut.
+  const size_t room = columns > indent ? columns - indent : 1;
+  std::string out;
+  for (const auto& [name, text] : rows) {
+    std::string line = name + std::string(indent - Width(name), ' ');
+    size_t used = 0;
+    for (std::string_view rest = text; !rest.empty();) {
+      const size_t space = rest.find(' ');
+      const std::string_view word = rest.substr(0, space);
+      rest.remove_prefix(space == std::string_view::npos ? rest.size()
+                                                         : space + 1);
+      if (used > 0 && used + 1 + Width(word) > room) {
+        absl::StrAppend(&out, Cut(line, columns), "\n");
+        line = std::string(indent, ' ');
+        used = 0;
+      }
+      if (used > 0) line += ' ';
+      line += word;
+      used += Width(word) + (used > 0 ? 1 : 0);
+    }
+    absl::StrAppend(&out, Cut(line, columns), "\n");
+  }
+  return out;
+}
+
 std::string Table(const std::vector<std::vector<std::string>>& rows,
                   const std::vector<size_t>& right) {
   std::vector<size_t> widths;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/string_view.h"
@@ -26,6 +27,15 @@ std::string ProgressBar(int percent, int width);
 std::string Printable(absl::string_view text);
 // The same on one line.
 std::string OneLine(absl::string_view text);
+
+// The first `columns` characters.
+std::string Cut(std::string_view text, size_t columns);
+
+// Two columns, a name and what is said of it. No line is longer than `columns`:
+// what does not fit goes on below, under its beginning.
+std::string FoldedTable(
+    const std::vector<std::pair<std::string, std::string>>& rows,
+    size_t columns);
 
 // Columns as wide as their widest cell (in characters, not bytes), two spaces
 // between them. Cells of columns named in `right` align right.

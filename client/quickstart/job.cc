@@ -65,8 +65,6 @@ ServerProcess::Options ServerOptions(const JobOptions& options,
 absl::StatusOr<std::unique_ptr<Client>> ConnectTo(const ServerProcess& server) {
   client::ClientOptions options;
   options.address = server.address();
-  // A turn of the smallest machine takes a minute at most.
-  options.deadline = absl::Minutes(20);
   return Client::Connect(options);
 }
 

@@ -1,8 +1,7 @@
 // xcache-quickstart: runs the main job and says what happened: a table for a
 // person and, as the last line, one JSON object for a script. Exits with 1
-// where something that is about correctness is not as promised: the answers
-// differ, too little was reused, or pages are too large. What is about speed is
-// said and does not fail, because it depends on the machine's other work.
+// where an answer is not the one that it must be. How much was reused and how
+// fast is told in figures and ratios, which depend on the machine's other work.
 #include <cstdio>
 #include <string>
 #include <utility>
@@ -81,9 +80,8 @@ Figures Measure(const JobResult& result) {
           result.kv_fp16_bytes_per_token / result.page_bytes_per_token};
 }
 
-// Whether everything that is about correctness holds.
-bool PrintChecks(const JobResult& result, const Figures& f,
-                 bool default_codec) {
+// Whether the answers are what they must be.
+bool PrintChecks(const JobResult& result) {
   bool correct = Check(
       result.identical,
       result.identical
@@ -94,28 +92,26 @@ bool PrintChecks(const JobResult& result, const Figures& f,
   correct &= Check(result.recompute_identical,
                    "recomputed from nothing, the answer begins with the same "
                    "bits");
-  correct &= Check(f.reuse >= 0.97,
-                   absl::StrFormat("%.1f %% of the resumed prompt reused "
-                                   "(at least 97 %%)",
-                                   100 * f.reuse));
-  const bool small =
-      Check(f.ratio >= 3.5,
-            absl::StrFormat("%.0f bytes of pages a token, FP16 K/V %.0f: %.2fx "
-                            "(at least 3.5x)",
-                            result.page_bytes_per_token,
-                            result.kv_fp16_bytes_per_token, f.ratio));
-  if (default_codec) correct &= small;
-  Check(f.resume_ms <= f.remat_ms + 1.15 * f.prefill_ms,
-        absl::StrFormat("resumed after %.0f ms; %.0f ms remat and 1.15 x "
-                        "%.0f ms prefill of %d tokens make %.0f ms",
-                        f.resume_ms, f.remat_ms, f.prefill_ms,
-                        result.resumed.prefilled_tokens,
-                        f.remat_ms + 1.15 * f.prefill_ms));
-  Check(f.resume_ms * 12 <= f.recompute_ms,
-        absl::StrFormat("%.1fx faster than recomputing, %.0f ms (at least "
-                        "12x)",
-                        f.recompute_ms / f.resume_ms, f.recompute_ms));
   return correct;
+}
+
+void PrintFigures(const JobResult& result, const Figures& f) {
+  const std::vector<std::vector<std::string>> rows = {
+      {"reused",
+       absl::StrFormat("%.1f %% of the resumed prompt", 100 * f.reuse)},
+      {"first token",
+       absl::StrFormat("after %.0f ms, recomputed after %.0f ms: %.1fx sooner",
+                       f.resume_ms, f.recompute_ms,
+                       f.recompute_ms / f.resume_ms)},
+      {"of these",
+       absl::StrFormat("%.0f ms remat, %.0f ms prefill of %d tokens: %.2fx",
+                       f.remat_ms, f.prefill_ms,
+                       result.resumed.prefilled_tokens,
+                       f.resume_ms / (f.remat_ms + f.prefill_ms))},
+      {"pages", absl::StrFormat("%.0f bytes a token, FP16 K/V %.0f: %.2fx",
+                                result.page_bytes_per_token,
+                                result.kv_fp16_bytes_per_token, f.ratio)}};
+  std::printf("%s\n", command::Table(rows).c_str());
 }
 
 void PrintJson(const JobResult& result, const Figures& f) {
@@ -174,7 +170,8 @@ int Main(int argc, char** argv) {
   PrintTable(*result);
   std::printf("The resumed answer: %s\n\n",
               command::OneLine(result->resumed.text).c_str());
-  const bool correct = PrintChecks(*result, figures, options.codec.empty());
+  PrintFigures(*result, figures);
+  const bool correct = PrintChecks(*result);
   if (!notice.empty()) std::printf("\n%s\n", notice.c_str());
   std::printf("\n");
   PrintJson(*result, figures);

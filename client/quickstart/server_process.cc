@@ -20,7 +20,7 @@
 namespace xcache::quickstart {
 
 absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(
-    const Options& options, absl::Duration timeout) {
+    const Options& options) {
   auto server = std::unique_ptr<ServerProcess>(new ServerProcess(options));
   std::vector<std::string> words = {options.program};
   words.insert(words.end(), options.arguments.begin(), options.arguments.end());
@@ -54,14 +54,14 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(
     execv(argv[0], argv.data());
     _exit(127);
   }
-  XC_RETURN_IF_ERROR(server->WaitReady(start + timeout));
+  XC_RETURN_IF_ERROR(server->WaitReady());
   server->start_time_ = absl::Now() - start;
   return server;
 }
 
 ServerProcess::~ServerProcess() { Kill(); }
 
-absl::Status ServerProcess::WaitReady(absl::Time deadline) {
+absl::Status ServerProcess::WaitReady() {
   while (true) {
     std::ifstream in(options_.ready_file);
     if (in) {
@@ -79,10 +79,6 @@ absl::Status ServerProcess::WaitReady(absl::Time deadline) {
       pid_ = -1;
       return absl::UnavailableError(
           absl::StrCat(options_.program, " did not start: ", LastLogLine()));
-    }
-    if (absl::Now() >= deadline) {
-      return absl::DeadlineExceededError(absl::StrCat(
-          options_.program, " is not ready in time: ", LastLogLine()));
     }
     absl::SleepFor(absl::Milliseconds(5));
   }

@@ -17,7 +17,8 @@ struct Quality {
 };
 
 // The one table of it. What each costs and saves is measured by xcache-eval
-// (README.md, "Measured"). CONFIGURATION.md repeats it; a test compares them.
+// (tests/bench/results/README.md). CONFIGURATION.md repeats it; a test compares
+// them.
 inline constexpr Quality kQualities[] = {
     {"lossless", "kv-fp16", "kv-fp16"},
     {"balanced", "xquant-gqa:bits=4", "xquant:bits=4"},

@@ -19,6 +19,7 @@ from xcache.v1 import inference_pb2_grpc
 from xcache.v1 import sessions_pb2_grpc
 
 BUILD = pathlib.Path(os.environ["XCACHE_BUILD"])
+SOURCE = pathlib.Path(os.environ["XCACHE_SOURCE_DIR"])
 SERVER = BUILD / "bin/xcache-server"
 COMMAND = BUILD / "bin/xcache"
 START_SECONDS = 300

@@ -97,6 +97,68 @@ def test_errors(xcache):
     xcache("frobnicate", code=2)
 
 
+def test_what_is_wrong_with_the_server_is_said(xcache, server, environment):
+    # The server's other port.
+    assert "--metrics-listen" in xcache("-a", server.metrics_address, "info",
+                                        code=3).stderr
+    assert "does not speak TLS" in xcache("--tls", "info", code=3).stderr
+    environment["XCACHE_METRICS_ADDRESS"] = server.address
+    assert "--metrics-address" in xcache("stats", "--once", code=3).stderr
+
+
+def make_certificate(folder, name, *more):
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+         "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj",
+         f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+         "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem"],
+        check=True, capture_output=True)
+    (folder / f"{name}.key").chmod(0o600)
+    return folder / f"{name}.pem", folder / f"{name}.key"
+
+
+def test_tls_that_does_not_fit_is_said(tiny_model, environment, tmp_path,
+                                       xcache):
+    cert, key = make_certificate(tmp_path, "server")
+    other, _ = make_certificate(tmp_path, "other")
+    mine, my_key = make_certificate(tmp_path, "client")
+    with harness.Server(tiny_model, tmp_path, "--tls-cert", cert, "--tls-key",
+                        key) as server:
+        environment["XCACHE_ADDRESS"] = server.address
+        assert "(a server with TLS needs --tls or --ca" in xcache(
+            "info", code=3).stderr
+        for untrusted in (["--tls"], ["--ca", str(other)]):
+            assert "give its authority's file as --ca" in xcache(
+                *untrusted, "info", code=3).stderr
+        assert "--server-name" in xcache("--ca", str(cert), "--server-name",
+                                         "example.org", "info", code=3).stderr
+        assert "tiny" in xcache("--ca", str(cert), "info").stdout
+    # Where clients must show a certificate, the command can.
+    with harness.Server(tiny_model, tmp_path, "--tls-cert", cert, "--tls-key",
+                        key, "--tls-client-ca", mine) as server:
+        environment["XCACHE_ADDRESS"] = server.address
+        assert "--cert and --key" in xcache("--ca", str(cert), "info",
+                                            code=3).stderr
+        xcache("--ca", str(cert), "--cert", str(mine), "--key", str(my_key),
+               "info")
+
+
+def test_a_full_context_says_how_to_go_on(xcache):
+    xcache("chat", "--session", "full", *GREEDY, "-n", "4", stdin="hi\n")
+    refused = xcache("chat", "--session", "full", "-n", "4",
+                     stdin="word " * 8000 + "\n", code=2)
+    assert "xcache sessions fork full" in refused.stderr
+    cut = xcache("chat", "--session", "full", "--temperature", "1", "--seed",
+                 "5", "-n", "100000", stdin="word " * 1900 + "\n")
+    # The random model may end by itself, which is no fault.
+    if "the context is full" in cut.stderr:
+        assert "xcache sessions fork full" in cut.stderr
+    fork = json.loads(xcache("sessions", "fork", "full", "full2", "-m", "2",
+                             "--json").stdout)
+    assert fork["num_messages"] == 2
+    xcache("chat", "--session", "full2", "-n", "4", stdin="hi again\n")
+
+
 class Terminal:
     """The command on a pseudo-terminal."""
 

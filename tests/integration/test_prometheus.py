@@ -1,12 +1,17 @@
 """A real Prometheus scrapes the server and answers a query."""
 
 import json
+import math
+import re
 import shutil
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 
+import grpc
 import pytest
+from xcache.v1 import sessions_pb2
 
 import harness
 
@@ -44,6 +49,40 @@ def query(prometheus, expression):
         return []
     assert body["status"] == "success"
     return body["data"]["result"]
+
+
+def published_queries():
+    """All that METRICS.md tells an operator to ask."""
+    page = (harness.SOURCE / "server/metrics/METRICS.md").read_text()
+    useful = page[page.index("## Useful queries"):]
+    queries = re.findall(r"^- [^`]*`([^`]+)`$", useful, re.M)
+    assert len(queries) == useful.count("\n- ") >= 6
+    return queries
+
+
+def test_every_published_query_has_an_answer(client, prometheus):
+    # A conversation that comes back from its pages, and a failure, while
+    # Prometheus looks: a rate needs two looks.
+    session = client.sessions.CreateSession(
+        sessions_pb2.CreateSessionRequest(id="queries"))
+    client.chat(session.id, "a few words " * 50)
+    for _ in range(60):
+        client.chat(session.id, "go on", params=harness.params(max_tokens=4))
+        client.sessions.FlushSession(
+            sessions_pb2.FlushSessionRequest(id=session.id))
+        with harness.fails_with(grpc.StatusCode.NOT_FOUND):
+            client.sessions.GetSession(
+                sessions_pb2.GetSessionRequest(id="nobody"))
+        # Not even NaN: something was divided by something.
+        answers = {text: [float(r["value"][1])
+                          for r in query(prometheus, text)]
+                   for text in published_queries()}
+        silent = [text for text, values in answers.items()
+                  if not values or not all(map(math.isfinite, values))]
+        if not silent:
+            break
+        time.sleep(0.2)
+    assert not silent, silent
 
 
 def test_prometheus_scrapes_and_answers(client, prometheus):

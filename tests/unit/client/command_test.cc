@@ -1,23 +1,13 @@
-// Runs the real `xcache` program against a fake server: through pipes, as a
-// script does, and on a pseudo-terminal, as a person does.
-#include <fcntl.h>
-#include <poll.h>
-#include <pty.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
+// `xcache` as scripts use it: its output, its errors and its exit codes.
+#include <google/protobuf/descriptor.h>
 
-#include <array>
-#include <chrono>
-#include <cstdio>
+#include <algorithm>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "fake_service.h"
+#include "command_fixture.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -30,71 +20,6 @@ using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-struct Result {
-  int code = -1;
-  std::string out;
-  std::string err;
-};
-
-std::string ReadAll(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-std::vector<char*> Argv(std::vector<std::string>& words) {
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  return argv;
-}
-
-class CommandTest : public ::testing::Test {
- protected:
-  CommandTest() {
-    std::string folder = ::testing::TempDir() + "/xcache-command-XXXXXX";
-    EXPECT_NE(mkdtemp(folder.data()), nullptr);
-    folder_ = folder;
-    setenv("XDG_STATE_HOME", folder_.c_str(), 1);
-    unsetenv("XCACHE_TOKEN");
-    setenv("XCACHE_ADDRESS", service_.address().c_str(), 1);
-    setenv("TERM", "xterm", 1);
-    unsetenv("NO_COLOR");
-  }
-  ~CommandTest() override { std::filesystem::remove_all(folder_); }
-
-  std::vector<std::string> Words(std::vector<std::string> args) {
-    const char* program = std::getenv("XCACHE_COMMAND");
-    EXPECT_NE(program, nullptr);
-    args.insert(args.begin(), program == nullptr ? "" : program);
-    return args;
-  }
-
-  Result Run(const std::vector<std::string>& args,
-             const std::string& input = "") {
-    const std::string in = folder_ + "/in";
-    const std::string out = folder_ + "/out";
-    const std::string err = folder_ + "/err";
-    std::ofstream(in, std::ios::binary) << input;
-    std::vector<std::string> words = Words(args);
-    const std::vector<char*> argv = Argv(words);
-    const pid_t pid = fork();
-    if (pid == 0) {
-      dup2(open(in.c_str(), O_RDONLY), 0);
-      dup2(open(out.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 1);
-      dup2(open(err.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 2);
-      execv(argv[0], argv.data());
-      _exit(127);
-    }
-    int status = 0;
-    waitpid(pid, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, ReadAll(out),
-            ReadAll(err)};
-  }
-
-  FakeService service_;
-  std::string folder_;
-};
-
 TEST_F(CommandTest, AskPrintsTheAnswerAlone) {
   const Result result = Run({"ask", "hello", "there"});
   EXPECT_EQ(result.code, 0) << result.err;
@@ -106,6 +31,177 @@ TEST_F(CommandTest, AskReadsStdin) {
   EXPECT_EQ(Run({"ask", "sum up:", "-"}, "a text").out,
             "You said: sum up: a text\n");
   EXPECT_EQ(Run({"ask", "-"}, "").code, 2);
+}
+
+TEST_F(CommandTest, AskTakesWhatIsPipedIn) {
+  EXPECT_EQ(Run({"ask"}, "hi there\n").out, "You said: hi there\n\n");
+  EXPECT_EQ(Run({"ask", "sum", "up:"}, "a text").out,
+            "You said: sum up:\n\na text\n");
+  EXPECT_EQ(Run({"ask"}, "").code, 2);
+  EXPECT_EQ(Run({"ask"}, " \n").code, 2);
+}
+
+TEST_F(CommandTest, OutputThatCannotBeWrittenIsAnError) {
+  const std::vector<std::vector<std::string>> commands = {
+      {"ask", "hi"}, {"ask", "--json", "hi"}, {"chat", "-s", "full"},
+      {"info"},      {"info", "--json"},      {"sessions", "list", "--json"},
+      {"--version"}};
+  for (const auto& args : commands) {
+    const Result result = Run(args, "hi\n", "/dev/full");
+    EXPECT_EQ(result.code, 1) << args[0];
+    EXPECT_EQ(result.err,
+              "error: cannot write the output: No space left on device\n")
+        << args[0];
+  }
+}
+
+TEST_F(CommandTest, ATurnThatIsNotOnDiskIsWarnedOf) {
+  service_.set_durable(false);
+  Result result = Run({"chat", "-s", "s"}, "hi\n");
+  EXPECT_EQ(result.code, 0);
+  EXPECT_THAT(result.err, HasSubstr("warning: the turn is not on disk"));
+  result = Run({"ask", "-s", "s", "hi"});
+  EXPECT_EQ(result.out, "You said: hi\n");
+  EXPECT_THAT(result.err, HasSubstr("warning: the turn is not on disk"));
+  result = Run({"ask", "--json", "-s", "s", "hi"});
+  EXPECT_EQ(json::parse(result.out)["durable"], false);
+  EXPECT_THAT(json::parse(result.out)["warnings"][0].get<std::string>(),
+              HasSubstr("not on disk"));
+  // Without a session there is nothing to keep.
+  EXPECT_EQ(Run({"ask", "hi"}).err, "");
+}
+
+TEST_F(CommandTest, AFullContextSaysHowToGoOn) {
+  service_.set_finish_reason(v1::FINISH_REASON_CONTEXT);
+  EXPECT_THAT(Run({"ask", "hi"}).err, HasSubstr("the context is full"));
+  const Result result = Run({"chat", "-s", "s"}, "hi\n");
+  EXPECT_THAT(result.err, HasSubstr("the context is full"));
+  EXPECT_THAT(result.err, HasSubstr("xcache sessions fork s"));
+}
+
+TEST_F(CommandTest, OptionsThatWouldBeIgnoredAreRefused) {
+  ASSERT_EQ(Run({"chat", "-s", "s", "--title", "t"}, "hi\n").code, 0);
+  const std::vector<std::vector<std::string>> for_new = {
+      {"--codec", "lossless"},
+      {"--system", "be brief"},
+      {"--title", "u"},
+      {"--ttl-hours", "1"},
+      {"--remat", "step"}};
+  for (const auto& option : for_new) {
+    const Result result =
+        Run({"chat", "-s", "s", option[0], option[1]}, "hi\n");
+    EXPECT_EQ(result.code, 2) << option[0];
+    EXPECT_THAT(result.err, HasSubstr("session s exists, and " + option[0] +
+                                      " is for new sessions"));
+  }
+  EXPECT_THAT(Run({"chat", "-s", "s", "--title", "u", "--codec", "kivi"}).err,
+              ContainsRegex("--title, --codec are for new sessions"));
+  EXPECT_EQ(Run({"ask", "-s", "s", "--system", "be brief", "hi"}).code, 2);
+  EXPECT_EQ(Run({"ask", "--raw", "--system", "be brief", "hi"}).code, 2);
+  EXPECT_EQ(Run({"ask", "--raw", "-s", "s", "hi"}).code, 2);
+  EXPECT_EQ(Run({"ask", "--logprobs", "1", "hi"}).code, 2);
+  EXPECT_EQ(Run({"stats", "--once", "--interval", "3"}).code, 2);
+  EXPECT_EQ(Run({"--server-name", "x", "info"}).code, 2);
+  EXPECT_EQ(Run({"--key", "x", "info"}).code, 2);
+}
+
+TEST_F(CommandTest, AChatThatSaysNothingLeavesNoSession) {
+  EXPECT_EQ(Run({"chat"}, "").code, 0);
+  EXPECT_EQ(Run({"chat", "-s", "s"}, "\n  \n").code, 0);
+  EXPECT_EQ(Run({"sessions", "list"}).err, "no sessions\n");
+  EXPECT_EQ(Run({"chat", "-s", "s"}, "hi\n").code, 0);
+  EXPECT_THAT(Run({"sessions", "list"}).out, ContainsRegex("s +1 "));
+}
+
+TEST_F(CommandTest, BlocksAreOneMessage) {
+  const Result result =
+      Run({"chat", "-s", "p"},
+          "\"\"\"\none\n\ntwo\n\"\"\"\n\"\"\"in\nline\"\"\"\n\"\"\"open\nend");
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.out,
+            "You said: one\n\ntwo\nYou said: in\nline\nYou said: open\n"
+            "end\n");
+}
+
+TEST_F(CommandTest, UnknownWordsSuggestKnownOnes) {
+  const auto error = [&](const std::vector<std::string>& args) {
+    const Result result = Run(args);
+    EXPECT_EQ(result.code, 2);
+    return result.err;
+  };
+  EXPECT_EQ(
+      error({"caht"}),
+      "error: no command caht (did you mean chat?) (see xcache --help)\n");
+  EXPECT_EQ(error({"rm", "x"}),
+            "error: no command rm (did you mean sessions rm?) (see xcache "
+            "--help)\n");
+  EXPECT_EQ(error({"sessions", "lst"}),
+            "error: no command lst (did you mean list?) (see xcache --help)\n");
+  EXPECT_EQ(error({"ask", "--temprature", "0", "hi"}),
+            "error: no option --temprature (did you mean --temperature?) (see "
+            "xcache --help)\n");
+  EXPECT_EQ(error({"info", "--adress=x"}),
+            "error: no option --adress (did you mean --address?) (see xcache "
+            "--help)\n");
+  EXPECT_EQ(error({"info", "more"}),
+            "error: unexpected argument more (see xcache --help)\n");
+  EXPECT_EQ(error({"frobnicate"}),
+            "error: no command frobnicate (see xcache --help)\n");
+}
+
+TEST_F(CommandTest, RemovingReportsEach) {
+  ASSERT_EQ(Run({"chat", "-s", "a"}, "hi\n").code, 0);
+  ASSERT_EQ(Run({"chat", "-s", "c"}, "hi\n").code, 0);
+  const Result result = Run({"sessions", "rm", "a", "b", "c"});
+  EXPECT_EQ(result.code, 4);
+  EXPECT_EQ(result.out, "removed a\nremoved c\n");
+  EXPECT_EQ(result.err, "error: no session b\n");
+  ASSERT_EQ(Run({"chat", "-s", "a"}, "hi\n").code, 0);
+  const json report =
+      json::parse(Run({"--json", "sessions", "rm", "a", "b"}).out);
+  EXPECT_EQ(report["removed"], json::array({"a"}));
+  EXPECT_EQ(report["failed"][0]["id"], "b");
+  EXPECT_EQ(report["failed"][0]["code"], "NOT_FOUND");
+}
+
+// Every field of the API, by its own name; times in ms where the API has us.
+void ExpectFields(const google::protobuf::Descriptor* message, const json& have,
+                  const std::set<std::string>& others = {}) {
+  for (int i = 0; i < message->field_count(); ++i) {
+    const std::string& name = message->field(i)->name();
+    if (others.contains(name)) continue;
+    EXPECT_TRUE(have.contains(name) ||
+                (name.ends_with("_us") &&
+                 have.contains(name.substr(0, name.size() - 3))))
+        << message->full_name() << " has " << name << ", not so " << have;
+  }
+}
+
+TEST_F(CommandTest, JsonHasAllThatTheApiHas) {
+  ASSERT_EQ(Run({"chat", "-s", "s"}, "hi\n").code, 0);
+  const auto run = [&](const std::vector<std::string>& args) {
+    return json::parse(Run(args).out);
+  };
+  ExpectFields(v1::GetModelInfoResponse::descriptor(), run({"--json", "info"}));
+  ExpectFields(v1::Session::descriptor(),
+               run({"--json", "sessions", "show", "s"}));
+  ExpectFields(v1::Session::descriptor(),
+               run({"--json", "sessions", "list"})["sessions"][0],
+               {"messages", "remat"});
+  ExpectFields(v1::Session::descriptor(),
+               run({"--json", "sessions", "pin", "s"}), {"messages"});
+  ExpectFields(v1::FlushSessionResponse::descriptor(),
+               run({"--json", "sessions", "flush", "s"}));
+  const json answer = run({"--json", "ask", "-s", "s", "--logprobs", "2", "x"});
+  ExpectFields(v1::Final::descriptor(), answer, {"timings"});
+  ExpectFields(v1::Timings::descriptor(), answer["timings_ms"]);
+  ExpectFields(v1::ReusedTokens::descriptor(), answer["reused"]);
+  const std::set<std::string> as_id = {"token_id"};
+  ExpectFields(v1::SampledToken::descriptor(), answer["tokens"][0], as_id);
+  ExpectFields(v1::TokenLogprob::descriptor(), answer["tokens"][0]["top"][0],
+               as_id);
+  // A part of a character is whole in its bytes alone.
+  EXPECT_EQ(answer["tokens"][0]["top"][0]["bytes"], json::array({0xC3}));
 }
 
 TEST_F(CommandTest, AskPassesItsFlags) {
@@ -145,7 +241,44 @@ TEST_F(CommandTest, NobodyThereFailsAtOnce) {
   std::vector<std::string> args = {"--address", "127.0.0.1:1", "info"};
   const Result result = Run(args);
   EXPECT_EQ(result.code, 3);
-  EXPECT_THAT(result.err, HasSubstr("no server answers at 127.0.0.1:1"));
+  EXPECT_EQ(result.err,
+            "error: no server answers at 127.0.0.1:1: the connection is "
+            "refused (is xcache-server running, and --address its "
+            "--listen?)\n");
+}
+
+TEST_F(CommandTest, WhatIsWrongWithAnAddressIsSaid) {
+  const auto error = [&](const std::string& address, int code) {
+    const Result result = Run({"-a", address, "info"});
+    EXPECT_EQ(result.code, code) << address;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1);
+    return result.err;
+  };
+  EXPECT_THAT(error("http://localhost:50051", 2),
+              HasSubstr("leave out http://"));
+  EXPECT_THAT(error("localhost", 2), HasSubstr("it takes host:port"));
+  EXPECT_THAT(error("localhost:99999", 2), HasSubstr("from 1 to 65535"));
+  EXPECT_THAT(error("nosuchhost.invalid:50051", 3),
+              HasSubstr("no host is named nosuchhost.invalid"));
+  const Listener http("HTTP/1.0 400 Bad Request\r\n\r\nno\r\n");
+  EXPECT_THAT(error(http.address(), 3), HasSubstr("is no gRPC server"));
+  const Listener silent("");
+  EXPECT_THAT(error(silent.address(), 3), HasSubstr("does not answer"));
+}
+
+TEST_F(CommandTest, AServerWithoutTlsIsSaid) {
+  const Result result = Run({"--tls", "info"});
+  EXPECT_EQ(result.code, 3);
+  EXPECT_EQ(result.err, "error: the server at " + service_.address() +
+                            " does not speak TLS (leave out --tls, --ca and "
+                            "--cert)\n");
+}
+
+TEST_F(CommandTest, ShuttingDownIsNotLoading) {
+  service_.SetStopping();
+  const Result result = Run({"info"});
+  EXPECT_EQ(result.code, 3);
+  EXPECT_THAT(result.err, HasSubstr("is shutting down"));
 }
 
 TEST_F(CommandTest, WaitsWhileTheModelLoads) {
@@ -180,8 +313,9 @@ TEST_F(CommandTest, SessionsCommands) {
       Run({"--json", "sessions", "fork", "one", "two", "-m", "1"}).out);
   EXPECT_EQ(fork["id"], "two");
   EXPECT_EQ(fork["num_messages"], 1);
-  EXPECT_THAT(Run({"sessions", "pin", "two"}).out, HasSubstr("pinned"));
-  EXPECT_THAT(Run({"sessions", "unpin", "two"}).out, Not(HasSubstr("pinned")));
+  EXPECT_EQ(Run({"sessions", "pin", "two"}).out,
+            "two is pinned: it does not expire\n");
+  EXPECT_EQ(Run({"sessions", "unpin", "two"}).out, "two may expire again\n");
   EXPECT_THAT(Run({"sessions", "flush", "two"}).out,
               HasSubstr("3 pages written, 4.0 KiB"));
   EXPECT_EQ(Run({"sessions", "rm", "one", "two"}).code, 0);
@@ -191,7 +325,8 @@ TEST_F(CommandTest, SessionsCommands) {
 
 TEST_F(CommandTest, ListFollowsThePages) {
   for (int i = 0; i < 60; ++i) {
-    ASSERT_EQ(Run({"chat", "--session", "s" + std::to_string(i)}).code, 0);
+    ASSERT_EQ(Run({"chat", "--session", "s" + std::to_string(i)}, "hi\n").code,
+              0);
   }
   const auto count = [&](std::vector<std::string> args) {
     return json::parse(Run(args).out)["sessions"].size();
@@ -230,168 +365,6 @@ TEST_F(CommandTest, TheTokenComesFromTheEnvironment) {
   setenv("XCACHE_TOKEN", "secret", 1);
   EXPECT_EQ(Run({"-a", guarded.address(), "info"}).code, 0);
   unsetenv("XCACHE_TOKEN");
-}
-
-// The program on a pseudo-terminal.
-class Terminal {
- public:
-  explicit Terminal(std::vector<std::string> words) {
-    const std::vector<char*> argv = Argv(words);
-    const winsize size{24, 80, 0, 0};
-    pid_ = forkpty(&fd_, nullptr, nullptr, &size);
-    if (pid_ == 0) {
-      execv(argv[0], argv.data());
-      _exit(127);
-    }
-  }
-  ~Terminal() {
-    if (!waited_) {
-      kill(pid_, SIGKILL);
-      waitpid(pid_, nullptr, 0);
-    }
-    close(fd_);
-  }
-
-  void Type(const std::string& keys) {
-    ASSERT_EQ(write(fd_, keys.data(), keys.size()),
-              static_cast<ssize_t>(keys.size()));
-  }
-  // Waits until the screen has got `text` since the last Expect().
-  bool Expect(const std::string& text) {
-    const auto deadline =
-        std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (std::chrono::steady_clock::now() < deadline) {
-      if (const size_t at = seen_.find(text); at != std::string::npos) {
-        seen_.erase(0, at + text.size());
-        return true;
-      }
-      if (!More()) return seen_.find(text) != std::string::npos;
-    }
-    return false;
-  }
-  int Wait() {
-    while (More()) {
-    }
-    int status = 0;
-    // The pseudo-terminal closes when the program ends; where it did not end
-    // More() has waited long enough.
-    for (int i = 0; waitpid(pid_, &status, WNOHANG) == 0; ++i) {
-      if (i == 500) return -1;
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    waited_ = true;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-  const std::string& seen() const { return seen_; }
-  const std::string& all() const { return all_; }
-
- private:
-  bool More() {
-    pollfd fd{fd_, POLLIN, 0};
-    if (poll(&fd, 1, 20000) <= 0) return false;
-    std::array<char, 4096> bytes;
-    const ssize_t n = read(fd_, bytes.data(), bytes.size());
-    if (n <= 0) return false;
-    seen_.append(bytes.data(), static_cast<size_t>(n));
-    all_.append(bytes.data(), static_cast<size_t>(n));
-    return true;
-  }
-  int fd_ = -1;
-  pid_t pid_ = -1;
-  bool waited_ = false;
-  std::string seen_;
-  std::string all_;
-};
-
-constexpr char kCtrlC[] = "\x03";
-constexpr char kCtrlD[] = "\x04";
-constexpr char kUp[] = "\x1b[A";
-// The prompt: from here on keys go to the line editor, not to the terminal's
-// own line buffer.
-constexpr char kPrompt[] = ">\x1b[0m ";
-
-TEST_F(CommandTest, CtrlCCancelsTheAnswerAndNotTheChat) {
-  Terminal terminal(Words({"chat", "--session", "t"}));
-  ASSERT_TRUE(terminal.Expect("new session t")) << terminal.all();
-  service_.set_hang(true);
-  terminal.Type("first\n");
-  ASSERT_TRUE(terminal.Expect("You ")) << terminal.all();
-  terminal.Type(kCtrlC);
-  ASSERT_TRUE(terminal.Expect("cancelled; the session stays at turn 0"))
-      << terminal.all();
-  // The server sees it a moment later than the client says so.
-  for (int i = 0; i < 1000 && service_.cancelled() == 0; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  ASSERT_EQ(service_.cancelled(), 1);
-  service_.set_hang(false);
-  terminal.Type("second\n");
-  ASSERT_TRUE(terminal.Expect("You said: second")) << terminal.all();
-  ASSERT_TRUE(terminal.Expect("reused 64 (disk pages)")) << terminal.all();
-  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
-  EXPECT_EQ(service_.last_chat().expected_turn(), 0U);
-  // One at the prompt only warns.
-  terminal.Type(std::string("half a line") + kCtrlC);
-  ASSERT_TRUE(terminal.Expect("Ctrl-C again")) << terminal.all();
-  terminal.Type("third\n");
-  ASSERT_TRUE(terminal.Expect("You said: third")) << terminal.all();
-  ASSERT_TRUE(terminal.Expect("first after")) << terminal.all();
-  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
-  terminal.Type(kCtrlC);
-  ASSERT_TRUE(terminal.Expect("Ctrl-C again")) << terminal.all();
-  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
-  terminal.Type(kCtrlC);
-  EXPECT_TRUE(terminal.Expect("session kept: xcache chat --session t"))
-      << terminal.all();
-  EXPECT_EQ(terminal.Wait(), 0);
-}
-
-TEST_F(CommandTest, LinesCanBeEditedAndRecalled) {
-  {
-    Terminal terminal(Words({"chat", "--session", "t"}));
-    ASSERT_TRUE(terminal.Expect("new session t")) << terminal.all();
-    terminal.Type("helloo\x7f w\xC3\xB6rld\n");
-    ASSERT_TRUE(terminal.Expect("You said: hello w\xC3\xB6rld"))
-        << terminal.all();
-    // Not waiting for the prompt: what is typed early is not lost.
-    terminal.Type(kCtrlD);
-    EXPECT_EQ(terminal.Wait(), 0);
-  }
-  Terminal terminal(Words({"chat", "--session", "t"}));
-  ASSERT_TRUE(terminal.Expect("session t: 1 turn")) << terminal.all();
-  ASSERT_TRUE(terminal.Expect("You said: hello")) << terminal.all();
-  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
-  terminal.Type(std::string(kUp) + "!\n");
-  ASSERT_TRUE(terminal.Expect("You said: hello w\xC3\xB6rld!"))
-      << terminal.all();
-  terminal.Type("/fork 1\n");
-  ASSERT_TRUE(terminal.Expect("now in made-1, 1 messages")) << terminal.all();
-  terminal.Type("/nonsense\n");
-  ASSERT_TRUE(terminal.Expect("no command /nonsense")) << terminal.all();
-  terminal.Type("/quit\n");
-  EXPECT_EQ(terminal.Wait(), 0);
-}
-
-TEST_F(CommandTest, ColourOnlyWhereItIsWanted) {
-  {
-    Terminal terminal(Words({"ask", "hi"}));
-    EXPECT_EQ(terminal.Wait(), 0);
-    EXPECT_THAT(terminal.all(), HasSubstr("\x1b[2m"));
-  }
-  setenv("NO_COLOR", "1", 1);
-  Terminal terminal(Words({"ask", "hi"}));
-  EXPECT_EQ(terminal.Wait(), 0);
-  EXPECT_THAT(terminal.all(), HasSubstr("You said: hi"));
-  EXPECT_THAT(terminal.all(), Not(HasSubstr("\x1b[")));
-  unsetenv("NO_COLOR");
-}
-
-TEST_F(CommandTest, CtrlCDuringAskExitsWith130) {
-  service_.set_hang(true);
-  Terminal terminal(Words({"ask", "hi"}));
-  ASSERT_TRUE(terminal.Expect("You ")) << terminal.all();
-  terminal.Type(kCtrlC);
-  EXPECT_EQ(terminal.Wait(), 130) << terminal.all();
 }
 
 }  // namespace

@@ -47,6 +47,15 @@ class FakeService final : public v1::Inference::Service,
                       std::chrono::seconds(1));
   }
 
+  // Refuses everything as a server does that drains.
+  void SetStopping() {
+    stopping_ = true;
+    SetServing(false);
+  }
+  // Of the answers from now on.
+  void set_durable(bool durable) { durable_ = durable; }
+  void set_finish_reason(v1::FinishReason reason) { finish_reason_ = reason; }
+
   std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
   void SetServing(bool serving) {
     serving_ = serving;
@@ -114,6 +123,12 @@ class FakeService final : public v1::Inference::Service,
         token->set_token_id(id++);
         token->set_token(response.delta());
         token->set_logprob(-0.5F);
+        for (uint32_t i = 1; i < request->params().logprobs(); ++i) {
+          v1::TokenLogprob* top = token->add_top();
+          top->set_token_id(1000 + i);
+          top->set_token("\xC3");
+          top->set_logprob(-2.0F);
+        }
       }
       writer->Write(response);
       at = end;
@@ -128,12 +143,12 @@ class FakeService final : public v1::Inference::Service,
     }
     v1::ChatResponse last;
     v1::Final* final = last.mutable_final();
-    final->set_finish_reason(v1::FINISH_REASON_END);
+    final->set_finish_reason(finish_reason_);
     final->set_prompt_tokens(100);
     final->set_prefilled_tokens(36);
     final->set_generated_tokens(8);
     final->mutable_reused()->set_disk(64);
-    final->set_durable(true);
+    final->set_durable(durable_ && !request->session_id().empty());
     final->set_seed(request->params().sampling().seed());
     final->mutable_timings()->set_prefill_us(1500);
     final->mutable_timings()->set_decode_us(100000);
@@ -239,6 +254,7 @@ class FakeService final : public v1::Inference::Service,
     session->set_id(id);
     session->set_title(request->title());
     session->set_codec(request->codec());
+    session->set_remat(request->remat().empty() ? "resume" : request->remat());
     if (!request->system_prompt().empty()) {
       v1::Message* message = session->add_messages();
       message->set_role(v1::ROLE_SYSTEM);
@@ -358,6 +374,9 @@ class FakeService final : public v1::Inference::Service,
 
   grpc::Status Begin(grpc::ServerContext* context) {
     ++calls_;
+    if (stopping_) {
+      return {grpc::StatusCode::UNAVAILABLE, "the server is shutting down"};
+    }
     if (!serving_) {
       context->AddTrailingMetadata("loading-percent", "42");
       context->AddTrailingMetadata("loading-what", "making a profile");
@@ -398,6 +417,9 @@ class FakeService final : public v1::Inference::Service,
   std::atomic<int> cancelled_ = 0;
   std::atomic<bool> hang_ = false;
   std::atomic<bool> serving_ = true;
+  std::atomic<bool> stopping_ = false;
+  std::atomic<bool> durable_ = true;
+  std::atomic<v1::FinishReason> finish_reason_ = v1::FINISH_REASON_END;
   mutable std::mutex mutex_;
   int fail_ = 0;
   int retry_after_ms_ = -1;

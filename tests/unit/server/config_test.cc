@@ -142,6 +142,41 @@ TEST_F(ConfigTest, FileGivesValues) {
   EXPECT_THAT(Error({"--config", "/nowhere.toml"}), HasSubstr("/nowhere.toml"));
 }
 
+TEST_F(ConfigTest, AnUnknownKeyOfTheFileIsAnError) {
+  const std::string path = ::testing::TempDir() + "/config_keys_test.toml";
+  const auto error = [&](const std::string& text) {
+    std::ofstream(path) << text;
+    return Error({"--config", path.c_str(), "--model", "m"});
+  };
+  EXPECT_EQ(error("# comment\nthreads = 3\nmemory_bytes = \"4GiB\"\n"),
+            path + ":3: no key \"memory_bytes\" (did you mean memory-bytes?)");
+  EXPECT_EQ(error("\n  frobnicate=1\n"), path + ":2: no key \"frobnicate\"");
+  EXPECT_EQ(error("[server]\nthreads = 3\n"),
+            path + ":1: keys stand outside of any section, not in [server]");
+  // The file may come from the environment as well.
+  SetEnv("XCACHE_CONFIG", path);
+  EXPECT_THAT(Error({"--model", "m"}), HasSubstr("[server]"));
+  std::ofstream(path) << "threads = 3\ninsecure = true\n";
+  const auto parsed = Parse({"--model", "m"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->config.num_threads, 3);
+  EXPECT_TRUE(parsed->config.insecure);
+}
+
+TEST_F(ConfigTest, AnUnknownVariableIsAWarning) {
+  SetEnv("XCACHE_MEMORY_BYTE", "4GiB");
+  // The command's, and what Kubernetes sets beside a Service of our name.
+  SetEnv("XCACHE_ADDRESS", "127.0.0.1:1");
+  SetEnv("XCACHE_SERVICE_HOST", "10.0.0.1");
+  SetEnv("XCACHE_PORT_50051_TCP", "tcp://10.0.0.1:50051");
+  const auto parsed = Parse({"--model", "m"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->warnings,
+            std::vector<std::string>{
+                "no setting is named XCACHE_MEMORY_BYTE (did you mean "
+                "XCACHE_MEMORY_BYTES?)"});
+}
+
 TEST_F(ConfigTest, ACodecIsNamedByItselfOrByQuality) {
   EXPECT_EQ(Parse({"--model", "m"})->config.quality, "balanced");
   const auto compact = Parse({"--model", "m", "--quality", "compact"});
