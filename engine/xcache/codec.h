@@ -15,6 +15,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,6 +23,7 @@
 #include "engine/kernels/isa.h"
 #include "engine/model/model.h"
 #include "engine/types.h"
+#include "engine/xcache/payload_plan.h"
 #include "engine/xcache/profile.h"
 
 namespace xcache {
@@ -87,14 +89,14 @@ class Codec {
   virtual ~Codec() = default;
 
   // Canonical: every option spelled out, sorted.
-  virtual const CodecSpec& spec() const = 0;
+  const CodecSpec& spec() const { return spec_; }
+  // What a payload holds, the same for every page.
+  const PayloadPlan& plan() const { return plan_; }
+  size_t payload_at(int layer) const { return plan_.at(layer); }
+  size_t payload_bytes() const { return plan_.bytes(); }
+  int num_layers() const { return plan_.num_layers(); }
   virtual unsigned live_rows() const = 0;
-  virtual RematStage remat_stage() const = 0;
-  // Where the part of `layer` begins in a page's payload, the same for every
-  // page. The parts of all layers follow each other in order, without gaps;
-  // payload_at(num_layers()) is the payload's size.
-  virtual size_t payload_at(int layer) const = 0;
-  size_t payload_bytes() const { return payload_at(num_layers()); }
+  virtual RematStage remat_stage() const { return RematStage::kPre; }
 
   // Encodes a block. `rows(layer)` is called once for each layer, in order.
   // `first_row` is 4 for block 0, else 0. `payload` has payload_bytes().
@@ -122,7 +124,6 @@ class Codec {
       std::span<uint8_t> payload, const RematSink& sink,
       const ParallelForFn& parallel) const;
 
-  virtual int num_layers() const = 0;
   // Whether each layer's part of a payload stands for itself. Then the two
   // methods below take any range of layers, in any order and from several
   // threads at once for one payload; else only all layers.
@@ -138,6 +139,14 @@ class Codec {
                                    std::span<const uint8_t> payload,
                                    int first_row,
                                    const RematSink& sink) const = 0;
+
+ protected:
+  Codec(CodecSpec spec, PayloadPlan plan)
+      : spec_(std::move(spec)), plan_(std::move(plan)) {}
+
+ private:
+  const CodecSpec spec_;
+  const PayloadPlan plan_;
 };
 
 // Names of the codecs there are, for messages and help.

@@ -61,6 +61,12 @@ std::string OptionReader::Preset(std::string_view key,
   return Read(key, known, fallback);
 }
 
+void OptionReader::Refuse(std::string_view what) {
+  if (!refused_.ok()) return;
+  refused_ = absl::InvalidArgumentError(
+      absl::StrCat("codec ", spec_.name, ": ", std::string(what)));
+}
+
 absl::StatusOr<CodecSpec> OptionReader::Finish() {
   for (const auto& [key, value] : spec_.options) {
     if (std::find(read_.begin(), read_.end(), key) == read_.end()) {
@@ -72,19 +78,31 @@ absl::StatusOr<CodecSpec> OptionReader::Finish() {
     }
   }
   if (!error_.ok()) return error_;
+  if (!refused_.ok()) return refused_;
   CodecSpec canonical{spec_.name, canonical_};
   std::sort(canonical.options.begin(), canonical.options.end());
   return canonical;
 }
 
-absl::Status CheckRows(std::string_view what, const float* x, int cols,
-                       int first_row, int layer, AllFiniteFn all_finite) {
-  const float* first = x + int64_t{first_row} * cols;
-  const int64_t n = int64_t{kBlockTokens - first_row} * cols;
-  if (all_finite(first, n)) return absl::OkStatus();
-  int row = first_row;
-  while (all_finite(x + int64_t{row} * cols, cols)) ++row;
-  return NotFinite(what, layer, row);
+absl::Status CheckRows(unsigned live_rows, const CodecShape& shape,
+                       const LayerRows& rows, int first_row, int layer,
+                       AllFiniteFn all_finite) {
+  const auto check = [&](std::string_view what, const float* x, int cols) {
+    const float* first = x + int64_t{first_row} * cols;
+    const int64_t n = int64_t{kBlockTokens - first_row} * cols;
+    if (all_finite(first, n)) return absl::OkStatus();
+    int row = first_row;
+    while (all_finite(x + int64_t{row} * cols, cols)) ++row;
+    return NotFinite(what, layer, row);
+  };
+  if ((live_rows & kLiveUnitX) != 0) {
+    XC_RETURN_IF_ERROR(check("X", rows.unit_x, shape.d_model));
+  }
+  if ((live_rows & kLiveKvPre) != 0) {
+    XC_RETURN_IF_ERROR(check("K", rows.k_pre, shape.kv_dim));
+    XC_RETURN_IF_ERROR(check("V", rows.v_pre, shape.kv_dim));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status NotFinite(std::string_view what, int layer, int row) {
@@ -93,9 +111,10 @@ absl::Status NotFinite(std::string_view what, int layer, int row) {
                    " is not finite at layer ", layer, ", row ", row));
 }
 
-absl::Status WrongPayloadSize(size_t expected, size_t found) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("payload: expected ", expected, " bytes, found ", found));
+absl::Status CheckPayloadSize(const PayloadPlan& plan, size_t found) {
+  if (found == plan.bytes()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "payload: expected ", plan.bytes(), " bytes, found ", found));
 }
 
 }  // namespace xcache

@@ -18,13 +18,6 @@
 
 namespace xcache {
 
-// What a codec needs to know of a model.
-struct CodecShape {
-  int num_layers = 0;
-  int d_model = 0;
-  int kv_dim = 0;  // "k"
-};
-
 // What a codec is made from.
 struct CodecSources {
   CodecShape shape;
@@ -80,8 +73,10 @@ class OptionReader {
   std::string Preset(std::string_view key,
                      const std::vector<std::string>& known,
                      std::string_view fallback);
+  // Options that do not go together: what Finish reports, if nothing else is.
+  void Refuse(std::string_view what);
   // The canonical spec: every option spelled out, sorted. INVALID_ARGUMENT: an
-  // unknown option or value.
+  // unknown option or value, or what was refused.
   absl::StatusOr<CodecSpec> Finish();
 
  private:
@@ -93,16 +88,19 @@ class OptionReader {
   std::vector<std::string> known_;  // "bits=2|3|4|8"
   std::vector<std::string> read_;
   absl::Status error_;
+  absl::Status refused_;
 };
 
-// INVALID_ARGUMENT, naming the first bad row, unless rows [first_row, 64) of
-// `x` [64, cols] are finite.
-absl::Status CheckRows(std::string_view what, const float* x, int cols,
-                       int first_row, int layer, AllFiniteFn all_finite);
+// INVALID_ARGUMENT, naming the first bad row, unless those of `rows` that
+// `live_rows` asks for, X or K and V before RoPE, are finite from `first_row`
+// on.
+absl::Status CheckRows(unsigned live_rows, const CodecShape& shape,
+                       const LayerRows& rows, int first_row, int layer,
+                       AllFiniteFn all_finite);
 // The error of a row that cannot be sealed.
 absl::Status NotFinite(std::string_view what, int layer, int row);
-// The error of a payload of another size.
-absl::Status WrongPayloadSize(size_t expected, size_t found);
+// INVALID_ARGUMENT: a payload of another size than planned.
+absl::Status CheckPayloadSize(const PayloadPlan& plan, size_t found);
 
 }  // namespace xcache
 

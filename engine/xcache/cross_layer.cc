@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <array>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/kernels.h"
-#include "engine/xcache/projection.h"
+#include "engine/xcache/block_coder.h"
 
 namespace xcache {
 namespace {
@@ -40,32 +41,22 @@ float Dot(const float* a, const float* b, size_t n) {
 
 class CrossLayer final : public Codec {
  public:
-  CrossLayer(CodecSpec spec, const CodecShape& shape, Prediction prediction,
-             std::vector<CrossLayerLayer> layers, Isa isa)
-      : spec_(std::move(spec)),
-        shape_(shape),
-        prediction_(prediction),
-        layers_(std::move(layers)),
+  CrossLayer(CodecSpec spec, PayloadPlan plan,
+             std::vector<CrossLayerMatrices> matrices, Isa isa)
+      : Codec(std::move(spec), std::move(plan)),
+        matrices_(std::move(matrices)),
+        coders_(CodersOf(this->plan(), isa)),
         kernels_(GetKernels(isa)),
-        all_finite_(GetCodecKernels(isa).all_finite) {
-    payload_at_ = {0};
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      payload_at_.push_back(payload_at_[i] + scale_bytes(i) +
-                            layers_[i].coder->bytes());
-    }
-  }
+        all_finite_(GetCodecKernels(isa).all_finite) {}
 
-  const CodecSpec& spec() const override { return spec_; }
   unsigned live_rows() const override {
-    return prediction_ == Prediction::kResidual ? kLiveUnitX | kLiveRms
-                                                : kLiveUnitX;
+    for (int i = 0; i < num_layers(); ++i) {
+      if (plan().layer(i).prediction == Prediction::kResidual) {
+        return kLiveUnitX | kLiveRms;
+      }
+    }
+    return kLiveUnitX;
   }
-  RematStage remat_stage() const override { return RematStage::kPre; }
-  size_t payload_at(int layer) const override {
-    return payload_at_[static_cast<size_t>(layer)];
-  }
-
-  int num_layers() const override { return shape_.num_layers; }
   bool layers_independent() const override { return false; }
 
   absl::Status SealLayers(LayerRange range,
@@ -83,36 +74,40 @@ class CrossLayer final : public Codec {
                          int first_row, std::span<uint8_t> payload,
                          const RematSink& sink,
                          const ParallelForFn& parallel) const override {
-    XC_RETURN_IF_ERROR(CheckSize(payload.size()));
-    Block block(*this, first_row, sink != nullptr);
+    XC_RETURN_IF_ERROR(CheckPayloadSize(plan(), payload.size()));
+    Block block(plan().shape(), first_row, sink != nullptr);
     std::vector<float> difference(kBlockTokens * d());
     std::vector<float> previous_rms(kBlockTokens);
-    uint8_t* out = payload.data();
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      const CrossLayerLayer& layer = layers_[i];
-      const LayerRows in = rows(static_cast<int>(i));
-      XC_RETURN_IF_ERROR(CheckRows("X", in.unit_x, shape_.d_model, first_row,
-                                   static_cast<int>(i), all_finite_));
-      std::fill_n(out, scale_bytes(i) == 0 ? 0 : first_row, uint8_t{0});
+    for (int i = 0; i < num_layers(); ++i) {
+      const std::optional<PackedFloat>& to_latent = At(i).to_latent;
+      const LayerRows in = rows(i);
+      XC_RETURN_IF_ERROR(
+          CheckRows(kLiveUnitX, plan().shape(), in, first_row, i, all_finite_));
+      uint8_t* scales = nullptr;
+      if (const auto at = plan().layer(i).scales_at; at.has_value()) {
+        scales = payload.data() + *at;
+        std::fill_n(scales, first_row, uint8_t{0});
+      }
       ForRows(first_row, parallel, [&](int first, int last) {
         if (i > 0) Advance(i - 1, first, last, block);
-        ChooseScales(i, in, previous_rms, first, last, block, out);
-        Predict(i, out, first, last, block);
-        for (size_t e = At(first); e < At(last); ++e) {
+        if (scales != nullptr) {
+          ChooseScales(i, in, previous_rms, first, last, block, scales);
+        }
+        Predict(i, scales, first, last, block);
+        for (size_t e = RowAt(first); e < RowAt(last); ++e) {
           difference[e] = in.unit_x[e] - block.x[e];
         }
-        if (layer.to_latent) {
-          ProjectRows(kernels_, difference.data(), *layer.to_latent, first,
-                      last, block.latent.data());
+        if (to_latent) {
+          ProjectRows(kernels_, difference.data(), *to_latent, first, last,
+                      block.latent.data());
         }
       });
-      out += scale_bytes(i);
       absl::Status decoded;
       const auto quantize = [&] {
-        layer.coder->Encode(
-            layer.to_latent ? block.latent.data() : difference.data(),
-            first_row, out);
-        decoded = layer.coder->Decode(out, block.latent.data());
+        uint8_t* out = payload.data() + plan().part(i, 0).at;
+        coder(i).Encode(to_latent ? block.latent.data() : difference.data(),
+                        first_row, out);
+        decoded = coder(i).Decode(out, block.latent.data());
       };
       if (parallel && sink && i > 0) {
         parallel(2, [&](int64_t task) {
@@ -124,12 +119,11 @@ class CrossLayer final : public Codec {
         quantize();
       }
       XC_RETURN_IF_ERROR(decoded);
-      out += layer.coder->bytes();
       if (in.rms != nullptr) {
         std::copy_n(in.rms, kBlockTokens, previous_rms.begin());
       }
     }
-    const size_t last_layer = layers_.size() - 1;
+    const int last_layer = num_layers() - 1;
     ForRows(first_row, parallel, [&](int first, int last) {
       Advance(last_layer, first, last, block);
     });
@@ -141,14 +135,14 @@ class CrossLayer final : public Codec {
                            int first_row,
                            const RematSink& sink) const override {
     XC_RETURN_IF_ERROR(CheckRange(range));
-    XC_RETURN_IF_ERROR(CheckSize(payload.size()));
-    Block block(*this, first_row, true);
-    const uint8_t* in = payload.data();
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      Predict(i, in, first_row, kBlockTokens, block);
-      in += scale_bytes(i);
-      XC_RETURN_IF_ERROR(layers_[i].coder->Decode(in, block.latent.data()));
-      in += layers_[i].coder->bytes();
+    XC_RETURN_IF_ERROR(CheckPayloadSize(plan(), payload.size()));
+    Block block(plan().shape(), first_row, true);
+    for (int i = 0; i < num_layers(); ++i) {
+      const PayloadPlan::Layer& layer = plan().layer(i);
+      Predict(i, payload.data() + layer.scales_at.value_or(0), first_row,
+              kBlockTokens, block);
+      XC_RETURN_IF_ERROR(coder(i).Decode(payload.data() + layer.parts[0].at,
+                                         block.latent.data()));
       Advance(i, first_row, kBlockTokens, block);
       Emit(i, block, sink);
     }
@@ -158,12 +152,12 @@ class CrossLayer final : public Codec {
  private:
   // A block on its way through the layers.
   struct Block {
-    Block(const CrossLayer& codec, int first, bool wants_kv)
+    Block(const CodecShape& shape, int first, bool wants_kv)
         : first_row(first),
           emits(wants_kv),
-          x(codec.At(kBlockTokens)),
+          x(kBlockTokens * static_cast<size_t>(shape.d_model)),
           latent(x.size()),
-          keys(kBlockTokens * static_cast<size_t>(codec.shape_.kv_dim)),
+          keys(kBlockTokens * static_cast<size_t>(shape.kv_dim)),
           values(keys.size()) {}
 
     const int first_row;
@@ -186,36 +180,29 @@ class CrossLayer final : public Codec {
     });
   }
 
-  size_t d() const { return static_cast<size_t>(shape_.d_model); }
+  size_t d() const { return static_cast<size_t>(plan().shape().d_model); }
   // Where a row starts in a matrix [64, d].
-  size_t At(int row) const { return static_cast<size_t>(row) * d(); }
-
-  bool predicted(size_t layer) const {
-    return layer > 0 && !layers_[layer].direct;
+  size_t RowAt(int row) const { return static_cast<size_t>(row) * d(); }
+  const CrossLayerMatrices& At(int layer) const {
+    return matrices_[static_cast<size_t>(layer)];
   }
-  // A byte a token where the prediction is scaled.
-  size_t scale_bytes(size_t layer) const {
-    return predicted(layer) && prediction_ != Prediction::kUnit ? kBlockTokens
-                                                                : 0;
+  const BlockCoder& coder(int layer) const {
+    return coders_[plan().part(layer, 0).matrix];
   }
 
   absl::Status CheckRange(LayerRange range) const {
-    if (range.begin == 0 && range.end == shape_.num_layers) {
+    if (range.begin == 0 && range.end == num_layers()) {
       return absl::OkStatus();
     }
     return absl::InternalError(absl::StrCat(
-        "codec ", spec_.name, ": its layers depend on each other: expected ",
+        "codec ", spec().name, ": its layers depend on each other: expected ",
         "all of them, found [", range.begin, ", ", range.end, ")"));
-  }
-  absl::Status CheckSize(size_t bytes) const {
-    if (bytes == payload_bytes()) return absl::OkStatus();
-    return WrongPayloadSize(payload_bytes(), bytes);
   }
 
   // X^ of crafted scales may have grown beyond FP32; no later layer makes it
   // finite again.
   absl::Status CheckSum(const Block& block) const {
-    const size_t begin = At(block.first_row);
+    const size_t begin = RowAt(block.first_row);
     if (all_finite_(block.x.data() + begin,
                     static_cast<int64_t>(block.x.size() - begin))) {
       return absl::OkStatus();
@@ -223,86 +210,100 @@ class CrossLayer final : public Codec {
     return absl::InvalidArgumentError("payload: the layers' sum is not finite");
   }
 
-  void ChooseScales(size_t i, const LayerRows& in,
+  void ChooseScales(int i, const LayerRows& in,
                     const std::vector<float>& previous_rms, int first, int last,
                     const Block& block, uint8_t* codes) const {
-    if (scale_bytes(i) == 0) return;
     for (int r = first; r < last; ++r) {
       const auto row = static_cast<size_t>(r);
       float a;
-      if (prediction_ == Prediction::kResidual) {
+      if (plan().layer(i).prediction == Prediction::kResidual) {
         a = previous_rms[row] / in.rms[row];
       } else {
-        const float* known = block.x.data() + At(r);
-        a = Dot(in.unit_x + At(r), known, d()) / Dot(known, known, d());
+        const float* known = block.x.data() + RowAt(r);
+        a = Dot(in.unit_x + RowAt(r), known, d()) / Dot(known, known, d());
       }
       codes[row] = ScaleCode(a);
     }
   }
 
-  // X^ to P.
-  void Predict(size_t i, const uint8_t* codes, int first, int last,
+  // X^ to P. `codes` are read where the layer has scales.
+  void Predict(int i, const uint8_t* codes, int first, int last,
                Block& block) const {
-    if (!predicted(i)) {
-      std::fill(block.x.data() + At(first), block.x.data() + At(last), 0.0f);
+    if (plan().layer(i).prediction == Prediction::kNone) {
+      std::fill(block.x.data() + RowAt(first), block.x.data() + RowAt(last),
+                0.0f);
       return;
     }
-    if (scale_bytes(i) == 0) return;
+    if (!plan().layer(i).scales_at.has_value()) return;
     for (int row = first; row < last; ++row) {
       const float a = ScaleOf(codes[row]);
-      for (size_t e = At(row); e < At(row + 1); ++e) block.x[e] *= a;
+      for (size_t e = RowAt(row); e < RowAt(row + 1); ++e) block.x[e] *= a;
     }
   }
 
   // P to X^ of layer i, by the latent that came back, and X^ to K and V where
   // they are wanted.
-  void Advance(size_t i, int first, int last, Block& block) const {
-    const CrossLayerLayer& layer = layers_[i];
+  void Advance(int i, int first, int last, Block& block) const {
+    const CrossLayerMatrices& layer = At(i);
     if (layer.from_latent) {
       ProjectRows(kernels_, block.latent.data(), *layer.from_latent, first,
                   last, block.x.data(), Epilogue::kAdd);
     } else {
-      for (size_t e = At(first); e < At(last); ++e) {
+      for (size_t e = RowAt(first); e < RowAt(last); ++e) {
         block.x[e] += block.latent[e];
       }
     }
     if (!block.emits) return;
-    ProjectRows(kernels_, block.x.data(), layer.wk, first, last,
+    ProjectRows(kernels_, block.x.data(), layer.projections.k, first, last,
                 block.keys.data());
-    ProjectRows(kernels_, block.x.data(), layer.wv, first, last,
+    ProjectRows(kernels_, block.x.data(), layer.projections.v, first, last,
                 block.values.data());
   }
 
-  void Emit(size_t i, Block& block, const RematSink& sink) const {
+  void Emit(int i, Block& block, const RematSink& sink) const {
     RematRows out;
     out.k_pre = block.keys.data();
     out.v_pre = block.values.data();
-    sink(static_cast<int>(i), out);
+    sink(i, out);
   }
 
-  const CodecSpec spec_;
-  const CodecShape shape_;
-  const Prediction prediction_;
-  const std::vector<CrossLayerLayer> layers_;
+  const std::vector<CrossLayerMatrices> matrices_;
+  const std::vector<BlockCoder> coders_;  // of plan().matrices()
   const Kernels& kernels_;
   const AllFiniteFn all_finite_;
-  std::vector<size_t> payload_at_;
 };
 
 }  // namespace
 
-Prediction ReadPrediction(OptionReader& options, std::string_view fallback) {
-  const std::string x =
-      options.Choice("x", {"unit", "residual", "fit"}, fallback);
+BaseOptions ReadBaseOptions(OptionReader& options, const QuantOptions& quant,
+                            int layers) {
+  const std::string count = options.Choice("base_layers", {"1", "2", "3", "4"},
+                                           std::to_string(layers));
+  const std::string bits =
+      options.Choice("base_bits", {"2", "3", "4", "8"},
+                     std::to_string(std::max(quant.bits, 4)));
+  BaseOptions base{layers, quant.bits};
+  if (count.size() == 1 && count[0] >= '1' && count[0] <= '4') {
+    base.layers = count[0] - '0';
+  }
+  if (bits.size() == 1 && bits[0] >= '1' && bits[0] <= '8') {
+    base.bits = bits[0] - '0';
+  }
+  return base;
+}
+
+Prediction ReadPrediction(OptionReader& options, bool refined) {
+  const std::string x = options.Choice("x", {"unit", "residual", "fit"},
+                                       refined ? "fit" : "unit");
   if (x == "unit") return Prediction::kUnit;
   return x == "fit" ? Prediction::kFit : Prediction::kResidual;
 }
 
 std::unique_ptr<const Codec> NewCrossLayerCodec(
-    CodecSpec spec, const CodecShape& shape, Prediction prediction,
-    std::vector<CrossLayerLayer> layers, Isa isa) {
-  return std::make_unique<const CrossLayer>(std::move(spec), shape, prediction,
-                                            std::move(layers), isa);
+    CodecSpec spec, PayloadPlan plan, std::vector<CrossLayerMatrices> matrices,
+    Isa isa) {
+  return std::make_unique<const CrossLayer>(std::move(spec), std::move(plan),
+                                            std::move(matrices), isa);
 }
 
 }  // namespace xcache

@@ -24,33 +24,39 @@
 
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "engine/kernels/packed.h"
-#include "engine/xcache/block_coder.h"
 #include "engine/xcache/codec.h"
 #include "engine/xcache/codec_impl.h"
+#include "engine/xcache/projection.h"
 
 namespace xcache {
 
-enum class Prediction { kUnit, kResidual, kFit };
-
+// The first layers hold rows, not differences, at more bits.
+struct BaseOptions {
+  int layers = 0;  // base_layers=1|2|3|4
+  int bits = 0;    // base_bits=2|3|4|8
+};
+// At least 4 bits unless asked otherwise.
+BaseOptions ReadBaseOptions(OptionReader& options, const QuantOptions& quant,
+                            int layers);
 // Reads the option `x`.
-Prediction ReadPrediction(OptionReader& options, std::string_view fallback);
+Prediction ReadPrediction(OptionReader& options, bool refined);
 
-struct CrossLayerLayer {
+// The matrices that a layer is multiplied by.
+struct CrossLayerMatrices {
   // Both null where U = I.
   std::optional<PackedFloat> to_latent;    // U [d, m]
   std::optional<PackedFloat> from_latent;  // U^T [m, d]
-  PackedFloat wk, wv;                      // [d, k] each
-  std::optional<BlockCoder> coder;         // of m channels
-  // Whether the page holds u itself: a base layer.
-  bool direct = false;
+  KvProjections projections;
 };
 
+// `plan` has one part a layer, of m channels.
 std::unique_ptr<const Codec> NewCrossLayerCodec(
-    CodecSpec spec, const CodecShape& shape, Prediction prediction,
-    std::vector<CrossLayerLayer> layers, Isa isa);
+    CodecSpec spec, PayloadPlan plan, std::vector<CrossLayerMatrices> matrices,
+    Isa isa);
 
 }  // namespace xcache
 

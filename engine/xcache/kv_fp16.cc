@@ -2,10 +2,12 @@
 // every comparison, and what a K/V cache without an X-cache would store.
 #include <bit>
 #include <cstring>
+#include <memory>
+#include <utility>
 
 #include "engine/base/status_macros.h"
-#include "engine/xcache/codec.h"
 #include "engine/xcache/codec_impl.h"
+#include "engine/xcache/independent_layers.h"
 
 namespace xcache {
 namespace {
@@ -20,85 +22,62 @@ bool AllFinite(const uint16_t* half, size_t n) {
   return bad == 0;
 }
 
-class KvFp16 final : public Codec {
+class KvFp16 final : public IndependentLayers {
  public:
-  KvFp16(CodecSpec spec, const CodecShape& shape)
-      : spec_(std::move(spec)),
-        num_layers_(shape.num_layers),
-        kv_dim_(static_cast<size_t>(shape.kv_dim)) {}
-
-  const CodecSpec& spec() const override { return spec_; }
+  using IndependentLayers::IndependentLayers;
   unsigned live_rows() const override { return kLiveKvFinal; }
   RematStage remat_stage() const override { return RematStage::kFinal; }
-  size_t payload_at(int layer) const override {
-    return static_cast<size_t>(layer) * 2 * side_bytes();
-  }
-
-  int num_layers() const override { return num_layers_; }
-  bool layers_independent() const override { return true; }
-
-  absl::Status SealLayers(LayerRange range,
-                          const std::function<LayerRows(int layer)>& rows,
-                          int first_row,
-                          std::span<uint8_t> payload) const override {
-    if (payload.size() != payload_bytes()) {
-      return WrongPayloadSize(payload_bytes(), payload.size());
-    }
-    uint8_t* out = payload.data() + payload_at(range.begin);
-    const size_t skipped = static_cast<size_t>(first_row) * 2 * kv_dim_;
-    for (int layer = range.begin; layer < range.end; ++layer) {
-      const LayerRows in = rows(layer);
-      for (const uint16_t* side : {in.k_final, in.v_final}) {
-        for (int row = first_row; row < kBlockTokens; ++row) {
-          if (!AllFinite(side + static_cast<size_t>(row) * kv_dim_, kv_dim_)) {
-            return NotFinite(side == in.k_final ? "K" : "V", layer, row);
-          }
-        }
-        std::memset(out, 0, skipped);
-        std::memcpy(out + skipped,
-                    side + static_cast<size_t>(first_row) * kv_dim_,
-                    side_bytes() - skipped);
-        out += side_bytes();
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status RematLayers(LayerRange range, std::span<const uint8_t> payload,
-                           int /*first_row*/,
-                           const RematSink& sink) const override {
-    if (payload.size() != payload_bytes()) {
-      return WrongPayloadSize(payload_bytes(), payload.size());
-    }
-    // Copied, since a payload has no alignment.
-    std::vector<uint16_t> rows(2 * kBlockTokens * kv_dim_);
-    for (int layer = range.begin; layer < range.end; ++layer) {
-      std::memcpy(rows.data(), payload.data() + payload_at(layer),
-                  2 * side_bytes());
-      RematRows out;
-      out.k_final = rows.data();
-      out.v_final = rows.data() + kBlockTokens * kv_dim_;
-      sink(layer, out);
-    }
-    return absl::OkStatus();
-  }
 
  private:
-  // Bytes of K, or V, of one layer.
-  size_t side_bytes() const { return 2 * kBlockTokens * kv_dim_; }
+  absl::Status SealLayer(int layer, const LayerRows& rows, int first_row,
+                         Buffers& /*buffers*/,
+                         uint8_t* payload) const override {
+    const size_t skipped = static_cast<size_t>(first_row) * kv_dim();
+    for (size_t part : {kKeys, kValues}) {
+      const uint16_t* side = part == kKeys ? rows.k_final : rows.v_final;
+      for (int row = first_row; row < kBlockTokens; ++row) {
+        if (!AllFinite(side + static_cast<size_t>(row) * kv_dim(), kv_dim())) {
+          return NotFinite(part == kKeys ? "K" : "V", layer, row);
+        }
+      }
+      uint8_t* out = payload + plan().part(layer, part).at;
+      std::memset(out, 0, skipped * sizeof(uint16_t));
+      std::memcpy(out + skipped * sizeof(uint16_t), side + skipped,
+                  (kBlockTokens * kv_dim() - skipped) * sizeof(uint16_t));
+    }
+    return absl::OkStatus();
+  }
 
-  const CodecSpec spec_;
-  const int num_layers_;
-  const size_t kv_dim_;
+  absl::StatusOr<RematRows> RematLayer(int layer, const uint8_t* payload,
+                                       int /*first_row*/,
+                                       Buffers& buffers) const override {
+    // Copied, since a payload has no alignment.
+    const size_t side = kBlockTokens * kv_dim();
+    buffers.half.resize(2 * side);
+    std::memcpy(buffers.half.data(), payload + plan().layer(layer).at,
+                2 * side * sizeof(uint16_t));
+    return RematRows{.k_final = buffers.half.data(),
+                     .v_final = buffers.half.data() + side};
+  }
+
+  static constexpr size_t kKeys = 0;
+  static constexpr size_t kValues = 1;
+  size_t kv_dim() const { return static_cast<size_t>(plan().shape().kv_dim); }
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<const Codec>> MakeKvFp16(
-    const CodecSpec& spec, const CodecSources& sources, Isa /*isa*/) {
+    const CodecSpec& spec, const CodecSources& sources, Isa isa) {
   OptionReader options(spec);
   XC_ASSIGN_OR_RETURN(CodecSpec canonical, options.Finish());
-  return std::make_unique<const KvFp16>(std::move(canonical), sources.shape);
+  const PayloadMatrix side = HalfMatrix(sources.shape.kv_dim);
+  PayloadPlan plan(sources.shape, {});
+  for (int i = 0; i < sources.shape.num_layers; ++i) {
+    plan.AddLayer({side, side});
+  }
+  return std::make_unique<const KvFp16>(std::move(canonical), std::move(plan),
+                                        isa);
 }
 
 }  // namespace xcache

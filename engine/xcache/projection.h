@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "absl/status/statusor.h"
+#include "engine/base/status_macros.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/packed.h"
 #include "engine/xcache/codec_impl.h"
@@ -27,17 +28,25 @@ inline void ProjectRows(const Kernels& kernels, const float* a,
   kernels.float_matmul(args, 0, b.num_panels());
 }
 
-// W_k or W_v of a layer with the norm's gain folded in, [d, k]. In FP16, which
-// halves what is read of it; its 11 bits are finer than any weight that was
-// quantized.
-inline absl::StatusOr<PackedFloat> PackProjection(const CodecSources& sources,
-                                                  int layer,
-                                                  Projection projection) {
-  return PackedFloat::FromWeightRows(
-      sources.shape.kv_dim, sources.shape.d_model, FloatType::kF16,
-      [&](int row, float* out) {
-        sources.weights(layer, projection, row, out);
-      });
+// W_k and W_v of a layer with the norm's gain folded in, [d, k] each. In FP16,
+// which halves what is read of them; its 11 bits are finer than any weight that
+// was quantized.
+struct KvProjections {
+  PackedFloat k, v;
+};
+inline absl::StatusOr<KvProjections> PackKvProjections(
+    const CodecSources& sources, int layer) {
+  const auto pack = [&](Projection projection) {
+    return PackedFloat::FromWeightRows(
+        sources.shape.kv_dim, sources.shape.d_model, FloatType::kF16,
+        [&](int row, float* out) {
+          sources.weights(layer, projection, row, out);
+        });
+  };
+  KvProjections packed;
+  XC_ASSIGN_OR_RETURN(packed.k, pack(Projection::kKey));
+  XC_ASSIGN_OR_RETURN(packed.v, pack(Projection::kValue));
+  return packed;
 }
 
 }  // namespace xcache

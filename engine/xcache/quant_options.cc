@@ -1,8 +1,8 @@
 #include "engine/xcache/quant_options.h"
 
 #include <algorithm>
-
-#include "absl/strings/str_cat.h"
+#include <string>
+#include <vector>
 
 namespace xcache {
 
@@ -34,32 +34,35 @@ QuantOptions ReadQuantOptions(OptionReader& options, bool refined) {
   return out;
 }
 
-BaseOptions ReadBaseOptions(OptionReader& options, const QuantOptions& quant,
-                            int layers) {
-  const std::string count = options.Choice("base_layers", {"1", "2", "3", "4"},
-                                           std::to_string(layers));
-  const std::string bits =
-      options.Choice("base_bits", {"2", "3", "4", "8"},
-                     std::to_string(std::max(quant.bits, 4)));
-  BaseOptions base{layers, quant.bits};
-  if (count.size() == 1 && count[0] >= '1' && count[0] <= '4') {
-    base.layers = count[0] - '0';
-  }
-  if (bits.size() == 1 && bits[0] >= '1' && bits[0] <= '8') {
-    base.bits = bits[0] - '0';
-  }
-  return base;
+bool ReadRotation(OptionReader& options, bool fallback) {
+  return options.Choice("rotate", {"off", "on"}, fallback ? "on" : "off") ==
+         "on";
 }
 
-bool ReadSwitch(OptionReader& options, std::string_view key, bool fallback) {
-  return options.Choice(key, {"off", "on"}, fallback ? "on" : "off") == "on";
+bool ReadSpread(OptionReader& options, bool fallback) {
+  return options.Choice("alloc", {"spectrum", "uniform"},
+                        fallback ? "spectrum" : "uniform") == "spectrum";
 }
 
-absl::Status CheckRotation(const CodecSpec& spec, bool rotate, bool per_token) {
-  if (!rotate || per_token) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("codec ", spec.name,
-                   ": rotate=on: expected axis=token, found axis=channel"));
+AxisOptions ReadAxisOptions(OptionReader& options, bool refined,
+                            std::string_view fallback) {
+  AxisOptions axis;
+  axis.per_token =
+      options.Choice("axis", {"channel", "token"}, fallback) == "token";
+  axis.rotated = ReadRotation(options, refined && axis.per_token);
+  if (axis.rotated && !axis.per_token) {
+    options.Refuse("rotate=on: expected axis=token, found axis=channel");
+  }
+  return axis;
+}
+
+PayloadMatrix MatrixOf(const AxisOptions& axis, const QuantOptions& quant,
+                       int num_channels, int bits) {
+  if (axis.per_token) {
+    return PerTokenMatrix(num_channels, quant, bits, axis.rotated);
+  }
+  return PerChannelMatrix(
+      std::vector<int>(static_cast<size_t>(num_channels), bits), quant);
 }
 
 }  // namespace xcache

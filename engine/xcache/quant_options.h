@@ -2,36 +2,36 @@
 #ifndef XCACHE_ENGINE_XCACHE_QUANT_OPTIONS_H_
 #define XCACHE_ENGINE_XCACHE_QUANT_OPTIONS_H_
 
-#include "engine/kernels/quantize_groups.h"
+#include <span>
+#include <string_view>
+
 #include "engine/xcache/codec_impl.h"
+#include "engine/xcache/payload_plan.h"
 
 namespace xcache {
-
-struct QuantOptions {
-  int bits = 4;                           // bits=2|3|4|8
-  int group = 64;                         // group=16|32|64|128, values
-  bool search = true;                     // clip=mse|minmax
-  ScaleFormat scales = ScaleFormat::kF8;  // scales=fp8|fp16
-};
 
 // Whether `preset` is "refined" (the default) and not "plain", the quantizer of
 // the XQuant paper. It decides the fallbacks of all other options.
 bool ReadPreset(OptionReader& options);
 QuantOptions ReadQuantOptions(OptionReader& options, bool refined);
 
-// The base of a cross-layer codec: layers that hold rows, not differences.
-struct BaseOptions {
-  int layers = 0;  // base_layers=1|2|3|4
-  int bits = 0;    // base_bits=2|3|4|8
+// Whether what is quantized per token is rotated first: `rotate`.
+bool ReadRotation(OptionReader& options, bool fallback);
+// Whether bits are spread along a latent's spectrum: `alloc`.
+bool ReadSpread(OptionReader& options, bool fallback);
+
+// Where a codec leaves the axis open.
+struct AxisOptions {
+  bool per_token = false;  // axis=token|channel
+  bool rotated = false;    // rotate=on|off
 };
-// At least 4 bits unless asked otherwise.
-BaseOptions ReadBaseOptions(OptionReader& options, const QuantOptions& quant,
-                            int layers);
-// An option that is on or off.
-bool ReadSwitch(OptionReader& options, std::string_view key, bool fallback);
-// INVALID_ARGUMENT where channels with scales of their own would be rotated:
-// these already fit outlier channels, which a rotation would spread.
-absl::Status CheckRotation(const CodecSpec& spec, bool rotate, bool per_token);
+// Refuses to rotate channels with scales of their own: these already fit
+// outlier channels, which a rotation would spread.
+AxisOptions ReadAxisOptions(OptionReader& options, bool refined,
+                            std::string_view fallback);
+// The matrix that the options describe. `bits` are those of every channel.
+PayloadMatrix MatrixOf(const AxisOptions& axis, const QuantOptions& quant,
+                       int num_channels, int bits);
 
 }  // namespace xcache
 

@@ -95,20 +95,27 @@ std::vector<Tile> PerTokenTiles(int num_channels, int num_tokens, int group,
   return tiles;
 }
 
+size_t EncodedTileBytes(const Tile& tile, ScaleFormat format) {
+  const size_t scale_bytes = format == ScaleFormat::kF8 ? 1 : 2;
+  return 2 * scale_bytes * static_cast<size_t>(tile.num_cols) +
+         PackedTileBytes(tile.num_rows, tile.num_cols, tile.bits);
+}
+
+size_t MultiplierBytes(ScaleFormat format) {
+  return format == ScaleFormat::kF8 ? 4 : 0;
+}
+
+size_t EncodedBytes(std::span<const Tile> tiles, ScaleFormat format) {
+  size_t bytes = MultiplierBytes(format);
+  for (const Tile& tile : tiles) bytes += EncodedTileBytes(tile, format);
+  return bytes;
+}
+
 TileCoder::TileCoder(ScaleFormat format, bool search, Isa isa)
     : format_(format),
       search_(search),
       isa_(isa),
       kernels_(&GetCodecKernels(isa)) {}
-
-size_t TileCoder::Bytes(std::span<const Tile> tiles) const {
-  size_t bytes = format_ == ScaleFormat::kF8 ? 4 : 0;
-  for (const Tile& t : tiles) {
-    bytes += 2 * scale_bytes() * static_cast<size_t>(t.num_cols) +
-             PackedTileBytes(t.num_rows, t.num_cols, t.bits);
-  }
-  return bytes;
-}
 
 void TileCoder::Encode(std::span<const Tile> tiles, const float* x,
                        int64_t stride, int skip_rows, uint8_t* out) const {

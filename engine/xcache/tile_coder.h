@@ -24,6 +24,8 @@ struct Tile {
   int first_col = 0;
   int num_cols = 0;
   int bits = 0;
+
+  bool operator==(const Tile&) const = default;
 };
 
 // Tiles of a matrix [num_tokens, channels] with scales per channel: groups of
@@ -35,13 +37,21 @@ std::vector<Tile> PerChannelTiles(std::span<const int> widths, int num_tokens,
 std::vector<Tile> PerTokenTiles(int num_channels, int num_tokens, int group,
                                 int bits);
 
+// Bytes of a tile, and of a matrix that is cut into tiles: its multipliers, if
+// it has any, and then the tiles.
+size_t EncodedTileBytes(const Tile& tile, ScaleFormat format);
+size_t MultiplierBytes(ScaleFormat format);
+size_t EncodedBytes(std::span<const Tile> tiles, ScaleFormat format);
+
 // Encodes and decodes matrices that are cut into tiles.
 class TileCoder {
  public:
   TileCoder(ScaleFormat format, bool search, Isa isa);
 
   // Bytes of an encoded matrix.
-  size_t Bytes(std::span<const Tile> tiles) const;
+  size_t Bytes(std::span<const Tile> tiles) const {
+    return EncodedBytes(tiles, format_);
+  }
   // `x` is finite; rows before `skip_rows` are not read, and their codes are 0.
   void Encode(std::span<const Tile> tiles, const float* x, int64_t stride,
               int skip_rows, uint8_t* out) const;

@@ -7,13 +7,13 @@
 #include <algorithm>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/xcache/bit_allocation.h"
 #include "engine/xcache/cross_layer.h"
-#include "engine/xcache/projection.h"
 #include "engine/xcache/quant_options.h"
 
 namespace xcache {
@@ -24,27 +24,19 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantClGqa(
   const bool refined = ReadPreset(options);
   const QuantOptions quant = ReadQuantOptions(options, refined);
   const BaseOptions base = ReadBaseOptions(options, quant, 1);
-  const bool per_token =
-      options.Choice("axis", {"channel", "token"},
-                     refined ? "channel" : "token") == "token";
-  const bool rotate = ReadSwitch(options, "rotate", refined && per_token);
-  const bool spread =
-      options.Choice("alloc", {"spectrum", "uniform"},
-                     refined && !per_token ? "spectrum" : "uniform") ==
-      "spectrum";
-  const Prediction prediction =
-      ReadPrediction(options, refined ? "fit" : "unit");
-  XC_ASSIGN_OR_RETURN(CodecSpec canonical, options.Finish());
-  XC_RETURN_IF_ERROR(CheckRotation(canonical, rotate, per_token));
-  if (spread && per_token) {
-    return absl::InvalidArgumentError(
-        "codec xquant-cl-gqa: alloc=spectrum: expected axis=channel, found "
-        "axis=token");
+  const AxisOptions axis =
+      ReadAxisOptions(options, refined, refined ? "channel" : "token");
+  const bool spread = ReadSpread(options, refined && !axis.per_token);
+  const Prediction prediction = ReadPrediction(options, refined);
+  if (spread && axis.per_token) {
+    options.Refuse("alloc=spectrum: expected axis=channel, found axis=token");
   }
+  XC_ASSIGN_OR_RETURN(CodecSpec canonical, options.Finish());
 
   const CodecShape& shape = sources.shape;
   const auto d = static_cast<size_t>(shape.d_model);
-  std::vector<CrossLayerLayer> layers(static_cast<size_t>(shape.num_layers));
+  PayloadPlan plan(shape, quant);
+  std::vector<CrossLayerMatrices> matrices;
   for (int i = 0; i < shape.num_layers; ++i) {
     const std::span<const float> spectrum =
         sources.profile->matrix(i, "kv_spectrum");
@@ -54,10 +46,8 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantClGqa(
       return absl::InternalError(
           absl::StrCat("profile of layer ", i, ": expected d = ", d));
     }
-    CrossLayerLayer& layer = layers[static_cast<size_t>(i)];
-    XC_ASSIGN_OR_RETURN(layer.wk, PackProjection(sources, i, Projection::kKey));
-    XC_ASSIGN_OR_RETURN(layer.wv,
-                        PackProjection(sources, i, Projection::kValue));
+    CrossLayerMatrices& layer = matrices.emplace_back();
+    XC_ASSIGN_OR_RETURN(layer.projections, PackKvProjections(sources, i));
     // FP16: what U^T U then lacks of I is part of the closed loop.
     XC_ASSIGN_OR_RETURN(layer.to_latent,
                         PackedFloat::FromWeightRows(
@@ -75,19 +65,16 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantClGqa(
                                     basis[c * d + static_cast<size_t>(row)];
                               }
                             }));
-    layer.direct = i < base.layers;
-    const int bits = layer.direct ? base.bits : quant.bits;
-    layer.coder.emplace(
-        per_token
-            ? BlockCoder::PerToken(static_cast<int>(m), quant, bits, rotate,
-                                   isa)
-            : BlockCoder::PerChannel(
-                  spread ? SpreadBits(CrossLayerDeviations(spectrum), bits)
-                         : std::vector<int>(m, bits),
-                  quant, isa));
+    const bool is_base = i < base.layers;
+    const int bits = is_base ? base.bits : quant.bits;
+    plan.AddLayer(
+        {spread ? PerChannelMatrix(
+                      SpreadBits(CrossLayerDeviations(spectrum), bits), quant)
+                : MatrixOf(axis, quant, static_cast<int>(m), bits)},
+        is_base ? Prediction::kNone : prediction);
   }
-  return NewCrossLayerCodec(std::move(canonical), shape, prediction,
-                            std::move(layers), isa);
+  return NewCrossLayerCodec(std::move(canonical), std::move(plan),
+                            std::move(matrices), isa);
 }
 
 }  // namespace xcache

@@ -13,118 +13,56 @@
 // 19.8; u U_v = V B_v S_v^-1 19.7. Bits spread along V's spectrum: 55 and more.
 // An orthogonal basis costs V's error nothing, so the cheapest is also as good
 // as any.
-#include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "engine/kernels/kernels.h"
 #include "engine/kernels/packed.h"
 #include "engine/xcache/bit_allocation.h"
-#include "engine/xcache/block_coder.h"
-#include "engine/xcache/codec.h"
 #include "engine/xcache/codec_impl.h"
-#include "engine/xcache/projection.h"
+#include "engine/xcache/independent_layers.h"
 #include "engine/xcache/quant_options.h"
 
 namespace xcache {
 namespace {
 
-struct Layer {
+struct Basis {
   PackedFloat to_latent;    // [k, k]: K B
   PackedFloat from_latent;  // [k, k]: (K B) B^T
-  std::unique_ptr<const BlockCoder> k_coder;
-  size_t payload_at = 0;
 };
 
-class XquantGqa final : public Codec {
+class XquantGqa final : public IndependentLayers {
  public:
-  XquantGqa(CodecSpec spec, const CodecShape& shape, std::vector<Layer> layers,
-            BlockCoder v_coder, Isa isa)
-      : spec_(std::move(spec)),
-        kv_dim_(shape.kv_dim),
-        layers_(std::move(layers)),
-        v_coder_(std::move(v_coder)),
-        kernels_(GetKernels(isa)),
-        all_finite_(GetCodecKernels(isa).all_finite) {
-    for (Layer& layer : layers_) {
-      layer.payload_at = payload_bytes_;
-      payload_bytes_ += layer.k_coder->bytes() + v_coder_.bytes();
-    }
-  }
-
-  const CodecSpec& spec() const override { return spec_; }
+  XquantGqa(CodecSpec spec, PayloadPlan plan, std::vector<Basis> bases, Isa isa)
+      : IndependentLayers(std::move(spec), std::move(plan), isa),
+        bases_(std::move(bases)) {}
   unsigned live_rows() const override { return kLiveKvPre; }
-  RematStage remat_stage() const override { return RematStage::kPre; }
-  size_t payload_at(int layer) const override {
-    return layer == num_layers()
-               ? payload_bytes_
-               : layers_[static_cast<size_t>(layer)].payload_at;
-  }
-
-  int num_layers() const override { return static_cast<int>(layers_.size()); }
-  bool layers_independent() const override { return true; }
-
-  absl::Status SealLayers(LayerRange range,
-                          const std::function<LayerRows(int layer)>& rows,
-                          int first_row,
-                          std::span<uint8_t> payload) const override {
-    if (payload.size() != payload_bytes_) {
-      return WrongPayloadSize(payload_bytes_, payload.size());
-    }
-    std::vector<float> latent(elements());
-    for (int i = range.begin; i < range.end; ++i) {
-      const Layer& layer = layers_[static_cast<size_t>(i)];
-      const LayerRows in = rows(i);
-      XC_RETURN_IF_ERROR(
-          CheckRows("K", in.k_pre, kv_dim_, first_row, i, all_finite_));
-      XC_RETURN_IF_ERROR(
-          CheckRows("V", in.v_pre, kv_dim_, first_row, i, all_finite_));
-      ProjectRows(kernels_, in.k_pre, layer.to_latent, first_row, kBlockTokens,
-                  latent.data());
-      uint8_t* out = payload.data() + layer.payload_at;
-      layer.k_coder->Encode(latent.data(), first_row, out);
-      v_coder_.Encode(in.v_pre, first_row, out + layer.k_coder->bytes());
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status RematLayers(LayerRange range, std::span<const uint8_t> payload,
-                           int first_row,
-                           const RematSink& sink) const override {
-    if (payload.size() != payload_bytes_) {
-      return WrongPayloadSize(payload_bytes_, payload.size());
-    }
-    std::vector<float> latent(elements()), k(elements()), v(elements());
-    for (int i = range.begin; i < range.end; ++i) {
-      const Layer& layer = layers_[static_cast<size_t>(i)];
-      const uint8_t* in = payload.data() + layer.payload_at;
-      XC_RETURN_IF_ERROR(layer.k_coder->Decode(in, latent.data()));
-      ProjectRows(kernels_, latent.data(), layer.from_latent, first_row,
-                  kBlockTokens, k.data());
-      XC_RETURN_IF_ERROR(
-          v_coder_.Decode(in + layer.k_coder->bytes(), v.data()));
-      RematRows out;
-      out.k_pre = k.data();
-      out.v_pre = v.data();
-      sink(i, out);
-    }
-    return absl::OkStatus();
-  }
 
  private:
-  size_t elements() const {
-    return kBlockTokens * static_cast<size_t>(kv_dim_);
+  absl::Status SealLayer(int layer, const LayerRows& rows, int first_row,
+                         Buffers& buffers, uint8_t* payload) const override {
+    const Basis& basis = bases_[static_cast<size_t>(layer)];
+    Encode(layer, 0,
+           Project(rows.k_pre, basis.to_latent, first_row, buffers.latent),
+           first_row, payload);
+    Encode(layer, 1, rows.v_pre, first_row, payload);
+    return absl::OkStatus();
   }
 
-  const CodecSpec spec_;
-  const int kv_dim_;
-  std::vector<Layer> layers_;
-  const BlockCoder v_coder_;
-  const Kernels& kernels_;
-  const AllFiniteFn all_finite_;
-  size_t payload_bytes_ = 0;
+  absl::StatusOr<RematRows> RematLayer(int layer, const uint8_t* payload,
+                                       int first_row,
+                                       Buffers& buffers) const override {
+    const Basis& basis = bases_[static_cast<size_t>(layer)];
+    XC_RETURN_IF_ERROR(Decode(layer, 0, payload, buffers.latent));
+    XC_RETURN_IF_ERROR(Decode(layer, 1, payload, buffers.v));
+    return RematRows{.k_pre = Project(buffers.latent.data(), basis.from_latent,
+                                      first_row, buffers.k),
+                     .v_pre = buffers.v.data()};
+  }
+
+  const std::vector<Basis> bases_;
 };
 
 }  // namespace
@@ -134,15 +72,14 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantGqa(
   OptionReader options(spec);
   const bool refined = ReadPreset(options);
   const QuantOptions quant = ReadQuantOptions(options, refined);
-  const bool rotate = ReadSwitch(options, "rotate", refined);
-  const bool spread =
-      options.Choice("alloc", {"spectrum", "uniform"},
-                     refined ? "spectrum" : "uniform") == "spectrum";
+  const bool rotated = ReadRotation(options, refined);
+  const bool spread = ReadSpread(options, refined);
   XC_ASSIGN_OR_RETURN(CodecSpec canonical, options.Finish());
 
   const CodecShape& shape = sources.shape;
   const auto k = static_cast<size_t>(shape.kv_dim);
-  std::vector<Layer> layers(static_cast<size_t>(shape.num_layers));
+  PayloadPlan plan(shape, quant);
+  std::vector<Basis> bases;
   for (int i = 0; i < shape.num_layers; ++i) {
     const std::span<const float> spectrum =
         sources.profile->matrix(i, "k_spectrum");
@@ -151,21 +88,20 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantGqa(
       return absl::InternalError(
           absl::StrCat("profile of layer ", i, ": expected k = ", k));
     }
-    Layer& layer = layers[static_cast<size_t>(i)];
-    XC_ASSIGN_OR_RETURN(layer.to_latent,
+    Basis& packed = bases.emplace_back();
+    XC_ASSIGN_OR_RETURN(packed.to_latent,
                         PackedFloat::FromMatrix(basis.data(), shape.kv_dim,
                                                 shape.kv_dim, 1, shape.kv_dim));
-    XC_ASSIGN_OR_RETURN(layer.from_latent,
+    XC_ASSIGN_OR_RETURN(packed.from_latent,
                         PackedFloat::FromMatrix(basis.data(), shape.kv_dim,
                                                 shape.kv_dim, shape.kv_dim, 1));
-    const std::vector<int> widths = spread ? SpreadBits(spectrum, quant.bits)
-                                           : std::vector<int>(k, quant.bits);
-    layer.k_coder = std::make_unique<const BlockCoder>(
-        BlockCoder::PerChannel(widths, quant, isa));
+    plan.AddLayer({PerChannelMatrix(spread ? SpreadBits(spectrum, quant.bits)
+                                           : std::vector<int>(k, quant.bits),
+                                    quant),
+                   PerTokenMatrix(shape.kv_dim, quant, quant.bits, rotated)});
   }
   return std::make_unique<const XquantGqa>(
-      std::move(canonical), shape, std::move(layers),
-      BlockCoder::PerToken(shape.kv_dim, quant, quant.bits, rotate, isa), isa);
+      std::move(canonical), std::move(plan), std::move(bases), isa);
 }
 
 }  // namespace xcache

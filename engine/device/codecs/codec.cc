@@ -1,10 +1,11 @@
 #include "engine/device/codecs/codec.h"
 
-#include <algorithm>
 #include <array>
-#include <cstdlib>
+#include <string_view>
+#include <vector>
 
 #include "engine/base/status_macros.h"
+#include "engine/device/kernels/quantize.h"
 #include "engine/device/weights.h"
 #include "engine/types.h"
 
@@ -21,8 +22,8 @@ constexpr std::array kDeviceCodecs = {
     Entry{"kivi", &MakeDeviceKivi},
     Entry{"kv-fp16", &MakeDeviceKvFp16},
     Entry{"xquant", &MakeDeviceXquant},
-    Entry{"xquant-cl", &MakeDeviceXquantCl},
-    Entry{"xquant-cl-gqa", &MakeDeviceXquantClGqa},
+    Entry{"xquant-cl", &MakeDeviceCrossLayer},
+    Entry{"xquant-cl-gqa", &MakeDeviceCrossLayer},
     Entry{"xquant-gqa", &MakeDeviceXquantGqa},
 };
 
@@ -30,6 +31,8 @@ constexpr std::array kDeviceCodecs = {
 
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceCodec(
     const DeviceCodecSources& sources) {
+  const int group = sources.codec->plan().quant().group;
+  if (group % 8 != 0 || group > kMaxTileRows) return nullptr;
   for (const Entry& entry : kDeviceCodecs) {
     if (entry.name == sources.codec->spec().name) return entry.make(sources);
   }
@@ -68,32 +71,6 @@ bool UsesFusedRemat(const DeviceCodecSources& sources) {
   return sources.remat_kernel == RematKernel::kFused &&
          sources.ops->info().has_fused_remat &&
          sources.model->hparams().head_dim <= kFusedHeadDim;
-}
-
-SpecOptions::SpecOptions(const CodecSpec& spec) {
-  for (const auto& [key, value] : spec.options) left_[key] = value;
-}
-
-std::string SpecOptions::Take(const std::string& key) {
-  const auto it = left_.find(key);
-  if (it == left_.end()) {
-    missing_ = true;
-    return "";
-  }
-  std::string value = it->second;
-  left_.erase(it);
-  return value;
-}
-
-std::optional<int> SpecOptions::TakeInt(const std::string& key) {
-  const std::string text = Take(key);
-  if (text.empty() || text.size() > 4 ||
-      !std::all_of(text.begin(), text.end(),
-                   [](char c) { return c >= '0' && c <= '9'; })) {
-    missing_ = true;
-    return std::nullopt;
-  }
-  return std::atoi(text.c_str());
 }
 
 PreRows ProjectToKv(DeviceOps& ops, const RematBatch& batch,

@@ -6,13 +6,8 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
-#include <optional>
 #include <span>
-#include <string>
-#include <string_view>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/base/thread_pool.h"
@@ -70,7 +65,7 @@ struct SealScratch {
   float* ranges = nullptr;  // [num_blocks, seal_units(), 2]
 };
 
-// Immutable; lives no longer than the device.
+// Immutable; lives no longer than the device and the CPU's codec.
 class DeviceCodec {
  public:
   virtual ~DeviceCodec() = default;
@@ -116,35 +111,17 @@ bool UsesFusedRemat(const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceCodec(
     const DeviceCodecSources& sources);
 
-// Each of these is one codec's.
+// Each of these is one codec's, but for the cross-layer pair.
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceKivi(
     const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceKvFp16(
     const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquant(
     const DeviceCodecSources& sources);
-absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantCl(
-    const DeviceCodecSources& sources);
-absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantClGqa(
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceCrossLayer(
     const DeviceCodecSources& sources);
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeDeviceXquantGqa(
     const DeviceCodecSources& sources);
-
-// The options of a canonical spec. What is not asked for by the end is unknown
-// to the caller, who then must not guess what it means.
-class SpecOptions {
- public:
-  explicit SpecOptions(const CodecSpec& spec);
-  // The option's value; "" and not complete where there is none.
-  std::string Take(const std::string& key);
-  std::optional<int> TakeInt(const std::string& key);
-  // Whether every option was there and every one was asked for.
-  bool complete() const { return !missing_ && left_.empty(); }
-
- private:
-  std::map<std::string, std::string> left_;
-  bool missing_ = false;
-};
 
 // [W_k; W_v] of each layer as the CPU's codecs have them: FP16 with the norm's
 // gain folded in, [layers, 2 kv_dim, d]. `turn`, where there is one, changes

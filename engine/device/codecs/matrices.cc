@@ -3,15 +3,15 @@
 #include <algorithm>
 
 #include "engine/base/status_macros.h"
-#include "engine/device/kernels/quantize.h"
-#include "engine/kernels/pack_bits.h"
+#include "engine/device/kernels/thread_block.h"
 #include "engine/types.h"
 
 namespace xcache::cuda {
 
 TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8) {
   TileUnits out;
-  out.bytes = fp8 ? 4 : 0;  // the multipliers
+  const ScaleFormat format = fp8 ? ScaleFormat::kF8 : ScaleFormat::kF16;
+  out.bytes = MultiplierBytes(format);
   for (const Tile& t : tiles) {
     for (int col = 0; col < t.num_cols; col += kThreads) {
       TileUnit unit;
@@ -25,69 +25,45 @@ TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8) {
       unit.bits = t.bits;
       out.units.push_back(unit);
     }
-    out.bytes += size_t{2} * (fp8 ? 1 : 2) * static_cast<size_t>(t.num_cols) +
-                 PackedTileBytes(t.num_rows, t.num_cols, t.bits);
+    out.bytes += EncodedTileBytes(t, format);
   }
   return out;
 }
 
-std::optional<MatrixForm> TakeMatrixForm(SpecOptions& options) {
-  MatrixForm form;
-  form.group = options.TakeInt("group").value_or(0);
-  form.fp8 = options.Take("scales") == "fp8";
-  form.search = options.Take("clip") == "mse";
-  if (form.group < 8 || form.group % 8 != 0 || form.group > kMaxTileRows) {
-    return std::nullopt;
+DeviceMatrices::DeviceMatrices(DeviceOps& ops, const PayloadPlan& plan)
+    : plan_(plan), device_entries_(ops), device_units_(ops) {
+  for (const PayloadMatrix& matrix : plan_.matrices()) {
+    const TileUnits units =
+        MakeTileUnits(matrix.tiles, plan_.quant().scales == ScaleFormat::kF8);
+    const Tables tables{entries_.size(), units_.size(),
+                        static_cast<int>(units.units.size())};
+    units_.insert(units_.end(), units.units.begin(), units.units.end());
+    max_units_ = std::max(max_units_, units.units.size());
+    if (matrix.axis == GroupAxis::kChannel) AddEntries(matrix, tables);
+    tables_.push_back(tables);
   }
-  return form;
 }
 
 int DeviceMatrices::row_group() const {
-  return std::min(form_.group, kBlockTokens);
+  return std::min(plan_.quant().group, kBlockTokens);
 }
 
-size_t DeviceMatrices::Add(Matrix matrix, std::span<const Tile> tiles) {
-  const TileUnits units = MakeTileUnits(tiles, form_.fp8);
-  matrix.first_unit = units_.size();
-  matrix.num_units = static_cast<int>(units.units.size());
-  matrix.bytes = units.bytes;
-  units_.insert(units_.end(), units.units.begin(), units.units.end());
-  max_units_ = std::max(max_units_, units.units.size());
-  matrices_.push_back(matrix);
-  return matrices_.size() - 1;
-}
-
-size_t DeviceMatrices::AddPerToken(int num_channels, int bits, bool rotated) {
-  Matrix matrix;
-  matrix.per_token = true;
-  matrix.rotated = rotated;
-  matrix.num_channels = num_channels;
-  matrix.bits = bits;
-  return Add(matrix,
-             PerTokenTiles(num_channels, kBlockTokens, form_.group, bits));
-}
-
-size_t DeviceMatrices::AddPerChannel(std::span<const int> widths) {
-  Matrix matrix;
-  matrix.num_channels = static_cast<int>(widths.size());
-  matrix.first_entry = entries_.size();
-  const size_t number =
-      Add(matrix, PerChannelTiles(widths, kBlockTokens, form_.group));
-  // Where each channel's codes are, for each group of tokens.
+// Where each channel's codes are, for each group of tokens.
+void DeviceMatrices::AddEntries(const PayloadMatrix& matrix,
+                                const Tables& tables) {
+  const auto channels = static_cast<size_t>(matrix.num_channels);
   const auto row_groups = static_cast<size_t>(kBlockTokens / row_group());
-  entries_.resize(entries_.size() + row_groups * widths.size());
-  const Matrix& added = matrices_[number];
-  for (size_t u = 0; u < static_cast<size_t>(added.num_units); ++u) {
-    const TileUnit& unit = units_[added.first_unit + u];
+  entries_.resize(entries_.size() + row_groups * channels);
+  for (size_t u = 0; u < static_cast<size_t>(tables.num_units); ++u) {
+    const TileUnit& unit = units_[tables.first_unit + u];
     ChannelEntry* row =
-        entries_.data() + added.first_entry +
-        static_cast<size_t>(unit.first_row / row_group()) * widths.size();
+        entries_.data() + tables.first_entry +
+        static_cast<size_t>(unit.first_row / row_group()) * channels;
     for (int c = 0; c < unit.num_cols; ++c) {
       row[unit.first_col + c] = {unit.tile_offset, unit.tile_cols, unit.col + c,
                                  unit.bits};
     }
   }
-  return number;
 }
 
 absl::Status DeviceMatrices::Upload(DeviceOps& ops) {
@@ -98,55 +74,57 @@ absl::Status DeviceMatrices::Upload(DeviceOps& ops) {
   return UploadArray(ops, std::span<const TileUnit>(units_), device_units_);
 }
 
-TokenMatrix DeviceMatrices::PerToken(size_t matrix, int64_t offset) const {
-  const Matrix& m = matrices_[matrix];
+TokenMatrix DeviceMatrices::PerToken(int layer, size_t part) const {
+  const PayloadMatrix& m = At(layer, part);
   TokenMatrix tokens;
-  tokens.offset = offset;
+  tokens.offset = static_cast<int64_t>(plan_.part(layer, part).at);
   tokens.num_channels = m.num_channels;
-  tokens.group = form_.group;
-  tokens.bits = m.bits;
-  tokens.fp8 = form_.fp8;
+  tokens.group = plan_.quant().group;
+  tokens.bits = m.tiles.front().bits;
+  tokens.fp8 = plan_.quant().scales == ScaleFormat::kF8;
   tokens.rotated = m.rotated;
   return tokens;
 }
 
-ChannelMatrix DeviceMatrices::PerChannel(size_t matrix, int64_t offset) const {
-  const Matrix& m = matrices_[matrix];
+ChannelMatrix DeviceMatrices::PerChannel(int layer, size_t part) const {
+  const PayloadPlan::Part& at = plan_.part(layer, part);
   ChannelMatrix channels;
-  channels.offset = offset;
-  channels.num_channels = m.num_channels;
+  channels.offset = static_cast<int64_t>(at.at);
+  channels.num_channels = At(layer, part).num_channels;
   channels.group = row_group();
-  channels.entries = device_entries_.as<ChannelEntry>() + m.first_entry;
-  channels.fp8 = form_.fp8;
+  channels.entries =
+      device_entries_.as<ChannelEntry>() + tables_[at.matrix].first_entry;
+  channels.fp8 = plan_.quant().scales == ScaleFormat::kF8;
   return channels;
 }
 
-void DeviceMatrices::Decode(DeviceOps& ops, size_t matrix, int64_t offset,
+void DeviceMatrices::Decode(DeviceOps& ops, int layer, size_t part,
                             const DecodeArgs& args) const {
-  if (matrices_[matrix].per_token) {
-    ops.DecodeTokens(PerToken(matrix, offset), args);
+  if (At(layer, part).axis == GroupAxis::kToken) {
+    ops.DecodeTokens(PerToken(layer, part), args);
   } else {
-    ops.DecodeChannels(PerChannel(matrix, offset), args);
+    ops.DecodeChannels(PerChannel(layer, part), args);
   }
 }
 
-void DeviceMatrices::Encode(DeviceOps& ops, size_t matrix, int64_t offset,
+void DeviceMatrices::Encode(DeviceOps& ops, int layer, size_t part,
                             const EncodeArgs& args) const {
-  const Matrix& m = matrices_[matrix];
+  const PayloadMatrix& m = At(layer, part);
+  const PayloadPlan::Part& at = plan_.part(layer, part);
   QuantizeArgs quantize;
   quantize.sources = args.sources;
-  quantize.units = device_units_.as<TileUnit>() + m.first_unit;
-  quantize.payload_offset = offset;
+  quantize.units = device_units_.as<TileUnit>() + tables_[at.matrix].first_unit;
+  quantize.payload_offset = static_cast<int64_t>(at.at);
   quantize.x = args.rows;
   quantize.x_block = int64_t{m.num_channels} * kBlockTokens;
   quantize.x_stride = m.num_channels;
   quantize.ranges = args.ranges;
   quantize.num_blocks = args.num_blocks;
-  quantize.num_units = m.num_units;
+  quantize.num_units = tables_[at.matrix].num_units;
   quantize.rows_are_tokens = true;
-  quantize.fp8 = form_.fp8;
-  quantize.search = form_.search;
-  if (m.per_token) {
+  quantize.fp8 = plan_.quant().scales == ScaleFormat::kF8;
+  quantize.search = plan_.quant().search;
+  if (m.axis == GroupAxis::kToken) {
     TransposeArgs transpose;
     transpose.sources = args.sources;
     transpose.layer_offset = args.layer_offset;

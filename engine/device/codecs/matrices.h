@@ -1,20 +1,23 @@
-// The quantized matrices that a codec's payloads hold (PAGE_FORMAT.md), as the
+// The quantized matrices that a codec's payloads hold (its PayloadPlan), as the
 // kernels read and write them, in the layout of the CPU's coder
-// (engine/xcache/block_coder.h). Where in a payload a matrix is, and what its
-// rows mean, is the codec's business.
+// (engine/xcache/block_coder.h). What their rows mean is the codec's business.
 #ifndef XCACHE_ENGINE_DEVICE_CODECS_MATRICES_H_
 #define XCACHE_ENGINE_DEVICE_CODECS_MATRICES_H_
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
+#include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/base/status_macros.h"
 #include "engine/device/codecs/codec.h"
 #include "engine/device/memory.h"
 #include "engine/device/ops.h"
+#include "engine/xcache/payload_plan.h"
 #include "engine/xcache/tile_coder.h"
 
 namespace xcache::cuda {
@@ -26,15 +29,6 @@ struct TileUnits {
   size_t bytes = 0;
 };
 TileUnits MakeTileUnits(std::span<const Tile> tiles, bool fp8);
-
-// What all matrices of a codec share.
-struct MatrixForm {
-  int group = 0;
-  bool fp8 = false;
-  bool search = false;
-};
-// Takes `group`, `scales` and `clip`. Nullopt: a group that no kernel has.
-std::optional<MatrixForm> TakeMatrixForm(SpecOptions& options);
 
 // What decoding takes from a batch of either kind; the caller adds where to.
 template <typename Batch>
@@ -58,56 +52,88 @@ struct EncodeArgs {
   int num_blocks = 0;
 };
 
-// Matrices are numbered as they are added. Immutable after Upload.
+// What encoding takes from a batch; the caller adds the rows.
+inline EncodeArgs EncodeArgsOf(const SealBatch& batch,
+                               const SealScratch& scratch) {
+  EncodeArgs args;
+  args.ranges = scratch.ranges;
+  args.invalid = batch.invalid;
+  args.num_blocks = batch.num_blocks;
+  return args;
+}
+
+// Immutable after Upload.
 class DeviceMatrices {
  public:
-  DeviceMatrices(DeviceOps& ops, const MatrixForm& form)
-      : form_(form), device_entries_(ops), device_units_(ops) {}
-
-  // A matrix of `num_channels` channels, 1 to 8 bits, whose groups are channels
-  // of a token; or of one whose groups are tokens of a channel, with widths
-  // for each channel.
-  size_t AddPerToken(int num_channels, int bits, bool rotated);
-  size_t AddPerChannel(std::span<const int> widths);
+  // `plan` must outlive it.
+  DeviceMatrices(DeviceOps& ops, const PayloadPlan& plan);
   absl::Status Upload(DeviceOps& ops);
 
-  // Bytes of an encoded block.
-  size_t bytes(size_t matrix) const { return matrices_[matrix].bytes; }
   size_t max_units() const { return max_units_; }
 
-  // A matrix that starts at `offset` of each payload, as kernels take it.
-  TokenMatrix PerToken(size_t matrix, int64_t offset) const;
-  ChannelMatrix PerChannel(size_t matrix, int64_t offset) const;
+  // A layer's part, as kernels take it.
+  TokenMatrix PerToken(int layer, size_t part) const;
+  ChannelMatrix PerChannel(int layer, size_t part) const;
 
-  // Enqueues the work for a matrix that starts at `offset` of each payload.
-  void Decode(DeviceOps& ops, size_t matrix, int64_t offset,
+  // Enqueues the work for a layer's part.
+  void Decode(DeviceOps& ops, int layer, size_t part,
               const DecodeArgs& args) const;
   // The CPU coder's bytes for the same rows.
-  void Encode(DeviceOps& ops, size_t matrix, int64_t offset,
+  void Encode(DeviceOps& ops, int layer, size_t part,
               const EncodeArgs& args) const;
 
  private:
-  struct Matrix {
-    bool per_token = false;
-    bool rotated = false;
-    int num_channels = 0;
-    int bits = 0;  // per token
+  // One of the plan's matrices: where its tables begin.
+  struct Tables {
     size_t first_entry = 0;
     size_t first_unit = 0;
     int num_units = 0;
-    size_t bytes = 0;
   };
   // Groups of tokens end with the block.
   int row_group() const;
-  size_t Add(Matrix matrix, std::span<const Tile> tiles);
+  void AddEntries(const PayloadMatrix& matrix, const Tables& tables);
+  const PayloadMatrix& At(int layer, size_t part) const {
+    return plan_.matrices()[plan_.part(layer, part).matrix];
+  }
 
-  const MatrixForm form_;
-  std::vector<Matrix> matrices_;
+  const PayloadPlan& plan_;
+  std::vector<Tables> tables_;  // of plan_.matrices()
   std::vector<ChannelEntry> entries_;
   std::vector<TileUnit> units_;
   size_t max_units_ = 0;
   DeviceMemory device_entries_, device_units_;
 };
+
+// A codec whose payloads hold such matrices.
+class MatrixCodec : public DeviceCodec {
+ public:
+  explicit MatrixCodec(const DeviceCodecSources& sources)
+      : plan_(sources.codec->plan()),
+        d_(plan_.shape().d_model),
+        kv_dim_(plan_.shape().kv_dim),
+        fused_(UsesFusedRemat(sources)),
+        matrices_(*sources.ops, plan_) {}
+  // What it reads goes to the device, before anything else is asked of it.
+  virtual absl::Status Upload(const DeviceCodecSources& sources) {
+    return matrices_.Upload(*sources.ops);
+  }
+  size_t seal_units() const override { return matrices_.max_units(); }
+
+ protected:
+  const PayloadPlan& plan_;
+  const int d_;
+  const int kv_dim_;
+  const bool fused_;
+  DeviceMatrices matrices_;
+};
+
+template <typename T>
+absl::StatusOr<std::unique_ptr<const DeviceCodec>> MakeMatrixCodec(
+    const DeviceCodecSources& sources) {
+  auto codec = std::make_unique<T>(sources);
+  XC_RETURN_IF_ERROR(codec->Upload(sources));
+  return std::unique_ptr<const DeviceCodec>(std::move(codec));
+}
 
 }  // namespace xcache::cuda
 

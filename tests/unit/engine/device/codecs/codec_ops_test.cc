@@ -39,8 +39,9 @@ TEST_P(DeviceCodecOpsTest, MatricesPerTokenDecodeToTheCpusBits) {
             quant.group = group;
             quant.scales = scales;
             quant.search = false;
-            const BlockCoder coder = BlockCoder::PerToken(
-                channels, quant, quant.bits, rotate, Isa::kRef);
+            const BlockCoder coder(
+                PerTokenMatrix(channels, quant, quant.bits, rotate), quant,
+                Isa::kRef);
             const auto n = static_cast<size_t>(kBlockTokens * channels);
             TokenMatrix matrix;
             matrix.offset = 3;  // payloads have no alignment
@@ -89,8 +90,8 @@ TEST_P(DeviceCodecOpsTest, AScaleThatIsNoneIsReported) {
   const int channels = 64;
   QuantOptions quant;
   quant.scales = ScaleFormat::kF16;
-  const BlockCoder coder =
-      BlockCoder::PerToken(channels, quant, quant.bits, false, Isa::kRef);
+  const BlockCoder coder(PerTokenMatrix(channels, quant, quant.bits, false),
+                         quant, Isa::kRef);
   TokenMatrix matrix;
   matrix.num_channels = channels;
   matrix.group = quant.group;
@@ -227,8 +228,9 @@ TEST_P(DeviceCodecOpsTest, MatricesPerTokenEncodeToTheCpusBytes) {
           quant.group = group;
           quant.search = refined;
           quant.scales = refined ? ScaleFormat::kF8 : ScaleFormat::kF16;
-          const BlockCoder coder = BlockCoder::PerToken(
-              channels, quant, quant.bits, refined, Isa::kRef);
+          const BlockCoder coder(
+              PerTokenMatrix(channels, quant, quant.bits, refined), quant,
+              Isa::kRef);
           const auto n = static_cast<size_t>(kBlockTokens * channels);
           const std::vector<float> x = Random(2 * n, 3.0f);
           std::vector<uint8_t> expected;

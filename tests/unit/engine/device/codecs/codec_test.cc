@@ -478,8 +478,9 @@ TEST_P(DeviceCodecTest, SumsOfXquantClAreTheCpusBits) {
         x[e] = base ? 0.0f : x[e] * (static_cast<float>(in[e / d]) / 128.0f);
       }
       if (!base) in += kBlockTokens;
-      const BlockCoder coder = BlockCoder::PerToken(
-          codec.h->d_model, quant, base ? 4 : 2, true, Isa::kRef);
+      const BlockCoder coder(
+          PerTokenMatrix(codec.h->d_model, quant, base ? 4 : 2, true), quant,
+          Isa::kRef);
       ASSERT_TRUE(coder.Decode(in, difference.data()).ok());
       in += coder.bytes();
       for (size_t e = 0; e < x.size(); ++e) x[e] += difference[e];

@@ -83,8 +83,9 @@ class FusedRematTest : public DeviceOpsTest {
     quant.group = shape.group;
     quant.scales = shape.fp8 ? ScaleFormat::kF8 : ScaleFormat::kF16;
     quant.search = false;
-    const BlockCoder coder =
-        BlockCoder::PerToken(c.k, quant, quant.bits, shape.rotated, Isa::kRef);
+    const BlockCoder coder(
+        PerTokenMatrix(c.k, quant, quant.bits, shape.rotated), quant,
+        Isa::kRef);
     TokenMatrix matrix;
     matrix.offset = 5;  // payloads have no alignment
     matrix.num_channels = c.k;
