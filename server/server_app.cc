@@ -197,6 +197,7 @@ class ServerAppImpl final : public ServerApp {
     ServerCoreOptions options;
     options.default_codec = codec;
     options.step_rows = config_.batch_rows;
+    options.max_codecs = config_.max_codecs;
     options.max_queue_requests = config_.max_queue_requests;
     options.max_queue_tokens = config_.max_queue_tokens;
     options.default_ttl = config_.session_ttl;
