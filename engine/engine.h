@@ -50,8 +50,8 @@ struct ModelInfo {
   int kv_fp16_bytes_per_token = 0;
 };
 
-// A codec opened on an engine: its profile is loaded. Lives as long as the
-// engine.
+// A codec opened on an engine: its profile is loaded. Lives until CloseCodec,
+// at most as long as the engine.
 class CodecHandle {
  public:
   virtual ~CodecHandle() = default;
@@ -157,6 +157,15 @@ class Engine {
   // wrong with the spec and what is known.
   virtual absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) = 0;
+
+  // The most bytes of host memory that OpenCodec takes for this spec, its
+  // profile included: what a caller reserves (rule R5) before. Costs nothing.
+  // INVALID_ARGUMENT as OpenCodec.
+  virtual absl::StatusOr<size_t> codec_bytes(std::string_view /*spec*/) const {
+    return 0;
+  }
+  // Frees a codec. REQUIRES: no Sequence of it is left.
+  virtual void CloseCodec(const CodecHandle& /*codec*/) {}
 
   // The most bytes of one KvBlock, and those of a Sequence without its sealed
   // blocks. What a caller reserves (rule R5) before it makes one.

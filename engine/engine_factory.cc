@@ -46,9 +46,21 @@ std::optional<int> GpuOf(const std::string& device) {
   return ordinal;
 }
 
+void ReleaseUploaded(const Model& model) {
+  model.Release(model.token_embd());
+  model.Release(model.output());
+  for (int i = 0; i < model.hparams().num_layers; ++i) {
+    const LayerTensors& layer = model.layer(i);
+    for (const TensorView* tensor :
+         {&layer.wq, &layer.wo, &layer.w_gate, &layer.w_up, &layer.w_down}) {
+      model.Release(*tensor);
+    }
+  }
+}
+
 absl::StatusOr<std::unique_ptr<Engine>> CreateOnGpu(
-    std::shared_ptr<const Model> model, int ordinal, Isa isa, int threads,
-    const EngineOptions& options, const ProgressFn& progress) {
+    const std::shared_ptr<const Model>& model, int ordinal, Isa isa,
+    int threads, const EngineOptions& options, const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(std::shared_ptr<cuda::DeviceOps> ops,
                       cuda::OpenCudaDevice(ordinal));
   cuda::DeviceEngineOptions device;
@@ -57,8 +69,11 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateOnGpu(
   device.profile_dir = options.profile_dir;
   device.pool_bytes = options.device_memory_bytes;
   device.weights = *cuda::ParseWeightPolicy(options.weights);
-  return cuda::DeviceEngine::Create(std::move(model), std::move(ops), device,
-                                    progress);
+  XC_ASSIGN_OR_RETURN(
+      std::unique_ptr<Engine> engine,
+      cuda::DeviceEngine::Create(model, std::move(ops), device, progress));
+  if (options.last_of_model) ReleaseUploaded(*model);
+  return engine;
 }
 
 }  // namespace
@@ -84,7 +99,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(
   const int threads =
       options.num_threads > 0 ? options.num_threads : UsableCpus();
   if (gpu) {
-    return CreateOnGpu(std::move(model), *gpu, isa, threads, options, progress);
+    return CreateOnGpu(model, *gpu, isa, threads, options, progress);
   }
   if (options.device == "auto") {
     auto engine = CreateOnGpu(model, 0, isa, threads, options, progress);
@@ -93,7 +108,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(
                 LogValue(std::string(engine.status().message())));
   }
   return CpuEngine::Create(std::move(model), isa, threads, options.profile_dir,
-                           progress);
+                           options.last_of_model, progress);
 }
 
 }  // namespace xcache

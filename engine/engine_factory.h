@@ -33,9 +33,13 @@ struct EngineOptions {
   // the same BF16 values as they read them. "auto": BF16 where that takes at
   // most half of the device memory that is free at start, else quantized.
   std::string weights = "auto";
+  // No other engine will be made of this model: it gives back the memory of
+  // what the engine has packed or uploaded (Model::Release).
+  bool last_of_model = false;
 };
 
 // The engine keeps what it needs of `model`, which may go away afterwards.
+// Nothing reads the model's file any more.
 // FAILED_PRECONDITION: a GPU was asked for and there is none, or no plugin or
 // driver to reach it; the message says what was expected and found.
 absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(

@@ -365,6 +365,9 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   option("--batch-rows", "XCACHE_BATCH_ROWS", config.batch_rows,
          "Rows (tokens) of one forward step, over all requests")
       ->check(CLI::Range(1, 1 << 16));
+  option("--max-codecs", "XCACHE_MAX_CODECS", config.max_codecs,
+         "Codecs open at once; one more closes the one used longest ago")
+      ->check(CLI::Range(1, 1 << 10));
   option("--max-queue-requests", "XCACHE_MAX_QUEUE_REQUESTS",
          config.max_queue_requests,
          "Requests that may wait; one more gets RESOURCE_EXHAUSTED")

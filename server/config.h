@@ -43,6 +43,7 @@ struct Config {
   int num_threads = 0;               // 0: one for each CPU
   std::string isa;                   // empty: the best there is
 
+  int max_codecs = 8;
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;
   int batch_rows = 128;

@@ -24,12 +24,16 @@
 #include "server/metrics/metrics_page.h"
 #include "server/metrics/process_metrics.h"
 #include "server/metrics/store_metrics.h"
+#include "server/model_watch.h"
 
 namespace xcache {
 namespace {
 
 // How long answers that are finished may take to reach their clients.
 constexpr std::chrono::seconds kLastWords(5);
+
+// How often the model's file is looked at.
+constexpr std::chrono::seconds kModelWatchInterval(2);
 
 // Switches chat off for a model whose template we do not know.
 constexpr std::string_view kNoTemplate = "none";
@@ -69,6 +73,8 @@ class ServerAppImpl final : public ServerApp {
     process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleProcess(writer);
       writer.Set(Metric::kReady, ready_ ? 1 : 0);
+      writer.Set(Metric::kModelFileChanged,
+                 ready_ && model_watch_->changed() ? 1 : 0);
     });
     XC_ASSIGN_OR_RETURN(rpc_, RpcServer::Listen(options));
     address_ = rpc_->address();
@@ -102,6 +108,7 @@ class ServerAppImpl final : public ServerApp {
     engine_options.num_threads = config_.num_threads;
     engine_options.isa = config_.isa;
     engine_options.profile_dir = config_.profile_dir;
+    engine_options.last_of_model = true;
     if (!config_.profile_dir.empty()) {
       XC_RETURN_IF_ERROR(MakeFolder(config_.profile_dir));
     }
@@ -115,6 +122,8 @@ class ServerAppImpl final : public ServerApp {
             engine_->info())),
         progress));
     AddSources();
+    model_watch_ = std::make_unique<ModelWatch>(
+        config_.model_path, *model_->gguf().stamp(), kModelWatchInterval);
     ready_ = true;
     rpc_->Serve(core_.get());
     const ModelInfo& info = engine_->info();
@@ -187,6 +196,7 @@ class ServerAppImpl final : public ServerApp {
     ServerCoreOptions options;
     options.default_codec = codec;
     options.step_rows = config_.batch_rows;
+    options.max_codecs = config_.max_codecs;
     options.max_queue_requests = config_.max_queue_requests;
     options.max_queue_tokens = config_.max_queue_tokens;
     options.default_ttl = config_.session_ttl;
@@ -219,6 +229,7 @@ class ServerAppImpl final : public ServerApp {
   std::atomic<bool> ready_{false};
   std::unique_ptr<Authenticator> auth_;
   std::shared_ptr<const Model> model_;  // the tokenizer borrows its strings
+  std::unique_ptr<ModelWatch> model_watch_;
   std::unique_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<const ChatTemplate> template_;
   std::unique_ptr<MemoryBudget> budget_;

@@ -20,6 +20,8 @@ std::string_view MemoryAccountName(MemoryAccount account) {
       return "store_index";
     case MemoryAccount::kSessions:
       return "sessions";
+    case MemoryAccount::kCodecs:
+      return "codecs";
     case MemoryAccount::kOther:
       return "other";
   }

@@ -33,9 +33,10 @@ enum class MemoryAccount {
   kRocksDb,      // block cache and memtables, at their caps
   kStoreIndex,   // the store's indexes of pages and sessions
   kSessions,     // manifests that are not on disk (yet)
+  kCodecs,       // matrices and profiles of open codecs
   kOther,
 };
-inline constexpr int kNumMemoryAccounts = 7;
+inline constexpr int kNumMemoryAccounts = 8;
 std::string_view MemoryAccountName(MemoryAccount account);  // "host_pages", ...
 
 class MemoryBudget;

@@ -27,7 +27,7 @@ class CpuEngine final : public Engine {
   // REQUIRES: IsaSupported(isa), num_threads >= 1.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(
       std::shared_ptr<const Model> model, Isa isa, int num_threads,
-      std::string profile_dir, const ProgressFn& progress);
+      std::string profile_dir, bool release_packed, const ProgressFn& progress);
 
   const ModelInfo& info() const override { return info_; }
   absl::Status PrepareCodec(std::string_view spec,
@@ -36,6 +36,12 @@ class CpuEngine final : public Engine {
   }
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
+  absl::StatusOr<size_t> codec_bytes(std::string_view spec) const override {
+    return MaxCodecBytes(spec, *model_);
+  }
+  void CloseCodec(const CodecHandle& codec) override {
+    codecs_.erase(codecs_.find(codec.spec()));
+  }
   size_t kv_block_bytes() const override { return arena_->block_bytes(); }
   size_t sequence_bytes(const CodecHandle& codec) const override;
   absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(
@@ -74,7 +80,7 @@ class CpuEngine final : public Engine {
   CpuWeights weights_;
   std::unique_ptr<CpuForward> forward_;
   ModelInfo info_;
-  std::map<std::string, std::unique_ptr<CpuCodecHandle>> codecs_;
+  std::map<std::string, std::unique_ptr<CpuCodecHandle>, std::less<>> codecs_;
 };
 
 }  // namespace xcache

@@ -12,6 +12,8 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 // Large enough that rounding a slab up to huge pages is a few per cent at most.
 constexpr size_t kSlabBytes = size_t{32} << 20;
+// Each splits a mapping in up to three, of the 65,530 that Linux allows.
+constexpr int kMostSplits = 8192;
 // A block starts on a page, so that its memory can be given back.
 constexpr size_t kPage = 4096;
 
@@ -34,12 +36,21 @@ void* KvArena::Allocate() {
   MutexLock lock(mu_);
   ++used_;
   for (auto& [first, slab] : slabs_) {
-    std::vector<uint8_t*>& from =
-        slab.resident.empty() ? slab.empty : slab.resident;
-    if (from.empty()) continue;
-    if (&from == &slab.resident) --resident_;
-    uint8_t* block = from.back();
-    from.pop_back();
+    uint8_t* block = nullptr;
+    if (!slab.resident.empty()) {
+      block = slab.resident.back();
+      slab.resident.pop_back();
+      --resident_;
+    } else if (!slab.empty.empty()) {
+      block = slab.empty.back().block;
+      if (slab.empty.back().no_huge_pages) {
+        (void)::madvise(block, block_bytes_, MADV_HUGEPAGE);
+        --no_huge_pages_;
+      }
+      slab.empty.pop_back();
+    } else {
+      continue;
+    }
     ++slab.used;
     return block;
   }
@@ -56,7 +67,8 @@ void* KvArena::Allocate() {
   // Refused where the kernel has no huge pages: then it is slower.
   (void)::madvise(first, usable, MADV_HUGEPAGE);
   for (int i = slab_blocks_ - 1; i > 0; --i) {
-    slab.empty.push_back(first + static_cast<size_t>(i) * block_bytes_);
+    slab.empty.push_back(
+        {first + static_cast<size_t>(i) * block_bytes_, false});
   }
   slab.used = 1;
   slabs_.emplace(first, std::move(slab));
@@ -72,6 +84,8 @@ void KvArena::Free(void* freed) {
   --slab.used;
   if (slab.used == 0 && slabs_.size() > 1) {
     resident_ -= static_cast<int>(slab.resident.size());
+    no_huge_pages_ -= static_cast<int>(
+        std::ranges::count_if(slab.empty, &Empty::no_huge_pages));
     ::munmap(slab.mapping, slab.mapped_bytes);
     slabs_.erase(it);
     return;
@@ -81,8 +95,15 @@ void KvArena::Free(void* freed) {
     slab.resident.push_back(block);
     ++resident_;
   } else {
+    // A huge page that a neighbour touches, or that the kernel puts together
+    // from its neighbours' pages, would take this memory again unasked.
+    const bool no_huge_pages = no_huge_pages_ < kMostSplits;
+    if (no_huge_pages) {
+      (void)::madvise(block, block_bytes_, MADV_NOHUGEPAGE);
+      ++no_huge_pages_;
+    }
     (void)::madvise(block, block_bytes_, MADV_DONTNEED);
-    slab.empty.push_back(block);
+    slab.empty.push_back({block, no_huge_pages});
   }
 }
 

@@ -33,12 +33,17 @@ class KvArena {
   size_t resident_bytes() const;
 
  private:
+  // Free, without memory.
+  struct Empty {
+    uint8_t* block;
+    bool no_huge_pages;
+  };
   struct Slab {
     void* mapping;
     size_t mapped_bytes;
     int used = 0;
     std::vector<uint8_t*> resident;  // free, their memory kept
-    std::vector<uint8_t*> empty;     // free, without memory
+    std::vector<Empty> empty;
   };
 
   const size_t block_bytes_;
@@ -49,7 +54,8 @@ class KvArena {
   // so that the last ones become empty and go.
   std::map<uint8_t*, Slab> slabs_ XC_GUARDED_BY(mu_);
   int used_ XC_GUARDED_BY(mu_) = 0;
-  int resident_ XC_GUARDED_BY(mu_) = 0;  // free blocks that have memory
+  int resident_ XC_GUARDED_BY(mu_) = 0;       // free blocks that have memory
+  int no_huge_pages_ XC_GUARDED_BY(mu_) = 0;  // empty blocks that are so
 };
 
 }  // namespace xcache

@@ -124,12 +124,18 @@ int64_t CpuWeights::bytes() const {
   return static_cast<int64_t>(total);
 }
 
-absl::StatusOr<CpuWeights> PackWeights(const Model& model, ThreadPool& pool,
+absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
+                                       ThreadPool& pool,
                                        const ProgressFn& progress) {
   CpuWeights weights;
   weights.arena = std::make_unique<WeightArena>();
   weights.layers.resize(static_cast<size_t>(model.hparams().num_layers));
-  std::vector<std::pair<TensorView, CpuMatrix*>> jobs;
+  struct Job {
+    TensorView from;
+    CpuMatrix* to;
+    bool read_again;
+  };
+  std::vector<Job> jobs;
   for (int i = 0; i < model.hparams().num_layers; ++i) {
     const LayerTensors& from = model.layer(i);
     CpuLayer& to = weights.layers[static_cast<size_t>(i)];
@@ -138,27 +144,30 @@ absl::StatusOr<CpuWeights> PackWeights(const Model& model, ThreadPool& pool,
     to.bq = Vector(from.bq);
     to.bk = Vector(from.bk);
     to.bv = Vector(from.bv);
-    jobs.insert(jobs.end(), {{from.wq, &to.wq},
-                             {from.wk, &to.wk},
-                             {from.wv, &to.wv},
-                             {from.wo, &to.wo},
-                             {from.w_gate, &to.w_gate},
-                             {from.w_up, &to.w_up},
-                             {from.w_down, &to.w_down}});
+    jobs.insert(jobs.end(), {{from.wq, &to.wq, false},
+                             {from.wk, &to.wk, true},
+                             {from.wv, &to.wv, true},
+                             {from.wo, &to.wo, false},
+                             {from.w_gate, &to.w_gate, false},
+                             {from.w_up, &to.w_up, false},
+                             {from.w_down, &to.w_down, false}});
   }
   weights.output_norm = Vector(model.output_norm());
-  jobs.emplace_back(model.output(), &weights.output);
+  jobs.push_back(
+      {model.output(), &weights.output,
+       model.output().bytes.data() == model.token_embd().bytes.data()});
 
   Mutex mu;
   absl::Status status;  // the first error; guarded by mu
   std::atomic<int64_t> done{0};
   const auto num_jobs = static_cast<int64_t>(jobs.size());
   pool.ParallelFor(num_jobs, [&](int64_t i, int thread) {
-    const auto& [tensor, matrix] = jobs[static_cast<size_t>(i)];
+    const Job& job = jobs[static_cast<size_t>(i)];
     absl::StatusOr<CpuMatrix> packed =
-        CpuMatrix::Pack(tensor, weights.arena.get());
+        CpuMatrix::Pack(job.from, weights.arena.get());
     if (packed.ok()) {
-      *matrix = *std::move(packed);
+      *job.to = *std::move(packed);
+      if (release_packed && !job.read_again) model.Release(job.from);
     } else {
       MutexLock lock(mu);
       status.Update(packed.status());

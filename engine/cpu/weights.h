@@ -76,7 +76,11 @@ struct CpuWeights {
   int64_t bytes() const;
 };
 
-absl::StatusOr<CpuWeights> PackWeights(const Model& model, ThreadPool& pool,
+// `release_packed`: what was packed is given back by the model, each matrix as
+// soon as it was, but for those that are read again (the embedding, and what
+// codecs are made from).
+absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
+                                       ThreadPool& pool,
                                        const ProgressFn& progress);
 
 }  // namespace xcache

@@ -100,6 +100,14 @@ absl::Status DeviceEngine::CheckDevice() const {
   return absl::InternalError(absl::StrCat(info_.device, ": ", error));
 }
 
+void DeviceEngine::CloseCodec(const CodecHandle& codec) {
+  // Kernels under way read the codec's matrices.
+  ops_->Synchronize(StreamId::kCompute);
+  const auto it = codecs_.find(codec.spec());
+  pages_->Forget(*it->second);
+  codecs_.erase(it);
+}
+
 absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
     std::string_view spec, const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(LoadedCodec loaded, loader_.Load(spec, progress));

@@ -64,6 +64,10 @@ class DeviceEngine final : public Engine {
   }
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
+  absl::StatusOr<size_t> codec_bytes(std::string_view spec) const override {
+    return MaxCodecBytes(spec, *model_);
+  }
+  void CloseCodec(const CodecHandle& codec) override;
   size_t kv_block_bytes() const override { return shape_.tile_bytes(); }
   size_t sequence_bytes(const CodecHandle& codec) const override;
   // RESOURCE_EXHAUSTED, beside what the interface says, from all three: the
@@ -119,7 +123,8 @@ class DeviceEngine final : public Engine {
   std::unique_ptr<DeviceForward> forward_;
   std::unique_ptr<DevicePages> pages_;
   ModelInfo info_;
-  std::map<std::string, std::unique_ptr<DeviceCodecHandle>> codecs_;
+  std::map<std::string, std::unique_ptr<DeviceCodecHandle>, std::less<>>
+      codecs_;
 };
 
 }  // namespace xcache::cuda

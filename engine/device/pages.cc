@@ -108,6 +108,12 @@ absl::Status DevicePages::ReservePayloads(const DeviceCodecHandle& codec,
   return absl::OkStatus();
 }
 
+void DevicePages::Forget(const DeviceCodecHandle& codec) {
+  if (staged_codec_ != &codec) return;
+  DropStaged();
+  staged_codec_ = nullptr;
+}
+
 void DevicePages::DropStaged() {
   // They may be on their way.
   if (!staged_.empty()) ops_.Synchronize(StreamId::kCopy);

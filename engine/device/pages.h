@@ -52,6 +52,8 @@ class DevicePages {
   // Begins to copy the payloads of jobs, at most kRematBlocks; how many of
   // them. The next Remat copies those anew that are not its first jobs.
   int64_t Stage(const DeviceCodecHandle& codec, std::span<const PageJob> jobs);
+  // Before a codec goes: drops what is staged of it.
+  void Forget(const DeviceCodecHandle& codec);
   // Waits until all is done. RESOURCE_EXHAUSTED: no room to work in; the jobs'
   // tiles are unspecified then.
   // keep_staged: these are others than what is staged, which stays.

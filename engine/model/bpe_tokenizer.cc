@@ -8,6 +8,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/model/pair_merger.h"
 #include "engine/model/pretokenizer.h"
 #include "engine/model/utf8.h"
 #include "engine/model/vocabulary.h"
@@ -54,11 +55,6 @@ const ByteCharacters& Bytes() {
 // that is no token itself, which some vocabularies have on the way to one.
 using Symbol = int32_t;
 
-struct Merge {
-  int32_t rank = 0;
-  Symbol merged = -1;
-};
-
 uint64_t PairKey(Symbol left, Symbol right) {
   return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 |
          static_cast<uint32_t>(right);
@@ -72,41 +68,22 @@ class BpeTokenizer : public VocabularyTokenizer {
   std::string PieceBytes(TokenId token) const override {
     return bytes_[static_cast<size_t>(token)];
   }
+  size_t LongestPiece() const override;
   absl::Status EncodeStretch(std::string_view text, bool continued,
                              std::vector<TokenId>* out) const override;
 
  private:
-  // What merging one word needs, kept from word to word.
-  struct Workspace {
-    struct Node {
-      Symbol symbol;  // -1: merged into the one before
-      int32_t prev, next;
-    };
-    struct Candidate {
-      int32_t rank;
-      int32_t left;  // index of its node
-      Symbol left_symbol, right_symbol;
-      Symbol merged;
-      // Lowest rank first, then leftmost: a max-heap's order, reversed.
-      bool operator<(const Candidate& other) const {
-        return rank != other.rank ? rank > other.rank : left > other.left;
-      }
-    };
-    std::vector<Node> nodes;
-    std::vector<Candidate> heap;
-  };
-
   absl::Status ReadMerges(const GgufFile& gguf);
-  void AddCandidate(int32_t left, Workspace* w) const;
-  void EncodeWord(std::string_view word, Workspace* w,
+  void EncodeWord(std::string_view word, PairMerger* merger,
                   std::vector<TokenId>* out) const;
   void EmitSymbol(Symbol symbol, std::vector<TokenId>* out) const;
 
   std::optional<Pretokenizer> pretokenizer_;
   bool whole_words_first_ = false;
-  std::array<TokenId, 256> byte_tokens_{};  // -1: the vocabulary lacks it
-  std::vector<std::string> bytes_;          // of each token
-  absl::flat_hash_map<uint64_t, Merge> merges_;
+  std::array<TokenId, 256> byte_tokens_{};        // -1: the vocabulary lacks it
+  std::vector<std::string> bytes_;                // of each token
+  absl::flat_hash_map<uint64_t, int32_t> ranks_;  // of pairs, by PairKey
+  std::vector<Symbol> merged_;                    // by rank
   // The bytes of symbols from vocab_size on.
   std::vector<std::string> extra_symbols_;
   // Whole words by their bytes, where those come first.
@@ -166,6 +143,7 @@ absl::Status BpeTokenizer::Init(const GgufFile& gguf) {
       }
     }
   }
+  FindMaxTokenBytes();
   return ReadMerges(gguf);
 }
 
@@ -187,7 +165,8 @@ absl::Status BpeTokenizer::ReadMerges(const GgufFile& gguf) {
     if (added) extra_symbols_.push_back(BytesOf(spelling));
     return it->second;
   };
-  merges_.reserve(lines.size());
+  ranks_.reserve(lines.size());
+  merged_.reserve(lines.size());
   std::string merged;
   for (size_t rank = 0; rank < lines.size(); ++rank) {
     const std::string_view line = lines[rank];
@@ -203,22 +182,11 @@ absl::Status BpeTokenizer::ReadMerges(const GgufFile& gguf) {
     const std::string_view left = line.substr(0, space);
     const std::string_view right = line.substr(space + 1);
     merged.assign(left).append(right);
-    merges_.try_emplace(PairKey(symbol_of(left), symbol_of(right)),
-                        Merge{static_cast<int32_t>(rank), symbol_of(merged)});
+    ranks_.try_emplace(PairKey(symbol_of(left), symbol_of(right)),
+                       static_cast<int32_t>(rank));
+    merged_.push_back(symbol_of(merged));
   }
   return absl::OkStatus();
-}
-
-void BpeTokenizer::AddCandidate(int32_t left, Workspace* w) const {
-  if (left < 0) return;
-  const Workspace::Node& a = w->nodes[static_cast<size_t>(left)];
-  if (a.next < 0) return;
-  const Workspace::Node& b = w->nodes[static_cast<size_t>(a.next)];
-  const auto it = merges_.find(PairKey(a.symbol, b.symbol));
-  if (it == merges_.end()) return;
-  w->heap.push_back(
-      {it->second.rank, left, a.symbol, b.symbol, it->second.merged});
-  std::push_heap(w->heap.begin(), w->heap.end());
 }
 
 void BpeTokenizer::EmitSymbol(Symbol symbol, std::vector<TokenId>* out) const {
@@ -233,7 +201,19 @@ void BpeTokenizer::EmitSymbol(Symbol symbol, std::vector<TokenId>* out) const {
   }
 }
 
-void BpeTokenizer::EncodeWord(std::string_view word, Workspace* w,
+size_t BpeTokenizer::LongestPiece() const {
+  for (size_t b = 0; b < byte_tokens_.size(); ++b) {
+    const bool in_utf8 = b < 0xc0 || (b > 0xc1 && b < 0xf5);
+    if (in_utf8 && byte_tokens_[b] < 0) return 0;
+  }
+  size_t longest = 1;
+  for (const std::string& bytes : bytes_) {
+    longest = std::max(longest, bytes.size());
+  }
+  return longest;
+}
+
+void BpeTokenizer::EncodeWord(std::string_view word, PairMerger* merger,
                               std::vector<TokenId>* out) const {
   if (whole_words_first_) {
     const auto it = whole_words_.find(word);
@@ -242,56 +222,38 @@ void BpeTokenizer::EncodeWord(std::string_view word, Workspace* w,
       return;
     }
   }
-  w->nodes.clear();
-  w->heap.clear();
+  merger->Clear();
+  merger->Reserve(word.size());
   for (char c : word) {
+    // Where no token can say a byte, the tokenizers that models were trained
+    // with drop it as well.
     const TokenId id = byte_tokens_[static_cast<uint8_t>(c)];
-    // No token can say this byte: the tokenizers that models were trained with
-    // drop it as well.
-    if (id < 0) continue;
-    const auto index = static_cast<int32_t>(w->nodes.size());
-    w->nodes.push_back({id, index - 1, index + 1});
+    if (id >= 0) merger->Append(id);
   }
-  if (w->nodes.empty()) return;
-  w->nodes.back().next = -1;
-  for (size_t i = 0; i + 1 < w->nodes.size(); ++i) {
-    AddCandidate(static_cast<int32_t>(i), w);
-  }
-  while (!w->heap.empty()) {
-    std::pop_heap(w->heap.begin(), w->heap.end());
-    const Workspace::Candidate best = w->heap.back();
-    w->heap.pop_back();
-    // A candidate is stale once either of its symbols has merged elsewhere.
-    Workspace::Node& left = w->nodes[static_cast<size_t>(best.left)];
-    if (left.symbol != best.left_symbol || left.next < 0) continue;
-    Workspace::Node& right = w->nodes[static_cast<size_t>(left.next)];
-    if (right.symbol != best.right_symbol) continue;
-    left.symbol = best.merged;
-    right.symbol = -1;
-    left.next = right.next;
-    if (left.next >= 0) {
-      w->nodes[static_cast<size_t>(left.next)].prev = best.left;
-    }
-    AddCandidate(left.prev, w);
-    AddCandidate(best.left, w);
-  }
-  for (int32_t i = 0; i >= 0; i = w->nodes[static_cast<size_t>(i)].next) {
-    EmitSymbol(w->nodes[static_cast<size_t>(i)].symbol, out);
-  }
+  using Piece = PairMerger::Piece;
+  merger->Run(
+      [this](const Piece& left, const Piece& right) {
+        const auto it = ranks_.find(PairKey(left.value, right.value));
+        return it == ranks_.end() ? PairMerger::kNoMerge : it->second;
+      },
+      [this](int32_t rank, const Piece&, const Piece&) {
+        return merged_[static_cast<size_t>(rank)];
+      });
+  merger->ForEach([&](const Piece& piece) { EmitSymbol(piece.value, out); });
 }
 
 absl::Status BpeTokenizer::EncodeStretch(std::string_view text,
                                          bool /*continued*/,
                                          std::vector<TokenId>* out) const {
-  // Node indices are 32-bit.
+  // Indices of pieces are 32-bit.
   if (text.size() > (size_t{1} << 30)) {
     return absl::InvalidArgumentError(
         absl::StrCat("text: expected at most 2^30 bytes, found ", text.size()));
   }
   std::vector<std::string_view> words;
   XC_RETURN_IF_ERROR(pretokenizer_->Split(text, &words));
-  Workspace workspace;
-  for (std::string_view word : words) EncodeWord(word, &workspace, out);
+  PairMerger merger;
+  for (std::string_view word : words) EncodeWord(word, &merger, out);
   return absl::OkStatus();
 }
 

@@ -1,4 +1,4 @@
-// Reads GGUF v2 and v3 files (ggml's model container) through mmap. Checks
+// Reads GGUF v2 and v3 files (ggml's model container) into memory. Checks
 // every length and offset against the file before it is used; knows nothing of
 // what the keys mean.
 #ifndef XCACHE_ENGINE_MODEL_GGUF_H_
@@ -17,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/base/file.h"
 
 namespace xcache {
 
@@ -47,7 +48,7 @@ struct GgufTensor {
   std::string name;
   GgufType type = GgufType::kF32;
   std::vector<int64_t> dims;       // ne[0] (contiguous) first
-  std::span<const uint8_t> bytes;  // 8-byte aligned in a mapped file
+  std::span<const uint8_t> bytes;  // 8-byte aligned in a file that was opened
 };
 
 // A metadata value. Integers of every width are widened; arrays are
@@ -67,7 +68,8 @@ class GgufFile {
  public:
   // NOT_FOUND (no such file), INVALID_ARGUMENT saying what was expected and
   // found, and at which byte, or UNIMPLEMENTED (a tensor of a type that is not
-  // in GgufType). The file must not shrink while it is open.
+  // in GgufType); FAILED_PRECONDITION: it changed while it was read. The file
+  // is read once: what becomes of it afterwards changes nothing here.
   static absl::StatusOr<std::unique_ptr<const GgufFile>> Open(
       const std::string& path);
   // The same, of bytes in memory, which must outlive the file. `name` stands
@@ -81,6 +83,15 @@ class GgufFile {
   uint32_t version() const { return version_; }
   const std::string& path() const { return path_; }
   std::span<const uint8_t> bytes() const { return bytes_; }  // the whole file
+  // Of the file as it was read; nothing for bytes that were given.
+  std::optional<FileStamp> stamp() const {
+    return file_.has_value() ? std::optional(file_->stamp()) : std::nullopt;
+  }
+  // Gives back the memory of a tensor's bytes, which nobody may touch again.
+  // Does nothing for bytes that were given. Thread-safe.
+  void Release(std::span<const uint8_t> tensor_bytes) const {
+    if (file_.has_value()) file_->Release(tensor_bytes);
+  }
   const std::map<std::string, GgufValue, std::less<>>& metadata() const {
     return metadata_;
   }
@@ -114,6 +125,7 @@ class GgufFile {
 
   uint32_t version_ = 0;
   std::string path_;
+  std::optional<FileBytes> file_;  // where it was opened
   std::span<const uint8_t> bytes_;
   std::map<std::string, GgufValue, std::less<>> metadata_;
   std::vector<GgufEntry> entries_;  // borrows from bytes_

@@ -4,14 +4,8 @@
 //
 // Layout (ggml's docs/gguf.md), little-endian: magic, version, tensor count,
 // metadata count; metadata; tensor infos; padding; tensor data.
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -440,59 +434,37 @@ class ParsedGguf : public GgufFile {
     XC_ASSIGN_OR_RETURN(alignment_, parser.Alignment(metadata_));
     return parser.ParseTensors(alignment_, &tensors_, &tensor_index_);
   }
+
+  absl::Status Own(FileBytes bytes, const std::string& path) {
+    file_ = std::move(bytes);
+    return Parse(file_->bytes(), path);
+  }
 };
 
-class MappedGguf : public ParsedGguf {
- public:
-  ~MappedGguf() override {
-    if (mapping_ != nullptr) ::munmap(mapping_, size_);
+// What is no GGUF is refused before all of it is read.
+absl::Status CheckStart(std::span<const uint8_t> start,
+                        const std::string& path) {
+  uint32_t magic = 0;
+  if (start.size() >= sizeof(magic)) {
+    std::memcpy(&magic, start.data(), sizeof(magic));
   }
-
-  absl::Status Map(const std::string& path) {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return SystemError("open", path, errno);
-    struct stat info {};
-    if (::fstat(fd, &info) != 0) {
-      const int error = errno;
-      ::close(fd);
-      return SystemError("stat", path, error);
-    }
-    if (!S_ISREG(info.st_mode) || info.st_size <= 0) {
-      ::close(fd);
-      return absl::InvalidArgumentError(absl::StrCat(
-          path, ": expected a GGUF file, found ",
-          S_ISREG(info.st_mode) ? "an empty file" : "no regular file"));
-    }
-    size_ = static_cast<size_t>(info.st_size);
-    void* mapping = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
-    const int error = errno;
-    ::close(fd);
-    if (mapping == MAP_FAILED) return SystemError("mmap", path, error);
-    mapping_ = mapping;
-    return Parse({static_cast<const uint8_t*>(mapping_), size_}, path);
-  }
-
- private:
-  static absl::Status SystemError(const char* call, const std::string& path,
-                                  int error) {
-    const std::string message =
-        absl::StrCat(path, ": ", call, ": ", std::strerror(error));
-    if (error == ENOENT || error == ENOTDIR) {
-      return absl::NotFoundError(message);
-    }
-    return absl::InvalidArgumentError(message);
-  }
-
-  void* mapping_ = nullptr;
-  size_t size_ = 0;
-};
+  if (magic == kMagic) return absl::OkStatus();
+  // The header's own words for it.
+  uint32_t version = 0;
+  return Parser(start, path).ParseHeader(&version);
+}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<const GgufFile>> GgufFile::Open(
     const std::string& path) {
-  auto file = std::make_unique<MappedGguf>();
-  XC_RETURN_IF_ERROR(file->Map(path));
+  XC_ASSIGN_OR_RETURN(
+      FileBytes bytes,
+      FileBytes::Read(path, [&](std::span<const uint8_t> start) {
+        return CheckStart(start, path);
+      }));
+  auto file = std::make_unique<ParsedGguf>();
+  XC_RETURN_IF_ERROR(file->Own(std::move(bytes), path));
   return file;
 }
 

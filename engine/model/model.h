@@ -1,6 +1,6 @@
 // A model as its GGUF file gives it: hyper-parameters, tensors (views of the
-// mapped file, never copied here), tokenizer data. Says nothing about how an
-// engine keeps or multiplies them.
+// file's bytes in memory, never copied here), tokenizer data. Says nothing
+// about how an engine keeps or multiplies them.
 #ifndef XCACHE_ENGINE_MODEL_MODEL_H_
 #define XCACHE_ENGINE_MODEL_MODEL_H_
 
@@ -74,10 +74,12 @@ struct LayerTensors {
 
 class Model {
  public:
-  // Maps and checks the file. Errors say what was expected and found: NOT_FOUND
-  // (no such file), INVALID_ARGUMENT (not a GGUF, truncated, a missing or
-  // wrongly shaped tensor), UNIMPLEMENTED (an architecture, tensor type or
-  // hyper-parameter that would silently be a wrong model).
+  // Reads and checks the file. The fingerprint is of the very bytes that the
+  // tensors are views of, whatever becomes of the file. Errors say what was
+  // expected and found: NOT_FOUND (no such file), INVALID_ARGUMENT (not a GGUF,
+  // truncated, a missing or wrongly shaped tensor), UNIMPLEMENTED (an
+  // architecture, tensor type or hyper-parameter that would silently be a wrong
+  // model), FAILED_PRECONDITION (the file changed while it was read).
   static absl::StatusOr<std::shared_ptr<const Model>> Load(
       const std::string& path);
   // The same, of a file already parsed.
@@ -98,6 +100,9 @@ class Model {
   // SHA-256 of the whole file: weights, hyper-parameters and tokenizer.
   const Digest& fingerprint() const { return fingerprint_; }
   int64_t num_parameters() const { return num_parameters_; }
+  // Gives back the memory of a tensor that an engine has packed for itself;
+  // nobody may read it again. What codecs are made from (wk, wv, norms) stays.
+  void Release(const TensorView& tensor) const { gguf_->Release(tensor.bytes); }
 
  private:
   Model() = default;

@@ -15,26 +15,31 @@ namespace xcache {
 namespace {
 
 // The patterns of the models' own tokenizer.json. White space there is
-// Unicode's White_Space; PCRE2's \s lacks U+0085 of it, so it is spelled out.
-#define XC_S "[\\s\\x{85}]"
-#define XC_NOT_S "[^\\s\\x{85}]"
+// Unicode's White_Space, which is spelled out: PCRE2's \s has U+180E, which has
+// not been white space since Unicode 6.3, and lacks U+0085 in a class.
+#define XC_SPACES                                                  \
+  "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}" \
+  "\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+#define XC_S "[" XC_SPACES "]"
+#define XC_NOT_S "[^" XC_SPACES "]"
 
 // GPT-2's: English contractions, then runs of letters, of numbers and of other
 // characters, each with the space before it; trailing white space.
 constexpr char kGpt2[] =
     "'s|'t|'re|'ve|'m|'ll|'d"
-    "| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\x{85}\\p{L}\\p{N}]+"
+    "| ?\\p{L}+| ?\\p{N}+| ?[^" XC_SPACES
+    "\\p{L}\\p{N}]+"
     "|" XC_S "+(?!" XC_NOT_S ")|" XC_S "+";
 
 constexpr char kDigit[] = "\\p{N}";
 
 // Since cl100k: contractions in any case, a letter run with one character of
 // any other kind before it, `NUMBERS` digits together, line ends.
-#define XC_CL100K(NUMBERS)                       \
-  "'(?i:s|t|re|ve|m|ll|d)"                       \
-  "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" NUMBERS      \
-  "| ?[^\\s\\x{85}\\p{L}\\p{N}]+[\\r\\n]*|" XC_S \
-  "*[\\r\\n]+"                                   \
+#define XC_CL100K(NUMBERS)                                    \
+  "'(?i:s|t|re|ve|m|ll|d)"                                    \
+  "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" NUMBERS "| ?[^" XC_SPACES \
+  "\\p{L}\\p{N}]+[\\r\\n]*|" XC_S                             \
+  "*[\\r\\n]+"                                                \
   "|" XC_S "+(?!" XC_NOT_S ")|" XC_S "+"
 
 const PretokenizerSpec kSpecs[] = {

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/model/pair_merger.h"
 #include "engine/model/utf8.h"
 #include "engine/model/vocabulary.h"
 
@@ -22,33 +24,17 @@ class SpmTokenizer : public VocabularyTokenizer {
 
  protected:
   std::string PieceBytes(TokenId token) const override;
+  size_t LongestPiece() const override;
   absl::Status EncodeStretch(std::string_view text, bool continued,
                              std::vector<TokenId>* out) const override;
 
  private:
-  // A stretch of the text; neighbours are linked.
-  struct Node {
-    size_t offset, length;  // length 0: merged into the one before
-    int32_t prev, next;
-  };
-  struct Candidate {
-    float score;
-    int32_t left, right;
-    size_t length;  // of both together
-    // Best score first, then leftmost.
-    bool operator<(const Candidate& other) const {
-      return score != other.score ? score < other.score : left > other.left;
-    }
-  };
-
-  void AddCandidate(std::string_view text, const std::vector<Node>& nodes,
-                    int32_t left, int32_t right,
-                    std::vector<Candidate>* heap) const;
-  void EmitNode(std::string_view piece, std::vector<TokenId>* out) const;
+  void EmitPiece(std::string_view piece, std::vector<TokenId>* out) const;
 
   bool add_space_prefix_ = true;
   TokenId unknown_ = -1;
-  std::vector<float> scores_;
+  std::vector<int32_t> ranks_;  // of each token's score, the best one's is 0
+  size_t longest_ = 0;          // bytes of a spelling
   std::array<TokenId, 256> byte_tokens_{};  // -1: the vocabulary lacks it
   std::vector<int> byte_of_;                // of each token, -1: none
 };
@@ -85,6 +71,7 @@ absl::Status SpmTokenizer::Init(const GgufFile& gguf) {
         gguf.path(), ": tokenizer.ggml.scores: expected ", vocab_size(),
         " scores, one for each token, found ", scores.size()));
   }
+  std::vector<float> order;
   for (size_t i = 0; i < scores.size(); ++i) {
     // A NaN has no place in an order.
     if (std::isnan(scores[i])) {
@@ -92,7 +79,17 @@ absl::Status SpmTokenizer::Init(const GgufFile& gguf) {
           absl::StrCat(gguf.path(), ": tokenizer.ggml.scores: token ", i,
                        ": expected a number, found NaN"));
     }
-    scores_.push_back(static_cast<float>(scores[i]));
+    order.push_back(static_cast<float>(scores[i]));
+  }
+  std::ranges::sort(order, std::greater<float>());
+  for (double score : scores) {
+    ranks_.push_back(static_cast<int32_t>(
+        std::ranges::lower_bound(order, static_cast<float>(score),
+                                 std::greater<float>()) -
+        order.begin()));
+  }
+  for (TokenId id = 0; id < vocab_size(); ++id) {
+    longest_ = std::max(longest_, vocabulary().spelling(id).size());
   }
   byte_tokens_.fill(-1);
   byte_of_.assign(static_cast<size_t>(vocab_size()), -1);
@@ -107,6 +104,7 @@ absl::Status SpmTokenizer::Init(const GgufFile& gguf) {
     byte_of_[static_cast<size_t>(id)] = byte;
     byte_tokens_[static_cast<size_t>(byte)] = id;
   }
+  FindMaxTokenBytes();
   return absl::OkStatus();
 }
 
@@ -129,22 +127,16 @@ std::string SpmTokenizer::PieceBytes(TokenId token) const {
   return bytes;
 }
 
-void SpmTokenizer::AddCandidate(std::string_view text,
-                                const std::vector<Node>& nodes, int32_t left,
-                                int32_t right,
-                                std::vector<Candidate>* heap) const {
-  if (left < 0 || right < 0) return;
-  const Node& a = nodes[static_cast<size_t>(left)];
-  const Node& b = nodes[static_cast<size_t>(right)];
-  const size_t length = a.length + b.length;
-  const TokenId id = vocabulary().FindPiece(text.substr(a.offset, length));
-  if (id < 0) return;
-  heap->push_back({scores_[static_cast<size_t>(id)], left, right, length});
-  std::push_heap(heap->begin(), heap->end());
+// A space is one byte of text and three of a spelling: no piece stands for more
+// text than its spelling has.
+size_t SpmTokenizer::LongestPiece() const {
+  const bool every_byte =
+      std::ranges::none_of(byte_tokens_, [](TokenId id) { return id < 0; });
+  return every_byte || unknown_ >= 0 ? longest_ : 0;
 }
 
-void SpmTokenizer::EmitNode(std::string_view piece,
-                            std::vector<TokenId>* out) const {
+void SpmTokenizer::EmitPiece(std::string_view piece,
+                             std::vector<TokenId>* out) const {
   if (const TokenId id = vocabulary().FindPiece(piece); id >= 0) {
     out->push_back(id);
     return;
@@ -162,7 +154,7 @@ void SpmTokenizer::EmitNode(std::string_view piece,
 absl::Status SpmTokenizer::EncodeStretch(std::string_view stretch,
                                          bool continued,
                                          std::vector<TokenId>* out) const {
-  // Node indices are 32-bit.
+  // Offsets are 32-bit.
   if (stretch.size() > (size_t{1} << 30)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "text: expected at most 2^30 bytes, found ", stretch.size()));
@@ -178,42 +170,31 @@ absl::Status SpmTokenizer::EncodeStretch(std::string_view stretch,
     }
   }
 
-  std::vector<Node> nodes;
-  for (size_t at = 0; at < text.size();) {
-    const size_t length = Utf8Length(std::string_view(text).substr(at));
-    const auto index = static_cast<int32_t>(nodes.size());
-    nodes.push_back({at, length, index - 1, index + 1});
-    at += length;
+  // A piece's value is its offset; it ends where the next one starts.
+  using Piece = PairMerger::Piece;
+  PairMerger merger;
+  merger.Reserve(text.size());
+  const std::string_view all(text);
+  for (size_t at = 0; at < all.size(); at += Utf8Length(all.substr(at))) {
+    merger.Append(static_cast<int32_t>(at));
   }
-  nodes.back().next = -1;
-  std::vector<Candidate> heap;
-  for (size_t i = 0; i + 1 < nodes.size(); ++i) {
-    AddCandidate(text, nodes, static_cast<int32_t>(i), nodes[i].next, &heap);
-  }
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end());
-    const Candidate best = heap.back();
-    heap.pop_back();
-    // Stale once either side has merged: lengths only grow, or become 0.
-    Node& left = nodes[static_cast<size_t>(best.left)];
-    Node& right = nodes[static_cast<size_t>(best.right)];
-    if (left.length == 0 || right.length == 0 ||
-        left.length + right.length != best.length) {
-      continue;
-    }
-    left.length = best.length;
-    right.length = 0;
-    left.next = right.next;
-    if (left.next >= 0) {
-      nodes[static_cast<size_t>(left.next)].prev = best.left;
-    }
-    AddCandidate(text, nodes, left.prev, best.left, &heap);
-    AddCandidate(text, nodes, best.left, left.next, &heap);
-  }
-  for (int32_t i = 0; i >= 0; i = nodes[static_cast<size_t>(i)].next) {
-    const Node& node = nodes[static_cast<size_t>(i)];
-    EmitNode(std::string_view(text).substr(node.offset, node.length), out);
-  }
+  const auto text_of = [&](const Piece& first, const Piece& last) {
+    const auto begin = static_cast<size_t>(first.value);
+    const size_t end = last.next < 0
+                           ? all.size()
+                           : static_cast<size_t>(merger.At(last.next).value);
+    return all.substr(begin, end - begin);
+  };
+  merger.Run(
+      [&](const Piece& left, const Piece& right) {
+        const std::string_view both = text_of(left, right);
+        const TokenId id =
+            both.size() > longest_ ? -1 : vocabulary().FindPiece(both);
+        return id < 0 ? PairMerger::kNoMerge : ranks_[static_cast<size_t>(id)];
+      },
+      [](int32_t, const Piece& left, const Piece&) { return left.value; });
+  merger.ForEach(
+      [&](const Piece& piece) { EmitPiece(text_of(piece, piece), out); });
   return absl::OkStatus();
 }
 

@@ -48,6 +48,10 @@ class Tokenizer {
   std::string Decode(std::span<const TokenId> tokens,
                      bool with_special = false) const;
 
+  // No token stands for more bytes of text than this: text of n bytes is at
+  // least n / max_token_bytes() tokens, which costs nothing to know. 0: not
+  // known, as some text becomes no token.
+  virtual size_t max_token_bytes() const { return 0; }
   virtual int vocab_size() const = 0;
   virtual bool IsSpecial(TokenId token) const = 0;
   // The id of a special token's spelling, or -1.

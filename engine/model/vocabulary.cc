@@ -26,26 +26,30 @@ bool LooksLikeMarker(std::string_view spelling) {
 
 void SpellingMatcher::Add(std::string_view spelling, TokenId id) {
   if (spelling.empty()) return;
-  by_byte_[static_cast<uint8_t>(spelling[0])].emplace_back(spelling, id);
-}
-
-void SpellingMatcher::Finish() {
-  for (auto& candidates : by_byte_) {
-    std::ranges::stable_sort(candidates, [](const auto& a, const auto& b) {
-      return a.first.size() > b.first.size();
-    });
+  first_bytes_.set(static_cast<uint8_t>(spelling[0]));
+  uint32_t node = 0;
+  for (const char byte : spelling) {
+    const auto [it, added] = edges_.try_emplace(
+        Edge(node, byte), static_cast<uint32_t>(ends_.size()));
+    if (added) ends_.push_back(-1);
+    node = it->second;
   }
+  if (ends_[node] < 0) ends_[node] = id;
 }
 
 SpellingMatcher::Match SpellingMatcher::FindFrom(std::string_view text,
                                                  size_t offset) const {
   for (size_t at = offset; at < text.size(); ++at) {
-    for (const auto& [spelling, id] :
-         by_byte_[static_cast<uint8_t>(text[at])]) {
-      if (text.substr(at).starts_with(spelling)) {
-        return {at, spelling.size(), id};
-      }
+    if (!first_bytes_[static_cast<uint8_t>(text[at])]) continue;
+    Match longest{at, 0, -1};
+    uint32_t node = 0;
+    for (size_t i = at; i < text.size(); ++i) {
+      const auto it = edges_.find(Edge(node, text[i]));
+      if (it == edges_.end()) break;
+      node = it->second;
+      if (ends_[node] >= 0) longest = {at, i + 1 - at, ends_[node]};
     }
+    if (longest.length > 0) return longest;
   }
   return {text.size(), 0, -1};
 }
@@ -97,8 +101,6 @@ absl::StatusOr<Vocabulary> Vocabulary::Create(const GgufFile& gguf) {
       v.pieces_[spelling] = id;
     }
   }
-  v.text_matcher_.Finish();
-  v.special_matcher_.Finish();
   return v;
 }
 
@@ -152,6 +154,19 @@ absl::Status VocabularyTokenizer::Init(const GgufFile& gguf,
   }
   std::erase(end_of_generation_, -1);
   return absl::OkStatus();
+}
+
+void VocabularyTokenizer::FindMaxTokenBytes() {
+  max_token_bytes_ = LongestPiece();
+  if (max_token_bytes_ == 0) return;
+  for (TokenId id = 0; id < vocabulary_.size(); ++id) {
+    // What matchers find is spelled out.
+    if (vocabulary_.IsSpecial(id) ||
+        vocabulary_.type(id) == TokenType::kUserDefined) {
+      max_token_bytes_ =
+          std::max(max_token_bytes_, vocabulary_.spelling(id).size());
+    }
+  }
 }
 
 bool VocabularyTokenizer::IsEndOfGeneration(TokenId token) const {

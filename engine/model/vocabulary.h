@@ -3,7 +3,7 @@
 #ifndef XCACHE_ENGINE_MODEL_VOCABULARY_H_
 #define XCACHE_ENGINE_MODEL_VOCABULARY_H_
 
-#include <array>
+#include <bitset>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -30,10 +30,8 @@ enum class TokenType : uint8_t {
 // at one place.
 class SpellingMatcher {
  public:
-  // `spelling` must outlive the matcher; empty ones are ignored.
+  // Empty ones are ignored; of equal ones the first holds.
   void Add(std::string_view spelling, TokenId id);
-  // Call once, after the last Add.
-  void Finish();
 
   struct Match {
     size_t offset = 0;
@@ -43,8 +41,13 @@ class SpellingMatcher {
   Match FindFrom(std::string_view text, size_t offset) const;
 
  private:
-  // By first byte, longest first.
-  std::array<std::vector<std::pair<std::string_view, TokenId>>, 256> by_byte_;
+  // A trie: node 0 is the root; others are found by their parent and byte.
+  static uint64_t Edge(uint32_t parent, char byte) {
+    return uint64_t{parent} << 8 | static_cast<uint8_t>(byte);
+  }
+  std::bitset<256> first_bytes_;      // most text has none of them
+  std::vector<TokenId> ends_ = {-1};  // by node: the spelling that ends there
+  absl::flat_hash_map<uint64_t, uint32_t> edges_;
 };
 
 class Vocabulary {
@@ -95,6 +98,7 @@ class VocabularyTokenizer : public Tokenizer {
   absl::StatusOr<std::vector<TokenId>> EncodeContinued(
       std::string_view text) const override;
   std::string TokenBytes(TokenId token, bool with_special) const override;
+  size_t max_token_bytes() const override { return max_token_bytes_; }
   int vocab_size() const override { return vocabulary_.size(); }
   bool IsSpecial(TokenId token) const override {
     return vocabulary_.Contains(token) && vocabulary_.IsSpecial(token);
@@ -119,6 +123,10 @@ class VocabularyTokenizer : public Tokenizer {
   const Vocabulary& vocabulary() const { return vocabulary_; }
   // The bytes that a piece of text (normal, byte, unused) stands for.
   virtual std::string PieceBytes(TokenId token) const = 0;
+  // The most bytes of text that a piece stands for; 0 where some text becomes
+  // no token. Called once, after the derived class's Init.
+  virtual size_t LongestPiece() const = 0;
+  void FindMaxTokenBytes();
   // Appends the tokens of `text`, a stretch between special tokens or the ends.
   // `continued`: other text comes before it.
   // REQUIRES: valid UTF-8, not empty.
@@ -134,6 +142,7 @@ class VocabularyTokenizer : public Tokenizer {
   TokenId bos_ = -1;
   TokenId eos_ = -1;
   bool add_bos_ = false;
+  size_t max_token_bytes_ = 0;
   std::vector<TokenId> end_of_generation_;
 };
 

@@ -155,6 +155,11 @@ std::vector<std::string> CodecNames();
 // The profile that `spec` needs on `model`; kind kNone if none.
 absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec);
 
+// The most bytes that a codec of this spec takes on `model`, its profile
+// included, known before it is made. INVALID_ARGUMENT: bad syntax, or an unknown
+// codec.
+absl::StatusOr<size_t> MaxCodecBytes(std::string_view spec, const Model& model);
+
 // Makes the codec. `profile` is null where ProfileOf says kNone; it must
 // outlive the codec. INVALID_ARGUMENT: unknown codec or option, with what is
 // known, or a value out of range.

@@ -36,6 +36,8 @@ struct CodecEntry {
   std::string_view name;
   ProfileKind profile_kind;
   MakeCodecFn make;
+  // The most bytes of a layer's matrices.
+  size_t (*layer_bytes)(size_t d_model, size_t kv_dim);
 };
 
 // nullptr for an unknown name.

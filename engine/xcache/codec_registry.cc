@@ -1,4 +1,5 @@
 // The codecs there are, by name. A new codec adds its line to kCodecs.
+#include <algorithm>
 #include <array>
 
 #include "absl/strings/str_cat.h"
@@ -10,13 +11,29 @@
 namespace xcache {
 namespace {
 
+// Outputs are padded to panels of packed matrices.
+constexpr size_t kPanel = 64;
+constexpr size_t Padded(size_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+
+size_t NoMatrices(size_t, size_t) { return 0; }
+// W_k and W_v, FP16.
+size_t TwoProjections(size_t d, size_t k) { return 2 * d * Padded(k) * 2; }
+// To the latent and back, [k, k] each.
+size_t TwoLatents(size_t, size_t k) { return 2 * k * Padded(k) * 4; }
+// W_k, W_v, and a basis of 2 k columns and its transpose, FP16.
+size_t ProjectionsAndBases(size_t d, size_t k) {
+  const size_t rank = std::min(d, 2 * k);
+  return TwoProjections(d, k) + (d * Padded(rank) + rank * Padded(d)) * 2;
+}
+
 constexpr std::array kCodecs = {
-    CodecEntry{"kv-fp16", ProfileKind::kNone, &MakeKvFp16},
-    CodecEntry{"xquant", ProfileKind::kNone, &MakeXquant},
-    CodecEntry{"xquant-gqa", ProfileKind::kGqaSvd, &MakeXquantGqa},
-    CodecEntry{"xquant-cl", ProfileKind::kNone, &MakeXquantCl},
-    CodecEntry{"xquant-cl-gqa", ProfileKind::kClGqaSvd, &MakeXquantClGqa},
-    CodecEntry{"kivi", ProfileKind::kNone, &MakeKivi},
+    CodecEntry{"kv-fp16", ProfileKind::kNone, &MakeKvFp16, &NoMatrices},
+    CodecEntry{"xquant", ProfileKind::kNone, &MakeXquant, &TwoProjections},
+    CodecEntry{"xquant-gqa", ProfileKind::kGqaSvd, &MakeXquantGqa, &TwoLatents},
+    CodecEntry{"xquant-cl", ProfileKind::kNone, &MakeXquantCl, &TwoProjections},
+    CodecEntry{"xquant-cl-gqa", ProfileKind::kClGqaSvd, &MakeXquantClGqa,
+               &ProjectionsAndBases},
+    CodecEntry{"kivi", ProfileKind::kNone, &MakeKivi, &NoMatrices},
 };
 
 absl::Status UnknownCodec(const std::string& name) {
@@ -44,6 +61,24 @@ absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec) {
   const CodecEntry* entry = FindCodec(spec.name);
   if (entry == nullptr) return UnknownCodec(spec.name);
   return entry->profile_kind;
+}
+
+absl::StatusOr<size_t> MaxCodecBytes(std::string_view spec_text,
+                                     const Model& model) {
+  XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
+  const CodecEntry* entry = FindCodec(spec.name);
+  if (entry == nullptr) return UnknownCodec(spec.name);
+  const HyperParams& h = model.hparams();
+  const auto d = static_cast<size_t>(h.d_model);
+  const auto k = static_cast<size_t>(h.kv_dim());
+  const ProfileShape profile{
+      entry->profile_kind, static_cast<uint32_t>(h.num_layers),
+      static_cast<uint32_t>(h.d_model), static_cast<uint32_t>(h.kv_dim())};
+  // What coders keep of a channel: its width, place and sign.
+  constexpr size_t kChannelBytes = 64;
+  return static_cast<size_t>(h.num_layers) *
+         (entry->layer_bytes(d, k) + FloatsPerLayer(profile) * sizeof(float) +
+          (d + 2 * k) * kChannelBytes);
 }
 
 absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(const CodecSpec& spec,

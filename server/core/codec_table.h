@@ -1,66 +1,69 @@
-// The codecs that were opened so far, by their canonical specs.
-// Thread-safe. Only the scheduler's thread opens new ones.
+// The codecs that are open, by their canonical specs: at most so many, their
+// memory promised by the budget before it is taken (rule R5). One more closes
+// the one that was used longest ago and that nobody holds; specs come from
+// clients, so without an end they would take any amount.
+//
+// Thread-safe, but for Open, which is the engine's thread's.
 #ifndef XCACHE_SERVER_CORE_CODEC_TABLE_H_
 #define XCACHE_SERVER_CORE_CODEC_TABLE_H_
 
-#include <functional>
+#include <cstddef>
+#include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "engine/base/log.h"
+#include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
 #include "engine/engine.h"
-#include "server/core/quality.h"
 
 namespace xcache {
 
+// Keeps a codec open. Sequences do not: who holds one of a codec holds this.
+using CodecRef = std::shared_ptr<const CodecHandle>;
+
 class CodecTable {
  public:
-  // Null: not opened yet.
-  const CodecHandle* Find(std::string_view spec) const {
-    MutexLock lock(mu_);
-    const auto it = handles_.find(spec);
-    return it == handles_.end() ? nullptr : it->second;
-  }
+  // `max_open` is at least 1.
+  CodecTable(MemoryBudget& memory, int max_open)
+      : memory_(memory), max_open_(max_open) {}
 
-  // Warns, once, of a codec that costs more than it has to.
-  // REQUIRES: the engine is this thread's.
-  absl::StatusOr<const CodecHandle*> Open(Engine& engine, std::string_view spec,
-                                          const ProgressFn& progress) {
-    if (const CodecHandle* handle = Find(spec)) return handle;
-    absl::StatusOr<const CodecHandle*> handle =
-        engine.OpenCodec(spec, progress);
-    if (!handle.ok()) return handle;
-    // The canonical spec may be known where this spelling was not.
-    if (Find((*handle)->spec()) == nullptr) WarnOfCost(engine, **handle);
-    MutexLock lock(mu_);
-    handles_.emplace((*handle)->spec(), *handle);
-    return handle;
-  }
+  // Null: not open.
+  CodecRef Find(std::string_view spec) const;
+  // Bytes of a page of the codec; 0 where it was never opened.
+  size_t PageBytes(std::string_view spec) const;
+
+  // Warns, once, of a codec that costs more than it has to. RESOURCE_EXHAUSTED:
+  // all that may be open are held, or there is no memory; else the engine's
+  // errors. REQUIRES: the engine is this thread's.
+  absl::StatusOr<CodecRef> Open(Engine& engine, std::string_view spec,
+                                const ProgressFn& progress);
 
  private:
-  static void WarnOfCost(const Engine& engine, const CodecHandle& codec) {
-    const ModelInfo& model = engine.info();
-    const auto cost = CostOfMhaForm(codec.spec(), model);
-    if (!cost.has_value()) return;
-    const double page_bytes_per_token =
-        static_cast<double>(codec.page_bytes()) / kBlockTokens;
-    const std::string_view name =
-        codec.spec().substr(0, codec.spec().find(':'));
-    XC_LOG_WARN("codec for MHA models on a GQA model",
-                "codec={} stores_times_the_values_of_gqa_form={:.2f} "
-                "gqa_form={}-gqa page_bytes_per_token={:.0f} "
-                "kv_fp16_bytes_per_token={} ratio={:.2f}",
-                LogValue(codec.spec()), *cost, name, page_bytes_per_token,
-                model.kv_fp16_bytes_per_token,
-                model.kv_fp16_bytes_per_token / page_bytes_per_token);
-  }
+  struct Entry {
+    CodecRef codec;
+    MemoryReservation memory;
+    uint64_t used = 0;  // tick
+  };
 
+  CodecRef FindLocked(std::string_view spec) const XC_REQUIRES(mu_);
+  // False: every codec is held.
+  bool CloseOldest(Engine& engine) XC_EXCLUDES(mu_);
+  absl::StatusOr<MemoryReservation> MakeRoom(Engine& engine,
+                                             std::string_view spec);
+  std::string OpenSpecs() const;
+
+  MemoryBudget& memory_;
+  const int max_open_;
   mutable Mutex mu_;
-  std::map<std::string, const CodecHandle*, std::less<>> handles_
-      XC_GUARDED_BY(mu_);
+  mutable uint64_t tick_ XC_GUARDED_BY(mu_) = 0;
+  mutable std::map<std::string, Entry, std::less<>> entries_ XC_GUARDED_BY(mu_);
+  // Spellings of canonical specs, and sizes of pages also of closed codecs:
+  // small, and started anew where they have become many.
+  std::map<std::string, std::string, std::less<>> spellings_ XC_GUARDED_BY(mu_);
+  std::map<std::string, size_t, std::less<>> page_bytes_ XC_GUARDED_BY(mu_);
 };
 
 }  // namespace xcache

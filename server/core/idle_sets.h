@@ -16,6 +16,7 @@
 #include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
 #include "engine/engine.h"
+#include "server/core/codec_table.h"
 #include "server/core/core_metrics.h"
 #include "server/core/working_set_cache.h"
 
@@ -24,6 +25,7 @@ namespace xcache {
 // A sequence, what holds its blocks, and its own memory. `sequence` may be null
 // while only the blocks are known: it is made when it is computed with.
 struct LiveSequence {
+  CodecRef codec;  // the sequence's
   std::unique_ptr<Sequence> sequence;
   std::vector<BlockHold> holds;  // one for each of its blocks
   MemoryReservation memory;      // of the sequence without its blocks

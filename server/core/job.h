@@ -54,7 +54,7 @@ struct Job {
   int top_logprobs = 0;     // for Score
   bool no_cache = false;
   std::string codec_spec;
-  const CodecHandle* codec = nullptr;  // known once admitted
+  CodecRef codec;  // known once admitted
   RematPolicy remat = RematPolicy::kResume;
 
   // The session's turn; null without a session.

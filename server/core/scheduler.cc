@@ -146,13 +146,23 @@ bool Scheduler::Run(std::function<void()> work) {
   return true;
 }
 
-absl::StatusOr<const CodecHandle*> Scheduler::OpenCodec(std::string_view spec) {
-  if (const CodecHandle* handle = codecs_.Find(spec)) return handle;
+absl::StatusOr<CodecRef> Scheduler::OpenCodec(std::string_view spec) {
+  if (CodecRef codec = codecs_.Find(spec)) return codec;
   XC_RETURN_IF_ERROR(engine_.PrepareCodec(spec, {}));
-  absl::StatusOr<const CodecHandle*> handle =
+  absl::StatusOr<CodecRef> codec =
       absl::UnavailableError("the server is shutting down");
-  Run([&] { handle = codecs_.Open(engine_, spec, {}); });
-  return handle;
+  Run([&] { codec = OpenCodecHere(spec); });
+  return codec;
+}
+
+// On the scheduler's thread. Idle sessions keep their codecs open: where that
+// is all there is, those used longest ago give way.
+absl::StatusOr<CodecRef> Scheduler::OpenCodecHere(std::string_view spec) {
+  while (true) {
+    absl::StatusOr<CodecRef> codec = codecs_.Open(engine_, spec, {});
+    if (!absl::IsResourceExhausted(codec.status())) return codec;
+    if (idle_.DropOldest() == 0) return codec;
+  }
 }
 
 void Scheduler::CountRemat(RematPolicy policy) {
@@ -324,8 +334,8 @@ void Scheduler::Admit() {
 
 absl::Status Scheduler::AdmitJob(Job& job) {
   if (job.codec == nullptr) {
-    absl::StatusOr<const CodecHandle*> codec =
-        codecs_.Open(engine_, job.codec_spec, {});
+    absl::StatusOr<CodecRef> codec = OpenCodecHere(job.codec_spec);
+    if (absl::IsResourceExhausted(codec.status())) return codec.status();
     if (job.lease != nullptr) {
       const SessionRecord& record = job.lease->record();
       if (!codec.ok() || (*codec)->cache_fp() != record.cache_fp) {
@@ -366,7 +376,7 @@ absl::Status Scheduler::AdmitJob(Job& job) {
       if (std::optional<LiveSequence> live = idle_.Take(job.lease->key())) {
         job.live = *std::move(live);
         // Another policy: of a first turn that failed, under another default.
-        if (&job.live.sequence->codec() != job.codec ||
+        if (&job.live.sequence->codec() != job.codec.get() ||
             job.live.remat != job.remat) {
           job.live.Drop(cache_.Tick());
         }

@@ -59,7 +59,7 @@ class Scheduler {
   bool Run(std::function<void()> work) XC_EXCLUDES(mu_);
 
   // Opens a codec; waits for the scheduler's thread.
-  absl::StatusOr<const CodecHandle*> OpenCodec(std::string_view spec);
+  absl::StatusOr<CodecRef> OpenCodec(std::string_view spec);
   // A session has been given this policy.
   void CountRemat(RematPolicy policy);
   // Drops what a session left in memory, and the blocks of these keys where
@@ -86,6 +86,7 @@ class Scheduler {
   void EndCancelled();
   void Admit();
   absl::Status AdmitJob(Job& job);
+  absl::StatusOr<CodecRef> OpenCodecHere(std::string_view spec);
   void WaitForWork();
   absl::Status WhyToEnd(const Job& job, SteadyTime now) const;
   void LeaveQueue(const Job& job) XC_EXCLUDES(mu_);

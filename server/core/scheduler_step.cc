@@ -49,6 +49,7 @@ bool Scheduler::Prepare(Job& job) {
     Fail(job, sequence.status());
     return false;
   }
+  job.live.codec = job.codec;
   job.live.sequence = *std::move(sequence);
   job.live.remat = job.remat;
   return true;

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
@@ -62,6 +63,7 @@ absl::StatusOr<std::unique_ptr<ServerCore>> ServerCore::Create(
   checked.step_rows = std::max(options.step_rows, checked.max_running);
   checked.loader_threads = std::max(1, options.loader_threads);
   checked.commit_threads = std::max(1, options.commit_threads);
+  checked.max_codecs = std::max(1, options.max_codecs);
   auto core =
       std::make_unique<ServerCoreImpl>(all, checked, std::move(own_metrics));
   XC_RETURN_IF_ERROR(core->Start(progress));
@@ -79,6 +81,7 @@ ServerCoreImpl::ServerCoreImpl(const ServerCoreDeps& deps,
       sessions_(deps.store->sessions(), metrics_,
                 options.wall_clock_ms ? options.wall_clock_ms : SystemMs,
                 [this] { scheduler_.Wake(); }),
+      codecs_(*deps.memory, options.max_codecs),
       scheduler_(deps, options, max_context_, codecs_, metrics_) {}
 
 ServerCoreImpl::~ServerCoreImpl() {
@@ -184,6 +187,12 @@ absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
     return absl::InvalidArgumentError(
         "a chat turn has messages, and the last one is the user's");
   }
+  size_t num_bytes = 0;
+  for (const ChatMessage& message : turn.messages) {
+    // White space around a message is what templates trim.
+    num_bytes += absl::StripAsciiWhitespace(message.content).size();
+  }
+  XC_RETURN_IF_ERROR(CheckBytes(num_bytes, max_context_ - 1));
   std::vector<Role> roles;
   if (!turn.session_id.empty()) {
     XC_ASSIGN_OR_RETURN(job.lease, sessions_.Begin(turn.tenant, turn.session_id,
@@ -209,6 +218,17 @@ absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
   const std::vector<TokenId> header = deps_.chat_template->AssistantHeader();
   job.tokens.insert(job.tokens.end(), header.begin(), header.end());
   return absl::OkStatus();
+}
+
+absl::Status ServerCoreImpl::CheckBytes(size_t num_bytes,
+                                        int64_t limit_tokens) const {
+  const size_t per_token = deps_.tokenizer->max_token_bytes();
+  if (per_token == 0) return absl::OkStatus();
+  const auto least = static_cast<int64_t>(num_bytes / per_token);
+  if (least <= limit_tokens) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the context is too long: ", num_bytes, " bytes of text are at least ",
+      least, " tokens, of at most ", limit_tokens));
 }
 
 absl::Status ServerCoreImpl::CheckPrompt(const Job& job) const {

@@ -55,6 +55,8 @@ struct ServerCoreOptions {
   // The queue: submitted, not yet admitted.
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;
+  // Codecs open at once; the one used longest ago makes room for another.
+  int max_codecs = 8;
   int loader_threads = 2;  // read pages
   int commit_threads = 4;  // their syncs are grouped by the store
   std::chrono::seconds default_ttl = std::chrono::hours(24 * 7);  // 0: never

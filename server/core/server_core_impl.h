@@ -74,6 +74,8 @@ class ServerCoreImpl final : public ServerCore {
   absl::Status SetOptions(Job& job, GenerationOptions options);
   absl::Status PrepareChat(Job& job, const ChatTurn& turn);
   absl::Status CheckPrompt(const Job& job) const;
+  // Refuses text that its bytes alone make too long, before it is tokenized.
+  absl::Status CheckBytes(size_t num_bytes, int64_t limit_tokens) const;
   // Appends `messages` rendered, with their offsets.
   absl::Status Render(const std::vector<ChatMessage>& messages,
                       size_t first_index, std::vector<TokenId>* tokens,
@@ -93,7 +95,7 @@ class ServerCoreImpl final : public ServerCore {
   const int64_t max_context_;
   CoreMetrics& metrics_;
   CodecTable codecs_;
-  const CodecHandle* default_codec_ = nullptr;
+  CodecRef default_codec_;
   SessionManager sessions_;
   Scheduler scheduler_;
   std::atomic<uint64_t> next_job_{0};

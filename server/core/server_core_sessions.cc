@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
@@ -28,8 +29,7 @@ constexpr int kMaxPageSize = 1000;
 uint64_t ServerCoreImpl::PageBytes(std::string_view codec,
                                    uint64_t num_pages) const {
   // A codec that was not opened since the start has no known page size yet.
-  const CodecHandle* handle = codecs_.Find(codec);
-  return handle == nullptr ? 0 : num_pages * handle->page_bytes();
+  return num_pages * codecs_.PageBytes(codec);
 }
 
 RematPolicy ServerCoreImpl::RematPolicyOf(const SessionRecord& record) const {
@@ -110,7 +110,10 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   if (deps_.chat_template == nullptr) {
     return absl::FailedPreconditionError("the model has no chat template");
   }
-  const CodecHandle* codec = default_codec_;
+  XC_RETURN_IF_ERROR(
+      CheckBytes(absl::StripAsciiWhitespace(options.system_prompt).size(),
+                 max_context_ - 1));
+  CodecRef codec = default_codec_;
   if (!options.codec.empty()) {
     XC_ASSIGN_OR_RETURN(
         codec, scheduler_.OpenCodec(CodecOfChoice(options.codec, model())));

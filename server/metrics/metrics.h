@@ -125,6 +125,7 @@ enum class Metric {
   // The process.
   kBuildInfo,
   kReady,
+  kModelFileChanged,
   kProcessCpuSeconds,
   kProcessResidentBytes,
   kProcessVirtualBytes,

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <random>
 #include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -43,6 +45,46 @@ TEST(KvArenaTest, FreedMemoryIsGivenBackButForASlab) {
   std::shuffle(blocks.begin(), blocks.end(), gen);
   for (void* block : blocks) arena.Free(block);
   EXPECT_LE(arena.resident_bytes(), size_t{32} << 20);
+}
+
+// Bytes of this process that the kernel may back with huge pages: all of a
+// huge page where one byte of it is touched, or where it thinks fit.
+size_t HugeBytes() {
+  std::ifstream maps("/proc/self/smaps");
+  size_t total = 0, kib = 0;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.starts_with("Size:")) kib = std::stoul(line.substr(5));
+    if (line.starts_with("VmFlags:") && line.find(" hg") != line.npos) {
+      total += kib << 10;
+    }
+  }
+  return total;
+}
+
+TEST(KvArenaTest, HugePagesDoNotBringFreedMemoryBack) {
+  const size_t before = HugeBytes();
+  KvArena arena(kBlock);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 200; ++i) {
+    blocks.push_back(arena.Allocate());
+    std::memset(blocks.back(), 1, kBlock);
+  }
+  if (HugeBytes() == before) GTEST_SKIP() << "the kernel has no huge pages";
+  EXPECT_GE(HugeBytes() - before, 200 * kBlock);
+  // Every slab keeps a block or more.
+  std::vector<void*> kept;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (i % 10 == 0) {
+      kept.push_back(blocks[i]);
+    } else {
+      arena.Free(blocks[i]);
+    }
+  }
+  // The last slab has blocks that were never used.
+  EXPECT_LE(HugeBytes() - before, arena.resident_bytes() + (size_t{34} << 20));
+  for (int i = 0; i < 180; ++i) kept.push_back(arena.Allocate());
+  EXPECT_GE(HugeBytes() - before, 200 * kBlock);
+  for (void* block : kept) arena.Free(block);
 }
 
 TEST(KvArenaTest, FreedBlocksAreUsedAgain) {

@@ -142,6 +142,30 @@ TEST(CoreSessionTest, ContextTooLongNamesBothNumbers) {
   EXPECT_EQ(full->final().generated_tokens, 256 - 246u);
 }
 
+TEST(CoreSessionTest, TextThatIsTooLongByItsBytesIsNotTokenized) {
+  Harness::Options options;
+  options.core.max_context = 256;
+  Harness h(options);
+  h.tokenizer.most_bytes = 4;
+  h.NewSession("s");
+  // Tokens of 4 bytes would fit: it is tokenized, and the count is exact.
+  const auto counted = h.Chat(h.Turn("s", Letters(1020, 1)));
+  EXPECT_THAT(std::string(counted->status().message()), HasSubstr("1026"));
+  const auto refused = h.Chat(h.Turn("s", Letters(1024, 1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(refused->status()));
+  EXPECT_THAT(
+      std::string(refused->status().message()),
+      HasSubstr("1024 bytes of text are at least 256 tokens, of at most "
+                "255"));
+  // What a template trims is no reason.
+  const auto trimmed = h.Chat(h.Turn("s", std::string(1024, ' ')));
+  EXPECT_THAT(std::string(trimmed->status().message()), HasSubstr("1030"));
+  CreateSessionOptions create;
+  create.system_prompt = std::string(1024, 'x');
+  EXPECT_TRUE(absl::IsInvalidArgument(h.core->CreateSession(create).status()));
+  EXPECT_EQ(h.Record("s").turn, 0u);
+}
+
 TEST(CoreSessionTest, InvalidRequestsSayWhy) {
   Harness h;
   h.NewSession("s");

@@ -32,6 +32,7 @@ class FakeTokenizer final : public Tokenizer {
     if (token < 256) return std::string(1, static_cast<char>(token));
     return with_special ? "<" + std::to_string(token) + ">" : "";
   }
+  size_t max_token_bytes() const override { return most_bytes; }
   int vocab_size() const override { return kVocab; }
   bool IsSpecial(TokenId token) const override { return token >= 256; }
   TokenId SpecialId(std::string_view) const override { return -1; }
@@ -41,6 +42,8 @@ class FakeTokenizer final : public Tokenizer {
   bool IsEndOfGeneration(TokenId token) const override {
     return token == kEnd || token == kOtherEnd;
   }
+
+  size_t most_bytes = 0;  // as if not known
 };
 
 // <header> role text <end> newline

@@ -111,7 +111,8 @@ TEST(CodecTableTest, WarnsOnceOfWhatAnMhaFormCosts) {
   spdlog::set_default_logger(std::make_shared<spdlog::logger>(
       "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
   ShapedEngine engine;
-  CodecTable table;
+  MemoryBudget memory(1 << 20);
+  CodecTable table(memory, 8);
   ASSERT_TRUE(table.Open(engine, "xquant-gqa:bits=4", {}).ok());
   EXPECT_EQ(log.str(), "");
   ASSERT_TRUE(table.Open(engine, "xquant:bits=4", {}).ok());

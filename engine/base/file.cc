@@ -1,0 +1,147 @@
+#include "engine/base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+
+namespace xcache {
+namespace {
+
+// A read of more than 2 GiB is cut short by Linux; smaller ones cost nothing.
+constexpr size_t kMostRead = size_t{64} << 20;
+
+absl::Status SystemError(const char* call, const std::string& path, int error) {
+  const std::string message =
+      absl::StrCat(path, ": ", call, ": ", std::strerror(error));
+  return error == ENOENT || error == ENOTDIR
+             ? absl::NotFoundError(message)
+             : absl::InvalidArgumentError(message);
+}
+
+FileStamp StampOf(const struct stat& info) {
+  return {.device = info.st_dev,
+          .inode = info.st_ino,
+          .size = info.st_size,
+          .modified_ns = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 +
+                         info.st_mtim.tv_nsec};
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  const int fd_;
+};
+
+absl::Status ReadUpTo(int fd, const std::string& path, size_t end,
+                      std::span<uint8_t> to, size_t* at) {
+  while (*at < end) {
+    const ssize_t n =
+        ::read(fd, to.data() + *at, std::min(end - *at, kMostRead));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return SystemError("read", path, errno);
+    if (n == 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(path, ": expected ", to.size(), " bytes, found ", *at,
+                       ": it was cut short while it was read"));
+    }
+    *at += static_cast<size_t>(n);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<FileStamp> StampOf(const std::string& path) {
+  struct stat info {};
+  if (::stat(path.c_str(), &info) != 0) {
+    return SystemError("stat", path, errno);
+  }
+  return StampOf(info);
+}
+
+absl::StatusOr<FileBytes> FileBytes::Read(const std::string& path,
+                                          const CheckFn& check) {
+  // Without O_NONBLOCK a named pipe would keep us here.
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (fd.get() < 0) return SystemError("open", path, errno);
+  struct stat info {};
+  if (::fstat(fd.get(), &info) != 0) return SystemError("stat", path, errno);
+  if (!S_ISREG(info.st_mode) || info.st_size <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": expected a file with something in it, found ",
+        S_ISREG(info.st_mode) ? "an empty file" : "no regular file"));
+  }
+  FileBytes file;
+  const auto size = static_cast<size_t>(info.st_size);
+  void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        path, ": no memory for ", size, " bytes: ", std::strerror(errno)));
+  }
+  file.data_ = static_cast<uint8_t*>(memory);
+  file.size_ = size;
+  file.stamp_ = StampOf(info);
+
+  size_t at = 0;
+  const std::span<uint8_t> to(file.data_, size);
+  const size_t start = std::min(size, kStartBytes);
+  XC_RETURN_IF_ERROR(ReadUpTo(fd.get(), path, start, to, &at));
+  if (check) XC_RETURN_IF_ERROR(check(to.first(start)));
+  XC_RETURN_IF_ERROR(ReadUpTo(fd.get(), path, size, to, &at));
+  if (::fstat(fd.get(), &info) != 0) return SystemError("stat", path, errno);
+  if (StampOf(info) != file.stamp_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": it was changed while it was read"));
+  }
+  // Nobody changes an identity's bytes by mistake.
+  if (::mprotect(memory, size, PROT_READ) != 0) {
+    return SystemError("mprotect", path, errno);
+  }
+  return file;
+}
+
+FileBytes::~FileBytes() {
+  if (data_ != nullptr) ::munmap(data_, size_);
+}
+
+FileBytes::FileBytes(FileBytes&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      stamp_(other.stamp_) {}
+
+FileBytes& FileBytes::operator=(FileBytes&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  stamp_ = other.stamp_;
+  return *this;
+}
+
+void FileBytes::Release(std::span<const uint8_t> part) const {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const auto base = static_cast<size_t>(part.data() - data_);
+  const size_t first = (base + page - 1) / page * page;
+  const size_t last = (base + part.size()) / page * page;
+  if (first >= last) return;
+  (void)::madvise(data_ + first, last - first, MADV_DONTNEED);
+  (void)::mprotect(data_ + first, last - first, PROT_NONE);
+}
+
+}  // namespace xcache
