@@ -24,7 +24,6 @@ enum class CoreCounter {
   kRecomputedByCost,     // blocks that had a page and were cheaper to compute
   kPagesMissing,         // named or expected, not there (R3)
   kPagesCorrupt,         // DATA_LOSS on load or rematerialization (R3)
-  kPagesMismatched,      // equal key, other bytes (R2)
   kWorkingSetEvictions,  // blocks dropped from device memory
   kSequenceEvictions,    // idle sessions' sequences dropped
   kPreemptions,          // running requests whose sequence was dropped

@@ -26,6 +26,8 @@ void SampleFiles(const DiskStats& files, SampleWriter& writer) {
   Set(writer, Metric::kDiskFreeBytes, files.free_bytes);
   Set(writer, Metric::kDiskDegraded, files.degraded ? 1 : 0);
   Set(writer, Metric::kDiskDegradations, files.degraded_total);
+  Set(writer, Metric::kPagesSetAside, files.pages_set_aside);
+  Set(writer, Metric::kTornLogs, files.torn_logs);
   Set(writer, Metric::kWalSyncs, files.wal_syncs);
   const auto property = [&](std::string_view name, int64_t value) {
     writer.Set(Metric::kRocksdbProperty, static_cast<double>(value), {name});
@@ -57,6 +59,9 @@ void SampleStore(const StoreStats& stats, SampleWriter& writer) {
   Set(writer, Metric::kSpillDroppedPages, stats.spill.dropped_pages);
   Set(writer, Metric::kSpillQueueBytes, stats.spill.queued_bytes);
   Set(writer, Metric::kUndurableSessions, stats.sessions.num_undurable);
+  Set(writer, Metric::kDemotedSessions, stats.sessions.demoted);
+  Set(writer, Metric::kMismatchedPages,
+      stats.host.key_conflicts + stats.disk.key_conflicts);
 }
 
 void SampleMemory(const MemoryBudget& budget, SampleWriter& writer) {

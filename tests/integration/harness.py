@@ -106,7 +106,8 @@ class Metrics:
 
     def corrupt_pages(self):
         return (self.sum("xcache_corrupt_pages_total") +
-                self.sum("xcache_tier_corrupt_pages_total"))
+                self.sum("xcache_tier_corrupt_pages_total") +
+                self.sum("xcache_pages_set_aside_total"))
 
 
 class StartError(Exception):

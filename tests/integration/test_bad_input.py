@@ -247,8 +247,9 @@ def test_a_store_that_is_a_file(tiny_model, tmp_path, flags):
 
 
 def test_a_folder_with_half_a_database_in_it(tiny_model, tmp_path, flags):
-    (tmp_path / "store" / "db").mkdir(parents=True)
-    (tmp_path / "store" / "db" / "CURRENT").write_text("MANIFEST-000001\n")
+    (tmp_path / "store" / "sessions").mkdir(parents=True)
+    (tmp_path / "store" / "sessions" / "CURRENT").write_text(
+        "MANIFEST-000001\n")
     refuses(flags, tiny_model, tmp_path / "store")
 
 

@@ -204,7 +204,8 @@ def test_damaged_files_of_the_database(medium_model, pristine, tmp_path, seed,
     print(f"{pattern}: seen {outcome.damage_seen} of 4, repaired "
           f"{outcome.repaired}, sessions lost {outcome.lost_sessions}")
     if pattern in ("MANIFEST-*", "CURRENT"):
-        # No byte of them can go unnoticed, and the records are elsewhere.
+        # No byte of those of sessions can go unnoticed, and the records are
+        # elsewhere.
         assert outcome.damage_seen == 4
         assert outcome.lost_sessions == 0
 
