@@ -372,7 +372,7 @@ absl::Status Scheduler::AdmitJob(Job& job) {
     job.final.timings.queue_us = MicrosBetween(job.submitted, job.admitted);
     metrics_.Observe(CoreHistogram::kQueue,
                      SecondsBetween(job.submitted, job.admitted));
-    if (job.lease != nullptr && !job.no_cache) {
+    if (job.lease != nullptr && !job.options.no_cache) {
       if (std::optional<LiveSequence> live = idle_.Take(job.lease->key())) {
         job.live = *std::move(live);
         // Another policy: of a first turn that failed, under another default.

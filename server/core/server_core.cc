@@ -17,6 +17,7 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/sampler.h"
+#include "server/core/penalty_history.h"
 #include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
 
@@ -151,10 +152,9 @@ absl::Status ServerCoreImpl::SetOptions(Job& job, GenerationOptions options) {
                        stop.size()));
     }
   }
-  job.sampling = options.sampling;
-  job.sampling.seed = options.seed.has_value() ? *options.seed : RandomSeed();
-  job.final.seed = job.sampling.seed;
-  job.no_cache = options.no_cache;
+  options.sampling.seed =
+      options.seed.has_value() ? *options.seed : RandomSeed();
+  job.final.seed = options.sampling.seed;
   job.matcher.emplace(options.stop);
   job.options = std::move(options);
   return absl::OkStatus();
@@ -273,11 +273,20 @@ void ServerCoreImpl::SubmitGenerate(GenerateRequest request,
   job->tokens = std::move(request.prompt);
   job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
   job->final.prompt_tokens = job->tokens.size();
+  job->penalty_history = job->tokens;
   absl::Status status = SetOptions(*job, std::move(request.options));
   if (status.ok()) status = CheckPrompt(*job);
   if (!status.ok()) {
     scheduler_.Refuse(*job, status);
     return;
+  }
+  if (HasPenalty(job->options.sampling)) {
+    const std::vector<SessionMessage> none;
+    job->penalty_history = PenaltyHistory(
+        *deps_.chat_template, job->tokens,
+        job->lease == nullptr ? none : job->lease->record().messages,
+        job->new_messages,
+        static_cast<size_t>(job->options.sampling.penalty_last_n));
   }
   scheduler_.Submit(job);
 }
@@ -289,7 +298,7 @@ void ServerCoreImpl::SubmitScore(ScoreRequest request,
   job->tokens = std::move(request.tokens);
   job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
   job->final.prompt_tokens = job->tokens.size();
-  job->no_cache = request.no_cache;
+  job->options.no_cache = request.no_cache;
   job->top_logprobs = request.top_logprobs;
   job->next_score = std::max<int64_t>(request.first, 1);
   absl::Status status = CheckPrompt(*job);

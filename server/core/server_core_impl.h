@@ -76,6 +76,8 @@ class ServerCoreImpl final : public ServerCore {
   absl::Status CheckPrompt(const Job& job) const;
   // Refuses text that its bytes alone make too long, before it is tokenized.
   absl::Status CheckBytes(size_t num_bytes, int64_t limit_tokens) const;
+  // RESOURCE_EXHAUSTED: the cap is too low for any conversation.
+  absl::Status CheckMemoryCap() const;
   // Appends `messages` rendered, with their offsets.
   absl::Status Render(const std::vector<ChatMessage>& messages,
                       size_t first_index, std::vector<TokenId>* tokens,
