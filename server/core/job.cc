@@ -135,6 +135,13 @@ absl::StatusOr<std::vector<TokenId>> Job::History(
   return history;
 }
 
+int64_t WorkingSetBytes(const Engine& engine, const CodecHandle& codec,
+                        int64_t num_tokens) {
+  const int64_t num_blocks = (num_tokens + kBlockTokens - 1) / kBlockTokens + 1;
+  return num_blocks * static_cast<int64_t>(engine.kv_block_bytes()) +
+         static_cast<int64_t>(engine.sequence_bytes(codec));
+}
+
 int64_t MicrosBetween(SteadyTime begin, SteadyTime end) {
   return std::chrono::duration_cast<std::chrono::microseconds>(end - begin)
       .count();

@@ -144,6 +144,11 @@ struct Job {
   void Deliver(const std::string& new_text);
 };
 
+// Bytes of working set that a context of so many tokens takes at most, with
+// the block that comes after them (rule R5).
+int64_t WorkingSetBytes(const Engine& engine, const CodecHandle& codec,
+                        int64_t num_tokens);
+
 // Microseconds from `begin` to `end`.
 int64_t MicrosBetween(SteadyTime begin, SteadyTime end);
 double SecondsBetween(SteadyTime begin, SteadyTime end);

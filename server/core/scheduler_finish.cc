@@ -135,6 +135,17 @@ void Scheduler::Fail(Job& job, const absl::Status& status) {
   Report(job, status);
 }
 
+void Scheduler::FailOrCut(Job& job, const absl::Status& status) {
+  if (!absl::IsResourceExhausted(status) || job.generated() == 0) {
+    Fail(job, status);
+    return;
+  }
+  XC_LOG_WARN("answer ended for lack of memory",
+              "context_tokens={} generated_tokens={} why={}", job.tokens.size(),
+              job.generated(), LogValue(std::string(status.message())));
+  FinishGeneration(job, FinishReason::kContext);
+}
+
 // Rule R4: the final message follows the synced manifest. A committer waits for
 // the disk, so that others go on.
 void Scheduler::Commit(std::shared_ptr<Job> job, SessionRecord next) {
@@ -153,6 +164,12 @@ void Scheduler::Commit(std::shared_ptr<Job> job, SessionRecord next) {
                   LogValue(next.id), next.turn,
                   LogValue(std::string(status.message())));
       status = absl::OkStatus();
+    }
+    if (absl::IsAborted(status)) {
+      // There is no memory to keep it in. To the caller ABORTED would say that
+      // somebody else had a turn.
+      status = absl::ResourceExhaustedError(status.message());
+      job->final.retry_after_ms = RetryAfterMs();
     }
     if (!status.ok()) job->final.finish_reason = FinishReason::kNone;
     Report(*job, status);

@@ -46,7 +46,7 @@ bool Scheduler::Prepare(Job& job) {
       *job.codec, std::span(job.tokens).first(blocks.size() * kBlockTokens),
       blocks, job.remat);
   if (!sequence.ok()) {
-    Fail(job, sequence.status());
+    FailOrCut(job, sequence.status());
     return false;
   }
   job.live.codec = job.codec;
@@ -118,9 +118,9 @@ void Scheduler::RunStep(std::span<Job* const> jobs, std::span<StepItem> items) {
       planner_.LandAll(*job);
       job->live.sequence.reset();
       if (items.size() == 1) {
-        Fail(*job, absl::IsResourceExhausted(status)
-                       ? status
-                       : absl::InternalError(status.message()));
+        FailOrCut(*job, absl::IsResourceExhausted(status)
+                            ? status
+                            : absl::InternalError(status.message()));
       } else {
         job->solo = true;
       }

@@ -17,6 +17,7 @@
 #include "server/core/codec_table.h"
 #include "server/core/scheduler.h"
 #include "server/core/server_core.h"
+#include "server/core/session_clock.h"
 #include "server/core/session_manager.h"
 
 namespace xcache {
@@ -98,6 +99,7 @@ class ServerCoreImpl final : public ServerCore {
   CoreMetrics& metrics_;
   CodecTable codecs_;
   CodecRef default_codec_;
+  mutable SessionClock clock_;
   SessionManager sessions_;
   Scheduler scheduler_;
   std::atomic<uint64_t> next_job_{0};

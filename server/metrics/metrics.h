@@ -122,6 +122,7 @@ enum class Metric {
   kExpiredSessions,
   kCorruptSessions,
   kRematSessions,
+  kClockJump,
   // The process.
   kBuildInfo,
   kReady,
