@@ -84,12 +84,6 @@ TokenId ArgMax(std::span<const float> logits) {
   return 0;  // every logit is NaN
 }
 
-bool HasPenalty(const SamplingParams& p) {
-  return p.penalty_last_n > 0 &&
-         (p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f ||
-          p.frequency_penalty != 0.0f);
-}
-
 void ApplyPenalties(std::span<const TokenId> history, const SamplingParams& p,
                     std::span<float> logits) {
   const size_t n =
@@ -219,6 +213,12 @@ absl::Status BadParam(std::string_view name, std::string_view range,
 }
 
 }  // namespace
+
+bool HasPenalty(const SamplingParams& p) {
+  return p.penalty_last_n > 0 &&
+         (p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f ||
+          p.frequency_penalty != 0.0f);
+}
 
 absl::Status ValidateSampling(const SamplingParams& p) {
   // Written so that NaN fails every check.

@@ -29,6 +29,9 @@ struct SamplingParams {
 // INVALID_ARGUMENT names the parameter, its range and its value.
 absl::Status ValidateSampling(const SamplingParams& params);
 
+// Whether tokens of the history matter.
+bool HasPenalty(const SamplingParams& params);
+
 struct TokenLogprob {
   TokenId token = 0;
   float logprob = 0.0f;  // natural logarithm

@@ -205,7 +205,8 @@ absl::StatusOr<uint64_t> ParseBytes(std::string_view text) {
   };
   for (const auto& [name, factor] : kUnits) {
     if (unit != name) continue;
-    const double bytes = std::floor(number * factor);
+    // Up: a little is not none, which may mean no limit.
+    const double bytes = std::ceil(number * factor);
     // 2^53: every whole number below it is exact as a double.
     if (!(bytes < 0x1p53)) break;
     return static_cast<uint64_t>(bytes);
@@ -222,7 +223,8 @@ absl::StatusOr<std::chrono::seconds> ParseDuration(std::string_view text) {
         {"", 1}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}};
     for (const auto& [name, factor] : kUnits) {
       if (unit != name) continue;
-      const double seconds = std::floor(number * factor);
+      // Up: a little is not none, which means never.
+      const double seconds = std::ceil(number * factor);
       // A hundred years: what a time stamp in any unit still holds.
       if (!(seconds <= 36525.0 * 86400.0)) break;
       return std::chrono::seconds(static_cast<int64_t>(seconds));

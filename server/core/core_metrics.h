@@ -101,6 +101,7 @@ struct CoreGauges {
   double decode_tokens_per_second = 0;
   double remat_blocks_per_second = 0;
   double remat_bytes_per_second = 0;  // page bytes
+  double clock_jump_seconds = 0;      // SessionClock::JumpMs
 };
 
 }  // namespace xcache

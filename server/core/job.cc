@@ -6,9 +6,12 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "cachestore/page_key.h"
+#include "engine/base/status_macros.h"
 #include "engine/types.h"
 
 namespace xcache {
@@ -53,18 +56,20 @@ const PageKey& Job::KeyOfBlock(int64_t block_index) {
 FinishReason Job::AcceptToken(const SampledToken& token,
                               const Tokenizer& tokenizer, int64_t max_context) {
   tokens.push_back(token.token);
+  penalty_history.push_back(token.token);
   ++final.generated_tokens;
   if (options.num_logprobs > 0) undelivered.push_back(token);
-  const bool is_end =
+  at_end_token =
       !options.ignore_eos && tokenizer.IsEndOfGeneration(token.token);
   const std::string bytes =
-      is_end ? "" : tokenizer.TokenBytes(token.token, /*with_special=*/false);
+      at_end_token ? ""
+                   : tokenizer.TokenBytes(token.token, /*with_special=*/false);
   answer_bytes += bytes;
   token_ends.push_back(answer_bytes.size());
   std::string sendable;
   const bool stopped = matcher->Append(bytes, &sendable);
   Deliver(sendable);
-  if (is_end) return FinishReason::kEnd;
+  if (at_end_token) return FinishReason::kEnd;
   if (stopped) {
     final.stop = matcher->stop();
     return FinishReason::kStop;
@@ -87,7 +92,7 @@ void Job::Deliver(const std::string& new_text) {
   // A token's log-probability goes out with the last of its bytes.
   size_t ready = 0;
   while (ready < undelivered.size() &&
-         token_ends[num_delivered + ready] <= matcher->sent_bytes()) {
+         token_ends[num_delivered + ready] <= matcher->settled_bytes()) {
     ++ready;
   }
   if (new_text.empty() && ready == 0) return;
@@ -97,30 +102,44 @@ void Job::Deliver(const std::string& new_text) {
   num_delivered += ready;
 }
 
-std::vector<TokenId> Job::History(FinishReason reason,
-                                  const ChatTemplate& chat_template,
-                                  const Tokenizer& tokenizer) const {
-  std::vector<TokenId> history = tokens;
-  const std::vector<TokenId> full_end = chat_template.AssistantEnd(false);
-  bool ended = false;
-  if (reason == FinishReason::kEnd) {
-    // Models have several end tokens; the history has the template's.
-    ended = !full_end.empty() && full_end.front() == history.back() &&
-            tokenizer.IsEndOfGeneration(history.back());
-    if (!ended) history.pop_back();
-  } else if (reason == FinishReason::kStop) {
-    // Tokens that lie wholly after the text go; the one that the text ends in
-    // stays whole, since a history is never tokenized again.
-    size_t kept = 0;
-    size_t begin = 0;
-    while (kept < token_ends.size() && begin < matcher->stop_begin()) {
-      begin = token_ends[kept++];
+absl::StatusOr<std::vector<TokenId>> Job::History(
+    const ChatTemplate& chat_template, const Tokenizer& tokenizer) const {
+  const std::string_view answer = answer_bytes;
+  const size_t text_end = matcher->text_bytes();
+  size_t kept = token_ends.size();
+  if (text_end < answer.size()) {
+    // A token that the text ends in goes, and one that ends within a character:
+    // what they have of the text is encoded anew.
+    while (kept > 0 && (token_ends[kept - 1] > text_end ||
+                        CompleteUtf8Prefix(answer.substr(
+                            0, token_ends[kept - 1])) < token_ends[kept - 1])) {
+      --kept;
     }
-    history.resize(static_cast<size_t>(prompt_tokens) + kept);
+  } else if (kept > 0 && at_end_token) {
+    // Models have several end tokens; the history has the template's.
+    --kept;
   }
-  const std::vector<TokenId> end = chat_template.AssistantEnd(ended);
+  std::vector<TokenId> history(
+      tokens.begin(),
+      tokens.begin() + prompt_tokens + static_cast<ptrdiff_t>(kept));
+  const size_t kept_end = kept == 0 ? 0 : token_ends[kept - 1];
+  if (kept_end < text_end) {
+    const std::string rest =
+        ReplaceInvalidUtf8(answer.substr(kept_end, text_end - kept_end));
+    XC_ASSIGN_OR_RETURN(const std::vector<TokenId> ids,
+                        tokenizer.EncodeContinued(rest));
+    history.insert(history.end(), ids.begin(), ids.end());
+  }
+  const std::vector<TokenId> end = chat_template.AssistantEnd(false);
   history.insert(history.end(), end.begin(), end.end());
   return history;
+}
+
+int64_t WorkingSetBytes(const Engine& engine, const CodecHandle& codec,
+                        int64_t num_tokens) {
+  const int64_t num_blocks = (num_tokens + kBlockTokens - 1) / kBlockTokens + 1;
+  return num_blocks * static_cast<int64_t>(engine.kv_block_bytes()) +
+         static_cast<int64_t>(engine.sequence_bytes(codec));
 }
 
 int64_t MicrosBetween(SteadyTime begin, SteadyTime end) {

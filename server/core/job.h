@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "cachestore/page_key.h"
 #include "cachestore/page_store.h"
 #include "engine/base/memory_budget.h"
@@ -49,10 +50,8 @@ struct Job {
   JobKind kind = JobKind::kChat;
   RequestBase base;
   std::shared_ptr<RequestSink> sink;
-  GenerationOptions options;
-  SamplingParams sampling;  // its seed is the one that counts
-  int top_logprobs = 0;     // for Score
-  bool no_cache = false;
+  GenerationOptions options;  // the seed is chosen, in `sampling`
+  int top_logprobs = 0;       // for Score
   std::string codec_spec;
   CodecRef codec;  // known once admitted
   RematPolicy remat = RematPolicy::kResume;
@@ -64,6 +63,8 @@ struct Job {
   // The whole context: the prompt, then what was generated.
   std::vector<TokenId> tokens;
   int64_t prompt_tokens = 0;
+  // What penalties look at, where there are any (penalty_history.h).
+  std::vector<TokenId> penalty_history;
   std::vector<PageKey> keys;  // of the first full blocks, as far as needed
 
   // Where it stands.
@@ -86,6 +87,7 @@ struct Job {
   // The answer.
   std::optional<StopMatcher> matcher;  // none for Score
   std::string text;
+  bool at_end_token = false;       // its last token is one
   std::string answer_bytes;        // raw, for cutting at a stop string
   std::vector<size_t> token_ends;  // end of each generated token in it
   std::vector<SampledToken> undelivered;
@@ -129,15 +131,23 @@ struct Job {
                            const Tokenizer& tokenizer, int64_t max_context);
   // Sends what is held back: the answer has ended.
   void FlushText();
-  // The session's history once this turn has ended by `reason`: prompt, answer,
-  // and the end of the answer as the template has it.
-  std::vector<TokenId> History(FinishReason reason,
-                               const ChatTemplate& chat_template,
-                               const Tokenizer& tokenizer) const;
+  // The session's history once the answer has ended, as it is now: prompt,
+  // answer, and the end of the answer as the template has it. The answer's
+  // tokens spell `text`, with U+FFFD for bytes that are no UTF-8: those that
+  // were sampled, as far as the text goes by whole tokens and characters, and
+  // what the text has beyond them encoded anew.
+  // REQUIRES: FlushText was called.
+  absl::StatusOr<std::vector<TokenId>> History(
+      const ChatTemplate& chat_template, const Tokenizer& tokenizer) const;
 
  private:
   void Deliver(const std::string& new_text);
 };
+
+// Bytes of working set that a context of so many tokens takes at most, with
+// the block that comes after them (rule R5).
+int64_t WorkingSetBytes(const Engine& engine, const CodecHandle& codec,
+                        int64_t num_tokens);
 
 // Microseconds from `begin` to `end`.
 int64_t MicrosBetween(SteadyTime begin, SteadyTime end);

@@ -21,7 +21,8 @@ constexpr size_t kMaxLoad = 64;
 }  // namespace
 
 PrefixPlanner::Plan PrefixPlanner::Next(Job& job) {
-  if (job.no_cache || job.live.num_rows() % kBlockTokens != 0) return {};
+  if (job.options.no_cache || job.live.num_rows() % kBlockTokens != 0)
+    return {};
   while (true) {
     const auto block = static_cast<int64_t>(job.live.holds.size());
     if (block >= job.reusable_blocks()) return {};

@@ -49,6 +49,11 @@ void Rates::AddService(double seconds) {
   Add(&values_.service, seconds);
 }
 
+void Rates::AddQueue(double seconds) {
+  MutexLock lock(mu_);
+  Add(&values_.queue, seconds);
+}
+
 Rates::Values Rates::values() const {
   MutexLock lock(mu_);
   return values_;

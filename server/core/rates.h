@@ -17,6 +17,7 @@ class Rates {
     double remat_block = 0;
     double load_block = 0;
     double service = 0;  // one request, admitted to finished
+    double queue = 0;    // one request, submitted to admitted
   };
 
   void AddPrefill(int64_t num_tokens, double seconds);
@@ -24,6 +25,7 @@ class Rates {
   void AddRemat(int64_t num_blocks, double seconds);
   void AddLoad(int64_t num_blocks, double seconds);
   void AddService(double seconds);
+  void AddQueue(double seconds);
   Values values() const;
 
   // Whether it is cheaper to restore `num_blocks` blocks than to compute their

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -219,13 +220,22 @@ void Scheduler::FillGauges(CoreGauges* gauges) const {
   gauges->remat_blocks_per_second = per_second(rates.remat_block);
 }
 
-// When a place becomes free: a running request ends each service time divided
-// by how many there are.
+// How long the queue takes: as long as those took that left it last, and as the
+// first of it has waited already. Where it was always empty, when a place
+// becomes free: a running request ends each service time divided by how many
+// there are.
 int64_t Scheduler::RetryAfterMs() const {
-  const double service = rates_.values().service;
+  const Rates::Values rates = rates_.values();
   const auto running = static_cast<double>(std::max<uint64_t>(1, num_running_));
-  const double ms = service > 0 ? 1000 * service / running : 1000;
-  return static_cast<int64_t>(std::clamp(ms, 10.0, 60000.0));
+  const SteadyTime oldest = oldest_waiting_;
+  const double waited = oldest == SteadyTime()
+                            ? 0.0
+                            : SecondsBetween(oldest, steady_clock::now());
+  const double measured =
+      std::max({rates.queue, waited, rates.service / running});
+  return measured > 0
+             ? static_cast<int64_t>(std::ceil(1000 * std::max(0.01, measured)))
+             : 1000;
 }
 
 void Scheduler::Loop() {
@@ -236,6 +246,11 @@ void Scheduler::Loop() {
     DropWantedIdle();
     Admit();
     num_running_ = running_.size();
+    const auto waiting =
+        std::find_if(queue_.begin(), queue_.end(),
+                     [](const auto& job) { return !job->preempted; });
+    oldest_waiting_ =
+        waiting == queue_.end() ? SteadyTime() : (*waiting)->submitted;
     bool worked = PlanAndRestore();
     worked = Compute() || worked;
     if (!worked && !progress_) WaitForWork();
@@ -321,7 +336,7 @@ void Scheduler::Admit() {
          (!hold_admission_ || running_.empty())) {
     const std::shared_ptr<Job> job = queue_.front();
     if (absl::Status status = AdmitJob(*job); !status.ok()) {
-      Fail(*job, status);
+      FailOrCut(*job, status);
       continue;
     }
     queue_.pop_front();
@@ -355,24 +370,26 @@ absl::Status Scheduler::AdmitJob(Job& job) {
     XC_RETURN_IF_ERROR(codec.status());
     job.codec = *codec;
   }
-  const int64_t num_blocks =
-      (job.target_rows() + kBlockTokens - 1) / kBlockTokens + 1;
   const int64_t needed =
-      num_blocks * static_cast<int64_t>(engine_.kv_block_bytes()) +
-      static_cast<int64_t>(engine_.sequence_bytes(*job.codec));
+      WorkingSetBytes(engine_, *job.codec, job.target_rows());
   if (needed > deps_.memory->cap_bytes()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "a context of ", job.tokens.size(), " tokens needs ", needed,
-        " bytes of working set, of at most ", deps_.memory->cap_bytes()));
+    const std::string why = absl::StrCat(
+        "the context is too long for the server's memory: ", job.tokens.size(),
+        " tokens need ", needed, " bytes of working set, of at most ",
+        deps_.memory->cap_bytes());
+    // Trying again does not help a prompt. An answer ends there.
+    return job.generated() == 0 ? absl::InvalidArgumentError(why)
+                                : absl::ResourceExhaustedError(why);
   }
   LeaveQueue(job);
   if (!job.preempted) {
     job.admitted = steady_clock::now();
     job.order = ++next_order_;
     job.final.timings.queue_us = MicrosBetween(job.submitted, job.admitted);
-    metrics_.Observe(CoreHistogram::kQueue,
-                     SecondsBetween(job.submitted, job.admitted));
-    if (job.lease != nullptr && !job.no_cache) {
+    const double queued = SecondsBetween(job.submitted, job.admitted);
+    rates_.AddQueue(queued);
+    metrics_.Observe(CoreHistogram::kQueue, queued);
+    if (job.lease != nullptr && !job.options.no_cache) {
       if (std::optional<LiveSequence> live = idle_.Take(job.lease->key())) {
         job.live = *std::move(live);
         // Another policy: of a first turn that failed, under another default.

@@ -94,6 +94,9 @@ class Scheduler {
   void FinishGeneration(Job& job, FinishReason reason);
   void FinishScore(Job& job);
   void Fail(Job& job, const absl::Status& status);
+  // Fails it, but for lack of memory in the middle of an answer, which ends
+  // there: the same turn would come no further.
+  void FailOrCut(Job& job, const absl::Status& status);
   void Commit(std::shared_ptr<Job> job, SessionRecord next);
   void Report(Job& job, const absl::Status& status);
   void LeaveBehind(Job& job);
@@ -169,6 +172,8 @@ class Scheduler {
   std::atomic<bool> end_all_{false};
   std::atomic<int> num_ended_{0};
   std::atomic<uint64_t> num_running_{0};
+  // When the first of the queue was submitted; the epoch: nobody waits.
+  std::atomic<SteadyTime> oldest_waiting_{SteadyTime()};
 
   // Last, so that they stop before what they use goes.
   WorkQueue loaders_;

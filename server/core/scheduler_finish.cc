@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/mutex.h"
@@ -46,8 +47,8 @@ std::shared_ptr<Job> Scheduler::RemoveRunning(const Job& job) {
 }
 
 void Scheduler::LeaveBehind(Job& job) {
-  if (job.lease == nullptr || job.no_cache || job.live.sequence == nullptr ||
-      job.live.num_rows() == 0) {
+  if (job.lease == nullptr || job.options.no_cache ||
+      job.live.sequence == nullptr || job.live.num_rows() == 0) {
     job.live.Drop(cache_.Tick());
     return;
   }
@@ -57,6 +58,16 @@ void Scheduler::LeaveBehind(Job& job) {
 
 void Scheduler::FinishGeneration(Job& job, FinishReason reason) {
   job.FlushText();
+  std::vector<TokenId> history;
+  if (job.lease != nullptr) {
+    absl::StatusOr<std::vector<TokenId>> spoken =
+        job.History(*deps_.chat_template, *deps_.tokenizer);
+    if (!spoken.ok()) {
+      Fail(job, spoken.status());
+      return;
+    }
+    history = *std::move(spoken);
+  }
   job.final.finish_reason = reason;
   job.final.timings.decode_us =
       MicrosBetween(job.first_token, steady_clock::now());
@@ -67,7 +78,7 @@ void Scheduler::FinishGeneration(Job& job, FinishReason reason) {
     return;
   }
   SessionRecord next = job.lease->record();
-  next.tokens = job.History(reason, *deps_.chat_template, *deps_.tokenizer);
+  next.tokens = std::move(history);
   TruncateToHistory(job, next.tokens);
   next.messages.insert(next.messages.end(), job.new_messages.begin(),
                        job.new_messages.end());
@@ -85,9 +96,14 @@ void Scheduler::FinishGeneration(Job& job, FinishReason reason) {
   }
   // Keys of what was kept, as far as nothing is missing in between. A turn with
   // no_cache keeps nothing and takes nothing away.
+  const auto shared = std::mismatch(job.tokens.begin(), job.tokens.end(),
+                                    next.tokens.begin(), next.tokens.end())
+                          .first -
+                      job.tokens.begin();
+  const size_t most = std::min(job.live.holds.size(),
+                               static_cast<size_t>(shared / kBlockTokens));
   size_t num_stored = 0;
-  while (num_stored < job.live.holds.size() &&
-         job.live.holds[num_stored].stored()) {
+  while (num_stored < most && job.live.holds[num_stored].stored()) {
     ++num_stored;
   }
   if (num_stored > next.page_keys.size()) {
@@ -119,6 +135,17 @@ void Scheduler::Fail(Job& job, const absl::Status& status) {
   Report(job, status);
 }
 
+void Scheduler::FailOrCut(Job& job, const absl::Status& status) {
+  if (!absl::IsResourceExhausted(status) || job.generated() == 0) {
+    Fail(job, status);
+    return;
+  }
+  XC_LOG_WARN("answer ended for lack of memory",
+              "context_tokens={} generated_tokens={} why={}", job.tokens.size(),
+              job.generated(), LogValue(std::string(status.message())));
+  FinishGeneration(job, FinishReason::kContext);
+}
+
 // Rule R4: the final message follows the synced manifest. A committer waits for
 // the disk, so that others go on.
 void Scheduler::Commit(std::shared_ptr<Job> job, SessionRecord next) {
@@ -137,6 +164,12 @@ void Scheduler::Commit(std::shared_ptr<Job> job, SessionRecord next) {
                   LogValue(next.id), next.turn,
                   LogValue(std::string(status.message())));
       status = absl::OkStatus();
+    }
+    if (absl::IsAborted(status)) {
+      // There is no memory to keep it in. To the caller ABORTED would say that
+      // somebody else had a turn.
+      status = absl::ResourceExhaustedError(status.message());
+      job->final.retry_after_ms = RetryAfterMs();
     }
     if (!status.ok()) job->final.finish_reason = FinishReason::kNone;
     Report(*job, status);

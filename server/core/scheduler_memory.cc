@@ -57,11 +57,13 @@ std::optional<MemoryReservation> Scheduler::Reserve(Job& job, int64_t bytes) {
     }
     const SteadyTime now = std::chrono::steady_clock::now();
     if (job.stalled_since == SteadyTime()) job.stalled_since = now;
-    if (now - job.stalled_since > kStallLimit) {
-      Fail(job, absl::ResourceExhaustedError(absl::StrCat(
-                    "no memory for a working set of ", job.tokens.size(),
-                    " tokens: ", deps_.memory->used_bytes(), " bytes of ",
-                    deps_.memory->cap_bytes(), " are in use")));
+    const bool never = WorkingSetBytes(engine_, *job.codec, job.target_rows()) >
+                       deps_.memory->cap_bytes();
+    if (never || now - job.stalled_since > kStallLimit) {
+      FailOrCut(job, absl::ResourceExhaustedError(absl::StrCat(
+                         "no memory for a working set of ", job.tokens.size(),
+                         " tokens: ", deps_.memory->used_bytes(), " bytes of ",
+                         deps_.memory->cap_bytes(), " are in use")));
     }
     return std::nullopt;
   }

@@ -223,7 +223,7 @@ bool Scheduler::RestoreSlice(Job& job) {
   for (size_t i = 0; i < blocks.size(); ++i) {
     // The page is whole: it is the device that has no room for its block.
     if (absl::IsResourceExhausted(blocks[i].status())) {
-      if (!MakeRoomOnDevice()) Fail(job, blocks[i].status());
+      if (!MakeRoomOnDevice()) FailOrCut(job, blocks[i].status());
       return true;
     }
     const RestoreSlot page = std::move(job.restore.front());

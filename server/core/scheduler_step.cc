@@ -46,7 +46,7 @@ bool Scheduler::Prepare(Job& job) {
       *job.codec, std::span(job.tokens).first(blocks.size() * kBlockTokens),
       blocks, job.remat);
   if (!sequence.ok()) {
-    Fail(job, sequence.status());
+    FailOrCut(job, sequence.status());
     return false;
   }
   job.live.codec = job.codec;
@@ -118,9 +118,9 @@ void Scheduler::RunStep(std::span<Job* const> jobs, std::span<StepItem> items) {
       planner_.LandAll(*job);
       job->live.sequence.reset();
       if (items.size() == 1) {
-        Fail(*job, absl::IsResourceExhausted(status)
-                       ? status
-                       : absl::InternalError(status.message()));
+        FailOrCut(*job, absl::IsResourceExhausted(status)
+                            ? status
+                            : absl::InternalError(status.message()));
       } else {
         job->solo = true;
       }
@@ -158,7 +158,7 @@ void Scheduler::TakeSealed(Job& job) {
     metrics_.Add(CoreCounter::kBlocksSealed, 1);
     MemoryReservation memory = std::move(job.next_block);
     ShrinkTo(*sealed.kv, &memory);
-    if (job.no_cache) {
+    if (job.options.no_cache) {
       job.live.holds.push_back(
           cache_.KeepPrivate(std::move(sealed.kv), std::move(memory)));
       continue;
@@ -191,7 +191,7 @@ void Scheduler::AfterRows(Job& job, const StepItem& item, SteadyTime now) {
   }
   if (item.logits.empty()) return;
   const SampledToken token =
-      SampleToken(item.logits, job.tokens, job.sampling,
+      SampleToken(item.logits, job.penalty_history, job.options.sampling,
                   static_cast<int64_t>(job.tokens.size()),
                   std::max(0, job.options.num_logprobs - 1));
   if (job.generated() == 0) {

@@ -17,6 +17,7 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/sampler.h"
+#include "server/core/penalty_history.h"
 #include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
 
@@ -27,12 +28,8 @@ constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 256;
 constexpr int kMaxLogprobs = 21;
 constexpr int kMaxScoreLogprobs = 20;
-
-int64_t SystemMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
+// Tokens of a short conversation: a server without room for one is no server.
+constexpr int64_t kLeastContext = 512;
 
 int64_t EffectiveContext(const ServerCoreDeps& deps,
                          const ServerCoreOptions& options) {
@@ -78,10 +75,10 @@ ServerCoreImpl::ServerCoreImpl(const ServerCoreDeps& deps,
       options_(options),
       max_context_(EffectiveContext(deps, options)),
       metrics_(*deps.metrics),
-      sessions_(deps.store->sessions(), metrics_,
-                options.wall_clock_ms ? options.wall_clock_ms : SystemMs,
-                [this] { scheduler_.Wake(); }),
       codecs_(*deps.memory, options.max_codecs),
+      clock_(options.wall_clock_ms, options.monotonic_clock_ms),
+      sessions_(deps.store->sessions(), metrics_, clock_,
+                [this] { scheduler_.Wake(); }),
       scheduler_(deps, options, max_context_, codecs_, metrics_) {}
 
 ServerCoreImpl::~ServerCoreImpl() {
@@ -99,10 +96,28 @@ absl::Status ServerCoreImpl::Start(const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(
       default_codec_,
       codecs_.Open(*deps_.engine, options_.default_codec, progress));
+  XC_RETURN_IF_ERROR(CheckMemoryCap());
+  clock_.Start(deps_.store->sessions().stats().newest_update_ms);
   sessions_.Sweep();
   scheduler_.Start();
   sweeper_ = std::thread([this] { SweepLoop(); });
   return absl::OkStatus();
+}
+
+absl::Status ServerCoreImpl::CheckMemoryCap() const {
+  const int64_t tokens = std::min(kLeastContext, max_context_);
+  const int64_t used = deps_.memory->used_bytes();
+  const int64_t least =
+      used + WorkingSetBytes(*deps_.engine, *default_codec_, tokens) +
+      // A page that is sealed, or read.
+      static_cast<int64_t>(default_codec_->page_bytes());
+  if (least <= deps_.memory->cap_bytes()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the memory cap is too low: expected at least ",
+      // The store takes up to a sixteenth of the cap, so more of a higher one.
+      least + least / 15, " bytes (", used,
+      " of the store and the codec, the rest for a ", "conversation of ",
+      tokens, " tokens), found ", deps_.memory->cap_bytes()));
 }
 
 void ServerCoreImpl::SweepLoop() {
@@ -151,10 +166,9 @@ absl::Status ServerCoreImpl::SetOptions(Job& job, GenerationOptions options) {
                        stop.size()));
     }
   }
-  job.sampling = options.sampling;
-  job.sampling.seed = options.seed.has_value() ? *options.seed : RandomSeed();
-  job.final.seed = job.sampling.seed;
-  job.no_cache = options.no_cache;
+  options.sampling.seed =
+      options.seed.has_value() ? *options.seed : RandomSeed();
+  job.final.seed = options.sampling.seed;
   job.matcher.emplace(options.stop);
   job.options = std::move(options);
   return absl::OkStatus();
@@ -263,6 +277,14 @@ void ServerCoreImpl::SubmitChat(ChatTurn turn,
     scheduler_.Refuse(*job, status);
     return;
   }
+  if (HasPenalty(job->options.sampling)) {
+    const std::vector<SessionMessage> none;
+    job->penalty_history = PenaltyHistory(
+        *deps_.chat_template, job->tokens,
+        job->lease == nullptr ? none : job->lease->record().messages,
+        job->new_messages,
+        static_cast<size_t>(job->options.sampling.penalty_last_n));
+  }
   scheduler_.Submit(job);
 }
 
@@ -273,6 +295,7 @@ void ServerCoreImpl::SubmitGenerate(GenerateRequest request,
   job->tokens = std::move(request.prompt);
   job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
   job->final.prompt_tokens = job->tokens.size();
+  job->penalty_history = job->tokens;
   absl::Status status = SetOptions(*job, std::move(request.options));
   if (status.ok()) status = CheckPrompt(*job);
   if (!status.ok()) {
@@ -289,7 +312,7 @@ void ServerCoreImpl::SubmitScore(ScoreRequest request,
   job->tokens = std::move(request.tokens);
   job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
   job->final.prompt_tokens = job->tokens.size();
-  job->no_cache = request.no_cache;
+  job->options.no_cache = request.no_cache;
   job->top_logprobs = request.top_logprobs;
   job->next_score = std::max<int64_t>(request.first, 1);
   absl::Status status = CheckPrompt(*job);
@@ -341,6 +364,7 @@ CoreGauges ServerCoreImpl::Snapshot() const {
   scheduler_.FillGauges(&gauges);
   gauges.sessions =
       static_cast<uint64_t>(deps_.store->sessions().stats().num_sessions);
+  gauges.clock_jump_seconds = static_cast<double>(clock_.JumpMs()) / 1000;
   gauges.remat_bytes_per_second =
       gauges.remat_blocks_per_second *
       static_cast<double>(default_codec_->page_bytes());

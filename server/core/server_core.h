@@ -59,15 +59,17 @@ struct ServerCoreOptions {
   int max_codecs = 8;
   int loader_threads = 2;  // read pages
   int commit_threads = 4;  // their syncs are grouped by the store
-  std::chrono::seconds default_ttl = std::chrono::hours(24 * 7);  // 0: never
+  // 0: never. At least a millisecond otherwise, and so in CreateSessionOptions.
+  std::chrono::milliseconds default_ttl = std::chrono::hours(24 * 7);
   std::chrono::milliseconds sweep_interval = std::chrono::minutes(1);
   // Whether pages found are rematerialized or their tokens computed anew.
   enum class Restore { kByCost, kAlways, kNever };
   Restore restore = Restore::kByCost;
   // Of sessions that ask for none, and of what has no session.
   RematPolicy default_remat = RematPolicy::kResume;
-  // Milliseconds of the Unix epoch; empty: the system's clock.
+  // As SessionClock has them; empty: the system's.
   std::function<int64_t()> wall_clock_ms;
+  std::function<int64_t()> monotonic_clock_ms;
 };
 
 // A session as others see it. Times are microseconds of the Unix epoch.
@@ -92,7 +94,7 @@ struct CreateSessionOptions {
   std::string tenant;
   std::string id;             // empty: made
   std::string system_prompt;  // empty: the template's default, if any
-  std::optional<std::chrono::seconds> ttl;  // unset: the default; 0: never
+  std::optional<std::chrono::milliseconds> ttl;  // unset: default; 0: never
   std::string codec;  // spec or name of a quality; empty: the default
   std::string title;
   std::string remat;  // "resume" or "step"; empty: the default

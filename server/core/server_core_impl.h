@@ -17,6 +17,7 @@
 #include "server/core/codec_table.h"
 #include "server/core/scheduler.h"
 #include "server/core/server_core.h"
+#include "server/core/session_clock.h"
 #include "server/core/session_manager.h"
 
 namespace xcache {
@@ -76,6 +77,8 @@ class ServerCoreImpl final : public ServerCore {
   absl::Status CheckPrompt(const Job& job) const;
   // Refuses text that its bytes alone make too long, before it is tokenized.
   absl::Status CheckBytes(size_t num_bytes, int64_t limit_tokens) const;
+  // RESOURCE_EXHAUSTED: the cap is too low for any conversation.
+  absl::Status CheckMemoryCap() const;
   // Appends `messages` rendered, with their offsets.
   absl::Status Render(const std::vector<ChatMessage>& messages,
                       size_t first_index, std::vector<TokenId>* tokens,
@@ -96,6 +99,7 @@ class ServerCoreImpl final : public ServerCore {
   CoreMetrics& metrics_;
   CodecTable codecs_;
   CodecRef default_codec_;
+  mutable SessionClock clock_;
   SessionManager sessions_;
   Scheduler scheduler_;
   std::atomic<uint64_t> next_job_{0};

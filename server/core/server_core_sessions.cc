@@ -122,9 +122,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
                       sessions_.BeginNew(options.tenant, id));
   SessionRecord record = lease->record();
   record.title = options.title;
-  record.ttl_ms =
-      std::chrono::milliseconds(options.ttl.value_or(options_.default_ttl))
-          .count();
+  record.ttl_ms = options.ttl.value_or(options_.default_ttl).count();
   record.codec = std::string(codec->spec());
   record.cache_fp = codec->cache_fp();
   record.model_fp = model().model_fp;
@@ -167,7 +165,7 @@ absl::StatusOr<SessionListPage> ServerCoreImpl::ListSessions(
   const int limit =
       page_size <= 0 ? kDefaultPageSize : std::min(page_size, kMaxPageSize);
   XC_ASSIGN_OR_RETURN(SessionPage page,
-                      deps_.store->sessions().List(tenant, page_token, limit));
+                      sessions_.List(tenant, page_token, limit));
   SessionListPage list;
   list.next_page_token = std::move(page.next_page_token);
   for (const SessionSummary& summary : page.sessions) {

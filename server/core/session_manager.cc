@@ -9,11 +9,13 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "cachestore/session_store.h"
 #include "cachestore/sessions/session_record.h"
 #include "engine/base/log.h"
@@ -34,12 +36,17 @@ absl::Status TurnRuns(const SessionKey& key) {
       absl::StrCat("session '", key.second, "' is in use by another call"));
 }
 
+std::string UtcTime(int64_t unix_ms) {
+  return absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::FromUnixMillis(unix_ms),
+                          absl::UTCTimeZone());
+}
+
 }  // namespace
 
 SessionManager::Lease::~Lease() { manager_->GiveBack(key_); }
 
 absl::Status SessionManager::Lease::Commit(SessionRecord next) {
-  next.update_ms = manager_->NowMs();
+  next.update_ms = manager_->clock_.StampMs();
   next.expire_ms = next.ttl_ms > 0 ? next.update_ms + next.ttl_ms : 0;
   MutexLock lock(busy_->commit_mu);
   if (busy_->deleted) {
@@ -53,15 +60,12 @@ absl::Status SessionManager::Lease::Commit(SessionRecord next) {
 }
 
 SessionManager::SessionManager(SessionStore& store, CoreMetrics& metrics,
-                               std::function<int64_t()> wall_clock_ms,
-                               std::function<void()> wake)
-    : store_(store),
-      metrics_(metrics),
-      wall_clock_ms_(std::move(wall_clock_ms)),
-      wake_(std::move(wake)) {}
+                               SessionClock& clock, std::function<void()> wake)
+    : store_(store), metrics_(metrics), clock_(clock), wake_(std::move(wake)) {}
 
-bool SessionManager::Expired(int64_t expire_ms, bool pinned) const {
-  return expire_ms > 0 && !pinned && expire_ms <= NowMs();
+bool SessionManager::Expired(const SessionSummary& summary) const {
+  return summary.expire_ms > 0 && !summary.pinned && !summary.damaged &&
+         summary.expire_ms <= clock_.ExpiryMs();
 }
 
 std::unique_ptr<SessionManager::Lease> SessionManager::TryLease(
@@ -110,7 +114,7 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::BeginNew(
   if (!absl::IsNotFound(found)) return found;
   lease->record_.tenant = key.first;
   lease->record_.id = key.second;
-  lease->record_.create_ms = NowMs();
+  lease->record_.create_ms = clock_.StampMs();
   return lease;
 }
 
@@ -128,10 +132,26 @@ absl::StatusOr<SessionSummary> SessionManager::Find(std::string_view tenant,
                                                     std::string_view id) const {
   absl::StatusOr<SessionSummary> summary = store_.Find(tenant, id);
   if (absl::IsNotFound(summary.status())) return NoSession(id);
-  if (summary.ok() && Expired(summary->expire_ms, summary->pinned)) {
-    return NoSession(id);
-  }
+  if (summary.ok() && Expired(*summary)) return NoSession(id);
   return summary;
+}
+
+absl::StatusOr<SessionPage> SessionManager::List(std::string_view tenant,
+                                                 std::string_view page_token,
+                                                 int limit) const {
+  SessionPage list;
+  list.next_page_token = page_token;
+  do {
+    const int more = limit - static_cast<int>(list.sessions.size());
+    XC_ASSIGN_OR_RETURN(SessionPage page,
+                        store_.List(tenant, list.next_page_token, more));
+    list.next_page_token = std::move(page.next_page_token);
+    for (SessionSummary& summary : page.sessions) {
+      if (!Expired(summary)) list.sessions.push_back(std::move(summary));
+    }
+  } while (static_cast<int>(list.sessions.size()) < limit &&
+           !list.next_page_token.empty());
+  return list;
 }
 
 absl::Status SessionManager::Delete(std::string_view tenant,
@@ -158,7 +178,12 @@ absl::Status SessionManager::Delete(std::string_view tenant,
   }
   // Somebody else may have deleted it meanwhile.
   const absl::Status status = store_.Delete(tenant, id);
-  return absl::IsNotFound(status) ? NoSession(id) : status;
+  if (absl::IsNotFound(status)) return NoSession(id);
+  if (status.ok()) {
+    XC_LOG_INFO("session deleted", "id={} tenant={}", LogValue(id),
+                LogValue(tenant));
+  }
+  return status;
 }
 
 absl::StatusOr<SessionRecord> SessionManager::SetPinned(std::string_view tenant,
@@ -189,11 +214,24 @@ absl::StatusOr<SessionRecord> SessionManager::SetPinned(std::string_view tenant,
 }
 
 int64_t SessionManager::Sweep() {
+  std::vector<SessionSummary> expired;
   const int64_t num_expired = store_.Sweep(
-      NowMs(), [this](std::string_view tenant, std::string_view id) {
-        MutexLock lock(mu_);
-        return busy_.contains(SessionKey(tenant, id));
+      clock_.ExpiryMs(), [&](std::string_view tenant, std::string_view id) {
+        {
+          MutexLock lock(mu_);
+          if (busy_.contains(SessionKey(tenant, id))) return true;
+        }
+        const absl::StatusOr<SessionSummary> summary = store_.Find(tenant, id);
+        if (summary.ok()) expired.push_back(*summary);
+        return false;
       });
+  for (const SessionSummary& summary : expired) {
+    if (store_.Find(summary.tenant, summary.id).ok()) continue;  // it was used
+    XC_LOG_INFO("session expired",
+                "id={} tenant={} expire_time={} last_used={}",
+                LogValue(summary.id), LogValue(summary.tenant),
+                UtcTime(summary.expire_ms), UtcTime(summary.update_ms));
+  }
   metrics_.Add(CoreCounter::kSessionsExpired,
                static_cast<uint64_t>(num_expired));
   return num_expired;

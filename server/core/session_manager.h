@@ -20,6 +20,7 @@
 #include "engine/base/mutex.h"
 #include "server/core/core_metrics.h"
 #include "server/core/idle_sets.h"
+#include "server/core/session_clock.h"
 
 namespace xcache {
 
@@ -65,8 +66,7 @@ class SessionManager {
 
   // `wake` is called when a running turn's session is to be deleted. It must
   // not call back.
-  SessionManager(SessionStore& store, CoreMetrics& metrics,
-                 std::function<int64_t()> wall_clock_ms,
+  SessionManager(SessionStore& store, CoreMetrics& metrics, SessionClock& clock,
                  std::function<void()> wake);
 
   // The lease of an existing session. NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION
@@ -88,20 +88,22 @@ class SessionManager {
   // Pins or unpins, also while a turn runs. Returns the session as it is now.
   absl::StatusOr<SessionRecord> SetPinned(std::string_view tenant,
                                           std::string_view id, bool pinned);
-  // Deletes what has expired; returns how many.
+  // As SessionStore::List, without what has expired and is not yet deleted.
+  absl::StatusOr<SessionPage> List(std::string_view tenant,
+                                   std::string_view page_token,
+                                   int limit) const;
+  // Deletes what has expired, and logs it; returns how many.
   int64_t Sweep();
 
-  int64_t NowMs() const { return wall_clock_ms_(); }
-
  private:
-  bool Expired(int64_t expire_ms, bool pinned) const;
+  bool Expired(const SessionSummary& summary) const;
   // Null: somebody has it.
   std::unique_ptr<Lease> TryLease(const SessionKey& key) XC_EXCLUDES(mu_);
   void GiveBack(const SessionKey& key) XC_EXCLUDES(mu_);
 
   SessionStore& store_;
   CoreMetrics& metrics_;
-  const std::function<int64_t()> wall_clock_ms_;
+  SessionClock& clock_;
   const std::function<void()> wake_;
   mutable Mutex mu_;
   CondVar given_back_;

@@ -78,8 +78,8 @@ bool StopMatcher::Append(std::string_view bytes, std::string* text) {
     }
     if (found) {
       stop_ = *found;
-      stop_begin_ = sent_bytes_ + end - stop_.size();
-      Send(end - stop_.size(), text);
+      held_.resize(end - stop_.size());
+      Send(CompleteUtf8Prefix(held_), text);
       held_.clear();
       return true;
     }
@@ -90,12 +90,16 @@ bool StopMatcher::Append(std::string_view bytes, std::string* text) {
   return false;
 }
 
-void StopMatcher::Finish(std::string* text) { Send(held_.size(), text); }
+void StopMatcher::Finish(std::string* text) {
+  Send(CompleteUtf8Prefix(held_), text);
+  dropped_bytes_ = held_.size();
+  held_.clear();
+}
 
 void StopMatcher::Send(size_t num_bytes, std::string* text) {
   *text += ReplaceInvalidUtf8(std::string_view(held_.data(), num_bytes));
   held_.erase(0, num_bytes);
-  sent_bytes_ += num_bytes;
+  text_bytes_ += num_bytes;
 }
 
 // Bytes at the end that may be the beginning of a stop string.

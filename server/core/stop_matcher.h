@@ -23,10 +23,13 @@ class StopMatcher {
   bool Append(std::string_view bytes, std::string* text);
   // The answer has ended: appends to `text` what was held back.
   void Finish(std::string* text);
+  // Either way the text ends with a whole character: one that the answer's end
+  // or the stop string cut off is dropped.
 
-  // Of the raw answer: bytes that were sent, and where the stop string began.
-  size_t sent_bytes() const { return sent_bytes_; }
-  size_t stop_begin() const { return stop_begin_; }
+  // Of the raw answer: bytes that the text is made of, and those of which
+  // nothing more comes: sent, or dropped at the end.
+  size_t text_bytes() const { return text_bytes_; }
+  size_t settled_bytes() const { return text_bytes_ + dropped_bytes_; }
   // The stop string that was found; empty: none.
   const std::string& stop() const { return stop_; }
 
@@ -36,8 +39,8 @@ class StopMatcher {
 
   const std::vector<std::string> stops_;
   std::string held_;  // came in, not sent
-  size_t sent_bytes_ = 0;
-  size_t stop_begin_ = 0;
+  size_t text_bytes_ = 0;
+  size_t dropped_bytes_ = 0;
   std::string stop_;
 };
 

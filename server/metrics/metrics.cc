@@ -363,6 +363,12 @@ const std::vector<MetricDef>& Table() {
        K::kCounter,
        "Sessions that were given a remat policy, by which.",
        {"policy"}},
+      {Metric::kClockJump,
+       "xcache_clock_jump_seconds",
+       K::kGauge,
+       "How far the wall clock is ahead of the time by which sessions expire, "
+       "while it is not believed.",
+       {}},
 
       {Metric::kBuildInfo,
        "xcache_build_info",

@@ -125,6 +125,7 @@ enum class Metric {
   kExpiredSessions,
   kCorruptSessions,
   kRematSessions,
+  kClockJump,
   // The process.
   kBuildInfo,
   kReady,

@@ -88,6 +88,7 @@ void SampleCore(const CoreGauges& gauges, SampleWriter& writer) {
   writer.Set(Metric::kDecodeRate, gauges.decode_tokens_per_second);
   writer.Set(Metric::kRematBlockRate, gauges.remat_blocks_per_second);
   writer.Set(Metric::kRematByteRate, gauges.remat_bytes_per_second);
+  writer.Set(Metric::kClockJump, gauges.clock_jump_seconds);
 }
 
 }  // namespace xcache

@@ -139,9 +139,23 @@ TEST_F(ServerStartTest, BadTlsAndTokenFiles) {
   EXPECT_THAT(Error(), HasSubstr("/no/tokens"));
 }
 
-TEST_F(ServerStartTest, TooLittleMemoryIsSaid) {
+TEST_F(ServerStartTest, TooLittleMemoryIsSaidWithTheLeastThatWorks) {
   config_.memory_bytes = 1 << 20;
-  EXPECT_NE(Error(), "");
+  EXPECT_THAT(Error(), HasSubstr("memory"));
+  config_.store_dir.clear();
+  config_.memory_bytes = 64 << 10;
+  const std::string error = Error();
+  const std::string before = "expected at least ";
+  const size_t at = error.find(before);
+  ASSERT_NE(at, std::string::npos) << error;
+  config_.memory_bytes = std::stoull(error.substr(at + before.size()));
+  Start();
+  const Answer answer = Chat(Turn("", "Say something.", 16));
+  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+  Stop();
+  // And it is the least, but for the sixteenth that a store may take.
+  config_.memory_bytes -= config_.memory_bytes / 15;
+  EXPECT_THAT(Error(), HasSubstr(before));
 }
 
 }  // namespace

@@ -261,6 +261,10 @@ TEST(ParseBytesTest, UnitsAndNonsense) {
   EXPECT_EQ(ParseBytes(" 4 GiB ").value(), uint64_t{4} << 30);
   EXPECT_EQ(ParseBytes("1.5g").value(), uint64_t{3} << 29);
   EXPECT_EQ(ParseBytes("2GB").value(), 2'000'000'000u);
+  // Up: 0 may mean no limit.
+  EXPECT_EQ(ParseBytes("0.5").value(), 1u);
+  EXPECT_EQ(ParseBytes("0.0001KiB").value(), 1u);
+  EXPECT_EQ(ParseBytes("0KiB").value(), 0u);
   for (const char* bad : {"", "GiB", "-1", "1e9", "1..5", "nan", "inf",
                           "9999999TiB", "1 PiB", "0x10", "+1"}) {
     EXPECT_FALSE(ParseBytes(bad).ok()) << bad;
@@ -272,6 +276,11 @@ TEST(ParseDurationTest, UnitsAndNonsense) {
   EXPECT_EQ(ParseDuration("90").value().count(), 90);
   EXPECT_EQ(ParseDuration("1.5m").value().count(), 90);
   EXPECT_EQ(ParseDuration("7d").value().count(), 7 * 86400);
+  // Up: 0 means never.
+  EXPECT_EQ(ParseDuration("0.5s").value().count(), 1);
+  EXPECT_EQ(ParseDuration("0.001m").value().count(), 1);
+  EXPECT_EQ(ParseDuration("1.5s").value().count(), 2);
+  EXPECT_EQ(ParseDuration("0.0d").value().count(), 0);
   for (const char* bad : {"", "d", "-1s", "1y", "99999999d", "1 2s"}) {
     EXPECT_FALSE(ParseDuration(bad).ok()) << bad;
   }

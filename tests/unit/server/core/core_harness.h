@@ -210,6 +210,22 @@ inline std::string Letters(size_t n, uint32_t seed) {
   return text;
 }
 
+// A raw prompt of `n` letters, answered with exactly `max_tokens` tokens.
+inline GenerateRequest RawPrompt(size_t n, uint32_t seed, int64_t max_tokens) {
+  GenerateRequest request;
+  request.tenant = "t";
+  for (const char c : Letters(n, seed)) request.prompt.push_back(c);
+  request.options.max_tokens = max_tokens;
+  request.options.ignore_eos = true;
+  return request;
+}
+
+inline std::shared_ptr<CollectSink> Start(Harness& h, GenerateRequest request) {
+  auto sink = std::make_shared<CollectSink>();
+  h.core->SubmitGenerate(std::move(request), sink);
+  return sink;
+}
+
 }  // namespace xcache::testing
 
 #endif  // XCACHE_TESTS_UNIT_SERVER_CORE_CORE_HARNESS_H_

@@ -1,4 +1,4 @@
-// Continuous batching: who computes when, bounds, cancellation, memory.
+// Continuous batching: who computes when, bounds, cancellation.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -17,30 +17,15 @@ namespace {
 
 using std::chrono::milliseconds;
 
-GenerateRequest Prompt(size_t n, uint32_t seed, int64_t max_tokens) {
-  GenerateRequest request;
-  request.tenant = "t";
-  for (const char c : Letters(n, seed)) request.prompt.push_back(c);
-  request.options.max_tokens = max_tokens;
-  request.options.ignore_eos = true;
-  return request;
-}
-
-std::shared_ptr<CollectSink> Start(Harness& h, GenerateRequest request) {
-  auto sink = std::make_shared<CollectSink>();
-  h.core->SubmitGenerate(std::move(request), sink);
-  return sink;
-}
-
 TEST(CoreSchedulerTest, DecodingGoesOnWhileALongPromptIsPrefilled) {
   Harness::Options options;
   options.engine.step_delay = milliseconds(1);
   options.core.step_rows = 64;
   options.core.max_running = 8;
   Harness h(options);
-  const auto chat = Start(h, Prompt(10, 1, 60));
+  const auto chat = Start(h, RawPrompt(10, 1, 60));
   chat->WaitForDelta();
-  const auto prompt = Start(h, Prompt(3000, 2, 1));
+  const auto prompt = Start(h, RawPrompt(3000, 2, 1));
   prompt->Wait();
   chat->Wait();
   EXPECT_TRUE(prompt->status().ok());
@@ -54,7 +39,7 @@ TEST(CoreSchedulerTest, ManySequencesDecodeInOneStep) {
   Harness h(options);
   std::vector<std::shared_ptr<CollectSink>> sinks;
   for (uint32_t i = 0; i < 20; ++i) {
-    sinks.push_back(Start(h, Prompt(30, i, 40)));
+    sinks.push_back(Start(h, RawPrompt(30, i, 40)));
   }
   for (const auto& sink : sinks) {
     sink->Wait();
@@ -71,14 +56,14 @@ TEST(CoreSchedulerTest, FullQueueRefusesWithAHint) {
   options.core.max_queue_requests = 2;
   Harness h(options);
   std::vector<std::shared_ptr<CollectSink>> sinks;
-  sinks.push_back(Start(h, Prompt(10, 1, 20)));
+  sinks.push_back(Start(h, RawPrompt(10, 1, 20)));
   sinks.back()->WaitForDelta();
   for (uint32_t i = 0; i < 2; ++i) {
-    sinks.push_back(Start(h, Prompt(10, i, 2)));
+    sinks.push_back(Start(h, RawPrompt(10, i, 2)));
   }
   EXPECT_EQ(h.core->Snapshot().waiting, 2u);
   EXPECT_EQ(h.core->Snapshot().waiting_tokens, 20u);
-  const auto refused = Start(h, Prompt(10, 9, 2));
+  const auto refused = Start(h, RawPrompt(10, 9, 2));
   ASSERT_TRUE(refused->finished());
   EXPECT_TRUE(absl::IsResourceExhausted(refused->status()));
   EXPECT_GT(refused->final().retry_after_ms, 0);
@@ -90,18 +75,49 @@ TEST(CoreSchedulerTest, FullQueueRefusesWithAHint) {
   EXPECT_GT(sinks.back()->final().timings.queue_us, 5000);
 }
 
+TEST(CoreSchedulerTest, TheHintIsHowLongTheQueueTakes) {
+  Harness::Options options;
+  options.engine.step_delay = milliseconds(2);
+  options.core.max_running = 4;
+  options.core.max_queue_requests = 4;
+  Harness h(options);
+  std::vector<std::shared_ptr<CollectSink>> sinks;
+  // Four that run for long, after four that were short.
+  for (uint32_t i = 0; i < 4; ++i) h.Generate(RawPrompt(10, i, 1));
+  for (uint32_t i = 0; i < 4; ++i) {
+    sinks.push_back(Start(h, RawPrompt(10, i, 600)));
+    sinks.back()->WaitForDelta();
+  }
+  for (uint32_t i = 0; i < 4; ++i)
+    sinks.push_back(Start(h, RawPrompt(10, i, 1)));
+  std::this_thread::sleep_for(milliseconds(200));
+  // As long as the first one waits already.
+  const auto refused = Start(h, RawPrompt(10, 9, 1));
+  ASSERT_TRUE(absl::IsResourceExhausted(refused->status()));
+  EXPECT_GE(refused->final().retry_after_ms, 150);
+  for (const auto& sink : sinks) sink->Wait();
+  // And then as long as it was: 600 steps, less what was gone by.
+  for (uint32_t i = 0; i < 4; ++i) {
+    sinks.push_back(Start(h, RawPrompt(10, i, 600)));
+    sinks.back()->WaitForDelta();
+  }
+  for (uint32_t i = 0; i < 4; ++i)
+    sinks.push_back(Start(h, RawPrompt(10, i, 1)));
+  EXPECT_GE(Start(h, RawPrompt(10, 9, 1))->final().retry_after_ms, 100);
+}
+
 TEST(CoreSchedulerTest, QueueIsBoundedInTokens) {
   Harness::Options options;
   options.engine.step_delay = milliseconds(5);
   options.core.max_running = 1;
   options.core.max_queue_tokens = 1000;
   Harness h(options);
-  const auto running = Start(h, Prompt(10, 1, 20));
+  const auto running = Start(h, RawPrompt(10, 1, 20));
   running->WaitForDelta();
-  const auto waiting = Start(h, Prompt(700, 2, 1));
-  const auto refused = Start(h, Prompt(400, 3, 1));
+  const auto waiting = Start(h, RawPrompt(700, 2, 1));
+  const auto refused = Start(h, RawPrompt(400, 3, 1));
   EXPECT_TRUE(absl::IsResourceExhausted(refused->status()));
-  const auto fits = Start(h, Prompt(200, 3, 1));
+  const auto fits = Start(h, RawPrompt(200, 3, 1));
   fits->Wait();
   EXPECT_TRUE(fits->status().ok());
   waiting->Wait();
@@ -113,12 +129,12 @@ TEST(CoreSchedulerTest, WaitingRequestsCanBeCancelledAndExpire) {
   options.engine.step_delay = milliseconds(5);
   options.core.max_running = 1;
   Harness h(options);
-  const auto running = Start(h, Prompt(10, 1, 40));
+  const auto running = Start(h, RawPrompt(10, 1, 40));
   running->WaitForDelta();
-  GenerateRequest request = Prompt(10, 2, 1);
+  GenerateRequest request = RawPrompt(10, 2, 1);
   request.cancellation = std::make_shared<Cancellation>();
   const auto cancelled = Start(h, request);
-  GenerateRequest late = Prompt(10, 3, 1);
+  GenerateRequest late = RawPrompt(10, 3, 1);
   late.deadline = std::chrono::steady_clock::now() + milliseconds(20);
   const auto expired = Start(h, late);
   request.cancellation->Cancel();
@@ -134,7 +150,7 @@ TEST(CoreSchedulerTest, WaitingRequestsCanBeCancelledAndExpire) {
 
 TEST(CoreSchedulerTest, CancelBeforeSubmitEndsItAtOnce) {
   Harness h;
-  GenerateRequest request = Prompt(10, 2, 100);
+  GenerateRequest request = RawPrompt(10, 2, 100);
   request.cancellation = std::make_shared<Cancellation>();
   request.cancellation->Cancel();
   EXPECT_TRUE(absl::IsCancelled(h.Generate(request)->status()));
@@ -144,10 +160,10 @@ TEST(CoreSchedulerTest, CancellationWhilePagesAreReadFreesEverything) {
   Harness::Options options;
   options.core.restore = ServerCoreOptions::Restore::kAlways;
   Harness h(options);
-  ASSERT_TRUE(h.Generate(Prompt(2000, 1, 1))->status().ok());
+  ASSERT_TRUE(h.Generate(RawPrompt(2000, 1, 1))->status().ok());
   h.Restart();
   h.store.pages().set_load_delay(milliseconds(5));
-  GenerateRequest request = Prompt(2000, 1, 1);
+  GenerateRequest request = RawPrompt(2000, 1, 1);
   request.cancellation = std::make_shared<Cancellation>();
   const auto sink = Start(h, request);
   std::this_thread::sleep_for(milliseconds(20));
@@ -155,7 +171,7 @@ TEST(CoreSchedulerTest, CancellationWhilePagesAreReadFreesEverything) {
   sink->Wait();
   EXPECT_TRUE(absl::IsCancelled(sink->status()));
   h.store.pages().set_load_delay(milliseconds(0));
-  const auto again = h.Generate(Prompt(2000, 1, 1));
+  const auto again = h.Generate(RawPrompt(2000, 1, 1));
   EXPECT_EQ(again->final().reused.total(), 1999 / 64 * 64u);
 }
 
@@ -165,13 +181,13 @@ TEST(CoreSchedulerTest, NextPagesAreStagedBeforeAStep) {
   options.core.restore = ServerCoreOptions::Restore::kAlways;
   options.engine.step_delay = milliseconds(1);
   Harness h(options);
-  const auto before = h.Generate(Prompt(2000, 1, 4));
+  const auto before = h.Generate(RawPrompt(2000, 1, 4));
   ASSERT_TRUE(before->status().ok());
   h.Restart();
   h.engine->set_max_remat_jobs(2);
-  const auto chat = Start(h, Prompt(10, 2, 200));
+  const auto chat = Start(h, RawPrompt(10, 2, 200));
   chat->WaitForDelta();
-  const auto back = Start(h, Prompt(2000, 1, 4));
+  const auto back = Start(h, RawPrompt(2000, 1, 4));
   back->Wait();
   EXPECT_EQ(back->text(), before->text());
   EXPECT_EQ(back->final().reused.total(), 1999 / 64 * 64u);
@@ -185,14 +201,14 @@ TEST(CoreSchedulerTest, DrainFinishesWhatRunsAndRefusesTheRest) {
   Harness::Options options;
   options.engine.step_delay = milliseconds(2);
   Harness h(options);
-  const auto running = Start(h, Prompt(10, 1, 20));
+  const auto running = Start(h, RawPrompt(10, 1, 20));
   running->WaitForDelta();
   EXPECT_EQ(h.core->Drain(std::chrono::steady_clock::now() +
                           std::chrono::seconds(60)),
             0);
   EXPECT_TRUE(running->finished());
   EXPECT_TRUE(running->status().ok());
-  EXPECT_TRUE(absl::IsUnavailable(h.Generate(Prompt(10, 1, 1))->status()));
+  EXPECT_TRUE(absl::IsUnavailable(h.Generate(RawPrompt(10, 1, 1))->status()));
 }
 
 TEST(CoreSchedulerTest, DrainEndsTheRestAtItsDeadline) {
@@ -200,7 +216,7 @@ TEST(CoreSchedulerTest, DrainEndsTheRestAtItsDeadline) {
   options.engine.step_delay = milliseconds(2);
   Harness h(options);
   h.NewSession("s");
-  const auto running = Start(h, Prompt(10, 1, 8000));
+  const auto running = Start(h, RawPrompt(10, 1, 8000));
   ChatTurn turn = h.Turn("s", "go", 8000);
   turn.options.ignore_eos = true;
   const auto chat = h.StartChat(turn);
@@ -216,104 +232,10 @@ TEST(CoreSchedulerTest, EndOfTheCoreEndsItsRequests) {
   Harness::Options options;
   options.engine.step_delay = milliseconds(2);
   Harness h(options);
-  const auto running = Start(h, Prompt(10, 1, 8000));
+  const auto running = Start(h, RawPrompt(10, 1, 8000));
   running->WaitForDelta();
   h.core.reset();
   EXPECT_TRUE(absl::IsUnavailable(running->status()));
-}
-
-// Rule R5: never more than the cap, and no answer changes for it.
-TEST(CoreSchedulerTest, LittleMemoryPreemptsAndAnswersAllTheSame) {
-  Harness::Options options;
-  options.core.restore = ServerCoreOptions::Restore::kAlways;
-  // Each of 8 requests needs about 12 blocks of 1,000 bytes.
-  options.memory_bytes = 30000;
-  Harness h(options);
-  std::vector<std::shared_ptr<CollectSink>> sinks;
-  for (uint32_t i = 0; i < 8; ++i) {
-    sinks.push_back(Start(h, Prompt(600, i, 100)));
-  }
-  for (uint32_t i = 0; i < 8; ++i) {
-    sinks[i]->Wait();
-    ASSERT_TRUE(sinks[i]->status().ok()) << sinks[i]->status();
-    std::vector<TokenId> prompt = Prompt(600, i, 1).prompt;
-    std::string expected;
-    for (const TokenId token :
-         FakeGreedy(options.engine, kCodec, prompt, 100, true)) {
-      expected += h.tokenizer.TokenBytes(token, false);
-    }
-    EXPECT_EQ(sinks[i]->text(), expected);
-    EXPECT_EQ(sinks[i]->final().generated_tokens, 100u);
-  }
-  EXPECT_GT(h.Count(CoreCounter::kPreemptions), 0u);
-  EXPECT_LE(h.engine->peak_bytes(), options.memory_bytes);
-  EXPECT_LE(h.memory.peak_bytes(), options.memory_bytes);
-}
-
-// A device may have less room than the budget believes. No page is lost to it.
-TEST(CoreSchedulerTest, AFullDevicePreemptsAndAnswersAllTheSame) {
-  Harness::Options options;
-  options.core.restore = ServerCoreOptions::Restore::kAlways;
-  Harness h(options);
-  h.engine->set_device_bytes(30000);
-  for (int round = 0; round < 2; ++round) {
-    std::vector<std::shared_ptr<CollectSink>> sinks;
-    for (uint32_t i = 0; i < 8; ++i) {
-      sinks.push_back(Start(h, Prompt(600, i, 100)));
-    }
-    for (uint32_t i = 0; i < 8; ++i) {
-      sinks[i]->Wait();
-      ASSERT_TRUE(sinks[i]->status().ok()) << sinks[i]->status();
-      std::string expected;
-      for (const TokenId token : FakeGreedy(
-               options.engine, kCodec, Prompt(600, i, 1).prompt, 100, true)) {
-        expected += h.tokenizer.TokenBytes(token, false);
-      }
-      EXPECT_EQ(sinks[i]->text(), expected);
-    }
-  }
-  EXPECT_GT(h.engine->refusals(), 0);
-  EXPECT_GT(h.engine->remats(), 0);
-  EXPECT_GT(h.Count(CoreCounter::kPreemptions), 0u);
-  EXPECT_EQ(h.Count(CoreCounter::kPagesCorrupt), 0u);
-}
-
-TEST(CoreSchedulerTest, WhatCannotFitOnTheDeviceIsResourceExhausted) {
-  Harness h;
-  h.engine->set_device_bytes(5000);
-  const auto sink = h.Generate(Prompt(600, 1, 10));
-  EXPECT_TRUE(absl::IsResourceExhausted(sink->status())) << sink->status();
-  EXPECT_GT(sink->final().retry_after_ms, 0);
-  EXPECT_TRUE(h.Generate(Prompt(100, 1, 10))->status().ok());
-}
-
-TEST(CoreSchedulerTest, IdleWorkingSetsGiveWay) {
-  Harness::Options options;
-  options.core.restore = ServerCoreOptions::Restore::kAlways;
-  options.memory_bytes = 20000;
-  Harness h(options);
-  for (int i = 0; i < 10; ++i) {
-    const std::string id = "s" + std::to_string(i);
-    h.NewSession(id, Letters(400, static_cast<uint32_t>(i)));
-    ASSERT_TRUE(h.Chat(h.Turn(id, "hi"))->status().ok());
-  }
-  EXPECT_GT(h.Count(CoreCounter::kSequenceEvictions), 0u);
-  EXPECT_LE(h.engine->peak_bytes(), options.memory_bytes);
-  EXPECT_FALSE(h.core->GetSession("t", "s0", false)->in_memory);
-  EXPECT_TRUE(h.core->GetSession("t", "s9", false)->in_memory);
-  const SessionRecord before = h.Record("s0");
-  const auto sink = h.Chat(h.Turn("s0", "again"));
-  EXPECT_EQ(sink->text(), h.Greedy(h.PromptOf(before, "again")));
-  EXPECT_GE(sink->final().reused.total(), 384u);
-}
-
-TEST(CoreSchedulerTest, ContextThatCanNeverFitIsRefused) {
-  Harness::Options options;
-  options.memory_bytes = 10000;
-  Harness h(options);
-  const auto sink = h.Generate(Prompt(2000, 1, 1));
-  EXPECT_TRUE(absl::IsResourceExhausted(sink->status())) << sink->status();
-  EXPECT_TRUE(h.Generate(Prompt(200, 1, 1))->status().ok());
 }
 
 TEST(CoreSchedulerTest, FailingSequenceFailsAlone) {
@@ -321,11 +243,11 @@ TEST(CoreSchedulerTest, FailingSequenceFailsAlone) {
   options.engine.step_delay = milliseconds(1);
   Harness h(options);
   h.engine->set_poison('!');
-  GenerateRequest bad = Prompt(300, 1, 5);
+  GenerateRequest bad = RawPrompt(300, 1, 5);
   bad.prompt[150] = '!';
   std::vector<std::shared_ptr<CollectSink>> sinks;
   for (uint32_t i = 0; i < 6; ++i) {
-    sinks.push_back(Start(h, Prompt(300, 10 + i, 30)));
+    sinks.push_back(Start(h, RawPrompt(300, 10 + i, 30)));
   }
   const auto failed = Start(h, bad);
   failed->Wait();
@@ -339,7 +261,7 @@ TEST(CoreSchedulerTest, FailingSequenceFailsAlone) {
 
 TEST(CoreSchedulerTest, SeedIsReturnedAndRepeatsTheAnswer) {
   Harness h;
-  GenerateRequest request = Prompt(50, 1, 30);
+  GenerateRequest request = RawPrompt(50, 1, 30);
   request.options.sampling.temperature = 2.0f;
   std::set<std::string> texts;
   std::set<uint64_t> seeds;
@@ -359,7 +281,7 @@ TEST(CoreSchedulerTest, SeedIsReturnedAndRepeatsTheAnswer) {
 
 TEST(CoreSchedulerTest, LogprobsCoverEveryToken) {
   Harness h;
-  GenerateRequest request = Prompt(50, 1, 30);
+  GenerateRequest request = RawPrompt(50, 1, 30);
   request.options.num_logprobs = 4;
   const auto sink = h.Generate(request);
   const auto tokens = sink->tokens();
@@ -378,7 +300,7 @@ TEST(CoreSchedulerTest, TimesAreReported) {
   Harness::Options options;
   options.engine.step_delay = milliseconds(2);
   Harness h(options);
-  const auto sink = h.Generate(Prompt(640, 1, 10));
+  const auto sink = h.Generate(RawPrompt(640, 1, 10));
   const Timings t = sink->final().timings;
   EXPECT_GE(t.prefill_us, 10 * 2000);
   EXPECT_GE(t.decode_us, 9 * 2000);

@@ -268,6 +268,17 @@ TEST(CoreSessionTest, FullDiskIsNotDurableAndServes) {
   }
 }
 
+// ABORTED would say that somebody else had a turn.
+TEST(CoreSessionTest, NoMemoryForASessionIsToTryAgain) {
+  Harness h;
+  h.NewSession("s");
+  h.store.sessions().SetCommitStatus(absl::AbortedError("no memory"));
+  const auto sink = h.Chat(h.Turn("s", "hi"));
+  EXPECT_TRUE(absl::IsResourceExhausted(sink->status())) << sink->status();
+  EXPECT_GT(sink->final().retry_after_ms, 0);
+  EXPECT_FALSE(sink->final().durable);
+}
+
 TEST(CoreSessionTest, CorruptRecordIsDataLossForThatSessionAlone) {
   Harness h;
   h.NewSession("s");

@@ -306,6 +306,8 @@ absl::Status FakeEngine::Step(std::span<StepItem> items) {
       if (!wanted) continue;
       FillLogits(sequence->State(), options_.end_one_in,
                  std::span(logits_).subspan(row * kVocab, kVocab));
+      FollowScript(sequence->tokens(),
+                   std::span(logits_).subspan(row * kVocab, kVocab));
       ++row;
     }
     item.logits = std::span<const float>(logits_).subspan(
@@ -324,6 +326,16 @@ absl::Status FakeEngine::Step(std::span<StepItem> items) {
     ++seal_counts_[digest];
   }
   return absl::OkStatus();
+}
+
+void FakeEngine::FollowScript(std::span<const TokenId> tokens,
+                              std::span<float> logits) {
+  MutexLock lock(mu_);
+  const auto header = std::find(tokens.rbegin(), tokens.rend(), kHeader);
+  // A header is two tokens.
+  const auto said = header - tokens.rbegin() - 1;
+  if (said < 0 || said >= std::ssize(script_)) return;
+  logits[static_cast<size_t>(script_[static_cast<size_t>(said)])] = 10.0f;
 }
 
 std::map<Digest, int> FakeEngine::seal_counts() const {

@@ -15,6 +15,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -25,12 +26,14 @@
 
 namespace xcache::testing {
 
-// Byte tokens, then the specials.
+// Byte tokens, then the specials, then some of several bytes (fake_text.h),
+// which only a script says.
 inline constexpr TokenId kBos = 256;
 inline constexpr TokenId kHeader = 257;
 inline constexpr TokenId kEnd = 258;       // the template's end of turn
 inline constexpr TokenId kOtherEnd = 259;  // ends a generation as well
-inline constexpr int kVocab = 260;
+inline constexpr TokenId kFirstWord = 260;
+inline constexpr int kVocab = 264;
 
 class FakeEngine final : public Engine {
  public:
@@ -96,6 +99,12 @@ class FakeEngine final : public Engine {
   // more it is RESOURCE_EXHAUSTED and changes nothing. 0: no limit.
   void set_device_bytes(int64_t bytes) { device_bytes_ = bytes; }
   int64_t refusals() const { return refusals_; }
+  // What is answered after a message's header, from its first token on; what
+  // comes after it is as ever.
+  void set_script(std::vector<TokenId> script) {
+    MutexLock lock(mu_);
+    script_ = std::move(script);
+  }
   void set_max_remat_jobs(int64_t n) { max_remat_jobs_ = n; }
   // The next so many rematerializations are DATA_LOSS.
   void set_remat_failures(int n) { remat_failures_ = n; }
@@ -129,7 +138,11 @@ class FakeEngine final : public Engine {
   std::atomic<int64_t> device_bytes_{0}, refusals_{0};
   std::atomic<int64_t> rows_{0}, steps_{0}, remats_{0}, max_step_rows_{0},
       mixed_steps_{0}, step_remats_{0}, sequences_{0}, step_sequences_{0};
+  void FollowScript(std::span<const TokenId> tokens, std::span<float> logits)
+      XC_EXCLUDES(mu_);
+
   mutable Mutex mu_;
+  std::vector<TokenId> script_ XC_GUARDED_BY(mu_);
   std::map<Digest, int> seal_counts_ XC_GUARDED_BY(mu_);
 };
 

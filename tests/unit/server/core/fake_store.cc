@@ -143,6 +143,7 @@ SessionSummary FakeSessions::Summarize(const SessionRecord& record) {
 absl::StatusOr<SessionSummary> FakeSessions::Find(std::string_view tenant,
                                                   std::string_view id) const {
   MutexLock lock(mu_);
+  if (!find_status_.ok()) return find_status_;
   const auto it = sessions_.find(Key(tenant, id));
   if (it == sessions_.end()) return absl::NotFoundError("no such session");
   return Summarize(it->second);
@@ -175,24 +176,35 @@ absl::Status FakeSessions::Delete(std::string_view tenant,
 int64_t FakeSessions::Sweep(
     int64_t now_ms,
     const std::function<bool(std::string_view, std::string_view)>& in_use) {
-  MutexLock lock(mu_);
-  return static_cast<int64_t>(std::erase_if(sessions_, [&](const auto& entry) {
-    const SessionRecord& record = entry.second;
-    return record.expire_ms > 0 && record.expire_ms <= now_ms &&
-           !record.pinned && !in_use(record.tenant, record.id);
-  }));
+  ++sweeps_;
+  int64_t num_deleted = 0;
+  for (const SessionRecord& record : All()) {
+    if (record.expire_ms > 0 && record.expire_ms <= now_ms && !record.pinned &&
+        !in_use(record.tenant, record.id)) {
+      num_deleted += Delete(record.tenant, record.id).ok() ? 1 : 0;
+    }
+  }
+  return num_deleted;
 }
 
 SessionStoreStats FakeSessions::stats() const {
   MutexLock lock(mu_);
   SessionStoreStats stats;
   stats.num_sessions = static_cast<int64_t>(sessions_.size());
+  for (const auto& [key, record] : sessions_) {
+    stats.newest_update_ms = std::max(stats.newest_update_ms, record.update_ms);
+  }
   return stats;
 }
 
 void FakeSessions::SetCommitStatus(absl::Status status) {
   MutexLock lock(mu_);
   commit_status_ = std::move(status);
+}
+
+void FakeSessions::SetFindStatus(absl::Status status) {
+  MutexLock lock(mu_);
+  find_status_ = std::move(status);
 }
 
 void FakeSessions::SetLoadStatus(absl::Status status) {

@@ -84,11 +84,13 @@ class FakeSessions final : public SessionStore {
 
   // What Commit says; the record is kept all the same.
   void SetCommitStatus(absl::Status status);
+  void SetFindStatus(absl::Status status);
   void SetLoadStatus(absl::Status status);
   void set_commit_delay(std::chrono::milliseconds delay) {
     commit_delay_ms_ = delay.count();
   }
   int64_t commits() const { return commits_; }
+  int64_t sweeps() const { return sweeps_; }
   std::vector<SessionRecord> All() const;
 
  private:
@@ -98,8 +100,9 @@ class FakeSessions final : public SessionStore {
   mutable Mutex mu_;
   std::map<Key, SessionRecord> sessions_ XC_GUARDED_BY(mu_);
   absl::Status commit_status_ XC_GUARDED_BY(mu_);
+  absl::Status find_status_ XC_GUARDED_BY(mu_);
   absl::Status load_status_ XC_GUARDED_BY(mu_);
-  std::atomic<int64_t> commit_delay_ms_{0}, commits_{0};
+  std::atomic<int64_t> commit_delay_ms_{0}, commits_{0}, sweeps_{0};
 };
 
 class FakeStore final : public CacheStore {

@@ -2,6 +2,7 @@
 #ifndef XCACHE_TESTS_UNIT_SERVER_CORE_FAKE_TEXT_H_
 #define XCACHE_TESTS_UNIT_SERVER_CORE_FAKE_TEXT_H_
 
+#include <iterator>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -15,7 +16,14 @@
 
 namespace xcache::testing {
 
-// Token b is byte b; 256 to 259 are special.
+// Some tokens of several bytes: a word of two stops, the parts of a Euro sign
+// (E2 82 AC) and of an emoji with text beside them.
+inline constexpr std::string_view kWords[] = {", two", "x\xE2\x82", "\xAC y",
+                                              "z\xF0\x9F\x98"};
+static_assert(kFirstWord + std::size(kWords) == kVocab);
+
+// Token b is byte b; 256 to 259 are special, and then there are words, which
+// text is never encoded as.
 class FakeTokenizer final : public Tokenizer {
  public:
   absl::StatusOr<std::vector<TokenId>> Encode(
@@ -30,11 +38,16 @@ class FakeTokenizer final : public Tokenizer {
   }
   std::string TokenBytes(TokenId token, bool with_special) const override {
     if (token < 256) return std::string(1, static_cast<char>(token));
+    if (token >= kFirstWord) {
+      return std::string(kWords[static_cast<size_t>(token - kFirstWord)]);
+    }
     return with_special ? "<" + std::to_string(token) + ">" : "";
   }
   size_t max_token_bytes() const override { return most_bytes; }
   int vocab_size() const override { return kVocab; }
-  bool IsSpecial(TokenId token) const override { return token >= 256; }
+  bool IsSpecial(TokenId token) const override {
+    return token >= 256 && token < kFirstWord;
+  }
   TokenId SpecialId(std::string_view) const override { return -1; }
   TokenId bos() const override { return kBos; }
   TokenId eos() const override { return kEnd; }

@@ -109,20 +109,38 @@ TEST(StopMatcherTest, BytesThatAreNoUtf8AreReplaced) {
                 .text,
             "a\xEF\xBF\xBD"
             "b");
-  // A character that never becomes whole.
-  EXPECT_EQ(Feed({}, {"a\xE2\x82"}).text, "a\xEF\xBF\xBD\xEF\xBF\xBD");
 }
 
-TEST(StopMatcherTest, SaysWhereInTheRawBytesTheStopBegan) {
+TEST(StopMatcherTest, ACharacterThatTheEndCutsOffIsDropped) {
+  EXPECT_EQ(Feed({}, {"a\xE2\x82"}).text, "a");
+  EXPECT_EQ(Feed({}, {"\xF0\x9F"}).text, "");
+  EXPECT_EQ(Feed({"END"}, {"a\xE2\x82", "END"}).text, "a");
+  // Within the answer it is no character, and never becomes one.
+  EXPECT_EQ(Feed({}, {"a\xE2\x82", "b"}).text,
+            "a\xEF\xBF\xBD\xEF\xBF\xBD"
+            "b");
+}
+
+TEST(StopMatcherTest, WhatIsDroppedIsSettled) {
+  StopMatcher matcher({});
+  std::string text;
+  matcher.Append("ab\xE2\x82", &text);
+  EXPECT_EQ(matcher.settled_bytes(), 2u);
+  matcher.Finish(&text);
+  EXPECT_EQ(matcher.text_bytes(), 2u);
+  EXPECT_EQ(matcher.settled_bytes(), 4u);
+}
+
+TEST(StopMatcherTest, SaysHowManyRawBytesTheTextIsMadeOf) {
   StopMatcher matcher({"END"});
   std::string text;
   EXPECT_FALSE(
       matcher.Append("ab\xFF"
                      "E",
                      &text));
-  EXPECT_EQ(matcher.sent_bytes(), 3u);
+  EXPECT_EQ(matcher.text_bytes(), 3u);
   EXPECT_TRUE(matcher.Append("ND", &text));
-  EXPECT_EQ(matcher.stop_begin(), 3u);
+  EXPECT_EQ(matcher.text_bytes(), 3u);
   EXPECT_EQ(text, "ab\xEF\xBF\xBD");
 }
 
