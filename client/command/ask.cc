@@ -36,6 +36,9 @@ std::optional<std::string> Question(const std::vector<std::string>& words) {
       parts.push_back(word);
       continue;
     }
+    if (IsTerminal(STDIN_FILENO)) {
+      std::fprintf(stderr, "the question, then Ctrl-D:\n");
+    }
     auto input = ReadStdin();
     if (!input) return std::nullopt;
     parts.push_back(*std::move(input));

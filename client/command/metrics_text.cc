@@ -222,9 +222,10 @@ absl::StatusOr<std::string> HttpGet(const std::string& address,
   const size_t body = response.find("\r\n\r\n");
   const std::string status = response.substr(0, response.find("\r\n"));
   if (body == std::string::npos || !absl::StrContains(status, " 200")) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot read metrics at ", address, ": ",
-                     status.empty() ? "no HTTP answer" : status));
+    return absl::UnavailableError(absl::StrCat(
+        "cannot read metrics at ", address, ": ",
+        absl::StartsWith(status, "HTTP/") ? status : "no HTTP answer",
+        " (is --metrics-address the server's --metrics-listen?)"));
   }
   return response.substr(body + 4);
 }

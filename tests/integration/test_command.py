@@ -149,7 +149,7 @@ def test_a_full_context_says_how_to_go_on(xcache):
                      stdin="word " * 8000 + "\n", code=2)
     assert "xcache sessions fork full" in refused.stderr
     cut = xcache("chat", "--session", "full", "--temperature", "1", "--seed",
-                 "5", "-n", "100000", stdin="word " * 1900 + "\n")
+                 "5", "-n", "100000", stdin="word " * 1200 + "\n")
     # The random model may end by itself, which is no fault.
     if "the context is full" in cut.stderr:
         assert "xcache sessions fork full" in cut.stderr

@@ -132,8 +132,8 @@ TEST_F(TerminalTest, AChatThatSaysNothingSaysSo) {
 
 TEST_F(TerminalTest, CtrlCWhileStdinIsReadExitsWith130) {
   Terminal terminal(Words({"ask", "-"}));
+  ASSERT_TRUE(terminal.Expect("then Ctrl-D")) << terminal.all();
   terminal.Type("half a question");
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));
   terminal.Type(kCtrlC);
   EXPECT_EQ(terminal.Wait(), 130) << terminal.all();
 }
