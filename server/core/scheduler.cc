@@ -19,6 +19,7 @@
 #include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
 #include "engine/types.h"
+#include "server/core/reason.h"
 
 namespace xcache {
 namespace {
@@ -361,9 +362,11 @@ absl::Status Scheduler::AdmitJob(Job& job) {
       num_blocks * static_cast<int64_t>(engine_.kv_block_bytes()) +
       static_cast<int64_t>(engine_.sequence_bytes(*job.codec));
   if (needed > deps_.memory->cap_bytes()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "a context of ", job.tokens.size(), " tokens needs ", needed,
-        " bytes of working set, of at most ", deps_.memory->cap_bytes()));
+    return WithReason(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "a context of ", job.tokens.size(), " tokens needs ", needed,
+            " bytes of working set, of at most ", deps_.memory->cap_bytes())),
+        Reason::kOutOfMemory);
   }
   LeaveQueue(job);
   if (!job.preempted) {

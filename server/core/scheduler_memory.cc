@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/memory_budget.h"
+#include "server/core/reason.h"
 #include "server/core/scheduler.h"
 
 namespace xcache {
@@ -58,10 +59,12 @@ std::optional<MemoryReservation> Scheduler::Reserve(Job& job, int64_t bytes) {
     const SteadyTime now = std::chrono::steady_clock::now();
     if (job.stalled_since == SteadyTime()) job.stalled_since = now;
     if (now - job.stalled_since > kStallLimit) {
-      Fail(job, absl::ResourceExhaustedError(absl::StrCat(
-                    "no memory for a working set of ", job.tokens.size(),
-                    " tokens: ", deps_.memory->used_bytes(), " bytes of ",
-                    deps_.memory->cap_bytes(), " are in use")));
+      Fail(job,
+           WithReason(absl::ResourceExhaustedError(absl::StrCat(
+                          "no memory for a working set of ", job.tokens.size(),
+                          " tokens: ", deps_.memory->used_bytes(), " bytes of ",
+                          deps_.memory->cap_bytes(), " are in use")),
+                      Reason::kOutOfMemory));
     }
     return std::nullopt;
   }
