@@ -56,6 +56,16 @@ enum class Repeat {
   kIfRefused,  // only where the server says that it did not start
 };
 
+// Of "host:port", also with a scheme as in "dns:///localhost:50051".
+bool IsLoopback(absl::string_view address) {
+  if (const size_t slash = address.rfind('/'); slash != address.npos) {
+    address.remove_prefix(slash + 1);
+  }
+  return absl::StartsWith(address, "localhost:") ||
+         absl::StartsWith(address, "127.") ||
+         absl::StartsWith(address, "[::1]:");
+}
+
 }  // namespace
 
 struct CancelHandle::State {
@@ -321,6 +331,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(
   // or a busy machine takes its time.
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  // A proxy of the environment (http_proxy) leads away from this machine.
+  if (IsLoopback(options.address)) args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   std::shared_ptr<grpc::ChannelCredentials> credentials;
   if (options.cert_file.empty() != options.key_file.empty()) {
     return absl::InvalidArgumentError(

@@ -329,7 +329,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "${XDG_DATA_HOME:-~/.local/share}/xcache/<name of the model file>; "
          "\"none\": memory only");
   option("--memory-bytes", "XCACHE_MEMORY_BYTES", raw.memory_bytes,
-         "Hard cap of page pool, working sets and RocksDB's memory");
+         "Hard cap of page pool, working sets, RocksDB's memory and requests");
   option("--disk-bytes", "XCACHE_DISK_BYTES", raw.disk_bytes,
          "Hard cap of the store on disk");
   option("--session-ttl", "XCACHE_SESSION_TTL", raw.session_ttl,
@@ -379,6 +379,15 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "Tokens of the requests that may wait, together")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
 
+  option("--max-connections", "XCACHE_MAX_CONNECTIONS", config.max_connections,
+         "Connections of clients at once; fewer where the limit of open files "
+         "leaves less beside the store's")
+      ->check(CLI::Range(1, 1 << 16));
+  option("--max-connections-per-peer", "XCACHE_MAX_CONNECTIONS_PER_PEER",
+         config.max_connections_per_peer,
+         "Those from one address; 0: half of --max-connections")
+      ->check(CLI::Range(0, 1 << 16));
+
   group = "Security";
   option("--tls-cert", "XCACHE_TLS_CERT", config.tls_cert,
          "PEM file with the server's certificate chain");
@@ -388,7 +397,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "PEM file of authorities; clients must show a certificate of theirs");
   option("--token-file", "XCACHE_TOKEN_FILE", config.token_file,
          "Lines \"token tenant\"; without it there is no authentication and "
-         "one tenant. Read again on SIGHUP");
+         "one tenant. Read again when it changes, and on SIGHUP");
   flag("--insecure", "XCACHE_INSECURE", config.insecure,
        "Allow a --listen address that other machines can reach, without TLS");
 

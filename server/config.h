@@ -48,6 +48,9 @@ struct Config {
   int64_t max_queue_tokens = 1 << 20;
   int batch_rows = 128;
 
+  int max_connections = 1024;
+  int max_connections_per_peer = 0;  // 0: half of them
+
   std::string tls_cert, tls_key;  // PEM files; empty: plaintext
   std::string tls_client_ca;      // PEM file; clients must show a certificate
   std::string token_file;         // empty: no authentication, one tenant

@@ -3,14 +3,17 @@
 //
 // SIGTERM, SIGINT  stop taking requests, finish what runs, exit 0; a second one
 //                  does not wait
-// SIGHUP           read the token file again
+// SIGHUP           read the token and TLS files again
+#include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
-#include <fstream>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <thread>
@@ -21,6 +24,7 @@
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "server/config.h"
+#include "server/frontend/unique_fd.h"
 #include "server/grpc/rpc_server.h"
 #include "server/server_app.h"
 
@@ -36,32 +40,60 @@ int Fail(const absl::Status& status, int code) {
   return code;
 }
 
-// Written whole or not at all, so that whoever waits for it never reads half.
-absl::Status WriteReadyFile(const std::string& path, const ServerApp& app) {
-  const nlohmann::json ready = {{"listen", app.address()},
-                                {"metrics", app.metrics_address()},
-                                {"pid", getpid()}};
-  const std::string temporary = absl::StrCat(path, ".", getpid());
-  std::ofstream out(temporary);
-  out << ready.dump() << "\n";
-  out.close();
-  if (!out || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    return absl::PermissionDeniedError(
-        absl::StrCat("cannot write ", path, " (--ready-file)"));
+// Tells whoever waits for the server where it listens. Written whole or not at
+// all, so that nobody reads half. One that a killed server left behind is taken
+// away first thing; until then a reader can tell: the file is locked (flock)
+// for as long as its server lives.
+class ReadyFile {
+ public:
+  explicit ReadyFile(std::string path) : path_(std::move(path)) {}
+  ~ReadyFile() { (void)Remove(); }
+
+  absl::Status Remove() {
+    if (path_.empty() || std::remove(path_.c_str()) == 0 || errno == ENOENT) {
+      return absl::OkStatus();
+    }
+    return Failed("remove");
   }
-  return absl::OkStatus();
-}
+
+  absl::Status Write(const ServerApp& app) {
+    if (path_.empty()) return absl::OkStatus();
+    const std::string text = nlohmann::json{{"listen", app.address()},
+                                            {"metrics", app.metrics_address()},
+                                            {"pid", getpid()}}
+                                 .dump() +
+                             "\n";
+    const std::string temporary = absl::StrCat(path_, ".", getpid());
+    file_ = UniqueFd(open(temporary.c_str(),
+                          O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+    if (file_.get() < 0 || flock(file_.get(), LOCK_EX | LOCK_NB) != 0 ||
+        write(file_.get(), text.data(), text.size()) !=
+            static_cast<ssize_t>(text.size()) ||
+        std::rename(temporary.c_str(), path_.c_str()) != 0) {
+      return Failed("write");
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Failed(const char* deed) const {
+    return absl::PermissionDeniedError(
+        absl::StrCat("cannot ", deed, " ", path_,
+                     " (--ready-file): ", std::strerror(errno)));
+  }
+
+  const std::string path_;
+  UniqueFd file_;
+};
 
 // Loads on a thread of its own, so that the signals are heard meanwhile.
 class Loader {
  public:
   // Sends SIGUSR1 to the calling thread when it is through.
-  Loader(ServerApp& app, const std::string& ready_file)
-      : thread_([&app, ready_file, this, waiter = pthread_self()] {
+  Loader(ServerApp& app, ReadyFile& ready_file)
+      : thread_([&app, &ready_file, this, waiter = pthread_self()] {
           status_ = app.Load();
-          if (status_.ok() && !ready_file.empty()) {
-            status_ = WriteReadyFile(ready_file, app);
-          }
+          if (status_.ok()) status_ = ready_file.Write(app);
           done_ = true;
           pthread_kill(waiter, SIGUSR1);
         }) {}
@@ -78,9 +110,13 @@ class Loader {
 };
 
 int Serve(const Config& config, const sigset_t& signals) {
+  ReadyFile ready_file(config.ready_file);
+  if (absl::Status status = ready_file.Remove(); !status.ok()) {
+    return Fail(status, kStartError);
+  }
   auto app = ServerApp::Listen(config);
   if (!app.ok()) return Fail(app.status(), kStartError);
-  Loader loader(**app, config.ready_file);
+  Loader loader(**app, ready_file);
   while (true) {
     int signal = 0;
     sigwait(&signals, &signal);
@@ -90,18 +126,12 @@ int Serve(const Config& config, const sigset_t& signals) {
       return Fail(loader.status(), kStartError);
     }
     if (signal == SIGHUP) {
-      const absl::Status status = (*app)->ReloadTokens();
-      if (status.ok()) {
-        XC_LOG_INFO("tokens reloaded", "file={}", LogValue(config.token_file));
-      } else {
-        XC_LOG_ERROR("tokens not reloaded", "error={}",
-                     LogValue(std::string(status.message())));
-      }
+      (*app)->ReloadCredentials();
       continue;
     }
     break;
   }
-  if (!config.ready_file.empty()) std::remove(config.ready_file.c_str());
+  (void)ready_file.Remove();
   if (!loader.done()) {
     // Loading cannot be interrupted, and nothing of it needs an orderly end:
     // the store survives any, and profiles are renamed into place.

@@ -2,10 +2,12 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "cachestore/cache_store.h"
@@ -19,6 +21,10 @@
 #include "server/core/quality.h"
 #include "server/core/remat_setting.h"
 #include "server/core/server_core.h"
+#include "server/frontend/auth.h"
+#include "server/frontend/descriptors.h"
+#include "server/frontend/file_watcher.h"
+#include "server/frontend/request_bytes.h"
 #include "server/grpc/rpc_server.h"
 #include "server/grpc/tls.h"
 #include "server/metrics/metrics_page.h"
@@ -34,6 +40,8 @@ constexpr std::chrono::seconds kLastWords(5);
 
 // How often the model's file is looked at.
 constexpr std::chrono::seconds kModelWatchInterval(2);
+// How soon a changed token or TLS file is noticed.
+constexpr std::chrono::seconds kCredentialsInterval(1);
 
 // Switches chat off for a model whose template we do not know.
 constexpr std::string_view kNoTemplate = "none";
@@ -55,6 +63,30 @@ absl::Status MakeFolder(const std::string& path) {
                    " (--profile-dir): ", std::strerror(errno)));
 }
 
+void SampleFrontend(const Listener::Stats& connections, int64_t request_bytes,
+                    const std::vector<FileWatcher::Count>& reloads,
+                    SampleWriter& writer) {
+  const auto refused = [&](uint64_t count, std::string_view reason) {
+    writer.Set(Metric::kConnectionsRefused, static_cast<double>(count),
+               {reason});
+  };
+  writer.Set(Metric::kConnections, connections.open);
+  writer.Set(Metric::kConnectionsAccepted,
+             static_cast<double>(connections.accepted));
+  refused(connections.refused_total, "total");
+  refused(connections.refused_per_peer, "peer");
+  refused(connections.evicted, "evicted");
+  refused(connections.cut_off, "flood");
+  refused(connections.accept_failures, "descriptors");
+  writer.Set(Metric::kRequestBytes, static_cast<double>(request_bytes));
+  for (const FileWatcher::Count& count : reloads) {
+    writer.Set(Metric::kCredentialReloads, static_cast<double>(count.reloaded),
+               {count.what, "ok"});
+    writer.Set(Metric::kCredentialReloads, static_cast<double>(count.failed),
+               {count.what, "failed"});
+  }
+}
+
 class ServerAppImpl final : public ServerApp {
  public:
   explicit ServerAppImpl(const Config& config)
@@ -62,12 +94,35 @@ class ServerAppImpl final : public ServerApp {
   ~ServerAppImpl() override { Stop(std::chrono::seconds(0)); }
 
   absl::Status Open() {
-    XC_ASSIGN_OR_RETURN(auth_, Authenticator::Create(config_.token_file));
+    XC_ASSIGN_OR_RETURN(const int64_t descriptors, RaiseDescriptorLimit());
+    budget_ = std::make_unique<MemoryBudget>(
+        static_cast<int64_t>(config_.memory_bytes));
     RpcServerOptions options;
-    options.listen = config_.listen;
-    XC_ASSIGN_OR_RETURN(options.credentials,
-                        MakeCredentials({config_.tls_cert, config_.tls_key,
-                                         config_.tls_client_ca}));
+    options.request_memory =
+        RequestMemory::Of(static_cast<int64_t>(config_.memory_bytes));
+    auto reserved = budget_->Reserve(MemoryAccount::kOther,
+                                     options.request_memory.total_bytes);
+    if (!reserved.has_value()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--memory-bytes ", config_.memory_bytes,
+                       " is too little: requests alone are given ",
+                       options.request_memory.total_bytes, " bytes"));
+    }
+    request_memory_ = *std::move(reserved);
+    XC_ASSIGN_OR_RETURN(auth_, Authenticator::Create(config_.token_file));
+    if (!config_.tls_cert.empty()) {
+      XC_ASSIGN_OR_RETURN(tls_,
+                          TlsIdentity::Load({config_.tls_cert, config_.tls_key,
+                                             config_.tls_client_ca}));
+    }
+    options.listen.address = config_.listen;
+    options.listen.max_connections =
+        ConnectionsWithin(descriptors, config_.max_connections);
+    options.listen.max_connections_per_peer =
+        config_.max_connections_per_peer > 0
+            ? config_.max_connections_per_peer
+            : std::max(1, options.listen.max_connections / 2);
+    options.tls = tls_;
     options.metrics = metrics_.get();
     options.auth = auth_.get();
     process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
@@ -78,6 +133,11 @@ class ServerAppImpl final : public ServerApp {
     });
     XC_ASSIGN_OR_RETURN(rpc_, RpcServer::Listen(options));
     address_ = rpc_->address();
+    credentials_watcher_ = WatchCredentials();
+    frontend_source_ = metrics_->AddSource([this](SampleWriter& writer) {
+      SampleFrontend(rpc_->connections(), rpc_->request_bytes(),
+                     credentials_watcher_->counts(), writer);
+    });
     if (!config_.metrics_listen.empty()) {
       XC_ASSIGN_OR_RETURN(
           page_, MetricsPage::Listen(config_.metrics_listen, metrics_));
@@ -149,6 +209,8 @@ class ServerAppImpl final : public ServerApp {
       cut_short = core_->Drain(std::chrono::steady_clock::now() + drain);
     }
     rpc_->Shutdown(std::chrono::system_clock::now() + kLastWords);
+    frontend_source_ = {};
+    credentials_watcher_.reset();
     rpc_.reset();
     page_.reset();
     core_source_ = {};
@@ -160,7 +222,7 @@ class ServerAppImpl final : public ServerApp {
     return cut_short;
   }
 
-  absl::Status ReloadTokens() override { return auth_->Reload(); }
+  void ReloadCredentials() override { credentials_watcher_->ReloadAll(); }
   const std::string& address() const override { return address_; }
   const std::string& metrics_address() const override {
     return metrics_address_;
@@ -168,9 +230,25 @@ class ServerAppImpl final : public ServerApp {
   const Metrics& metrics() const override { return *metrics_; }
 
  private:
+  std::unique_ptr<FileWatcher> WatchCredentials() {
+    std::vector<FileWatcher::Watched> watched;
+    if (!config_.token_file.empty()) {
+      watched.push_back(
+          {"tokens", {config_.token_file}, [this] { return auth_->Reload(); }});
+    }
+    if (tls_ != nullptr) {
+      std::vector<std::string> files = {config_.tls_cert, config_.tls_key};
+      if (!config_.tls_client_ca.empty()) {
+        files.push_back(config_.tls_client_ca);
+      }
+      watched.push_back(
+          {"tls", std::move(files), [this] { return tls_->Reload(); }});
+    }
+    return std::make_unique<FileWatcher>(std::move(watched),
+                                         kCredentialsInterval);
+  }
+
   absl::Status OpenStore(const Digest& model_fp) {
-    budget_ = std::make_unique<MemoryBudget>(
-        static_cast<int64_t>(config_.memory_bytes));
     const CacheStoreOptions options = StoreOptions(config_, model_fp);
     if (config_.repair && !config_.store_dir.empty()) {
       XC_ASSIGN_OR_RETURN(const CacheStore::RepairReport report,
@@ -228,15 +306,19 @@ class ServerAppImpl final : public ServerApp {
   const std::shared_ptr<Metrics> metrics_;
   std::atomic<bool> ready_{false};
   std::unique_ptr<Authenticator> auth_;
+  std::shared_ptr<TlsIdentity> tls_;
+  std::unique_ptr<FileWatcher> credentials_watcher_;
   std::shared_ptr<const Model> model_;  // the tokenizer borrows its strings
   std::unique_ptr<ModelWatch> model_watch_;
   std::unique_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<const ChatTemplate> template_;
   std::unique_ptr<MemoryBudget> budget_;
+  MemoryReservation request_memory_;
   std::unique_ptr<CacheStore> store_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ServerCore> core_;
-  Metrics::SourceHandle process_source_, core_source_, build_source_;
+  Metrics::SourceHandle process_source_, frontend_source_, core_source_,
+      build_source_;
   std::unique_ptr<RpcServer> rpc_;
   std::unique_ptr<MetricsPage> page_;
   std::string address_, metrics_address_;

@@ -37,8 +37,9 @@ class ServerApp {
   // cut short. REQUIRES: no Load is under way.
   virtual int Stop(std::chrono::seconds drain) = 0;
 
-  // Reads the token file again; on an error the tokens stay as they were.
-  virtual absl::Status ReloadTokens() = 0;
+  // Reads token and TLS files again, as happens by itself when they change; of
+  // bad ones, what was read before stays in use. The log says what came of it.
+  virtual void ReloadCredentials() = 0;
 
   // With the ports that were really bound. Without a metrics page: empty.
   virtual const std::string& address() const = 0;

@@ -20,6 +20,7 @@
 #include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
 #include "engine/types.h"
+#include "server/core/reason.h"
 
 namespace xcache {
 namespace {
@@ -378,8 +379,11 @@ absl::Status Scheduler::AdmitJob(Job& job) {
         " tokens need ", needed, " bytes of working set, of at most ",
         deps_.memory->cap_bytes());
     // Trying again does not help a prompt. An answer ends there.
-    return job.generated() == 0 ? absl::InvalidArgumentError(why)
-                                : absl::ResourceExhaustedError(why);
+    return job.generated() == 0
+               ? WithReason(absl::InvalidArgumentError(why),
+                            Reason::kContextTooLong)
+               : WithReason(absl::ResourceExhaustedError(why),
+                            Reason::kOutOfMemory);
   }
   LeaveQueue(job);
   if (!job.preempted) {

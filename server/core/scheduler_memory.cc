@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/memory_budget.h"
+#include "server/core/reason.h"
 #include "server/core/scheduler.h"
 
 namespace xcache {
@@ -60,10 +61,13 @@ std::optional<MemoryReservation> Scheduler::Reserve(Job& job, int64_t bytes) {
     const bool never = WorkingSetBytes(engine_, *job.codec, job.target_rows()) >
                        deps_.memory->cap_bytes();
     if (never || now - job.stalled_since > kStallLimit) {
-      FailOrCut(job, absl::ResourceExhaustedError(absl::StrCat(
-                         "no memory for a working set of ", job.tokens.size(),
-                         " tokens: ", deps_.memory->used_bytes(), " bytes of ",
-                         deps_.memory->cap_bytes(), " are in use")));
+      FailOrCut(job,
+                WithReason(absl::ResourceExhaustedError(absl::StrCat(
+                               "no memory for a working set of ",
+                               job.tokens.size(), " tokens: ",
+                               deps_.memory->used_bytes(), " bytes of ",
+                               deps_.memory->cap_bytes(), " are in use")),
+                           Reason::kOutOfMemory));
     }
     return std::nullopt;
   }

@@ -18,6 +18,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/sampler.h"
 #include "server/core/penalty_history.h"
+#include "server/core/reason.h"
 #include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
 
@@ -195,7 +196,9 @@ absl::Status ServerCoreImpl::Render(
 
 absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
   if (deps_.chat_template == nullptr) {
-    return absl::FailedPreconditionError("the model has no chat template");
+    return WithReason(
+        absl::FailedPreconditionError("the model has no chat template"),
+        Reason::kNoChatTemplate);
   }
   if (turn.messages.empty() || turn.messages.back().role != Role::kUser) {
     return absl::InvalidArgumentError(
@@ -258,8 +261,10 @@ absl::Status ServerCoreImpl::CheckPrompt(const Job& job) const {
   const int64_t limit =
       job.kind == JobKind::kScore ? max_context_ : max_context_ - 1;
   if (n > limit) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the context is too long: ", n, " tokens of at most ", limit));
+    return WithReason(
+        absl::InvalidArgumentError(absl::StrCat("the context is too long: ", n,
+                                                " tokens of at most ", limit)),
+        Reason::kContextTooLong);
   }
   return absl::OkStatus();
 }
@@ -338,7 +343,9 @@ absl::StatusOr<std::vector<TokenId>> ServerCoreImpl::RenderChat(
     const std::vector<ChatMessage>& messages,
     bool add_generation_prompt) const {
   if (deps_.chat_template == nullptr) {
-    return absl::FailedPreconditionError("the model has no chat template");
+    return WithReason(
+        absl::FailedPreconditionError("the model has no chat template"),
+        Reason::kNoChatTemplate);
   }
   XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder({}, messages));
   std::vector<TokenId> tokens;

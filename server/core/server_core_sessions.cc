@@ -14,6 +14,7 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "server/core/quality.h"
+#include "server/core/reason.h"
 #include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
 
@@ -108,7 +109,9 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
     XC_ASSIGN_OR_RETURN(remat, ParseRematPolicy(options.remat));
   }
   if (deps_.chat_template == nullptr) {
-    return absl::FailedPreconditionError("the model has no chat template");
+    return WithReason(
+        absl::FailedPreconditionError("the model has no chat template"),
+        Reason::kNoChatTemplate);
   }
   XC_RETURN_IF_ERROR(
       CheckBytes(absl::StripAsciiWhitespace(options.system_prompt).size(),
@@ -135,9 +138,10 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
     XC_RETURN_IF_ERROR(Render(system, 0, &record.tokens, &record.messages));
     const auto n = static_cast<int64_t>(record.tokens.size());
     if (n >= max_context_) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the system prompt is too long: ", n,
-                       " tokens of at most ", max_context_ - 1));
+      return WithReason(absl::InvalidArgumentError(absl::StrCat(
+                            "the system prompt is too long: ", n,
+                            " tokens of at most ", max_context_ - 1)),
+                        Reason::kContextTooLong);
     }
   }
   XC_RETURN_IF_ERROR(CommitNew(*lease, record));

@@ -22,6 +22,7 @@
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
 #include "server/core/core_metrics.h"
+#include "server/core/reason.h"
 
 namespace xcache {
 namespace {
@@ -94,9 +95,10 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::Begin(
   }
   XC_ASSIGN_OR_RETURN(lease->record_, Read(tenant, id));
   if (expected_turn.has_value() && *expected_turn != lease->record_.turn) {
-    return absl::AbortedError(absl::StrCat("session '", key.second,
-                                           "' has had ", lease->record_.turn,
-                                           " turns, not ", *expected_turn));
+    return WithReason(absl::AbortedError(absl::StrCat(
+                          "session '", key.second, "' has had ",
+                          lease->record_.turn, " turns, not ", *expected_turn)),
+                      Reason::kTurnConflict);
   }
   return lease;
 }

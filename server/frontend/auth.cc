@@ -1,16 +1,11 @@
 #include "server/frontend/auth.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
-#include <cstring>
 #include <sstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "engine/base/status_macros.h"
 #include "server/frontend/read_file.h"
 
@@ -42,6 +37,11 @@ bool IsTenantName(std::string_view name) {
 
 absl::StatusOr<std::shared_ptr<const TokenTable>> TokenTable::Parse(
     std::string_view text) {
+  // What some editors put before UTF-8; it is no part of the first token.
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  if (text.substr(0, kByteOrderMark.size()) == kByteOrderMark) {
+    text.remove_prefix(kByteOrderMark.size());
+  }
   auto table = std::make_shared<TokenTable>();
   std::istringstream in{std::string(text)};
   std::string line;
@@ -77,25 +77,16 @@ absl::StatusOr<std::shared_ptr<const TokenTable>> TokenTable::Parse(
 
 absl::StatusOr<std::shared_ptr<const TokenTable>> TokenTable::Load(
     const std::string& path) {
-  const auto prefix = absl::StrCat("token file ", path, ": ");
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) {
-    return absl::NotFoundError(absl::StrCat(prefix, std::strerror(errno)));
-  }
-  if ((info.st_mode & S_IRWXO) != 0) {
-    return absl::PermissionDeniedError(absl::StrFormat(
-        "%severybody on this machine may use it (mode %04o): chmod o-rwx it",
-        prefix, info.st_mode & 07777));
-  }
-  const auto text = ReadSmallFile(path, kMaxFileBytes);
+  const auto text = ReadSecretFile(path, kMaxFileBytes);
   if (!text.ok()) {
     return absl::Status(text.status().code(),
                         absl::StrCat("token file ", text.status().message()));
   }
   auto table = Parse(*text);
   if (!table.ok()) {
-    return absl::Status(table.status().code(),
-                        absl::StrCat(prefix, table.status().message()));
+    return absl::Status(
+        table.status().code(),
+        absl::StrCat("token file ", path, ": ", table.status().message()));
   }
   return table;
 }

@@ -20,7 +20,8 @@ inline constexpr std::string_view kDefaultTenant = "default";
 // 1 to 64 of [A-Za-z0-9._-].
 bool IsTenantName(std::string_view name);
 
-// A token file: lines `token tenant`, comments from # on, empty lines.
+// A token file: lines `token tenant`, comments from # on, empty lines; a byte
+// order mark before the first is skipped.
 class TokenTable {
  public:
   // INVALID_ARGUMENT: a line that is none of those (named by its number, never

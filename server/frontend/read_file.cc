@@ -8,6 +8,8 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/frontend/unique_fd.h"
 
 namespace xcache {
 namespace {
@@ -19,30 +21,19 @@ absl::Status Failed(const std::string& path, int error) {
                       absl::StrCat(path, ": ", std::strerror(error)));
 }
 
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  ~Fd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  int get() const { return fd_; }
-
- private:
-  const int fd_;
-};
-
-}  // namespace
-
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path,
-                                          size_t max_bytes) {
+absl::StatusOr<std::string> Read(const std::string& path, size_t max_bytes,
+                                 bool secret) {
   // O_NONBLOCK: not to wait for a writer where somebody names a pipe.
-  const Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   struct stat info {};
   if (fd.get() < 0 || fstat(fd.get(), &info) != 0) return Failed(path, errno);
   if (!S_ISREG(info.st_mode)) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": not a file"));
+  }
+  if (secret && (info.st_mode & S_IRWXO) != 0) {
+    return absl::PermissionDeniedError(absl::StrFormat(
+        "%s: everybody on this machine may use it (mode %04o): chmod o-rwx it",
+        path, info.st_mode & 07777));
   }
   std::string text;
   char buffer[4096];
@@ -60,6 +51,18 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path,
     return absl::InvalidArgumentError(absl::StrCat(path, ": empty"));
   }
   return text;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadSmallFile(const std::string& path,
+                                          size_t max_bytes) {
+  return Read(path, max_bytes, false);
+}
+
+absl::StatusOr<std::string> ReadSecretFile(const std::string& path,
+                                           size_t max_bytes) {
+  return Read(path, max_bytes, true);
 }
 
 }  // namespace xcache

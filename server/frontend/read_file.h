@@ -1,4 +1,4 @@
-// Reads a small file whole.
+// Reads a small file whole, and sees to it that a secret one is kept so.
 #ifndef XCACHE_SERVER_FRONTEND_READ_FILE_H_
 #define XCACHE_SERVER_FRONTEND_READ_FILE_H_
 
@@ -13,6 +13,11 @@ namespace xcache {
 // larger than `max_bytes`); the message starts with `path`.
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path,
                                           size_t max_bytes);
+
+// The same of a file that holds a secret: PERMISSION_DENIED where everybody on
+// this machine may use it.
+absl::StatusOr<std::string> ReadSecretFile(const std::string& path,
+                                           size_t max_bytes);
 
 }  // namespace xcache
 

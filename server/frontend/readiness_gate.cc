@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/reason.h"
 
 namespace xcache {
 
@@ -35,8 +36,10 @@ absl::StatusOr<ServerCore*> ReadinessGate::Enter() const {
     case State::kOpen:
       return core_;
     case State::kLoading:
-      return absl::UnavailableError(
-          absl::StrCat("the model is loading: ", what_, ", ", percent_, " %"));
+      return WithReason(
+          absl::UnavailableError(absl::StrCat("the model is loading: ", what_,
+                                              ", ", percent_, " %")),
+          Reason::kLoading);
     case State::kClosed:
       break;
   }

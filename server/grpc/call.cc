@@ -3,9 +3,14 @@
 #include <optional>
 #include <utility>
 
+#include "absl/random/random.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "server/core/reason.h"
 #include "server/frontend/utf8.h"
+#include "server/grpc/credentials.h"
 #include "server/grpc/status.h"
 
 namespace xcache {
@@ -41,7 +46,50 @@ std::string Loggable(std::string_view text) {
   return LogValue(out);
 }
 
+constexpr char kRequestIdHeader[] = "x-request-id";
+constexpr size_t kMaxLoggedIdBytes = 128;
+
+// The client's own, or one that we make up: 64 random bits.
+std::string RequestId(const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto found = metadata.find(kRequestIdHeader);
+  if (found != metadata.end()) {
+    return Printable({found->second.data(),
+                      std::min(found->second.size(), kMaxLoggedIdBytes)});
+  }
+  static thread_local absl::BitGen random;
+  return absl::StrCat(
+      absl::Hex(absl::Uniform<uint64_t>(random), absl::kZeroPad16));
+}
+
+// The session that a request of any of our methods names, or "".
+std::string SessionOf(const google::protobuf::Message& request) {
+  for (const char* name : {"session_id", "id"}) {
+    const google::protobuf::FieldDescriptor* field =
+        request.GetDescriptor()->FindFieldByName(name);
+    if (field != nullptr && !field->is_repeated() &&
+        field->type() == google::protobuf::FieldDescriptor::TYPE_STRING) {
+      return request.GetReflection()
+          ->GetString(request, field)
+          .substr(0, kMaxLoggedIdBytes);
+    }
+  }
+  return "";
+}
+
+// A request is there twice while it is worked on: as it came, and as the core
+// takes it.
+constexpr int64_t kCopies = 2;
+
 }  // namespace
+
+std::string PeerAddress(std::string_view grpc_peer) {
+  const size_t scheme = grpc_peer.find(':');
+  if (scheme != grpc_peer.npos) grpc_peer.remove_prefix(scheme + 1);
+  std::string out(grpc_peer.data(), grpc_peer.size());
+  absl::StrReplaceAll({{"%5B", "["}, {"%5D", "]"}, {"%25", "%"}}, &out);
+  return out;
+}
 
 SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
                     std::chrono::system_clock::time_point system_now,
@@ -62,33 +110,92 @@ bool AtDeadline(SteadyTime start, SteadyTime deadline, SteadyTime now) {
 }
 
 Call::Call(const ServiceDeps& deps, Method method,
-           grpc::CallbackServerContext* context)
+           grpc::CallbackServerContext* context,
+           const google::protobuf::Message& request)
     : deps_(deps),
       method_(method),
       context_(context),
+      request_(request),
       start_(std::chrono::steady_clock::now()),
       deadline_(ToSteady(context->deadline(), std::chrono::system_clock::now(),
-                         start_)) {}
+                         start_)),
+      request_id_(RequestId(*context)) {}
 
 absl::Status Call::Admit() {
+  const std::string peer = PeerAddress(context_->peer());
+  deps_.floods->Arrive(ConnectionOf(*context_), peer);
   const std::optional<std::string_view> header = Authorization(*context_);
   XC_ASSIGN_OR_RETURN(tenant_,
                       deps_.auth->Authenticate(header ? &*header : nullptr));
+  deps_.listener->MarkTrusted(peer);
   XC_ASSIGN_OR_RETURN(core_, deps_.gate->Enter());
+  const auto bytes = static_cast<int64_t>(request_.SpaceUsedLong()) * kCopies;
+  if (bytes > deps_.request_bytes->limit()) {
+    return WithReason(
+        absl::InvalidArgumentError(absl::StrCat(
+            "the request takes ", bytes,
+            " bytes of memory, and all requests together may take ",
+            deps_.request_bytes->limit())),
+        Reason::kRequestTooLarge);
+  }
+  auto held = deps_.request_bytes->Hold(bytes);
+  if (!held.has_value()) {
+    return WithReason(absl::ResourceExhaustedError(absl::StrCat(
+                          "the requests that are worked on hold the ",
+                          deps_.request_bytes->limit(),
+                          " bytes that are set aside for them")),
+                      Reason::kOutOfMemory);
+  }
+  held_ = *std::move(held);
   return absl::OkStatus();
 }
 
-bool Call::Start(std::function<void()> body, const RefuseFn& refuse) {
-  if (absl::Status status = Admit(); !status.ok()) {
-    refuse(status, 0);
-    return false;
+WorkClass Call::work_class() const {
+  switch (method_) {
+    case Method::kChat:
+    case Method::kGenerate:
+    case Method::kTokenize:
+    case Method::kDetokenize:
+    case Method::kScore:
+      return request_.ByteSizeLong() > kLargeTextBytes ? WorkClass::kLargeText
+                                                       : WorkClass::kText;
+    case Method::kGetSession:
+    case Method::kGetModelInfo:
+      return WorkClass::kLookup;
+    default:
+      return WorkClass::kStore;
   }
-  if (!deps_.workers->Submit(std::move(body))) {
+}
+
+void Call::Start(std::function<void()> body, const RefuseFn& refuse) {
+  if (absl::Status status = Admit(); !status.ok()) {
+    refuse(status, absl::IsResourceExhausted(status) ? kBusyRetryMs : 0);
+    return;
+  }
+  auto task = [this, refuse, body = std::move(body)] {
+    // Nobody waits for it any more: not worth beginning.
+    if (context_->IsCancelled()) {
+      refuse(absl::CancelledError("cancelled before it was begun"), 0);
+    } else if (std::chrono::steady_clock::now() >= deadline_) {
+      refuse(absl::DeadlineExceededError(
+                 "the request's deadline passed before it was begun"),
+             0);
+    } else {
+      body();
+    }
+  };
+  if (!deps_.workers->Submit(work_class(), std::move(task))) {
     refuse(absl::ResourceExhaustedError("too many requests at once"),
            kBusyRetryMs);
-    return false;
   }
-  return true;
+}
+
+std::string Call::DescribeIds() const {
+  std::string out = absl::StrCat(" request_id=", LogValue(request_id_));
+  if (const std::string session = SessionOf(request_); !session.empty()) {
+    absl::StrAppend(&out, " session=", Loggable(session));
+  }
+  return out;
 }
 
 void Call::SetBase(const std::shared_ptr<Cancellation>& cancellation,
@@ -117,18 +224,25 @@ grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,
     }
   }
   AddRetryAfter(*context_, retry_after_ms);
+  context_->AddTrailingMetadata(kRequestIdHeader, request_id_);
   const double seconds = std::chrono::duration<double>(now - start_).count();
-  deps_.metrics->CountRequest(method_, status.code(), seconds);
-  const std::string error =
+  // That is how a client asks whether loading is through: an answer, and no
+  // failure.
+  const bool poll = method_ == Method::kGetModelInfo && !status.ok() &&
+                    ReasonOf(status).id == Reason::kLoading;
+  if (!poll) deps_.metrics->CountRequest(method_, status.code(), seconds);
+  spdlog::log(
+      poll ? spdlog::level::debug : spdlog::level::info,
+      "request method={} code={} tenant={} ms={:.1f} peer={}{}{}{}",
+      MethodName(method_), CodeName(status.code()),
+      LogValue(tenant_.empty() ? "-" : tenant_), seconds * 1e3,
+      LogValue(context_->peer()), DescribeIds(), details,
       status.ok()
           ? ""
-          : " error=" +
-                Loggable({status.message().data(), status.message().size()});
-  XC_LOG_INFO("request", "method={} code={} tenant={} ms={:.1f} peer={}{}{}",
-              MethodName(method_), CodeName(status.code()),
-              LogValue(tenant_.empty() ? "-" : tenant_), seconds * 1e3,
-              LogValue(context_->peer()), details, error);
-  return ToGrpcStatus(status);
+          : absl::StrCat(
+                " reason=", std::string(ReasonOf(status).name), " error=",
+                Loggable({status.message().data(), status.message().size()})));
+  return ToGrpcStatus(status, retry_after_ms);
 }
 
 }  // namespace xcache

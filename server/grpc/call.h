@@ -12,13 +12,17 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "google/protobuf/message.h"
 #include "grpcpp/server_context.h"
 #include "server/core/request.h"
 #include "server/core/server_core.h"
 #include "server/frontend/auth.h"
+#include "server/frontend/flood_guard.h"
+#include "server/frontend/listener.h"
 #include "server/frontend/readiness_gate.h"
+#include "server/frontend/request_bytes.h"
 #include "server/frontend/stream_watchdog.h"
-#include "server/frontend/worker_pool.h"
+#include "server/frontend/work_classes.h"
 #include "server/metrics/metrics.h"
 
 namespace xcache {
@@ -35,23 +39,28 @@ struct ServiceDeps {
   Metrics* metrics = nullptr;
   const Authenticator* auth = nullptr;
   const ReadinessGate* gate = nullptr;
-  WorkerPool* workers = nullptr;
+  Listener* listener = nullptr;
+  FloodGuard* floods = nullptr;
+  RequestBytes* request_bytes = nullptr;
+  WorkClasses* workers = nullptr;
   StreamWatchdog* watchdog = nullptr;
   StreamLimits stream_limits;
 };
 
 class Call {
  public:
-  // `context` must outlive the call up to Close.
+  // `context` and `request` must outlive the call up to Close.
   Call(const ServiceDeps& deps, Method method,
-       grpc::CallbackServerContext* context);
+       grpc::CallbackServerContext* context,
+       const google::protobuf::Message& request);
 
-  // Authenticates, enters the gate and has a worker thread run `body`. False:
-  // it will not run, and `refuse` was called to end the call with what it is
-  // given. REQUIRES: before anything below.
+  // Lets the call in (token, gate, memory; what costs nothing comes first) and
+  // has a thread of its class of work run `body`. Or else calls `refuse`, now
+  // or on that thread, to end the call with what it is given: `body` will not
+  // run then. REQUIRES: before anything below.
   using RefuseFn =
       std::function<void(const absl::Status&, int64_t retry_after_ms)>;
-  bool Start(std::function<void()> body, const RefuseFn& refuse);
+  void Start(std::function<void()> body, const RefuseFn& refuse);
 
   // Fills in what every request has. REQUIRES: started.
   void SetBase(const std::shared_ptr<Cancellation>& cancellation,
@@ -67,20 +76,29 @@ class Call {
 
  private:
   absl::Status Admit();
+  WorkClass work_class() const;
+  std::string DescribeIds() const;
 
   const ServiceDeps& deps_;
   const Method method_;
   grpc::CallbackServerContext* const context_;
+  const google::protobuf::Message& request_;
   const SteadyTime start_;
   SteadyTime deadline_;
+  const std::string request_id_;
   std::string tenant_;
   ServerCore* core_ = nullptr;
+  RequestBytes::Held held_;
 };
 
 // `deadline` on the steady clock; max() where there is none.
 SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
                     std::chrono::system_clock::time_point system_now,
                     SteadyTime steady_now);
+
+// gRPC's name of a peer ("ipv6:%5B::1%5D:5") as the listener knows it
+// ("[::1]:5").
+std::string PeerAddress(std::string_view grpc_peer);
 
 // Whether a call begun at `start` and cancelled at `now` was cancelled by its
 // deadline. The client's clock rings first: gRPC sends the time left rounded up

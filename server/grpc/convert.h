@@ -19,9 +19,8 @@
 
 namespace xcache {
 
-// What one request may hold. A request is bounded as a whole by gRPC's limit on
-// messages (kMaxRequestBytes).
-inline constexpr int kMaxRequestBytes = 16 << 20;
+// What one request may hold. As a whole it is bounded by RequestMemory's limit
+// on messages.
 inline constexpr size_t kMaxTextBytes = size_t{4} << 20;  // one text
 inline constexpr int kMaxMessages = 4096;
 inline constexpr int kMaxTokenIds = 1 << 20;

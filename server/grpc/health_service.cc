@@ -81,11 +81,12 @@ class HealthService::Watcher final
   HealthCheckResponse message_;  // while writing_: gRPC's
 };
 
-HealthService::HealthService(std::set<std::string> services)
+HealthService::HealthService(std::set<std::string> services, OnCallFn on_call)
     : services_([&] {
         services.insert("");
         return std::move(services);
-      }()) {}
+      }()),
+      on_call_(std::move(on_call)) {}
 
 HealthService::~HealthService() = default;
 
@@ -113,6 +114,7 @@ void HealthService::Remove(const std::shared_ptr<Watcher>& watcher) {
 grpc::ServerUnaryReactor* HealthService::Check(
     grpc::CallbackServerContext* context, const HealthCheckRequest* request,
     HealthCheckResponse* response) {
+  on_call_(*context);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   if (!services_.contains(request->service())) {
     reactor->Finish(
@@ -129,8 +131,8 @@ grpc::ServerUnaryReactor* HealthService::Check(
 }
 
 grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
-    grpc::CallbackServerContext* /*context*/,
-    const HealthCheckRequest* request) {
+    grpc::CallbackServerContext* context, const HealthCheckRequest* request) {
+  on_call_(*context);
   auto watcher =
       std::make_shared<Watcher>(this, services_.contains(request->service()));
   bool serving = false, shutdown = false;

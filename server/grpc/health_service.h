@@ -3,6 +3,7 @@
 #ifndef XCACHE_SERVER_GRPC_HEALTH_SERVICE_H_
 #define XCACHE_SERVER_GRPC_HEALTH_SERVICE_H_
 
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -17,7 +18,9 @@ namespace xcache {
 class HealthService final : public grpc::health::v1::Health::CallbackService {
  public:
   // The services' full names; the server as a whole ("") is always there.
-  explicit HealthService(std::set<std::string> services);
+  // `on_call` is called with each call that arrives.
+  using OnCallFn = std::function<void(grpc::CallbackServerContext&)>;
+  HealthService(std::set<std::string> services, OnCallFn on_call);
   ~HealthService() override;
 
   void SetServing(bool serving) XC_EXCLUDES(mu_);
@@ -40,6 +43,7 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
   void Remove(const std::shared_ptr<Watcher>& watcher) XC_EXCLUDES(mu_);
 
   const std::set<std::string> services_;
+  const OnCallFn on_call_;
   Mutex mu_;
   bool serving_ XC_GUARDED_BY(mu_) = false;
   bool shutdown_ XC_GUARDED_BY(mu_) = false;

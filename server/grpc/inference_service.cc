@@ -62,7 +62,7 @@ grpc::ServerWriteReactor<v1::ChatResponse>* InferenceService::Chat(
     grpc::CallbackServerContext* context, const v1::ChatRequest* request) {
   using Stream = StreamCall<v1::ChatResponse>;
   return Stream::Start(
-      deps_, Method::kChat, context,
+      deps_, Method::kChat, context, *request,
       [request](Call& call, std::shared_ptr<Stream> self) -> absl::Status {
         XC_ASSIGN_OR_RETURN(ChatTurn turn, ToChatTurn(*request));
         call.SetBase(self->cancellation(), &turn);
@@ -75,7 +75,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
   using Stream = StreamCall<v1::GenerateResponse>;
   return Stream::Start(
-      deps_, Method::kGenerate, context,
+      deps_, Method::kGenerate, context, *request,
       [request](Call& call, std::shared_ptr<Stream> self) -> absl::Status {
         XC_ASSIGN_OR_RETURN(GenerateRequest generate,
                             ToGenerate(*request, call.core().tokenizer()));
@@ -88,7 +88,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
 grpc::ServerUnaryReactor* InferenceService::Tokenize(
     grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
     v1::TokenizeResponse* response) {
-  return RunUnary(deps_, Method::kTokenize, context, [=](Call& call) {
+  return RunUnary(deps_, Method::kTokenize, context, *request, [=](Call& call) {
     return xcache::Tokenize(call.core(), *request, response);
   });
 }
@@ -96,9 +96,10 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(
 grpc::ServerUnaryReactor* InferenceService::Detokenize(
     grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
     v1::DetokenizeResponse* response) {
-  return RunUnary(deps_, Method::kDetokenize, context, [=](Call& call) {
-    return xcache::Detokenize(call.core(), *request, response);
-  });
+  return RunUnary(deps_, Method::kDetokenize, context, *request,
+                  [=](Call& call) {
+                    return xcache::Detokenize(call.core(), *request, response);
+                  });
 }
 
 grpc::ServerUnaryReactor* InferenceService::Score(
@@ -109,12 +110,13 @@ grpc::ServerUnaryReactor* InferenceService::Score(
 
 grpc::ServerUnaryReactor* InferenceService::GetModelInfo(
     grpc::CallbackServerContext* context,
-    const v1::GetModelInfoRequest* /*request*/,
+    const v1::GetModelInfoRequest* request,
     v1::GetModelInfoResponse* response) {
-  return RunUnary(deps_, Method::kGetModelInfo, context, [=](Call& call) {
-    ToProto(call.core(), response);
-    return absl::OkStatus();
-  });
+  return RunUnary(deps_, Method::kGetModelInfo, context, *request,
+                  [=](Call& call) {
+                    ToProto(call.core(), response);
+                    return absl::OkStatus();
+                  });
 }
 
 }  // namespace xcache

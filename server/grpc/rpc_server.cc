@@ -1,20 +1,26 @@
 #include "server/grpc/rpc_server.h"
 
+#include <initializer_list>
+#include <optional>
 #include <set>
+#include <string>
 #include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
+#include "engine/base/mutex.h"
+#include "engine/base/status_macros.h"
 #include "google/protobuf/stubs/logging.h"
 #include "grpc/support/log.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/resource_quota.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "server/frontend/stream_watchdog.h"
-#include "server/frontend/worker_pool.h"
-#include "server/grpc/convert.h"
+#include "server/frontend/utf8.h"
+#include "server/frontend/work_classes.h"
+#include "server/grpc/credentials.h"
 #include "server/grpc/health_service.h"
 #include "server/grpc/inference_service.h"
 #include "server/grpc/sessions_service.h"
@@ -22,26 +28,65 @@
 namespace xcache {
 namespace {
 
-constexpr size_t kMaxQueuedCalls = 4096;
-constexpr int kMaxStreamsPerConnection = 1024;
+// As many as a backend that sends all its turns over one connection waits for.
+constexpr int kMaxStreamsPerConnection = 256;
+constexpr int kMaxHeaderBytes = 8 << 10;
+// A peer that says nothing, not even TLS's or HTTP/2's first words, goes.
+constexpr int kHandshakeTimeoutMs = 10'000;
+// A connection without calls goes; clients open another when they need one.
+constexpr int kIdleConnectionMs = 10 * 60'000;
 // A dead client is noticed within two minutes, and one that pings more often
 // than every ten seconds is told to go away.
 constexpr int kKeepaliveMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 60'000;
 constexpr int kMinPingIntervalMs = 10'000;
+// Of the reflection service alone: it is gRPC's own, a thread for each stream.
+constexpr int kMaxReflectionThreads = 8;
+
+// Probes carry no tokens.
+constexpr std::string_view kHealthPath = "/grpc.health.v1.Health/";
+
+// "/xcache.v1.Inference/Chat" -> kChat.
+std::optional<Method> MethodOfPath(std::string_view path) {
+  const std::string_view name = path.substr(path.rfind('/') + 1);
+  for (int m = 0; m < static_cast<int>(Method::kCount); ++m) {
+    if (MethodName(static_cast<Method>(m)) == name) {
+      return static_cast<Method>(m);
+    }
+  }
+  return std::nullopt;
+}
 
 class RpcServerImpl final : public RpcServer {
  public:
-  explicit RpcServerImpl(const RpcServerOptions& options)
-      : workers_(options.worker_threads, kMaxQueuedCalls),
+  RpcServerImpl(const RpcServerOptions& options,
+                std::unique_ptr<Listener> listener)
+      : auth_(options.auth),
+        metrics_(options.metrics),
+        listener_(std::move(listener)),
+        floods_(2 * kMaxStreamsPerConnection,
+                [this](const std::string& peer) {
+                  if (peer.empty() || !listener_->Close(peer)) {
+                    listener_->CloseUntrusted();
+                  }
+                }),
+        request_bytes_(options.request_memory.arrived_bytes()),
         watchdog_(std::max<std::chrono::milliseconds>(
             options.stream_limits.stall / 10, std::chrono::milliseconds(10))),
         deps_{options.metrics, options.auth, &gate_,
+              listener_.get(), &floods_,     &request_bytes_,
               &workers_,       &watchdog_,   options.stream_limits},
         inference_(deps_),
         sessions_(deps_),
         health_({v1::Inference::service_full_name(),
-                 v1::Sessions::service_full_name()}) {}
+                 v1::Sessions::service_full_name()},
+                [this](grpc::CallbackServerContext& context) {
+                  floods_.Arrive(ConnectionOf(context),
+                                 PeerAddress(context.peer()));
+                }),
+        credentials_(MakeCredentials(
+            options.tls,
+            [this](const CallHeaders& call) { return AdmitCall(call); })) {}
 
   ~RpcServerImpl() override {
     Shutdown(std::chrono::system_clock::now());
@@ -51,38 +96,55 @@ class RpcServerImpl final : public RpcServer {
   absl::Status Start(const RpcServerOptions& options) {
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
-    int port = 0;
-    builder.AddListeningPort(options.listen, options.credentials, &port);
-    // Else a second server on the port would silently get half of the calls.
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
-                               kMaxStreamsPerConnection);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
-                               kKeepaliveTimeoutMs);
-    builder.AddChannelArgument(
-        GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-        kMinPingIntervalMs);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
+    acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
+        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
+        credentials_);
+    grpc::ResourceQuota quota("xcache");
+    quota.Resize(static_cast<size_t>(options.request_memory.arriving_bytes()));
+    quota.SetMaxThreads(kMaxReflectionThreads);
+    builder.SetResourceQuota(quota);
+    for (const auto& [name, value] :
+         std::initializer_list<std::pair<const char*, int>>{
+             {GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection},
+             {GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes},
+             {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs},
+             {GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleConnectionMs},
+             {GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs},
+             {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs},
+             {GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+              kMinPingIntervalMs},
+             {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},
+             // gRPC checks a message's size before it inflates it, not after.
+             {GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0}}) {
+      builder.AddChannelArgument(name, value);
+    }
+    for (const grpc_compression_algorithm algorithm :
+         {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
+      builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+    }
+    builder.SetMaxReceiveMessageSize(
+        static_cast<int>(options.request_memory.max_message_bytes()));
     // Ours are as long as what was asked for.
     builder.SetMaxSendMessageSize(-1);
     builder.RegisterService(&inference_);
     builder.RegisterService(&sessions_);
     builder.RegisterService(&health_);
     server_ = builder.BuildAndStart();
-    if (server_ == nullptr || port == 0) {
-      return absl::UnavailableError(absl::StrCat(
-          "cannot listen on ", options.listen,
-          " (--listen): the port is in use or the address not of this "
-          "machine"));
+    if (server_ == nullptr) {
+      return absl::InternalError("the gRPC server does not start");
     }
-    address_ = absl::StrCat(options.listen.substr(0, options.listen.rfind(':')),
-                            ":", port);
+    listener_->Start([this](int fd) {
+      grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters
+          connection;
+      connection.fd = fd;
+      acceptor_->HandleNewConnection(&connection);
+    });
     return absl::OkStatus();
   }
 
-  const std::string& address() const override { return address_; }
+  const std::string& address() const override { return listener_->address(); }
+  Listener::Stats connections() override { return listener_->stats(); }
+  int64_t request_bytes() const override { return request_bytes_.held(); }
   void SetProgress(std::string_view what, double fraction) override {
     gate_.SetProgress(what, fraction);
   }
@@ -97,26 +159,67 @@ class RpcServerImpl final : public RpcServer {
   void Shutdown(std::chrono::system_clock::time_point deadline) override {
     StopServing();
     health_.Shutdown();
+    listener_->Stop();
     if (server_ != nullptr) server_->Shutdown(deadline);
   }
 
  private:
+  // On gRPC's threads, with a call's headers and nothing else.
+  absl::Status AdmitCall(const CallHeaders& call) XC_EXCLUDES(mu_) {
+    if (!floods_.Begin(call.connection)) {
+      return absl::ResourceExhaustedError("too many calls begun, none sent");
+    }
+    const std::string_view path = call.path;
+    if (path.substr(0, kHealthPath.size()) == kHealthPath) {
+      return absl::OkStatus();
+    }
+    absl::Status status = auth_->Authenticate(call.authorization).status();
+    if (status.ok()) return status;
+    if (const std::optional<Method> method = MethodOfPath(path)) {
+      metrics_->CountRequest(*method, status.code(), 0.0);
+    }
+    // A line a second at most: who has no token is not to fill the disk.
+    MutexLock lock(mu_);
+    ++unlogged_refusals_;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_refusal_logged_ >= std::chrono::seconds(1)) {
+      XC_LOG_INFO("calls refused",
+                  "code=UNAUTHENTICATED count={} path={} error={}",
+                  unlogged_refusals_, LogValue(ToUtf8(path.substr(0, 128))),
+                  LogValue(std::string(status.message())));
+      unlogged_refusals_ = 0;
+      last_refusal_logged_ = now;
+    }
+    return status;
+  }
+
+  const Authenticator* const auth_;
+  Metrics* const metrics_;
+  const std::unique_ptr<Listener> listener_;
+  FloodGuard floods_;
   ReadinessGate gate_;
-  WorkerPool workers_;
+  RequestBytes request_bytes_;
+  WorkClasses workers_;
   StreamWatchdog watchdog_;
   const ServiceDeps deps_;
   InferenceService inference_;
   SessionsService sessions_;
   HealthService health_;
-  std::string address_;
+  const std::shared_ptr<grpc::ServerCredentials> credentials_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<grpc::Server> server_;
+
+  Mutex mu_;
+  uint64_t unlogged_refusals_ XC_GUARDED_BY(mu_) = 0;
+  SteadyTime last_refusal_logged_ XC_GUARDED_BY(mu_);
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Listen(
     const RpcServerOptions& options) {
-  auto server = std::make_unique<RpcServerImpl>(options);
+  XC_ASSIGN_OR_RETURN(auto listener, Listener::Bind(options.listen));
+  auto server = std::make_unique<RpcServerImpl>(options, std::move(listener));
   if (absl::Status status = server->Start(options); !status.ok()) {
     return status;
   }

@@ -1,5 +1,10 @@
-// The gRPC server: port, credentials, limits, our services, health and
-// reflection. Listens from its start on; what it answers is the gate's matter.
+// The gRPC server: credentials, limits, our services, health and reflection.
+// Listens from its start on; what it answers is the gate's matter.
+//
+// What one peer can cost (rules R5, R10): connections are the listener's to
+// limit; what they send is bounded by gRPC's resource quota, streams, header
+// and message sizes; calls need a token before anything but their headers is
+// read (credentials.h); nothing is decompressed.
 #ifndef XCACHE_SERVER_GRPC_RPC_SERVER_H_
 #define XCACHE_SERVER_GRPC_RPC_SERVER_H_
 
@@ -8,19 +13,21 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "grpcpp/security/server_credentials.h"
 #include "server/frontend/auth.h"
+#include "server/frontend/listener.h"
 #include "server/frontend/readiness_gate.h"
+#include "server/frontend/request_bytes.h"
 #include "server/grpc/call.h"
+#include "server/grpc/tls.h"
 #include "server/metrics/metrics.h"
 
 namespace xcache {
 
 struct RpcServerOptions {
-  std::string listen;  // "host:port", port 0 for a free one
-  std::shared_ptr<grpc::ServerCredentials> credentials;
+  ListenerOptions listen;
+  std::shared_ptr<const TlsIdentity> tls;  // nullptr: plaintext
   StreamLimits stream_limits;
-  int worker_threads = 4;
+  RequestMemory request_memory = RequestMemory::Of(int64_t{2} << 30);
   // Borrowed; outlive the server.
   Metrics* metrics = nullptr;
   const Authenticator* auth = nullptr;
@@ -36,6 +43,9 @@ class RpcServer {
 
   // With the port that was really bound.
   virtual const std::string& address() const = 0;
+  virtual Listener::Stats connections() = 0;
+  // Of the requests that are worked on now.
+  virtual int64_t request_bytes() const = 0;
 
   // What loading is at; shown to who calls meanwhile.
   virtual void SetProgress(std::string_view what, double fraction) = 0;

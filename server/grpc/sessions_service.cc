@@ -20,7 +20,7 @@ absl::Status Answer(const absl::StatusOr<SessionInfo>& info,
 grpc::ServerUnaryReactor* SessionsService::CreateSession(
     grpc::CallbackServerContext* context,
     const v1::CreateSessionRequest* request, v1::Session* response) {
-  return RunUnary(deps_, Method::kCreateSession, context,
+  return RunUnary(deps_, Method::kCreateSession, context, *request,
                   [=](Call& call) -> absl::Status {
                     XC_ASSIGN_OR_RETURN(CreateSessionOptions options,
                                         ToCreateSession(*request));
@@ -33,7 +33,8 @@ grpc::ServerUnaryReactor* SessionsService::GetSession(
     grpc::CallbackServerContext* context, const v1::GetSessionRequest* request,
     v1::Session* response) {
   return RunUnary(
-      deps_, Method::kGetSession, context, [=](Call& call) -> absl::Status {
+      deps_, Method::kGetSession, context, *request,
+      [=](Call& call) -> absl::Status {
         XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
         return Answer(call.core().GetSession(call.tenant(), request->id(),
                                              request->with_messages()),
@@ -46,7 +47,8 @@ grpc::ServerUnaryReactor* SessionsService::ListSessions(
     const v1::ListSessionsRequest* request,
     v1::ListSessionsResponse* response) {
   return RunUnary(
-      deps_, Method::kListSessions, context, [=](Call& call) -> absl::Status {
+      deps_, Method::kListSessions, context, *request,
+      [=](Call& call) -> absl::Status {
         XC_RETURN_IF_ERROR(CheckListSessions(*request));
         XC_ASSIGN_OR_RETURN(
             const auto page,
@@ -66,7 +68,8 @@ grpc::ServerUnaryReactor* SessionsService::DeleteSession(
     const v1::DeleteSessionRequest* request,
     v1::DeleteSessionResponse* /*response*/) {
   return RunUnary(
-      deps_, Method::kDeleteSession, context, [=](Call& call) -> absl::Status {
+      deps_, Method::kDeleteSession, context, *request,
+      [=](Call& call) -> absl::Status {
         XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
         return call.core().DeleteSession(call.tenant(), request->id());
       });
@@ -76,7 +79,8 @@ grpc::ServerUnaryReactor* SessionsService::ForkSession(
     grpc::CallbackServerContext* context, const v1::ForkSessionRequest* request,
     v1::Session* response) {
   return RunUnary(
-      deps_, Method::kForkSession, context, [=](Call& call) -> absl::Status {
+      deps_, Method::kForkSession, context, *request,
+      [=](Call& call) -> absl::Status {
         XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
         XC_RETURN_IF_ERROR(CheckSessionId("new_id", request->new_id(), true));
         return Answer(
@@ -90,7 +94,8 @@ grpc::ServerUnaryReactor* SessionsService::PinSession(
     grpc::CallbackServerContext* context, const v1::PinSessionRequest* request,
     v1::Session* response) {
   return RunUnary(
-      deps_, Method::kPinSession, context, [=](Call& call) -> absl::Status {
+      deps_, Method::kPinSession, context, *request,
+      [=](Call& call) -> absl::Status {
         XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
         return Answer(call.core().SetPinned(call.tenant(), request->id(), true),
                       response);
@@ -101,7 +106,8 @@ grpc::ServerUnaryReactor* SessionsService::UnpinSession(
     grpc::CallbackServerContext* context,
     const v1::UnpinSessionRequest* request, v1::Session* response) {
   return RunUnary(
-      deps_, Method::kUnpinSession, context, [=](Call& call) -> absl::Status {
+      deps_, Method::kUnpinSession, context, *request,
+      [=](Call& call) -> absl::Status {
         XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
         return Answer(
             call.core().SetPinned(call.tenant(), request->id(), false),
@@ -114,7 +120,8 @@ grpc::ServerUnaryReactor* SessionsService::FlushSession(
     const v1::FlushSessionRequest* request,
     v1::FlushSessionResponse* response) {
   return RunUnary(
-      deps_, Method::kFlushSession, context, [=](Call& call) -> absl::Status {
+      deps_, Method::kFlushSession, context, *request,
+      [=](Call& call) -> absl::Status {
         XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
         XC_ASSIGN_OR_RETURN(
             const FlushResult result,

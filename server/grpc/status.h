@@ -16,8 +16,10 @@ inline constexpr char kLoadingPercentTrailer[] = "loading-percent";
 inline constexpr char kLoadingWhatTrailer[] = "loading-what";
 
 // The same code (they have the same numbers), the message as UTF-8 and cut to
-// what fits in a trailer.
-grpc::Status ToGrpcStatus(const absl::Status& status);
+// what fits in a trailer; as details its reason and, where that is not 0, when
+// to try again (xcache/v1/errors.proto).
+grpc::Status ToGrpcStatus(const absl::Status& status,
+                          int64_t retry_after_ms = 0);
 
 // Tells the client when to try again; nothing where `ms` is 0.
 // REQUIRES: before the call is finished.

@@ -21,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/mutex.h"
 #include "grpcpp/support/server_callback.h"
+#include "server/core/reason.h"
 #include "server/grpc/call.h"
 #include "server/grpc/convert.h"
 
@@ -46,28 +47,30 @@ class StreamCall final
   // is done with it.
   static StreamCall* Start(const ServiceDeps& deps, Method method,
                            grpc::CallbackServerContext* context,
+                           const google::protobuf::Message& request,
                            SubmitFn submit) {
-    auto self = std::make_shared<StreamCall>(deps, method, context);
+    auto self = std::make_shared<StreamCall>(deps, method, context, request);
     self->self_ = self;
-    const bool started = self->call_.Start(
+    deps.watchdog->Add(std::weak_ptr<WatchedStream>(self));
+    self->call_.Start(
         [self, fn = std::move(submit)] {
           if (absl::Status s = fn(self->call_, self); !s.ok()) {
             self->Refuse(s, 0);
           }
         },
-        [&self](const absl::Status& status, int64_t retry_after_ms) {
+        [self](const absl::Status& status, int64_t retry_after_ms) {
           self->Refuse(status, retry_after_ms);
         });
-    if (started) deps.watchdog->Add(std::weak_ptr<WatchedStream>(self));
     return self.get();
   }
 
   StreamCall(const ServiceDeps& deps, Method method,
-             grpc::CallbackServerContext* context)
+             grpc::CallbackServerContext* context,
+             const google::protobuf::Message& request)
       : limits_(deps.stream_limits),
         context_(context),
         cancellation_(std::make_shared<Cancellation>()),
-        call_(deps, method, context) {}
+        call_(deps, method, context, request) {}
 
   const std::shared_ptr<Cancellation>& cancellation() const {
     return cancellation_;
@@ -154,10 +157,12 @@ class StreamCall final
     {
       MutexLock lock(mu_);
       if (slow_ && absl::IsCancelled(status)) {
-        status = absl::ResourceExhaustedError(
-            absl::StrCat("the client does not read its answer: nothing for ",
-                         limits_.stall.count(), " ms, or more than ",
-                         limits_.queued_bytes, " bytes waiting"));
+        status =
+            WithReason(absl::ResourceExhaustedError(absl::StrCat(
+                           "the client does not read its answer: nothing for ",
+                           limits_.stall.count(), " ms, or more than ",
+                           limits_.queued_bytes, " bytes waiting")),
+                       Reason::kSlowReader);
       }
     }
     const grpc::Status grpc_status =

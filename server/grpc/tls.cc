@@ -27,9 +27,11 @@ using Ptr = std::unique_ptr<T, Free>;
 // Far above any chain of certificates.
 constexpr size_t kMaxPemBytes = size_t{4} << 20;
 
-absl::StatusOr<std::string> ReadFile(const std::string& path,
-                                     std::string_view flag) {
-  auto text = ReadSmallFile(path, kMaxPemBytes);
+// `read`: ReadSmallFile or ReadSecretFile.
+absl::StatusOr<std::string> ReadFlagFile(
+    absl::StatusOr<std::string> (*read)(const std::string&, size_t),
+    const std::string& path, std::string_view flag) {
+  auto text = read(path, kMaxPemBytes);
   if (!text.ok()) {
     return absl::Status(
         text.status().code(),
@@ -55,17 +57,16 @@ absl::StatusOr<Ptr<X509>> ParseCertificate(const std::string& pem,
   return cert;
 }
 
-}  // namespace
-
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(
-    const TlsFiles& files) {
-  if (files.cert.empty()) return grpc::InsecureServerCredentials();
-  XC_ASSIGN_OR_RETURN(std::string cert_pem, ReadFile(files.cert, "--tls-cert"));
-  XC_ASSIGN_OR_RETURN(std::string key_pem, ReadFile(files.key, "--tls-key"));
+absl::StatusOr<TlsPem> ReadPem(const TlsFiles& files) {
+  TlsPem out;
+  XC_ASSIGN_OR_RETURN(out.cert,
+                      ReadFlagFile(ReadSmallFile, files.cert, "--tls-cert"));
   XC_ASSIGN_OR_RETURN(const Ptr<X509> cert,
-                      ParseCertificate(cert_pem, files.cert, "--tls-cert"));
+                      ParseCertificate(out.cert, files.cert, "--tls-cert"));
+  XC_ASSIGN_OR_RETURN(out.key,
+                      ReadFlagFile(ReadSecretFile, files.key, "--tls-key"));
   Ptr<BIO> bio(
-      BIO_new_mem_buf(key_pem.data(), static_cast<int>(key_pem.size())));
+      BIO_new_mem_buf(out.key.data(), static_cast<int>(out.key.size())));
   // An empty passphrase rather than a question on the terminal.
   char no_passphrase[] = "";
   Ptr<EVP_PKEY> key(
@@ -82,20 +83,37 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(
     return absl::InvalidArgumentError(absl::StrCat(
         "--tls-key ", files.key, " is not the key of --tls-cert ", files.cert));
   }
-  grpc::SslServerCredentialsOptions options(
-      files.client_ca.empty()
-          ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
-          : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   if (!files.client_ca.empty()) {
-    XC_ASSIGN_OR_RETURN(options.pem_root_certs,
-                        ReadFile(files.client_ca, "--tls-client-ca"));
-    XC_RETURN_IF_ERROR(ParseCertificate(options.pem_root_certs, files.client_ca,
-                                        "--tls-client-ca")
-                           .status());
+    XC_ASSIGN_OR_RETURN(
+        out.client_ca,
+        ReadFlagFile(ReadSmallFile, files.client_ca, "--tls-client-ca"));
+    XC_RETURN_IF_ERROR(
+        ParseCertificate(out.client_ca, files.client_ca, "--tls-client-ca")
+            .status());
   }
-  options.pem_key_cert_pairs.push_back(
-      {std::move(key_pem), std::move(cert_pem)});
-  return grpc::SslServerCredentials(options);
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<TlsIdentity>> TlsIdentity::Load(
+    const TlsFiles& files) {
+  std::shared_ptr<TlsIdentity> out(new TlsIdentity(files));
+  XC_RETURN_IF_ERROR(out->Reload());
+  return out;
+}
+
+absl::Status TlsIdentity::Reload() {
+  XC_ASSIGN_OR_RETURN(TlsPem pem, ReadPem(files_));
+  MutexLock lock(mu_);
+  pem.generation = pem_ == nullptr ? 1 : pem_->generation + 1;
+  pem_ = std::make_shared<const TlsPem>(std::move(pem));
+  return absl::OkStatus();
+}
+
+std::shared_ptr<const TlsPem> TlsIdentity::pem() const {
+  MutexLock lock(mu_);
+  return pem_;
 }
 
 }  // namespace xcache

@@ -16,8 +16,9 @@ namespace {
 class WorkerCall final : public grpc::ServerUnaryReactor {
  public:
   WorkerCall(const ServiceDeps& deps, Method method,
-             grpc::CallbackServerContext* context)
-      : call_(deps, method, context) {}
+             grpc::CallbackServerContext* context,
+             const google::protobuf::Message& request)
+      : call_(deps, method, context, request) {}
 
   void Start(std::function<absl::Status(Call&)> body) {
     // Once it has ended `this` may be gone.
@@ -42,7 +43,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
  public:
   ScoreCall(const ServiceDeps& deps, grpc::CallbackServerContext* context,
             const v1::ScoreRequest* request, v1::ScoreResponse* response)
-      : call_(deps, Method::kScore, context),
+      : call_(deps, Method::kScore, context, *request),
         request_(request),
         response_(response) {}
 
@@ -118,8 +119,9 @@ std::string DescribeFinal(const FinalInfo& final) {
 
 grpc::ServerUnaryReactor* RunUnary(const ServiceDeps& deps, Method method,
                                    grpc::CallbackServerContext* context,
+                                   const google::protobuf::Message& request,
                                    std::function<absl::Status(Call&)> body) {
-  auto* call = new WorkerCall(deps, method, context);
+  auto* call = new WorkerCall(deps, method, context, request);
   call->Start(std::move(body));
   return call;
 }

@@ -19,6 +19,7 @@ namespace xcache {
 // RPC's status.
 grpc::ServerUnaryReactor* RunUnary(const ServiceDeps& deps, Method method,
                                    grpc::CallbackServerContext* context,
+                                   const google::protobuf::Message& request,
                                    std::function<absl::Status(Call&)> body);
 
 // The Score RPC: collects the tokens that the core scores.

@@ -59,6 +59,12 @@ enum class Metric {
   kWaitingTokens,
   kQueueRejections,
   kPreemptions,
+  // What clients hold of the front end.
+  kConnections,
+  kConnectionsAccepted,
+  kConnectionsRefused,
+  kRequestBytes,
+  kCredentialReloads,
   // Where a turn's time goes.
   kTtftSeconds,
   kInterTokenSeconds,

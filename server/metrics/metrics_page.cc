@@ -19,6 +19,12 @@
 namespace xcache {
 namespace {
 
+// civetweb keeps a thread on each connection until it has said what it wants.
+// Those that say nothing must not keep a scrape waiting: there are threads for
+// many of them, and they have a moment only.
+constexpr char kThreads[] = "48";
+constexpr char kRequestTimeoutMs[] = "1000";
+
 // Connects to our own port and hangs up.
 void Knock(const std::string& host, int port) {
   sockaddr_in to{};
@@ -75,7 +81,10 @@ absl::StatusOr<std::unique_ptr<MetricsPage>> MetricsPage::Listen(
   std::string bind = address;
   if (bind.rfind("localhost:", 0) == 0) bind.replace(0, 9, "127.0.0.1");
   try {
-    auto exposer = std::make_unique<prometheus::Exposer>(bind);
+    auto exposer = std::make_unique<prometheus::Exposer>(
+        std::vector<std::string>{"listening_ports", bind, "num_threads",
+                                 kThreads, "request_timeout_ms",
+                                 kRequestTimeoutMs, "enable_keep_alive", "no"});
     const std::vector<int> ports = exposer->GetListeningPorts();
     if (ports.empty()) {
       return absl::UnavailableError(

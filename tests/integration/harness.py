@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ SOURCE = pathlib.Path(os.environ["XCACHE_SOURCE_DIR"])
 SERVER = BUILD / "bin/xcache-server"
 COMMAND = BUILD / "bin/xcache"
 START_SECONDS = 300
+NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 METHODS = {
     "Inference": ["Chat", "Generate", "Tokenize", "Detokenize", "Score",
@@ -122,7 +124,7 @@ class Server:
     """An xcache-server process. Use as a context manager."""
 
     def __init__(self, model, folder, *flags, store="store", env=None,
-                 tls_ca=None, wait=True):
+                 tls_ca=None, wait=True, descriptors=None, restore="always"):
         self.folder = pathlib.Path(folder)
         self.ready_file = self.folder / "ready.json"
         self.log_file = self.folder / "server.log"
@@ -135,14 +137,17 @@ class Server:
             store = self.folder / store
         words += ["--store-dir", str(store) if store is not None else "none"]
         # What is faster is not for a test to depend on.
-        words += ["--restore", "always"]
+        words += ["--restore", restore]
         words += [str(flag) for flag in flags]
         self.log_start = (self.log_file.stat().st_size
                           if self.log_file.exists() else 0)
         self.process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=open(self.log_file, "ab"), cwd=self.folder,
-            env={**os.environ, "HOME": str(self.folder), **(env or {})})
+            env={**os.environ, "HOME": str(self.folder), **(env or {})},
+            # (soft, hard)
+            preexec_fn=None if descriptors is None else lambda: (
+                resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)))
         self.channels = []
         if wait:
             try:
@@ -177,8 +182,9 @@ class Server:
 
     def channel(self, token=None):
         # A connection of its own: a test's channel must not share the backoff
-        # of another test's.
-        options = [("grpc.use_local_subchannel_pool", 1)]
+        # of another test's. And no proxy: the server is on this machine.
+        options = [("grpc.use_local_subchannel_pool", 1),
+                   ("grpc.enable_http_proxy", 0)]
         if self.tls_ca is not None:
             credentials = grpc.ssl_channel_credentials(self.tls_ca)
             if token is not None:
@@ -201,9 +207,13 @@ class Server:
         self.channels = []
 
     def metrics(self):
-        with urllib.request.urlopen(
+        with NO_PROXY.open(
                 f"http://{self.metrics_address}/metrics", timeout=20) as page:
             return Metrics(page.read().decode())
+
+    def resident_bytes(self):
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) << 10
 
     def kill(self):
         """kill -9, and waits."""

@@ -346,6 +346,8 @@ def test_no_space_left_while_it_runs(tiny_model, tmp_path):
                 assert not turn()
                 metrics = server.metrics()
                 assert metrics.sum("xcache_disk_degraded") == 1
+                assert metrics.sum("xcache_disk_degradations_total") > 0
+                assert metrics.sum("xcache_undurable_sessions") == 1
                 assert metrics.sum("xcache_commits_total", result="failed") > 0
             harness.wait_until(
                 lambda: server.metrics().sum("xcache_disk_degraded") == 0,

@@ -42,6 +42,14 @@ TEST(TokenTableTest, ReadsTokensCommentsAndEmptyLines) {
   }
 }
 
+TEST(TokenTableTest, AByteOrderMarkIsNoPartOfTheFirstToken) {
+  const auto table = TokenTable::Parse(
+      "\xEF\xBB\xBF"
+      "abc alice\n");
+  ASSERT_TRUE(table.ok()) << table.status();
+  EXPECT_NE((*table)->Find("abc"), nullptr);
+}
+
 TEST(TokenTableTest, SeveralTokensMayNameOneTenant) {
   const auto table = TokenTable::Parse("old t\nnew t\n");
   ASSERT_TRUE(table.ok());

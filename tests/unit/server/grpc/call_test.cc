@@ -35,5 +35,11 @@ TEST(AtDeadlineTest, NoDeadlineIsNeverReached) {
   EXPECT_FALSE(AtDeadline(kStart, SteadyTime::max(), kStart + hours(9)));
 }
 
+TEST(PeerAddressTest, IsWhatTheListenerCallsThePeer) {
+  EXPECT_EQ(PeerAddress("ipv4:127.0.0.1:5"), "127.0.0.1:5");
+  EXPECT_EQ(PeerAddress("ipv6:%5B::1%5D:5"), "[::1]:5");
+  EXPECT_EQ(PeerAddress("ipv6:[::1]:5"), "[::1]:5");
+}
+
 }  // namespace
 }  // namespace xcache

@@ -64,8 +64,8 @@ class RpcServerTest : public ::testing::Test {
              const StreamLimits& limits = StreamLimits()) {
     auth_ = Authenticator::Create(token_file).value();
     RpcServerOptions options;
-    options.listen = "127.0.0.1:0";
-    options.credentials = MakeCredentials(tls).value();
+    options.listen.address = "127.0.0.1:0";
+    if (!tls.cert.empty()) options.tls = TlsIdentity::Load(tls).value();
     options.stream_limits = limits;
     options.metrics = &metrics_;
     options.auth = auth_.get();
@@ -637,8 +637,7 @@ TEST_F(RpcServerTlsTest, ClientsMustShowACertificateWhereOneIsAskedFor) {
 TEST_F(RpcServerTest, APortInUseIsOneClearError) {
   StartServing();
   RpcServerOptions options;
-  options.listen = server_->address();
-  options.credentials = grpc::InsecureServerCredentials();
+  options.listen.address = server_->address();
   options.metrics = &metrics_;
   options.auth = auth_.get();
   const auto second = RpcServer::Listen(options);

@@ -1,5 +1,7 @@
 #include "server/grpc/tls.h"
 
+#include <sys/stat.h>
+
 #include <string>
 
 #include "gmock/gmock.h"
@@ -21,16 +23,36 @@ class TlsTest : public ::testing::Test {
   const std::string ca_ = WriteTestFile("ca.pem", certs_.ca_cert);
 
   static std::string Error(const TlsFiles& files) {
-    const auto credentials = MakeCredentials(files);
-    EXPECT_FALSE(credentials.ok());
-    return std::string(credentials.status().message());
+    const auto identity = TlsIdentity::Load(files);
+    EXPECT_FALSE(identity.ok());
+    return std::string(identity.status().message());
   }
 };
 
-TEST_F(TlsTest, GoodFilesGiveCredentials) {
-  EXPECT_TRUE(MakeCredentials({}).ok());
-  EXPECT_TRUE(MakeCredentials({cert_, key_, ""}).ok());
-  EXPECT_TRUE(MakeCredentials({cert_, key_, ca_}).ok());
+TEST_F(TlsTest, GoodFilesAreRead) {
+  const auto identity = TlsIdentity::Load({cert_, key_, ca_});
+  ASSERT_TRUE(identity.ok()) << identity.status();
+  EXPECT_EQ((*identity)->pem()->cert, certs_.server_cert);
+  EXPECT_EQ((*identity)->pem()->client_ca, certs_.ca_cert);
+  EXPECT_TRUE(TlsIdentity::Load({cert_, key_, ""}).ok());
+}
+
+TEST_F(TlsTest, AReloadTakesGoodFilesAndKeepsOutBadOnes) {
+  const auto identity = TlsIdentity::Load({cert_, key_, ""}).value();
+  WriteTestFile("cert.pem", certs_.client_cert);  // not the key's
+  EXPECT_FALSE(identity->Reload().ok());
+  EXPECT_EQ(identity->pem()->cert, certs_.server_cert);
+  EXPECT_EQ(identity->pem()->generation, 1u);
+  WriteTestFile("key.pem", certs_.client_key);
+  EXPECT_TRUE(identity->Reload().ok());
+  EXPECT_EQ(identity->pem()->cert, certs_.client_cert);
+  EXPECT_EQ(identity->pem()->generation, 2u);
+}
+
+TEST_F(TlsTest, AKeyThatEverybodyMayReadIsRefused) {
+  ASSERT_EQ(chmod(key_.c_str(), 0644), 0);
+  EXPECT_THAT(Error({cert_, key_, ""}),
+              AllOf(HasSubstr("--tls-key"), HasSubstr("0644")));
 }
 
 TEST_F(TlsTest, MissingFilesAreNamed) {
