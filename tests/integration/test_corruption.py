@@ -86,7 +86,6 @@ def run_damaged(model, folder, conversations, outcome):
         last = refused.log.strip().splitlines()[-1]
         assert refused.code == 1, refused.log
         assert "--repair" in last, refused.log
-        outcome.damage_seen += 1
         outcome.repaired += 1
         server = harness.Server(model, folder, "--repair")
         refused_before = True
@@ -106,7 +105,7 @@ def run_damaged(model, folder, conversations, outcome):
         counted = (metrics.corrupt_pages() +
                    metrics.sum("xcache_missing_pages_total") +
                    metrics.sum("xcache_corrupt_sessions_total"))
-        if counted:
+        if counted or refused_before:
             outcome.damage_seen += 1
         if set(states) != {"ok"}:
             assert counted or refused_before, (
