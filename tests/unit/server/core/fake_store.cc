@@ -141,7 +141,7 @@ SessionSummary FakeSessions::Summarize(const SessionRecord& record) {
 }
 
 absl::StatusOr<SessionSummary> FakeSessions::Find(std::string_view tenant,
-                                                  std::string_view id) const {
+                                                  std::string_view id) {
   MutexLock lock(mu_);
   if (!find_status_.ok()) return find_status_;
   const auto it = sessions_.find(Key(tenant, id));

@@ -72,7 +72,7 @@ class FakeSessions final : public SessionStore {
   absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                      std::string_view id) override;
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,
-                                      std::string_view id) const override;
+                                      std::string_view id) override;
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
                                    int limit) const override;
