@@ -2,12 +2,40 @@
 
 #include <algorithm>
 #include <iterator>
+#include <unordered_set>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/common/sequence.h"
 #include "engine/xcache/page.h"
 
 namespace xcache {
+
+namespace {
+
+// INVALID_ARGUMENT unless a step may append `tokens` to the sequence.
+absl::Status CheckAppend(const ModelInfo& info, const Sequence& sequence,
+                         std::span<const TokenId> tokens) {
+  if (tokens.empty()) {
+    return absl::InvalidArgumentError("an item without tokens");
+  }
+  XC_RETURN_IF_ERROR(CheckTokenIds(tokens, info.vocab_size));
+  const size_t size = sequence.tokens().size();
+  const size_t room = kBlockTokens - size % kBlockTokens;
+  if (tokens.size() > room) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(tokens.size(), " tokens cross the end of a block, ", room,
+                     " tokens away"));
+  }
+  const size_t total = size + tokens.size();
+  if (total > static_cast<size_t>(info.context_length)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        total, " tokens exceed the context length of ", info.context_length));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 ModelInfo DescribeModel(const Model& model) {
   const HyperParams& h = model.hparams();
@@ -54,25 +82,33 @@ absl::Status CheckPrefix(const ModelInfo& info, std::span<const TokenId> tokens,
   return absl::OkStatus();
 }
 
-absl::Status CheckAppend(const ModelInfo& info, const Sequence& sequence,
-                         std::span<const TokenId> tokens) {
-  if (tokens.empty()) {
-    return absl::InvalidArgumentError("an item without tokens");
-  }
-  XC_RETURN_IF_ERROR(CheckTokenIds(tokens, info.vocab_size));
-  const size_t size = sequence.tokens().size();
-  const size_t room = kBlockTokens - size % kBlockTokens;
-  if (tokens.size() > room) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(tokens.size(), " tokens cross the end of a block, ", room,
-                     " tokens away"));
-  }
-  const size_t total = size + tokens.size();
-  if (total > static_cast<size_t>(info.context_length)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        total, " tokens exceed the context length of ", info.context_length));
+absl::Status CheckCodec(const Engine& engine, const CodecHandle& codec) {
+  const auto* handle = dynamic_cast<const EngineCodec*>(&codec);
+  if (handle == nullptr || handle->engine() != &engine) {
+    return absl::InvalidArgumentError("a codec of another engine");
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckStep(const Engine& engine, std::span<const StepItem> items) {
+  std::unordered_set<const Sequence*> distinct;
+  for (const StepItem& item : items) {
+    if (item.sequence == nullptr) {
+      return absl::InvalidArgumentError("an item without a sequence");
+    }
+    XC_RETURN_IF_ERROR(CheckCodec(engine, item.sequence->codec()));
+    XC_RETURN_IF_ERROR(CheckAppend(engine.info(), *item.sequence, item.tokens));
+    if (!distinct.insert(item.sequence).second) {
+      return absl::InvalidArgumentError("one sequence in two items");
+    }
+  }
+  return absl::OkStatus();
+}
+
+size_t BookBytes(const ModelInfo& info) {
+  return 2 * static_cast<size_t>(info.context_length) * sizeof(TokenId) +
+         2 * static_cast<size_t>(info.context_length / kBlockTokens) *
+             sizeof(KvBlockRef);
 }
 
 absl::StatusOr<std::span<const uint8_t>> CheckPage(

@@ -1,7 +1,6 @@
 #include "engine/cpu/engine.h"
 
 #include <algorithm>
-#include <unordered_set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -60,66 +59,31 @@ absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
 absl::StatusOr<const CodecHandle*> CpuEngine::OpenCodec(
     std::string_view spec, const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(LoadedCodec loaded, loader_.Load(spec, progress));
-  std::unique_ptr<CpuCodecHandle>& handle = codecs_[loaded.spec];
+  std::unique_ptr<EngineCodec>& handle = codecs_[loaded.spec];
   if (handle == nullptr) {
-    handle = std::make_unique<CpuCodecHandle>(this, std::move(loaded.codec),
-                                              std::move(loaded.profile),
-                                              loaded.cache_fp);
+    handle = std::make_unique<EngineCodec>(this, std::move(loaded), shape_);
   }
   return handle.get();
 }
 
 size_t CpuEngine::sequence_bytes(const CodecHandle& codec) const {
-  const auto& handle = static_cast<const CpuCodecHandle&>(codec);
-  return sizeof(CpuSequence) + kv_block_bytes() +
-         LiveBlockRows::Bytes(shape_, handle.codec().live_rows()) +
-         // Token ids and block references up to the context's end, in vectors
-         // that may have doubled.
-         2 * static_cast<size_t>(info_.context_length) * sizeof(TokenId) +
-         2 * static_cast<size_t>(info_.context_length / kBlockTokens) *
-             sizeof(KvBlockRef);
-}
-
-absl::Status CpuEngine::CheckCodec(const CodecHandle& codec) const {
-  const auto* handle = dynamic_cast<const CpuCodecHandle*>(&codec);
-  if (handle == nullptr || handle->engine() != this) {
-    return absl::InvalidArgumentError("a codec of another engine");
-  }
-  return absl::OkStatus();
+  const auto& handle = static_cast<const EngineCodec&>(codec);
+  return sizeof(CpuSequence) + kv_block_bytes() + handle.live_rows().bytes() +
+         BookBytes(info_);
 }
 
 absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
     const CodecHandle& codec, std::span<const TokenId> tokens,
     std::span<const KvBlockRef> blocks, RematPolicy /*remat*/) {
-  XC_RETURN_IF_ERROR(CheckCodec(codec));
+  XC_RETURN_IF_ERROR(CheckCodec(*this, codec));
   XC_RETURN_IF_ERROR(CheckPrefix(info_, tokens, blocks.size()));
-  for (const KvBlockRef& block : blocks) {
-    if (dynamic_cast<const CpuKvBlock*>(block.get()) == nullptr) {
-      return absl::InvalidArgumentError("a block of another engine");
-    }
-  }
-  return std::make_unique<CpuSequence>(
-      static_cast<const CpuCodecHandle&>(codec), shape_, arena_, tokens,
-      blocks);
-}
-
-absl::Status CpuEngine::CheckItem(const StepItem& item) const {
-  const auto* sequence = dynamic_cast<const CpuSequence*>(item.sequence);
-  if (sequence == nullptr) {
-    return absl::InvalidArgumentError("an item without a sequence");
-  }
-  XC_RETURN_IF_ERROR(CheckCodec(sequence->codec()));
-  return CheckAppend(info_, *sequence, item.tokens);
+  XC_RETURN_IF_ERROR(CheckBlocks<CpuKvBlock>(blocks));
+  return std::make_unique<CpuSequence>(static_cast<const EngineCodec&>(codec),
+                                       shape_, arena_, tokens, blocks);
 }
 
 absl::Status CpuEngine::Step(std::span<StepItem> items) {
-  std::unordered_set<const Sequence*> distinct;
-  for (const StepItem& item : items) {
-    XC_RETURN_IF_ERROR(CheckItem(item));
-    if (!distinct.insert(item.sequence).second) {
-      return absl::InvalidArgumentError("one sequence in two items");
-    }
-  }
+  XC_RETURN_IF_ERROR(CheckStep(*this, items));
   std::vector<ForwardItem> forward(items.size());
   for (size_t i = 0; i < items.size(); ++i) {
     auto& sequence = static_cast<CpuSequence&>(*items[i].sequence);
@@ -150,7 +114,7 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   std::vector<LayerTask> tasks;
   for (size_t i = 0; i < full.size(); ++i) {
     CpuSequence& s = *full[i];
-    const Codec& codec = s.cpu_codec().codec();
+    const Codec& codec = s.codec().codec();
     pages[i] = BeginPage(s.codec().cache_fp(), s.live_index(),
                          s.tokens().last(kBlockTokens), codec.payload_bytes());
     if (codec.layers_independent()) {
@@ -161,9 +125,8 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   }
   const auto seal_whole = [&](size_t i, const ParallelForFn& parallel) {
     CpuSequence& s = *full[i];
-    return SealWholeBlock(*forward_, s.cpu_codec(), s.live_index(),
-                          s.live_rows(), s.live(), PagePayload(pages[i]),
-                          parallel);
+    return SealWholeBlock(*forward_, s.codec(), s.live_index(), s.live_rows(),
+                          s.live(), PagePayload(pages[i]), parallel);
   };
   // A block for each thread, as long as there are; what is left over is worked
   // on together.
@@ -183,8 +146,8 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
     LayerTask& task = tasks[static_cast<size_t>(t)];
     CpuSequence& s = *full[task.block];
     task.status =
-        s.cpu_codec().codec().layers_independent()
-            ? SealBlock(*forward_, s.cpu_codec(), s.live_index(), task.range,
+        s.codec().codec().layers_independent()
+            ? SealBlock(*forward_, s.codec(), s.live_index(), task.range,
                         s.live_rows(), s.live(), PagePayload(pages[task.block]))
             : seal_whole(task.block, nullptr);
   });
@@ -213,11 +176,11 @@ void CpuEngine::AddLayerTasks(size_t block, const Codec& codec,
 std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
     const CodecHandle& codec, std::span<const RematJob> jobs) {
   std::vector<absl::StatusOr<KvBlockRef>> results(jobs.size());
-  if (const absl::Status status = CheckCodec(codec); !status.ok()) {
+  if (const absl::Status status = CheckCodec(*this, codec); !status.ok()) {
     std::fill(results.begin(), results.end(), status);
     return results;
   }
-  const auto& handle = static_cast<const CpuCodecHandle&>(codec);
+  const auto& handle = static_cast<const EngineCodec&>(codec);
 
   std::vector<std::shared_ptr<CpuKvBlock>> blocks(jobs.size());
   std::vector<absl::Status> statuses(jobs.size());

@@ -63,8 +63,6 @@ class CpuEngine final : public Engine {
     absl::Status status;
   };
 
-  absl::Status CheckItem(const StepItem& item) const;
-  absl::Status CheckCodec(const CodecHandle& codec) const;
   // Seals those of the step's sequences whose live block is full.
   absl::Status SealFullBlocks(std::span<StepItem> items);
   // Splits block `block` of `num_blocks` into tasks.
@@ -80,7 +78,7 @@ class CpuEngine final : public Engine {
   CpuWeights weights_;
   std::unique_ptr<CpuForward> forward_;
   ModelInfo info_;
-  std::map<std::string, std::unique_ptr<CpuCodecHandle>, std::less<>> codecs_;
+  std::map<std::string, std::unique_ptr<EngineCodec>, std::less<>> codecs_;
 };
 
 }  // namespace xcache

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "engine/common/kv_shape.h"
+#include "engine/common/live_rows.h"
 #include "engine/cpu/kv_arena.h"
 #include "engine/engine.h"
 #include "engine/types.h"
@@ -83,29 +84,21 @@ class CpuKvBlock final : public KvBlock {
   uint16_t* const tiles_;
 };
 
-// What a codec's live_rows() asks for, for the 64 tokens of a live block. K and
-// V as FP16 are in the tiles and not kept twice.
+// The exact rows of a live block.
 class LiveBlockRows {
  public:
-  LiveBlockRows(const KvShape& shape, unsigned live_rows);
-
-  static size_t Bytes(const KvShape& shape, unsigned live_rows);
+  explicit LiveBlockRows(const LiveRowsLayout& layout)
+      : layout_(layout), rows_(layout.floats()) {}
 
   // Rows of a layer, null where the codec does not ask.
-  float* unit_x(int layer) { return At(unit_x_, layer, shape_.d_model); }
-  float* rms(int layer) { return At(rms_, layer, 1); }
-  float* k_pre(int layer) { return At(k_pre_, layer, shape_.kv_dim()); }
-  float* v_pre(int layer) { return At(v_pre_, layer, shape_.kv_dim()); }
+  float* unit_x(int layer) { return layout_.unit_x(rows_.data(), layer); }
+  float* rms(int layer) { return layout_.rms(rows_.data(), layer); }
+  float* k_pre(int layer) { return layout_.k_pre(rows_.data(), layer); }
+  float* v_pre(int layer) { return layout_.v_pre(rows_.data(), layer); }
 
  private:
-  static float* At(AlignedBuffer<float>& buffer, int layer, int width) {
-    if (buffer.size() == 0) return nullptr;
-    return buffer.data() + static_cast<size_t>(layer) * kBlockTokens *
-                               static_cast<size_t>(width);
-  }
-
-  KvShape shape_;
-  AlignedBuffer<float> unit_x_, rms_, k_pre_, v_pre_;
+  const LiveRowsLayout& layout_;
+  AlignedBuffer<float> rows_;
 };
 
 }  // namespace xcache

@@ -34,7 +34,7 @@ void GatherRows(const CpuKvBlock& block, int layer, uint16_t* k, uint16_t* v) {
 // The rows of a full live block, as a codec asks for them.
 class ExactRows {
  public:
-  ExactRows(const CpuCodecHandle& codec, LiveBlockRows& rows,
+  ExactRows(const EngineCodec& codec, LiveBlockRows& rows,
             const CpuKvBlock& block)
       : rows_(rows),
         block_(block),
@@ -68,7 +68,7 @@ class ExactRows {
 // Writes a layer's rematerialized rows into the tiles, all but the sinks'.
 class TileWriter {
  public:
-  TileWriter(const CpuForward& forward, const CpuCodecHandle& codec,
+  TileWriter(const CpuForward& forward, const EngineCodec& codec,
              int64_t block_index, CpuKvBlock& block)
       : forward_(forward),
         block_index_(block_index),
@@ -114,7 +114,7 @@ absl::Status SealStatus(int64_t block_index, const absl::Status& status) {
 
 }  // namespace
 
-absl::Status SealBlock(const CpuForward& forward, const CpuCodecHandle& codec,
+absl::Status SealBlock(const CpuForward& forward, const EngineCodec& codec,
                        int64_t block_index, LayerRange range,
                        LiveBlockRows& rows, CpuKvBlock& block,
                        std::span<uint8_t> payload) {
@@ -128,10 +128,9 @@ absl::Status SealBlock(const CpuForward& forward, const CpuCodecHandle& codec,
   return SealStatus(block_index, status);
 }
 
-absl::Status SealWholeBlock(const CpuForward& forward,
-                            const CpuCodecHandle& codec, int64_t block_index,
-                            LiveBlockRows& rows, CpuKvBlock& block,
-                            std::span<uint8_t> payload,
+absl::Status SealWholeBlock(const CpuForward& forward, const EngineCodec& codec,
+                            int64_t block_index, LiveBlockRows& rows,
+                            CpuKvBlock& block, std::span<uint8_t> payload,
                             const ParallelForFn& parallel) {
   const ExactRows exact(codec, rows, block);
   const TileWriter write(forward, codec, block_index, block);
@@ -143,7 +142,7 @@ absl::Status SealWholeBlock(const CpuForward& forward,
           parallel));
 }
 
-absl::Status RematBlock(const CpuForward& forward, const CpuCodecHandle& codec,
+absl::Status RematBlock(const CpuForward& forward, const EngineCodec& codec,
                         int64_t block_index, LayerRange range,
                         std::span<const uint8_t> payload, CpuKvBlock& block) {
   const TileWriter write(forward, codec, block_index, block);

@@ -1,188 +1,18 @@
-// The device operations on a GPU: launches of the kernel bodies, products by
-// cuBLASLt, streams and memory. The one file of the plugin library.
-//
-// Products: rows are computed in tiles of 64, as a batch of equal products that
-// share their weights, by one algorithm chosen once for each shape, for a batch
-// of one and without split-K. So that a row's result is meant not to depend on
-// how many rows there are; the gpu tests check that it does not.
-#include <cublasLt.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+// The device operations on a GPU: launches of the kernels, streams and memory;
+// and what the plugin library exports.
 #include <cuda_runtime.h>
 
 #include <cstdio>
 #include <cstring>
-#include <map>
-#include <mutex>
-#include <tuple>
-#include <utility>
+#include <optional>
 
-#include "engine/device/kernels/attention.h"
-#include "engine/device/kernels/cross_layer.h"
-#include "engine/device/kernels/dequantize.h"
-#include "engine/device/kernels/fused_remat.h"
-#include "engine/device/kernels/quantize.h"
-#include "engine/device/kernels/quantized_weights.h"
-#include "engine/device/kernels/rows.h"
-#include "engine/device/kernels/thread_block.h"
+#include "engine/cuda/errors.h"
+#include "engine/cuda/gemm.h"
+#include "engine/cuda/kernels.cuh"
 #include "engine/device/ops.h"
 
 namespace xcache::cuda {
 namespace {
-
-extern __shared__ uint4 dynamic_shared[];
-
-__device__ int BlockIndex() { return static_cast<int>(blockIdx.x); }
-
-__global__ void __launch_bounds__(kThreads) EmbedKernel(EmbedArgs args) {
-  DeviceBlock block;
-  EmbedRow(block, args, BlockIndex());
-}
-// Neighbouring blocks of threads share a panel of the matrix.
-template <WeightType kType>
-__global__ void __launch_bounds__(kThreads)
-    QuantizedGemmKernel(QuantizedGemmArgs args) {
-  __shared__ QuantizedShared shared;
-  const int tiles = NumRowTiles(args.num_rows);
-  DeviceBlock block;
-  QuantizedGemmPanel<kType>(block, args, BlockIndex() % tiles,
-                            BlockIndex() / tiles, shared);
-}
-using QuantizedGemmFn = void (*)(QuantizedGemmArgs);
-// Null for a type that is none.
-QuantizedGemmFn QuantizedGemmKernelOf(WeightType type) {
-  switch (type) {
-    case WeightType::kQ4_0:
-      return QuantizedGemmKernel<WeightType::kQ4_0>;
-    case WeightType::kQ4_1:
-      return QuantizedGemmKernel<WeightType::kQ4_1>;
-    case WeightType::kQ5_0:
-      return QuantizedGemmKernel<WeightType::kQ5_0>;
-    case WeightType::kQ5_1:
-      return QuantizedGemmKernel<WeightType::kQ5_1>;
-    case WeightType::kQ8_0:
-      return QuantizedGemmKernel<WeightType::kQ8_0>;
-    case WeightType::kQ4_K:
-      return QuantizedGemmKernel<WeightType::kQ4_K>;
-    case WeightType::kQ5_K:
-      return QuantizedGemmKernel<WeightType::kQ5_K>;
-    case WeightType::kQ6_K:
-      return QuantizedGemmKernel<WeightType::kQ6_K>;
-    case WeightType::kBf16:
-      break;
-  }
-  return nullptr;
-}
-__global__ void __launch_bounds__(kThreads) UnpackKernel(UnpackArgs args) {
-  DeviceBlock block;
-  UnpackMatrixRow(block, args, BlockIndex());
-}
-__global__ void __launch_bounds__(kThreads) RmsNormKernel(RmsNormArgs args) {
-  __shared__ float shared[kThreads];
-  DeviceBlock block;
-  RmsNormRow(block, args, BlockIndex(), shared);
-}
-__global__ void __launch_bounds__(kThreads) StoreKvKernel(StoreKvArgs args) {
-  DeviceBlock block;
-  StoreKvRow(block, args, BlockIndex());
-}
-// Three blocks at a time, at the price of some words in local memory.
-template <int kMaxDim>
-__global__ void __launch_bounds__(kThreads, kMaxDim <= 128 ? 3 : 1)
-    AttendKernel(AttentionArgs args) {
-  const int heads = args.layout.n_kv_heads;
-  DeviceBlock block;
-  AttendChunk<kMaxDim>(block, args, BlockIndex() / heads, BlockIndex() % heads,
-                       reinterpret_cast<uint16_t*>(dynamic_shared));
-}
-__global__ void __launch_bounds__(kThreads) MergeKernel(AttentionArgs args) {
-  const int heads = args.layout.n_kv_heads;
-  DeviceBlock block;
-  MergeChunks(block, args, BlockIndex() / heads, BlockIndex() % heads);
-}
-__global__ void __launch_bounds__(kThreads) SiluMulKernel(SiluMulArgs args) {
-  DeviceBlock block;
-  SiluMulRow(block, args, BlockIndex());
-}
-__global__ void __launch_bounds__(kThreads)
-    DecodeTokensKernel(TokenMatrix matrix, DecodeArgs args) {
-  __shared__ float shared[kPieceFloats];
-  const int pieces = NumPieces(matrix.num_channels);
-  DeviceBlock block;
-  DecodeTokenPiece(block, matrix, args, BlockIndex() / pieces,
-                   BlockIndex() % pieces, shared);
-}
-__global__ void __launch_bounds__(kThreads)
-    DecodeChannelsKernel(ChannelMatrix matrix, DecodeArgs args) {
-  const int parts = (matrix.num_channels + kThreads - 1) / kThreads;
-  DeviceBlock block;
-  DecodeChannelPart(block, matrix, args, BlockIndex() / parts / kOctets,
-                    BlockIndex() / parts % kOctets, BlockIndex() % parts);
-}
-// Neighbouring blocks of threads share a panel of the matrix.
-__global__ void __launch_bounds__(kThreads)
-    FusedRematKernel(FusedRematArgs args) {
-  __shared__ FusedShared shared;
-  DeviceBlock block;
-  FusedRematPart(block, args, BlockIndex() % args.num_blocks,
-                 BlockIndex() / args.num_blocks, shared);
-}
-__global__ void __launch_bounds__(kThreads)
-    ScaleSumsKernel(ScaleSumsArgs args) {
-  DeviceBlock block;
-  ScaleSumsRow(block, args, BlockIndex());
-}
-__global__ void __launch_bounds__(kThreads)
-    RoundSumsKernel(RoundSumsArgs args) {
-  DeviceBlock block;
-  RoundSumsRow(block, args, BlockIndex());
-}
-__global__ void __launch_bounds__(kThreads)
-    StoreFinalKernel(StoreFinalArgs args) {
-  const int heads = args.layout.n_kv_heads;
-  DeviceBlock block;
-  StoreFinalHead(block, args, BlockIndex() / heads, BlockIndex() % heads);
-}
-
-__global__ void __launch_bounds__(kThreads)
-    TransposeKernel(TransposeArgs args) {
-  __shared__ float shared[kPieceFloats];
-  const int pieces = NumPieces(args.num_channels);
-  DeviceBlock block;
-  TransposePiece(block, args, BlockIndex() / pieces, BlockIndex() % pieces,
-                 shared);
-}
-__global__ void __launch_bounds__(kThreads) GatherKernel(GatherArgs args) {
-  DeviceBlock block;
-  GatherRow(block, args, BlockIndex());
-}
-constexpr int kProductRowParts = kBlockTokens / kProductRows;
-__global__ void __launch_bounds__(kThreads)
-    ExactProductKernel(ExactProductArgs args) {
-  __shared__ float shared[kProductRows * kProductDepth];
-  const int parts = (args.width + kThreads - 1) / kThreads;
-  DeviceBlock block;
-  ExactProductPart(block, args, BlockIndex() / kProductRowParts / parts,
-                   BlockIndex() / kProductRowParts % parts,
-                   BlockIndex() % kProductRowParts, shared);
-}
-__global__ void __launch_bounds__(kThreads) PredictKernel(PredictArgs args) {
-  __shared__ float shared[2 * kDotSums];
-  DeviceBlock block;
-  PredictRow(block, args, BlockIndex(), shared);
-}
-__global__ void __launch_bounds__(kThreads) RangesKernel(QuantizeArgs args) {
-  __shared__ float shared[2 * kThreads];
-  DeviceBlock block;
-  UnitRanges(block, args, BlockIndex() / args.num_units,
-             BlockIndex() % args.num_units, shared);
-}
-__global__ void __launch_bounds__(kThreads) QuantizeKernel(QuantizeArgs args) {
-  __shared__ uint8_t codes[kMaxTileRows * kThreads];
-  DeviceBlock block;
-  QuantizeUnit(block, args, BlockIndex() / args.num_units,
-               BlockIndex() % args.num_units, codes);
-}
 
 class CudaOps final : public DeviceOps {
  public:
@@ -196,13 +26,12 @@ class CudaOps final : public DeviceOps {
       Check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming),
             "cudaEventCreate");
     }
-    CheckLt(cublasLtCreate(&lt_), "cublasLtCreate");
+    gemms_.emplace(errors_);
   }
   ~CudaOps() override {
     SetDevice();
     cudaDeviceSynchronize();
-    for (auto& [key, plan] : plans_) Destroy(plan);
-    if (lt_ != nullptr) cublasLtDestroy(lt_);
+    gemms_.reset();
     for (cudaEvent_t event : events_) {
       if (event != nullptr) cudaEventDestroy(event);
     }
@@ -226,7 +55,7 @@ class CudaOps final : public DeviceOps {
     (void)cudaMemGetInfo(&info.free_bytes, &info.total_bytes);
     return info;
   }
-  const char* error() const override { return failed_ ? error_ : nullptr; }
+  const char* error() const override { return errors_.message(); }
 
   void* Allocate(size_t bytes) override {
     SetDevice();
@@ -283,13 +112,16 @@ class CudaOps final : public DeviceOps {
     Check(cudaStreamSynchronize(At(stream)), "cudaStreamSynchronize");
   }
 
-  void Gemm(const GemmArgs& args) override;
+  void Gemm(const GemmArgs& args) override {
+    if (Ready(args.num_rows)) gemms_->Run(args, compute());
+  }
 
   void QuantizedGemm(const QuantizedGemmArgs& args) override {
     const int blocks = NumRowTiles(args.num_rows) * NumColumnPanels(args.n);
     if (!Ready(blocks)) return;
     const QuantizedGemmFn kernel = QuantizedGemmKernelOf(args.w.type);
-    if (kernel == nullptr) return Fail("quantized_gemm", "no such type");
+    if (kernel == nullptr)
+      return errors_.Fail("quantized_gemm", "no such type");
     kernel<<<blocks, kThreads, 0, compute()>>>(args);
     CheckLaunch("quantized_gemm");
   }
@@ -413,18 +245,6 @@ class CudaOps final : public DeviceOps {
   }
 
  private:
-  // What an algorithm is chosen for: n, k, output stride, type, and the
-  // output's alignment, which is less where it is some of a product's columns.
-  using GemmShape = std::tuple<int, int, int64_t, int, uint32_t>;
-  // How to run a shape for a number of tiles. Kept: making one takes the host
-  // longer than a small product takes the device.
-  struct GemmPlan {
-    cublasLtMatmulDesc_t desc = nullptr;
-    cublasLtMatrixLayout_t w = nullptr, a = nullptr, out = nullptr;
-    cublasLtMatmulAlgo_t algorithm = {};
-    int calls = 0;  // of equal numbers of tiles: 1, or all tiles one by one
-  };
-
   void SetDevice() const {
     // Per thread: the engine may be handed from one to another.
     thread_local int current = -1;
@@ -438,188 +258,24 @@ class CudaOps final : public DeviceOps {
   // Whether there is something to launch; sets the thread's device.
   bool Ready(int blocks) const {
     SetDevice();
-    return blocks > 0 && !failed_;
+    return blocks > 0 && !errors_.failed();
   }
   bool Allocated(cudaError_t result) {
     if (result == cudaSuccess) return true;
     (void)cudaGetLastError();  // memory that is not there is no failure
     return false;
   }
-  void Fail(const char* what, const char* why) {
-    if (failed_) return;
-    std::snprintf(error_, sizeof(error_), "%s: %s", what, why);
-    failed_ = true;
-  }
   void Check(cudaError_t result, const char* what) {
-    if (result != cudaSuccess) Fail(what, cudaGetErrorString(result));
+    errors_.Check(result, what);
   }
   void CheckLaunch(const char* what) { Check(cudaGetLastError(), what); }
-  bool CheckLt(cublasStatus_t status, const char* what) {
-    if (status == CUBLAS_STATUS_SUCCESS) return true;
-    Fail(what, cublasLtGetStatusString(status));
-    return false;
-  }
-  // Layout of a column-major matrix, repeated `batch` times at `stride`.
-  bool MakeLayout(cublasLtMatrixLayout_t* layout, cudaDataType_t type, int rows,
-                  int cols, int64_t ld, int batch, int64_t stride);
-  bool MakeLayouts(const GemmShape& shape, int batch, GemmPlan* plan);
-  bool ChooseAlgorithm(const GemmShape& shape, cublasLtMatmulAlgo_t* out);
-  // Null where it failed.
-  const GemmPlan* PlanFor(const GemmShape& shape, int tiles);
-  static void Destroy(GemmPlan& plan);
-  // Bytes, at most 256: what is assumed of whole buffers.
-  static uint32_t AlignmentOf(const void* p) {
-    const auto at = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(p)) | 256;
-    return at & (~at + 1);
-  }
 
   const int ordinal_;
   cudaStream_t streams_[kNumStreams] = {};
   cudaEvent_t events_[kNumEvents] = {};
-  cublasLtHandle_t lt_ = nullptr;
-  std::map<GemmShape, cublasLtMatmulAlgo_t> algorithms_;
-  std::map<std::pair<GemmShape, int>, GemmPlan> plans_;
-  bool failed_ = false;
-  char error_[256] = {};
+  Errors errors_;
+  std::optional<Gemms> gemms_;  // made once the device is set
 };
-
-bool CudaOps::MakeLayout(cublasLtMatrixLayout_t* layout, cudaDataType_t type,
-                         int rows, int cols, int64_t ld, int batch,
-                         int64_t stride) {
-  return CheckLt(cublasLtMatrixLayoutCreate(layout, type,
-                                            static_cast<uint64_t>(rows),
-                                            static_cast<uint64_t>(cols), ld),
-                 "cublasLtMatrixLayoutCreate") &&
-         CheckLt(cublasLtMatrixLayoutSetAttribute(
-                     *layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
-                     sizeof(batch)),
-                 "batch count") &&
-         CheckLt(cublasLtMatrixLayoutSetAttribute(
-                     *layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                     &stride, sizeof(stride)),
-                 "batch stride");
-}
-
-// Column-major: out^T [n, 64] = (w^T [k, n])^T a^T [k, 64]; w is shared by the
-// whole batch.
-bool CudaOps::MakeLayouts(const GemmShape& shape, int batch, GemmPlan* plan) {
-  const auto& [n, k, out_stride, type, alignment] = shape;
-  const cudaDataType_t half =
-      static_cast<HalfType>(type) == HalfType::kBf16 ? CUDA_R_16BF : CUDA_R_16F;
-  const cublasOperation_t transpose = CUBLAS_OP_T;
-  return CheckLt(cublasLtMatmulDescCreate(&plan->desc, CUBLAS_COMPUTE_32F,
-                                          CUDA_R_32F),
-                 "cublasLtMatmulDescCreate") &&
-         CheckLt(cublasLtMatmulDescSetAttribute(plan->desc,
-                                                CUBLASLT_MATMUL_DESC_TRANSA,
-                                                &transpose, sizeof(transpose)),
-                 "transposition") &&
-         MakeLayout(&plan->w, half, k, n, k, batch, 0) &&
-         MakeLayout(&plan->a, half, k, kGemmRows, k, batch,
-                    int64_t{kGemmRows} * k) &&
-         MakeLayout(&plan->out, CUDA_R_32F, n, kGemmRows, out_stride, batch,
-                    kGemmRows * out_stride);
-}
-
-void CudaOps::Destroy(GemmPlan& plan) {
-  for (cublasLtMatrixLayout_t layout : {plan.w, plan.a, plan.out}) {
-    if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
-  }
-  if (plan.desc != nullptr) cublasLtMatmulDescDestroy(plan.desc);
-  plan = GemmPlan();
-}
-
-bool CudaOps::ChooseAlgorithm(const GemmShape& shape,
-                              cublasLtMatmulAlgo_t* out) {
-  const auto known = algorithms_.find(shape);
-  if (known != algorithms_.end()) {
-    *out = known->second;
-    return true;
-  }
-  // No workspace and no reduction across blocks: every output element is one
-  // sum over k, by one block.
-  const size_t workspace = 0;
-  const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE;
-  const uint32_t alignment = std::get<4>(shape);
-  GemmPlan one;
-  cublasLtMatmulPreference_t preference = nullptr;
-  cublasLtMatmulHeuristicResult_t result = {};
-  int results = 0;
-  const bool ok =
-      MakeLayouts(shape, 1, &one) &&
-      CheckLt(cublasLtMatmulPreferenceCreate(&preference), "preference") &&
-      CheckLt(cublasLtMatmulPreferenceSetAttribute(
-                  preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                  &workspace, sizeof(workspace)),
-              "workspace") &&
-      CheckLt(cublasLtMatmulPreferenceSetAttribute(
-                  preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                  &reductions, sizeof(reductions)),
-              "reduction scheme") &&
-      CheckLt(cublasLtMatmulPreferenceSetAttribute(
-                  preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                  &alignment, sizeof(alignment)),
-              "alignment") &&
-      CheckLt(cublasLtMatmulPreferenceSetAttribute(
-                  preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-                  &alignment, sizeof(alignment)),
-              "alignment") &&
-      CheckLt(cublasLtMatmulAlgoGetHeuristic(lt_, one.desc, one.w, one.a,
-                                             one.out, one.out, preference, 1,
-                                             &result, &results),
-              "cublasLtMatmulAlgoGetHeuristic");
-  if (preference != nullptr) cublasLtMatmulPreferenceDestroy(preference);
-  Destroy(one);
-  if (ok && results == 0) Fail("cublasLt", "no algorithm for a product");
-  if (!ok || results == 0) return false;
-  *out = algorithms_.emplace(shape, result.algo).first->second;
-  return true;
-}
-
-const CudaOps::GemmPlan* CudaOps::PlanFor(const GemmShape& shape, int tiles) {
-  const auto [it, is_new] = plans_.try_emplace({shape, tiles});
-  GemmPlan& plan = it->second;
-  if (!is_new && plan.calls > 0) return &plan;
-  bool ok = ChooseAlgorithm(shape, &plan.algorithm) &&
-            MakeLayouts(shape, tiles, &plan);
-  cublasLtMatmulHeuristicResult_t checked = {};
-  plan.calls = 1;
-  if (ok && cublasLtMatmulAlgoCheck(lt_, plan.desc, plan.w, plan.a, plan.out,
-                                    plan.out, &plan.algorithm,
-                                    &checked) != CUBLAS_STATUS_SUCCESS) {
-    // Not as a batch, then: tile by tile.
-    const cublasLtMatmulAlgo_t algorithm = plan.algorithm;
-    Destroy(plan);
-    plan.algorithm = algorithm;
-    plan.calls = tiles;
-    ok = MakeLayouts(shape, 1, &plan);
-  }
-  if (ok) return &plan;
-  Destroy(plan);
-  return nullptr;
-}
-
-void CudaOps::Gemm(const GemmArgs& args) {
-  if (!Ready(args.num_rows)) return;
-  const GemmPlan* plan =
-      PlanFor({args.n, args.k, args.out_stride, static_cast<int>(args.type),
-               AlignmentOf(args.out)},
-              (args.num_rows + kGemmRows - 1) / kGemmRows);
-  if (plan == nullptr) return;
-  const float alpha = 1.0f;
-  const float beta = args.add ? 1.0f : 0.0f;
-  for (int call = 0; call < plan->calls; ++call) {
-    const int64_t row = int64_t{call} * kGemmRows;
-    float* out = args.out + row * args.out_stride;
-    if (!CheckLt(cublasLtMatmul(lt_, plan->desc, &alpha, args.w, plan->w,
-                                args.a + row * args.k, plan->a, &beta, out,
-                                plan->out, out, plan->out, &plan->algorithm,
-                                nullptr, 0, compute()),
-                 "cublasLtMatmul")) {
-      return;
-    }
-  }
-}
 
 }  // namespace
 }  // namespace xcache::cuda

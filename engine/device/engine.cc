@@ -1,7 +1,6 @@
 #include "engine/device/engine.h"
 
 #include <algorithm>
-#include <unordered_set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -134,32 +133,15 @@ absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
 size_t DeviceEngine::sequence_bytes(const CodecHandle& codec) const {
   const auto& handle = static_cast<const DeviceCodecHandle&>(codec);
   return sizeof(DeviceSequence) + kv_block_bytes() +
-         handle.live_rows().bytes() +
-         // Token ids and block references up to the context's end, in vectors
-         // that may have doubled.
-         2 * static_cast<size_t>(info_.context_length) * sizeof(TokenId) +
-         2 * static_cast<size_t>(info_.context_length / kBlockTokens) *
-             sizeof(KvBlockRef);
-}
-
-absl::Status DeviceEngine::CheckCodec(const CodecHandle& codec) const {
-  const auto* handle = dynamic_cast<const DeviceCodecHandle*>(&codec);
-  if (handle == nullptr || handle->engine() != this) {
-    return absl::InvalidArgumentError("a codec of another engine");
-  }
-  return absl::OkStatus();
+         handle.live_rows().bytes() + BookBytes(info_);
 }
 
 absl::StatusOr<std::unique_ptr<Sequence>> DeviceEngine::NewSequence(
     const CodecHandle& codec, std::span<const TokenId> tokens,
     std::span<const KvBlockRef> blocks, RematPolicy remat) {
-  XC_RETURN_IF_ERROR(CheckCodec(codec));
+  XC_RETURN_IF_ERROR(CheckCodec(*this, codec));
   XC_RETURN_IF_ERROR(CheckPrefix(info_, tokens, blocks.size()));
-  for (const KvBlockRef& block : blocks) {
-    if (dynamic_cast<const DeviceKvBlock*>(block.get()) == nullptr) {
-      return absl::InvalidArgumentError("a block of another engine");
-    }
-  }
+  XC_RETURN_IF_ERROR(CheckBlocks<DeviceKvBlock>(blocks));
   const auto& handle = static_cast<const DeviceCodecHandle&>(codec);
   PoolPiece live_rows;
   if (const size_t bytes = handle.live_rows().bytes(); bytes > 0) {
@@ -171,18 +153,7 @@ absl::StatusOr<std::unique_ptr<Sequence>> DeviceEngine::NewSequence(
 }
 
 absl::Status DeviceEngine::Step(std::span<StepItem> items) {
-  std::unordered_set<const Sequence*> distinct;
-  for (const StepItem& item : items) {
-    const auto* sequence = dynamic_cast<const DeviceSequence*>(item.sequence);
-    if (sequence == nullptr) {
-      return absl::InvalidArgumentError("an item without a sequence");
-    }
-    XC_RETURN_IF_ERROR(CheckCodec(sequence->codec()));
-    XC_RETURN_IF_ERROR(CheckAppend(info_, *sequence, item.tokens));
-    if (!distinct.insert(item.sequence).second) {
-      return absl::InvalidArgumentError("one sequence in two items");
-    }
-  }
+  XC_RETURN_IF_ERROR(CheckStep(*this, items));
   std::vector<DeviceForwardItem> forward(items.size());
   for (size_t i = 0; i < items.size(); ++i) {
     auto& sequence = static_cast<DeviceSequence&>(*items[i].sequence);
@@ -311,7 +282,7 @@ std::vector<PageJob> DeviceEngine::CheckPages(const DeviceCodecHandle& codec,
 
 int64_t DeviceEngine::StagePages(const CodecHandle& codec,
                                  std::span<const RematJob> jobs) {
-  if (!CheckCodec(codec).ok()) return 0;
+  if (!CheckCodec(*this, codec).ok()) return 0;
   const auto& handle = static_cast<const DeviceCodecHandle&>(codec);
   jobs = jobs.first(std::min(jobs.size(), size_t{kRematBlocks}));
   // What is kept as its payload is copied to where it stays.
@@ -329,7 +300,7 @@ int64_t DeviceEngine::StagePages(const CodecHandle& codec,
 std::vector<absl::StatusOr<KvBlockRef>> DeviceEngine::Remat(
     const CodecHandle& codec, std::span<const RematJob> jobs) {
   std::vector<absl::StatusOr<KvBlockRef>> results(jobs.size());
-  if (const absl::Status status = CheckCodec(codec); !status.ok()) {
+  if (const absl::Status status = CheckCodec(*this, codec); !status.ok()) {
     std::fill(results.begin(), results.end(), status);
     return results;
   }

@@ -92,7 +92,6 @@ class DeviceEngine final : public Engine {
                std::shared_ptr<DeviceOps> ops,
                const DeviceEngineOptions& options);
 
-  absl::Status CheckCodec(const CodecHandle& codec) const;
   // INTERNAL where the device has reported an error.
   absl::Status CheckDevice() const;
   // Of the two pieces one is empty.

@@ -16,6 +16,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "engine/kernels/row_ops.h"
+
 namespace xcache::cuda {
 
 // Changed with every change of this header: plugin and engine must agree.
@@ -156,8 +158,6 @@ struct BlockTarget {
   int32_t first_row = 0;  // rows before it are left alone
 };
 
-enum class RopePairing : int { kInterleaved, kHalves };
-
 // Biases, RoPE and FP16: K and V as they leave W_k, W_v into tiles; also Q, and
 // the live rows, where there are any. The one way by which rows get into tiles,
 // live and rematerialized.
@@ -176,7 +176,7 @@ struct StoreKvArgs {
   const float* bv = nullptr;
   const float* cos = nullptr;  // [positions, rope_dim / 2]
   const float* sin = nullptr;
-  RopePairing pairing = RopePairing::kInterleaved;
+  RopeOrder rope_order = RopeOrder::kInterleaved;
   KvLayout layout;
   int rope_dim = 0;
   int n_heads = 0;

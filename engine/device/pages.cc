@@ -361,10 +361,10 @@ absl::Status DevicePages::SealOnDevice(const DeviceCodecHandle& codec,
 
   // The rows of each kind, of every block.
   const LiveRowsLayout& layout = codec.live_rows();
-  const auto sources = [&](float* (LiveRowsLayout::*part)(float*) const) {
+  const auto sources = [&](float* (LiveRowsLayout::*part)(float*, int) const) {
     std::vector<SealSource> out(jobs.size());
     for (size_t i = 0; i < jobs.size(); ++i) {
-      out[i].rows = (layout.*part)(const_cast<float*>(jobs[i].live_rows));
+      out[i].rows = (layout.*part)(const_cast<float*>(jobs[i].live_rows), 0);
       out[i].payload = sealed_payloads_.as<uint8_t>() + i * page;
       out[i].first_row = FirstRow(jobs[i].block_index);
     }
@@ -456,19 +456,15 @@ absl::Status DevicePages::SealOnHost(const DeviceCodecHandle& codec,
     const auto* tiles = reinterpret_cast<const uint16_t*>(base + live_bytes);
     const auto side = static_cast<size_t>(kBlockTokens * shape_.kv_dim());
     std::vector<uint16_t> final_rows(wants_final ? 2 * side : 0);
-    const auto layer_of = [](float* part, int layer, int width) {
-      return part == nullptr ? nullptr
-                             : part + int64_t{layer} * kBlockTokens * width;
-    };
     const LiveRowsLayout& layout = codec.live_rows();
     task.status = codec.codec().SealLayers(
         task.range,
         [&](int layer) {
           LayerRows in;
-          in.unit_x = layer_of(layout.unit_x(rows), layer, shape_.d_model);
-          in.rms = layer_of(layout.rms(rows), layer, 1);
-          in.k_pre = layer_of(layout.k_pre(rows), layer, shape_.kv_dim());
-          in.v_pre = layer_of(layout.v_pre(rows), layer, shape_.kv_dim());
+          in.unit_x = layout.unit_x(rows, layer);
+          in.rms = layout.rms(rows, layer);
+          in.k_pre = layout.k_pre(rows, layer);
+          in.v_pre = layout.v_pre(rows, layer);
           if (wants_final) {
             GatherRows(shape_, tiles + layer * LayerStride(shape_),
                        final_rows.data(), final_rows.data() + side);

@@ -57,9 +57,7 @@ StoreKvArgs DeviceRemat::StoreArgs(int layer) const {
   args.bv = w.bv;
   args.cos = cos_.as<float>();
   args.sin = sin_.as<float>();
-  args.pairing = rope_.order() == RopeOrder::kInterleaved
-                     ? RopePairing::kInterleaved
-                     : RopePairing::kHalves;
+  args.rope_order = rope_.order();
   args.layout = LayoutOf(shape_);
   args.rope_dim = rope_.rope_dim();
   args.n_heads = hparams_.n_heads;

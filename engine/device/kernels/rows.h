@@ -103,7 +103,7 @@ XC_HOST_DEVICE inline float RotatedElement(const StoreKvArgs& args,
   };
   if (i >= args.rope_dim) return value(i);
   const int half = args.rope_dim / 2;
-  const bool interleaved = args.pairing == RopePairing::kInterleaved;
+  const bool interleaved = args.rope_order == RopeOrder::kInterleaved;
   const bool second = interleaved ? i % 2 == 1 : i >= half;
   const int pair = interleaved ? i / 2 : i % half;
   const float a = value(interleaved ? 2 * pair : pair);

@@ -155,12 +155,12 @@ TEST_P(DeviceOpsTest, StoreKvGivesTheCpusTilesAndQueries) {
   struct Case {
     int n_heads, n_kv_heads, head_dim, rope_dim;
     bool bias;
-    RopePairing pairing;
+    RopeOrder order;
   };
-  for (const Case& c : {Case{4, 2, 32, 32, false, RopePairing::kInterleaved},
-                        Case{3, 3, 64, 64, true, RopePairing::kHalves},
-                        Case{8, 1, 128, 64, true, RopePairing::kInterleaved},
-                        Case{2, 2, 16, 8, false, RopePairing::kHalves}}) {
+  for (const Case& c : {Case{4, 2, 32, 32, false, RopeOrder::kInterleaved},
+                        Case{3, 3, 64, 64, true, RopeOrder::kHalves},
+                        Case{8, 1, 128, 64, true, RopeOrder::kInterleaved},
+                        Case{2, 2, 16, 8, false, RopeOrder::kHalves}}) {
     const auto kv = static_cast<size_t>(c.n_kv_heads * c.head_dim);
     const auto q_dim = static_cast<size_t>(c.n_heads * c.head_dim);
     const auto half = static_cast<size_t>(c.rope_dim / 2);
@@ -201,7 +201,7 @@ TEST_P(DeviceOpsTest, StoreKvGivesTheCpusTilesAndQueries) {
     }
     args.cos = device_cos.get();
     args.sin = device_sin.get();
-    args.pairing = c.pairing;
+    args.rope_order = c.order;
     args.layout = layout;
     args.rope_dim = c.rope_dim;
     args.n_heads = c.n_heads;
@@ -210,9 +210,6 @@ TEST_P(DeviceOpsTest, StoreKvGivesTheCpusTilesAndQueries) {
     ops_->StoreKv(args);
 
     // The CPU's way: add, rope, StoreKv.
-    const RopeOrder order = c.pairing == RopePairing::kInterleaved
-                                ? RopeOrder::kInterleaved
-                                : RopeOrder::kHalves;
     std::vector<uint16_t> expected(tile_elements, 7);
     std::vector<float> expected_q;
     for (size_t r = 0; r < num_rows; ++r) {
@@ -229,9 +226,9 @@ TEST_P(DeviceOpsTest, StoreKvGivesTheCpusTilesAndQueries) {
       }
       const size_t angle = static_cast<size_t>(rows[r].position) * half;
       kernels_.rope(q.data(), c.n_heads, c.head_dim, c.rope_dim,
-                    cos.data() + angle, sin.data() + angle, order);
+                    cos.data() + angle, sin.data() + angle, c.order);
       kernels_.rope(k.data(), c.n_kv_heads, c.head_dim, c.rope_dim,
-                    cos.data() + angle, sin.data() + angle, order);
+                    cos.data() + angle, sin.data() + angle, c.order);
       expected_q.insert(expected_q.end(), q.begin(), q.end());
       for (int head = 0; head < c.n_kv_heads; ++head) {
         uint16_t* base = expected.data() + LayerElements(layout);

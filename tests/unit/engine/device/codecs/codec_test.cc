@@ -1,6 +1,7 @@
 // Each codec that has kernels against the CPU's codec, payload by payload and
 // layer by layer: the same bytes sealed, K and V within what the codec's file
-// states, and the same payloads refused.
+// states, and the same payloads refused. One suite over all codecs, which share
+// what surrounds a block on either side: hence over 500 lines.
 #include "engine/device/codecs/codec.h"
 
 #include <algorithm>

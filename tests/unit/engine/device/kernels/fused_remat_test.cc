@@ -1,6 +1,7 @@
 // The fused kernel against the two steps that it stands for: a product that
 // selects channels gives the decoded values themselves, whatever the order of
-// sums, and any other product is as close as its sums allow.
+// sums, and any other product is as close as its sums allow. The fixture, which
+// makes every form of codes and rows, is most of it: hence over 500 lines.
 #include "engine/device/kernels/fused_remat.h"
 
 #include <algorithm>
@@ -163,12 +164,12 @@ class FusedRematTest : public DeviceOpsTest {
     return c.floats.back()->get();
   }
   // Biases, angles of any kind.
-  void SetStore(Case& c, RopePairing pairing, int rope_dim) {
+  void SetStore(Case& c, RopeOrder order, int rope_dim) {
     const auto kv = static_cast<size_t>(c.kv_dim);
     c.args.store.bk = Keep(c, Random(kv));
     c.args.store.bv = Keep(c, Random(kv));
     c.args.store.rope_dim = rope_dim;
-    c.args.store.pairing = pairing;
+    c.args.store.rope_order = order;
     std::vector<float> cos, sin;
     for (int i = 0; i < kBlocks * kBlockTokens * rope_dim / 2; ++i) {
       const float angle = 0.37f * static_cast<float>(i);
@@ -324,13 +325,13 @@ class FusedRematTest : public DeviceOpsTest {
     return largest;
   }
 
-  void ExpectClose(const Shape& shape, bool per_channel, RopePairing pairing,
+  void ExpectClose(const Shape& shape, bool per_channel, RopeOrder order,
                    int rope_dim) {
     Case c = Make(shape, per_channel);
     const std::vector<float> w =
         Random(static_cast<size_t>(c.n * c.k), 1.0f / std::sqrt(float(c.k)));
     SetMatrix(c, w);
-    SetStore(c, pairing, rope_dim);
+    SetStore(c, order, rope_dim);
     const std::vector<uint16_t> found = Fused(c), expected = TwoSteps(c);
     const std::vector<uint16_t> decoded = Decoded(c);
     // Two sums of k products, each addition wrong by at most 2^-23 (a tensor
@@ -414,11 +415,10 @@ TEST_P(FusedRematTest, ASelectionOfSumsIsThemRounded) {
 
 TEST_P(FusedRematTest, OfSumsIsCloseToRoundingAndMultiplying) {
   for (const Heads& heads : {Heads{9, 16}, {3, 64}, {2, 80}, {2, 128}}) {
-    for (RopePairing pairing :
-         {RopePairing::kInterleaved, RopePairing::kHalves}) {
+    for (RopeOrder order : {RopeOrder::kInterleaved, RopeOrder::kHalves}) {
       Shape shape{heads, 168};
       shape.sums = true;
-      ExpectClose(shape, false, pairing, heads.head_dim / 2);
+      ExpectClose(shape, false, order, heads.head_dim / 2);
       ASSERT_FALSE(HasFailure());
     }
   }
@@ -445,13 +445,12 @@ TEST_P(FusedRematTest, ASumThatIsNotFiniteIsReported) {
 
 TEST_P(FusedRematTest, IsCloseToDecodingAndMultiplying) {
   for (const Heads& heads : {Heads{9, 16}, {3, 64}, {2, 80}, {2, 128}}) {
-    for (RopePairing pairing :
-         {RopePairing::kInterleaved, RopePairing::kHalves}) {
+    for (RopeOrder order : {RopeOrder::kInterleaved, RopeOrder::kHalves}) {
       for (int rope_dim : {heads.head_dim, heads.head_dim / 2}) {
         for (bool per_channel : {false, true}) {
           for (int bits : {2, 4, 8}) {
             ExpectClose({heads, 168, bits, 32, bits == 4, bits != 8},
-                        per_channel, pairing, rope_dim);
+                        per_channel, order, rope_dim);
             ASSERT_FALSE(HasFailure());
           }
         }
@@ -465,7 +464,7 @@ TEST_P(FusedRematTest, APageHasTheSameBitsAloneAndAmongOthers) {
   for (bool per_channel : {false, true}) {
     Case c = Make({{3, 64}, 168, 3, 32, true, true}, per_channel);
     SetMatrix(c, Random(static_cast<size_t>(c.n * c.k)));
-    SetStore(c, RopePairing::kHalves, 64);
+    SetStore(c, RopeOrder::kHalves, 64);
     const std::vector<uint16_t> all = Fused(c);
     std::vector<uint16_t> alone(all.size(), kUntouched);
     for (int b = 0; b < kBlocks; ++b) {
