@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "engine/base/status_macros.h"
 
 namespace xcache {
@@ -49,6 +50,11 @@ class Descriptor {
   const int fd_;
 };
 
+// Without O_NONBLOCK a named pipe would keep us here.
+Descriptor OpenToRead(const std::string& path) {
+  return Descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+}
+
 absl::Status ReadUpTo(int fd, const std::string& path, size_t end,
                       std::span<uint8_t> to, size_t* at) {
   while (*at < end) {
@@ -66,6 +72,44 @@ absl::Status ReadUpTo(int fd, const std::string& path, size_t end,
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::string> ReadSmall(const std::string& path, size_t max_bytes,
+                                      bool secret) {
+  const auto failed = [&path](int error) {
+    return absl::Status(error == ENOENT || error == ENOTDIR
+                            ? absl::StatusCode::kNotFound
+                            : absl::StatusCode::kPermissionDenied,
+                        absl::StrCat(path, ": ", std::strerror(error)));
+  };
+  const Descriptor fd = OpenToRead(path);
+  struct stat info {};
+  if (fd.get() < 0 || ::fstat(fd.get(), &info) != 0) return failed(errno);
+  if (!S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": not a file"));
+  }
+  if (secret && (info.st_mode & S_IRWXO) != 0) {
+    return absl::PermissionDeniedError(absl::StrFormat(
+        "%s: everybody on this machine may use it (mode %04o): chmod o-rwx it",
+        path, info.st_mode & 07777));
+  }
+  std::string text;
+  char buffer[4096];
+  while (true) {
+    const ssize_t n = ::read(fd.get(), buffer, sizeof(buffer));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return failed(errno);
+    if (n == 0) break;
+    text.append(buffer, static_cast<size_t>(n));
+    if (text.size() > max_bytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": larger than ", max_bytes, " bytes"));
+    }
+  }
+  if (text.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": empty"));
+  }
+  return text;
+}
+
 }  // namespace
 
 absl::StatusOr<FileStamp> StampOf(const std::string& path) {
@@ -76,10 +120,19 @@ absl::StatusOr<FileStamp> StampOf(const std::string& path) {
   return StampOf(info);
 }
 
+absl::StatusOr<std::string> ReadSmallFile(const std::string& path,
+                                          size_t max_bytes) {
+  return ReadSmall(path, max_bytes, /*secret=*/false);
+}
+
+absl::StatusOr<std::string> ReadSecretFile(const std::string& path,
+                                           size_t max_bytes) {
+  return ReadSmall(path, max_bytes, /*secret=*/true);
+}
+
 absl::StatusOr<FileBytes> FileBytes::Read(const std::string& path,
                                           const CheckFn& check) {
-  // Without O_NONBLOCK a named pipe would keep us here.
-  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const Descriptor fd = OpenToRead(path);
   if (fd.get() < 0) return SystemError("open", path, errno);
   struct stat info {};
   if (::fstat(fd.get(), &info) != 0) return SystemError("stat", path, errno);

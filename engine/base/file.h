@@ -28,7 +28,17 @@ struct FileStamp {
 // NOT_FOUND, or what else stat says.
 absl::StatusOr<FileStamp> StampOf(const std::string& path);
 
-// All bytes of a regular file, in memory of its own. Movable.
+// A small regular file whole. NOT_FOUND, PERMISSION_DENIED or INVALID_ARGUMENT
+// (not a regular file, empty, larger than `max_bytes`); the message starts with
+// `path`.
+absl::StatusOr<std::string> ReadSmallFile(const std::string& path,
+                                          size_t max_bytes);
+// The same of a file that others on this machine must have no right to:
+// PERMISSION_DENIED where they do.
+absl::StatusOr<std::string> ReadSecretFile(const std::string& path,
+                                           size_t max_bytes);
+
+// All bytes of a regular file, in memory of its own: for large ones. Movable.
 class FileBytes {
  public:
   // Refuses a file, by its first bytes, before the rest is read.

@@ -8,9 +8,9 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/utf8.h"
 #include "engine/model/pair_merger.h"
 #include "engine/model/pretokenizer.h"
-#include "engine/model/utf8.h"
 #include "engine/model/vocabulary.h"
 
 namespace xcache {
@@ -207,8 +207,11 @@ size_t BpeTokenizer::LongestPiece() const {
     if (in_utf8 && byte_tokens_[b] < 0) return 0;
   }
   size_t longest = 1;
-  for (const std::string& bytes : bytes_) {
-    longest = std::max(longest, bytes.size());
+  for (TokenId id = 0; id < vocab_size(); ++id) {
+    // Merges may lead to tokens that are not used as well.
+    longest = std::max(longest, vocabulary().type(id) == TokenType::kUnused
+                                    ? BytesOf(vocabulary().spelling(id)).size()
+                                    : bytes_[static_cast<size_t>(id)].size());
   }
   return longest;
 }

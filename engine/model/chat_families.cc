@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "engine/model/utf8.h"
+#include "engine/base/utf8.h"
 
 namespace xcache {
 namespace {

@@ -3,8 +3,8 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/utf8.h"
 #include "engine/model/chat_families.h"
-#include "engine/model/utf8.h"
 
 namespace xcache {
 namespace {

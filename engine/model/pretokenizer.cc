@@ -56,6 +56,8 @@ struct FreeMatchData {
   void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
 };
 
+using MatchData = std::unique_ptr<pcre2_match_data, FreeMatchData>;
+
 std::string ErrorText(int code) {
   PCRE2_UCHAR8 text[256] = {};
   pcre2_get_error_message(code, text, sizeof(text));
@@ -107,13 +109,16 @@ class Pretokenizer::Pattern {
   Pattern(const Pattern&) = delete;
   Pattern& operator=(const Pattern&) = delete;
 
-  absl::Status Split(std::string_view text,
-                     std::vector<std::string_view>* words) const {
-    const std::unique_ptr<pcre2_match_data, FreeMatchData> data(
-        pcre2_match_data_create_from_pattern(code_, nullptr));
+  absl::StatusOr<MatchData> NewMatchData() const {
+    MatchData data(pcre2_match_data_create_from_pattern(code_, nullptr));
     if (data == nullptr) {
       return absl::ResourceExhaustedError("no memory for a match");
     }
+    return data;
+  }
+
+  absl::Status Split(std::string_view text, const MatchData& data,
+                     std::vector<std::string_view>* words) const {
     const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
     size_t at = 0;
     while (at < text.size()) {
@@ -163,8 +168,9 @@ absl::Status Pretokenizer::Split(std::string_view text,
   std::vector<std::string_view> pieces;
   for (const auto& pattern : patterns_) {
     pieces.clear();
+    XC_ASSIGN_OR_RETURN(const MatchData data, pattern->NewMatchData());
     for (std::string_view word : *words) {
-      XC_RETURN_IF_ERROR(pattern->Split(word, &pieces));
+      XC_RETURN_IF_ERROR(pattern->Split(word, data, &pieces));
     }
     words->swap(pieces);
   }

@@ -8,8 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/utf8.h"
 #include "engine/model/pair_merger.h"
-#include "engine/model/utf8.h"
 #include "engine/model/vocabulary.h"
 
 namespace xcache {

@@ -63,11 +63,6 @@ class Tokenizer {
   virtual bool IsEndOfGeneration(TokenId token) const = 0;
 };
 
-// The longest prefix of `bytes` that ends on a UTF-8 character boundary: what
-// may be sent on while more bytes are to come. Bytes that can never become a
-// character count as whole.
-size_t CompleteUtf8Prefix(std::string_view bytes);
-
 }  // namespace xcache
 
 #endif  // XCACHE_ENGINE_MODEL_TOKENIZER_H_

@@ -156,7 +156,7 @@ std::vector<std::string> CodecNames();
 absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec);
 
 // The most bytes that a codec of this spec takes on `model`, its profile
-// included, known before it is made. INVALID_ARGUMENT: bad syntax, or an unknown
+// included, known before it is made. INVALID_ARGUMENT: bad syntax, or no such
 // codec.
 absl::StatusOr<size_t> MaxCodecBytes(std::string_view spec, const Model& model);
 

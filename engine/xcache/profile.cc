@@ -11,11 +11,10 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
-#include <fstream>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/crc32c.h"
+#include "engine/base/file.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/xcache/little_endian.h"
@@ -90,15 +89,6 @@ absl::Status Corrupt(std::string_view field, uint64_t expected,
   return absl::DataLossError(absl::StrCat("profile: ", std::string(field),
                                           ": expected ", expected, ", found ",
                                           found));
-}
-
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) return absl::DataLossError(absl::StrCat("cannot read ", path));
-  return std::move(text).str();
 }
 
 absl::Status FileError(std::string_view what, const std::string& path) {
@@ -243,9 +233,11 @@ absl::StatusOr<std::unique_ptr<const Profile>> Profile::LoadOrMake(
   const std::string path =
       absl::StrCat(dir, "/", std::string(ProfileKindName(kind)), "-",
                    ToHex(model.fingerprint()).substr(0, 16), ".xcpf");
-  absl::StatusOr<std::string> bytes = ReadFile(path);
+  const absl::StatusOr<FileBytes> bytes = FileBytes::Read(path, {});
   if (bytes.ok()) {
-    auto profile = Parse(*bytes, model.fingerprint(), kind);
+    auto profile = Parse({reinterpret_cast<const char*>(bytes->bytes().data()),
+                          bytes->bytes().size()},
+                         model.fingerprint(), kind);
     if (profile.ok()) return profile;
     XC_LOG_WARN("profile made anew", "path={} reason={}", LogValue(path),
                 LogValue(std::string(profile.status().message())));

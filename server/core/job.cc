@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "cachestore/page_key.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/utf8.h"
 #include "engine/types.h"
 
 namespace xcache {
@@ -125,7 +126,7 @@ absl::StatusOr<std::vector<TokenId>> Job::History(
   const size_t kept_end = kept == 0 ? 0 : token_ends[kept - 1];
   if (kept_end < text_end) {
     const std::string rest =
-        ReplaceInvalidUtf8(answer.substr(kept_end, text_end - kept_end));
+        ToUtf8(answer.substr(kept_end, text_end - kept_end));
     XC_ASSIGN_OR_RETURN(const std::vector<TokenId> ids,
                         tokenizer.EncodeContinued(rest));
     history.insert(history.end(), ids.begin(), ids.end());

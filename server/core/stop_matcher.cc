@@ -3,61 +3,14 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include "engine/model/tokenizer.h"
+#include "engine/base/utf8.h"
 
 namespace xcache {
-namespace {
-
-// Length of the well-formed character at `bytes`, 0 where there is none.
-size_t CharacterLength(std::string_view bytes) {
-  const auto at = [&](size_t i) { return static_cast<uint8_t>(bytes[i]); };
-  const uint8_t lead = at(0);
-  if (lead < 0x80) return 1;
-  size_t length = 0;
-  uint8_t low = 0x80, high = 0xBF;  // of the second byte
-  if (lead >= 0xC2 && lead <= 0xDF) {
-    length = 2;
-  } else if (lead >= 0xE0 && lead <= 0xEF) {
-    length = 3;
-    if (lead == 0xE0) low = 0xA0;
-    if (lead == 0xED) high = 0x9F;  // no surrogates
-  } else if (lead >= 0xF0 && lead <= 0xF4) {
-    length = 4;
-    if (lead == 0xF0) low = 0x90;
-    if (lead == 0xF4) high = 0x8F;
-  } else {
-    return 0;
-  }
-  if (bytes.size() < length || at(1) < low || at(1) > high) return 0;
-  for (size_t i = 2; i < length; ++i) {
-    if ((at(i) & 0xC0) != 0x80) return 0;
-  }
-  return length;
-}
-
-}  // namespace
-
-std::string ReplaceInvalidUtf8(std::string_view bytes) {
-  std::string out;
-  out.reserve(bytes.size());
-  while (!bytes.empty()) {
-    const size_t length = CharacterLength(bytes);
-    if (length == 0) {
-      out += "\xEF\xBF\xBD";
-      bytes.remove_prefix(1);
-    } else {
-      out += bytes.substr(0, length);
-      bytes.remove_prefix(length);
-    }
-  }
-  return out;
-}
 
 StopMatcher::StopMatcher(std::vector<std::string> stops)
     : stops_(std::move(stops)) {}
@@ -97,7 +50,7 @@ void StopMatcher::Finish(std::string* text) {
 }
 
 void StopMatcher::Send(size_t num_bytes, std::string* text) {
-  *text += ReplaceInvalidUtf8(std::string_view(held_.data(), num_bytes));
+  *text += ToUtf8(std::string_view(held_.data(), num_bytes));
   held_.erase(0, num_bytes);
   text_bytes_ += num_bytes;
 }

@@ -44,10 +44,6 @@ class StopMatcher {
   std::string stop_;
 };
 
-// `bytes` with every byte that is not part of a well-formed UTF-8 character
-// (Unicode 15, table 3-7) replaced by U+FFFD.
-std::string ReplaceInvalidUtf8(std::string_view bytes);
-
 }  // namespace xcache
 
 #endif  // XCACHE_SERVER_CORE_STOP_MATCHER_H_

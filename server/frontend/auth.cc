@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/file.h"
 #include "engine/base/status_macros.h"
-#include "server/frontend/read_file.h"
 
 namespace xcache {
 namespace {

@@ -8,8 +8,8 @@
 #include "absl/strings/str_replace.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/utf8.h"
 #include "server/core/reason.h"
-#include "server/frontend/utf8.h"
 #include "server/grpc/credentials.h"
 #include "server/grpc/status.h"
 

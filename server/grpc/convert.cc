@@ -8,8 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/utf8.h"
 #include "server/config.h"
-#include "server/frontend/utf8.h"
 
 namespace xcache {
 namespace {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "engine/base/status_macros.h"
-#include "server/frontend/utf8.h"
+#include "engine/base/utf8.h"
 #include "server/grpc/convert.h"
 #include "server/grpc/stream_call.h"
 #include "server/grpc/unary_call.h"

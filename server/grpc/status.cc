@@ -3,8 +3,8 @@
 #include <string>
 #include <string_view>
 
+#include "engine/base/utf8.h"
 #include "server/core/reason.h"
-#include "server/frontend/utf8.h"
 #include "xcache/v1/errors.pb.h"
 
 namespace xcache {

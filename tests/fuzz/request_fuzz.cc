@@ -4,9 +4,9 @@
 #include <cmath>
 #include <string>
 
+#include "engine/base/utf8.h"
 #include "engine/sampler.h"
 #include "google/protobuf/stubs/logging.h"
-#include "server/frontend/utf8.h"
 #include "server/grpc/convert.h"
 #include "server/grpc/status.h"
 #include "tests/fuzz/fuzz.h"

@@ -5,8 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include "engine/base/utf8.h"
 #include "engine/model/tokenizer.h"
-#include "engine/model/utf8.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/support/tiny_model.h"
 

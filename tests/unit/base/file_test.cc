@@ -73,6 +73,18 @@ TEST_F(FileTest, RefusesWhatIsNoRegularFile) {
   EXPECT_TRUE(absl::IsInvalidArgument(FileBytes::Read(path_, {}).status()));
 }
 
+TEST_F(FileTest, SmallFilesHaveAMostSize) {
+  Write("twelve bytes");
+  EXPECT_EQ(ReadSmallFile(path_, 12).value(), "twelve bytes");
+  EXPECT_TRUE(absl::IsInvalidArgument(ReadSmallFile(path_, 11).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(ReadSmallFile(dir_, 100).status()));
+  Write("");
+  EXPECT_TRUE(absl::IsInvalidArgument(ReadSmallFile(path_, 100).status()));
+  const absl::Status none = ReadSmallFile(path_ + "x", 100).status();
+  EXPECT_TRUE(absl::IsNotFound(none));
+  EXPECT_THAT(std::string(none.message()), ::testing::StartsWith(path_));
+}
+
 TEST_F(FileTest, RefusedByItsStartAFileIsNotReadFurther) {
   Write("bad");
   const auto file = FileBytes::Read(path_, [](std::span<const uint8_t>) {

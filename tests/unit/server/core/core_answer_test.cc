@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/base/utf8.h"
 #include "server/core/penalty_history.h"
 #include "server/core/stop_matcher.h"
 #include "tests/unit/server/core/core_harness.h"
@@ -63,7 +64,7 @@ class CoreAnswerTest : public ::testing::Test {
     EXPECT_EQ(tokens[tokens.size() - 2], kEnd);
     tokens.erase(tokens.begin(), tokens.begin() + 2);
     tokens.resize(tokens.size() - 2);
-    return ReplaceInvalidUtf8(h_.tokenizer.Decode(tokens));
+    return ToUtf8(h_.tokenizer.Decode(tokens));
   }
 
   Harness h_;

@@ -99,7 +99,7 @@ TEST(StopMatcherTest, CharactersAreNeverCut) {
   const Result result = Feed({}, Bytes(text));
   EXPECT_EQ(result.text, text);
   for (const std::string& part : result.parts) {
-    EXPECT_EQ(part, ReplaceInvalidUtf8(part));
+    EXPECT_EQ(part, ToUtf8(part));
   }
 }
 
@@ -142,14 +142,6 @@ TEST(StopMatcherTest, SaysHowManyRawBytesTheTextIsMadeOf) {
   EXPECT_TRUE(matcher.Append("ND", &text));
   EXPECT_EQ(matcher.text_bytes(), 3u);
   EXPECT_EQ(text, "ab\xEF\xBF\xBD");
-}
-
-TEST(ReplaceInvalidUtf8Test, KeepsTheWellFormedAndNothingElse) {
-  EXPECT_EQ(ReplaceInvalidUtf8("\xC3\xA9"), "\xC3\xA9");
-  const std::string r = "\xEF\xBF\xBD";
-  EXPECT_EQ(ReplaceInvalidUtf8("\xC0\xAF"), r + r);          // overlong
-  EXPECT_EQ(ReplaceInvalidUtf8("\xED\xA0\x80"), r + r + r);  // a surrogate
-  EXPECT_EQ(ReplaceInvalidUtf8("\xF4\x90\x80\x80"), r + r + r + r);
 }
 
 }  // namespace

@@ -4,9 +4,9 @@
 #include <limits>
 #include <string>
 
+#include "engine/base/utf8.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "server/frontend/utf8.h"
 #include "server/grpc/status.h"
 #include "tests/unit/server/grpc/fake_core.h"
 

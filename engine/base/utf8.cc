@@ -1,6 +1,4 @@
-#include "engine/model/utf8.h"
-
-#include "engine/model/tokenizer.h"
+#include "engine/base/utf8.h"
 
 namespace xcache {
 namespace {
@@ -90,6 +88,22 @@ void AppendUtf8(uint32_t code, std::string* out) {
     tail(6);
     tail(0);
   }
+}
+
+std::string ToUtf8(std::string_view bytes) {
+  std::string out;
+  out.reserve(bytes.size());
+  while (!bytes.empty()) {
+    bool whole = false;
+    const size_t n = Scan(bytes, &whole);
+    if (whole) {
+      out += bytes.substr(0, n);
+    } else {
+      AppendUtf8(0xfffd, &out);
+    }
+    bytes.remove_prefix(whole ? n : 1);
+  }
+  return out;
 }
 
 size_t CompleteUtf8Prefix(std::string_view bytes) {
