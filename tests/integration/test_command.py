@@ -242,7 +242,7 @@ def test_chat_on_a_terminal(slow_model, environment, tmp_path):
             time.sleep(0.4)
             terminal.type("\x03")
             if terminal.expect("(cancelled; the session stays at turn "
-                               "|Ctrl-C again)")[1].startswith("cancelled"):
+                               "|Ctrl-C again)")[1].startswith("cancelled;"):
                 break
         else:
             raise AssertionError("no answer was long enough to be cancelled")
