@@ -73,9 +73,9 @@ class SessionStore {
   // turn before.
   virtual absl::Status Commit(const SessionRecord& record) = 0;
 
-  // NOT_FOUND; DATA_LOSS: this session's manifest is damaged; UNAVAILABLE: it
-  // cannot be read now (descriptors or memory ran out);
-  // FAILED_PRECONDITION: of another model or format version, named.
+  // Of whatever model. NOT_FOUND; DATA_LOSS: this session's manifest is damaged;
+  // UNAVAILABLE: it cannot be read now (descriptors or memory ran out);
+  // FAILED_PRECONDITION: of another format version, named.
   virtual absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                              std::string_view id) = 0;
 

@@ -1,6 +1,7 @@
 #include "client/convert.h"
 
 #include "absl/time/time.h"
+#include "google/protobuf/duration.pb.h"
 
 namespace xcache::client {
 namespace {
@@ -38,9 +39,28 @@ FinishReason FromProto(v1::FinishReason reason) {
       return FinishReason::kMaxTokens;
     case v1::FINISH_REASON_CONTEXT:
       return FinishReason::kContext;
+    case v1::FINISH_REASON_CANCELLED:
+      return FinishReason::kCancelled;
     default:
       return FinishReason::kUnknown;
   }
+}
+
+Durability FromProto(v1::Durability durability) {
+  switch (durability) {
+    case v1::DURABILITY_MEMORY:
+      return Durability::kMemory;
+    case v1::DURABILITY_LOCAL:
+      return Durability::kLocal;
+    default:
+      return Durability::kNone;
+  }
+}
+
+void ToProto(absl::Duration duration, google::protobuf::Duration* out) {
+  absl::Duration nanos;
+  out->set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &nanos));
+  out->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(nanos)));
 }
 
 void ToProto(const SamplingParams& p, v1::SamplingParams* out) {
@@ -99,10 +119,24 @@ const char* FinishReasonName(FinishReason reason) {
       return "max_tokens";
     case FinishReason::kContext:
       return "context";
+    case FinishReason::kCancelled:
+      return "cancelled";
     case FinishReason::kUnknown:
       break;
   }
   return "unknown";
+}
+
+const char* DurabilityName(Durability durability) {
+  switch (durability) {
+    case Durability::kMemory:
+      return "memory";
+    case Durability::kLocal:
+      return "local";
+    case Durability::kNone:
+      break;
+  }
+  return "none";
 }
 
 void ToProto(const Message& message, v1::Message* out) {
@@ -127,6 +161,8 @@ v1::ChatRequest ToProto(const ChatRequest& request) {
   }
   if (request.expected_turn) out.set_expected_turn(*request.expected_turn);
   ToProto(request.params, out.mutable_params());
+  out.set_regenerate(request.regenerate);
+  out.set_keep_partial(request.keep_partial);
   return out;
 }
 
@@ -151,17 +187,19 @@ v1::CreateSessionRequest ToProto(const CreateSessionOptions& options) {
   v1::CreateSessionRequest out;
   out.set_id(options.id);
   out.set_system_prompt(options.system_prompt);
-  if (options.ttl) {
-    absl::Duration nanos;
-    const int64_t seconds =
-        absl::IDivDuration(*options.ttl, absl::Seconds(1), &nanos);
-    out.mutable_ttl()->set_seconds(seconds);
-    out.mutable_ttl()->set_nanos(
-        static_cast<int32_t>(absl::ToInt64Nanoseconds(nanos)));
-  }
+  if (options.ttl) ToProto(*options.ttl, out.mutable_ttl());
   out.set_codec(options.codec);
   out.set_title(options.title);
   out.set_remat(options.remat);
+  return out;
+}
+
+v1::UpdateSessionRequest ToProto(const std::string& id,
+                                 const SessionUpdate& update) {
+  v1::UpdateSessionRequest out;
+  out.set_id(id);
+  if (update.title) out.set_title(*update.title);
+  if (update.ttl) ToProto(*update.ttl, out.mutable_ttl());
   return out;
 }
 
@@ -184,7 +222,7 @@ void FromProto(const v1::Final& final, Answer* answer) {
   answer->generated_tokens = final.generated_tokens();
   answer->prefilled_tokens = final.prefilled_tokens();
   answer->reused = FromProto(final.reused());
-  answer->durable = final.durable();
+  answer->durability = FromProto(final.durability());
   answer->seed = final.seed();
   answer->turn = final.turn();
   const v1::Timings& t = final.timings();
@@ -209,6 +247,10 @@ SessionInfo FromProto(const v1::Session& session) {
   out.page_bytes = session.page_bytes();
   out.pinned = session.pinned();
   out.in_memory = session.in_memory();
+  out.model_fp = session.model_fp();
+  out.needs_migration = session.needs_migration();
+  out.retokenized = session.retokenized();
+  out.durability = FromProto(session.durability());
   out.create_time = FromProto(session.create_time());
   out.update_time = FromProto(session.update_time());
   if (session.has_expire_time()) {

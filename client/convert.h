@@ -16,6 +16,8 @@ v1::ChatRequest ToProto(const ChatRequest& request);
 v1::GenerateRequest ToProto(const GenerateRequest& request);
 v1::ScoreRequest ToProto(const ScoreRequest& request);
 v1::CreateSessionRequest ToProto(const CreateSessionOptions& options);
+v1::UpdateSessionRequest ToProto(const std::string& id,
+                                 const SessionUpdate& update);
 
 SampledToken FromProto(const v1::SampledToken& token);
 ReusedTokens FromProto(const v1::ReusedTokens& reused);

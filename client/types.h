@@ -63,7 +63,21 @@ struct ReusedTokens {
   uint64_t total() const { return device + host + disk + remote; }
 };
 
-enum class FinishReason { kUnknown, kEnd, kStop, kMaxTokens, kContext };
+enum class FinishReason {
+  kUnknown,
+  kEnd,
+  kStop,
+  kMaxTokens,
+  kContext,
+  kCancelled,  // ended before its time and kept: see ChatRequest::keep_partial
+};
+
+// Where a change of a session is when its call is answered.
+enum class Durability {
+  kNone,    // nothing was to be kept
+  kMemory,  // in the server's memory alone; on disk as soon as that takes it
+  kLocal,   // on the server's disk, synced
+};
 
 // As the server measured them.
 struct Timings {
@@ -86,7 +100,7 @@ struct Answer {
   uint64_t generated_tokens = 0;
   uint64_t prefilled_tokens = 0;
   ReusedTokens reused = {};
-  bool durable = false;
+  Durability durability = Durability::kNone;
   uint64_t seed = 0;
   uint64_t turn = 0;  // turns of the session, this one included
   Timings timings = {};
@@ -101,6 +115,12 @@ struct ChatRequest {
   // The session's turns so far. Makes a retry safe.
   std::optional<uint64_t> expected_turn = {};
   GenerationParams params = {};
+  // Answers the last user message again; no `messages` then.
+  bool regenerate = false;
+  // A cancelled or late turn leaves what there is of its answer in the session
+  // instead of nothing. The call still ends with CANCELLED or
+  // DEADLINE_EXCEEDED.
+  bool keep_partial = false;
 };
 
 // A prompt is text, or token ids where `token_ids` is not empty.
@@ -182,6 +202,10 @@ struct SessionInfo {
   absl::Time update_time = {};
   std::optional<absl::Time> expire_time = {};  // none: never
   std::vector<Message> messages = {};          // where asked for
+  std::string model_fp = {};
+  bool needs_migration = false;  // of another model: see Client::MigrateSession
+  bool retokenized = false;      // tokens were once made anew from the text
+  Durability durability = Durability::kNone;
 };
 
 struct CreateSessionOptions {
@@ -191,6 +215,20 @@ struct CreateSessionOptions {
   std::string codec = {};
   std::string title = {};
   std::string remat = {};  // "resume" or "step"; empty: the server's
+};
+
+// What is changed of a session; unset: it stays.
+struct SessionUpdate {
+  std::optional<std::string> title = {};
+  std::optional<absl::Duration> ttl = {};  // zero: never expires
+};
+
+struct MigrateResult {
+  SessionInfo session = {};
+  bool retokenized = false;  // by this call
+  uint64_t tokens_before = 0;
+  uint64_t tokens_after = 0;
+  uint64_t messages_dropped = 0;
 };
 
 struct SessionPage {
@@ -205,6 +243,7 @@ struct FlushResult {
 
 const char* RoleName(Role role);
 const char* FinishReasonName(FinishReason reason);
+const char* DurabilityName(Durability durability);
 
 }  // namespace xcache::client
 

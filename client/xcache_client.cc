@@ -532,15 +532,71 @@ absl::Status Client::DeleteSession(const std::string& id) {
 
 absl::StatusOr<SessionInfo> Client::ForkSession(const std::string& id,
                                                 const std::string& new_id,
-                                                uint64_t num_messages) {
+                                                uint64_t num_messages,
+                                                uint64_t keep_last_messages) {
   v1::ForkSessionRequest request;
   request.set_id(id);
   request.set_new_id(new_id);
   request.set_num_messages(num_messages);
+  request.set_keep_last_messages(keep_last_messages);
   XC_ASSIGN_OR_RETURN(
       const v1::Session session,
       impl_->Call(*impl_->sessions, &v1::Sessions::Stub::ForkSession, request,
                   Repeat::kIfRefused));
+  return FromProto(session);
+}
+
+absl::StatusOr<MigrateResult> Client::MigrateSession(
+    const std::string& id, const std::string& codec,
+    uint64_t keep_last_messages) {
+  v1::MigrateSessionRequest request;
+  request.set_id(id);
+  request.set_codec(codec);
+  request.set_keep_last_messages(keep_last_messages);
+  XC_ASSIGN_OR_RETURN(
+      const v1::MigrateSessionResponse response,
+      impl_->Call(*impl_->sessions, &v1::Sessions::Stub::MigrateSession,
+                  request, Repeat::kAlways));
+  return MigrateResult{.session = FromProto(response.session()),
+                       .retokenized = response.retokenized(),
+                       .tokens_before = response.tokens_before(),
+                       .tokens_after = response.tokens_after(),
+                       .messages_dropped = response.messages_dropped()};
+}
+
+absl::StatusOr<std::string> Client::ExportSession(const std::string& id,
+                                                  bool text_only) {
+  v1::ExportSessionRequest request;
+  request.set_id(id);
+  request.set_text_only(text_only);
+  XC_ASSIGN_OR_RETURN(
+      v1::ExportSessionResponse response,
+      impl_->Call(*impl_->sessions, &v1::Sessions::Stub::ExportSession, request,
+                  Repeat::kAlways));
+  return std::move(*response.mutable_document());
+}
+
+absl::StatusOr<SessionInfo> Client::ImportSession(const std::string& document,
+                                                  const std::string& id,
+                                                  const std::string& codec) {
+  v1::ImportSessionRequest request;
+  request.set_document(document);
+  request.set_id(id);
+  request.set_codec(codec);
+  // Twice would be an ALREADY_EXISTS of its own making.
+  XC_ASSIGN_OR_RETURN(
+      const v1::Session session,
+      impl_->Call(*impl_->sessions, &v1::Sessions::Stub::ImportSession, request,
+                  Repeat::kIfRefused));
+  return FromProto(session);
+}
+
+absl::StatusOr<SessionInfo> Client::UpdateSession(const std::string& id,
+                                                  const SessionUpdate& update) {
+  XC_ASSIGN_OR_RETURN(
+      const v1::Session session,
+      impl_->Call(*impl_->sessions, &v1::Sessions::Stub::UpdateSession,
+                  ToProto(id, update), Repeat::kAlways));
   return FromProto(session);
 }
 

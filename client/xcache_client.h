@@ -136,10 +136,25 @@ class Client {
   absl::StatusOr<SessionPage> ListSessions(uint32_t page_size = 0,
                                            const std::string& page_token = "");
   absl::Status DeleteSession(const std::string& id);
-  // `num_messages` 0 keeps all; an empty `new_id` lets the server choose.
+  // `num_messages` 0 keeps all; an empty `new_id` lets the server choose. Of
+  // those messages `keep_last_messages` keeps the system prompt and the last.
   absl::StatusOr<SessionInfo> ForkSession(const std::string& id,
                                           const std::string& new_id = "",
-                                          uint64_t num_messages = 0);
+                                          uint64_t num_messages = 0,
+                                          uint64_t keep_last_messages = 0);
+  // Lets a session of another model go on with the server's.
+  absl::StatusOr<MigrateResult> MigrateSession(const std::string& id,
+                                               const std::string& codec = "",
+                                               uint64_t keep_last_messages = 0);
+  // A session as a JSON document (sessions.proto), and a new session of one;
+  // with an empty `id` it is called as the document says.
+  absl::StatusOr<std::string> ExportSession(const std::string& id,
+                                            bool text_only = false);
+  absl::StatusOr<SessionInfo> ImportSession(const std::string& document,
+                                            const std::string& id = "",
+                                            const std::string& codec = "");
+  absl::StatusOr<SessionInfo> UpdateSession(const std::string& id,
+                                            const SessionUpdate& update);
   absl::StatusOr<SessionInfo> PinSession(const std::string& id);
   absl::StatusOr<SessionInfo> UnpinSession(const std::string& id);
   absl::StatusOr<FlushResult> FlushSession(const std::string& id);

@@ -343,12 +343,6 @@ absl::StatusOr<SessionRecord> SessionStoreImpl::Load(std::string_view tenant,
   }
   if (absl::IsDataLoss(record.status())) MarkDamaged(key);
   if (!record.ok()) return record;
-  if (record->model_fp != parts_.model_fp) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "session ", std::string(id), " is of the model ",
-        ToHex(record->model_fp).substr(0, 16), "..., this server has ",
-        ToHex(parts_.model_fp).substr(0, 16), "..."));
-  }
   if (parts_.pages != nullptr) {
     parts_.pages->Claim(key, record->page_keys, record->pinned, NowMicros());
   }

@@ -1,5 +1,6 @@
 // `xcache chat`: a conversation on the terminal. Ctrl-C cancels the answer that
-// is being written, never the chat; the server rolls the turn back.
+// is being written, never the chat; the server rolls the turn back, or keeps
+// what there is of it where that was asked for.
 #include <unistd.h>
 
 #include <cstdio>
@@ -15,6 +16,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "client/command/commands.h"
 #include "client/command/exit_code.h"
 #include "client/command/line_editor.h"
@@ -33,13 +36,16 @@ struct Options {
   // Which of the flags were given that only a new session can have.
   std::vector<std::string> for_new_sessions;
   AnswerFlags answer;
+  bool keep_partial = false;
   bool no_history = false;
 };
 
 constexpr char kHelp[] =
     "/history       the conversation so far\n"
     "/session       this session's numbers\n"
+    "/again         answer the last message again\n"
     "/fork [N]      go on in a new session with the first N messages (all)\n"
+    "/last N        go on in a new session with the last N messages\n"
     "/help          this\n"
     "/quit          leave (so does Ctrl-D); the session stays\n"
     "A line that ends with \\ goes on in the next one; so do all lines from\n"
@@ -77,7 +83,7 @@ class Chat {
       const bool command =
           editor_->interactive() && message.plain && trimmed[0] == '/';
       if (command && (trimmed == "/quit" || trimmed == "/exit")) break;
-      const absl::Status status = command ? Slash(trimmed) : Turn(message.text);
+      const absl::Status status = command ? Slash(trimmed) : Say(message.text);
       if (OutputError() != 0) return kExitFailed;  // Main() says it
       if (status.ok()) continue;
       // A person sees what went wrong and goes on; a script must know.
@@ -120,11 +126,11 @@ class Chat {
   void SayWhatNext() const {
     if (!exists_ || session_.num_messages == 0) return;
     Note(editor_->interactive()
-             ? "to go on: /fork N, a new session with the first N messages; or "
+             ? "to go on: /last N, a new session with the last N messages; or "
                "a new chat"
              : absl::StrCat("to go on: xcache sessions fork ",
                             OneLine(session_.id),
-                            " NEW --messages N, with its first N messages"));
+                            " NEW --keep-last N, with its last N messages"));
   }
 
   // A session that does not exist is made by its first turn: a chat that says
@@ -235,7 +241,14 @@ class Chat {
     return absl::OkStatus();
   }
 
-  absl::Status Turn(const std::string& text) {
+  absl::Status Say(const std::string& text) {
+    client::ChatRequest request;
+    request.messages = {{client::Role::kUser, text}};
+    return Turn(std::move(request));
+  }
+
+  // `request` says what is new in the turn; the session is the chat's.
+  absl::Status Turn(client::ChatRequest request) {
     if (!exists_) XC_RETURN_IF_ERROR(Create());
     const bool terminal = IsTerminal(STDOUT_FILENO);
     client::CancelHandle cancel;
@@ -253,9 +266,8 @@ class Chat {
       if (!Write(shown)) cancel.Cancel();
       if (!shown.empty()) at_line_start = shown.back() == '\n';
     };
-    client::ChatRequest request;
     request.session_id = session_.id;
-    request.messages = {{client::Role::kUser, text}};
+    request.keep_partial = options_.keep_partial;
     request.expected_turn = session_.turn;
     request.params = options_.answer.params;
     absl::StatusOr<client::Answer> answer;
@@ -269,19 +281,13 @@ class Chat {
       Interrupts::Take();
       if (!editor_->interactive()) return answer.status();
       if (!answer.ok()) {
-        Note(absl::StrCat("cancelled; the session stays at turn ",
-                          session_.turn));
-        // It may have been too late to cancel.
-        const uint64_t before = session_.turn;
-        if (Refresh().ok() && session_.turn > before) {
-          Note("the answer was complete already and is kept");
-        }
+        AfterCancel();
         return absl::OkStatus();
       }
     }
     if (!answer.ok()) return answer.status();
     session_.turn = answer->turn;
-    session_.num_messages += 2;
+    if (!request.regenerate) session_.num_messages += 2;
     session_.num_tokens = answer->prompt_tokens + answer->generated_tokens;
     if (context_.json()) {
       context_.PrintJson({{"final", ToJson(*answer, /*with_text=*/true)}});
@@ -293,6 +299,23 @@ class Chat {
     return absl::OkStatus();
   }
 
+  // Says what became of a cancelled turn. It may have been too late to cancel,
+  // and one that is kept in part is committed a step later.
+  void AfterCancel() {
+    const uint64_t before = session_.turn;
+    for (int i = 0; Refresh().ok() && session_.turn == before; ++i) {
+      if (!options_.keep_partial || i == 20) break;
+      absl::SleepFor(absl::Milliseconds(100));
+    }
+    if (session_.turn == before) {
+      Note(absl::StrCat("cancelled; the session stays at turn ", before));
+    } else if (options_.keep_partial) {
+      Note("cancelled; the answer is kept as far as it came");
+    } else {
+      Note("cancelled too late: the answer was complete already and is kept");
+    }
+  }
+
   absl::Status Slash(const std::string& line) {
     const std::vector<std::string> words =
         absl::StrSplit(line, ' ', absl::SkipWhitespace());
@@ -300,8 +323,8 @@ class Chat {
       std::fputs(kHelp, stdout);
       return absl::OkStatus();
     }
-    const std::vector<std::string> known = {"/history", "/session", "/fork",
-                                            "/help", "/quit"};
+    const std::vector<std::string> known = {
+        "/history", "/session", "/again", "/fork", "/last", "/help", "/quit"};
     if (!absl::c_linear_search(known, words[0])) {
       return absl::InvalidArgumentError(
           absl::StrCat("no command ", words[0], DidYouMean(words[0], known),
@@ -327,14 +350,23 @@ class Chat {
                   OneLine(session_.codec).c_str());
       return absl::OkStatus();
     }
-    // /fork
+    if (words[0] == "/again") {
+      client::ChatRequest request;
+      request.regenerate = true;
+      return Turn(std::move(request));
+    }
+    // /fork, /last
+    const bool last = words[0] == "/last";
     uint64_t keep = 0;
     if (words.size() > 2 ||
-        (words.size() == 2 && !absl::SimpleAtoi(words[1], &keep))) {
-      return absl::InvalidArgumentError("/fork takes a number of messages");
+        (words.size() == 2 && !absl::SimpleAtoi(words[1], &keep)) ||
+        (last && keep == 0)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(words[0], " takes a number of messages"));
     }
     XC_ASSIGN_OR_RETURN(const client::SessionInfo fork,
-                        client_->ForkSession(session_.id, "", keep));
+                        client_->ForkSession(session_.id, "", last ? 0 : keep,
+                                             last ? keep : 0));
     session_ = fork;
     Note(absl::StrCat("now in ", OneLine(session_.id), ", ",
                       session_.num_messages, " messages"));
@@ -373,6 +405,8 @@ void AddChat(CLI::App* app, Action* action) {
                        "Hours after its last turn that a new session lives; "
                        "0: for ever")
           ->check(CLI::NonNegativeNumber)};
+  chat->add_flag("--keep-partial", options->keep_partial,
+                 "Ctrl-C keeps the answer as far as it came");
   chat->add_flag("--no-history", options->no_history,
                  "Do not keep typed lines for the next time");
   options->answer.AddTo(chat);

@@ -16,6 +16,8 @@ using Action = std::function<int(const Context&)>;
 void AddChat(CLI::App* app, Action* action);
 void AddAsk(CLI::App* app, Action* action);
 void AddSessions(CLI::App* app, Action* action);
+// Commands of `sessions`.
+void AddDocuments(CLI::App* sessions, Action* action);
 void AddInfo(CLI::App* app, Action* action);
 void AddStats(CLI::App* app, Action* action);
 

@@ -132,7 +132,7 @@ void Context::Warn(const client::Answer& answer) const {
 
 std::vector<std::string> Warnings(const client::Answer& answer) {
   std::vector<std::string> out;
-  if (answer.turn > 0 && !answer.durable) {
+  if (answer.durability == client::Durability::kMemory) {
     out.emplace_back(
         "the turn is not on disk: it is lost if the server stops now (a full "
         "or failing disk, or a server with --store-dir none)");
@@ -154,6 +154,10 @@ json ToJson(const client::SessionInfo& session) {
       {"page_bytes", session.page_bytes},
       {"pinned", session.pinned},
       {"in_memory", session.in_memory},
+      {"model_fp", session.model_fp},
+      {"needs_migration", session.needs_migration},
+      {"retokenized", session.retokenized},
+      {"durability", client::DurabilityName(session.durability)},
       {"create_time", IsoTime(session.create_time)},
       {"update_time", IsoTime(session.update_time)},
       {"expire_time", session.expire_time ? json(IsoTime(*session.expire_time))
@@ -200,7 +204,7 @@ json ToJson(const client::Answer& answer, bool with_text) {
                 {"host", answer.reused.host},
                 {"disk", answer.reused.disk},
                 {"remote", answer.reused.remote}}},
-              {"durable", answer.durable},
+              {"durability", client::DurabilityName(answer.durability)},
               {"seed", answer.seed},
               {"turn", answer.turn},
               {"tokens_per_second", TokensPerSecond(answer)},
@@ -263,6 +267,9 @@ std::string AnswerSummary(const client::Answer& answer) {
       break;
     case client::FinishReason::kContext:
       absl::StrAppend(&out, " · the context is full");
+      break;
+    case client::FinishReason::kCancelled:
+      absl::StrAppend(&out, " · cut short, and kept");
       break;
     default:
       break;

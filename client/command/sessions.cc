@@ -1,6 +1,8 @@
 // `xcache sessions ...`.
 #include <cstdio>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +30,10 @@ int WithClient(const Context& context, const F& f) {
 std::string State(const SessionInfo& session) {
   std::string out = session.in_memory ? "memory" : "stored";
   if (session.pinned) absl::StrAppend(&out, ", pinned");
+  if (session.durability == client::Durability::kMemory) {
+    absl::StrAppend(&out, ", NOT on disk");
+  }
+  if (session.needs_migration) absl::StrAppend(&out, ", another model's");
   return out;
 }
 
@@ -179,8 +185,11 @@ struct Options {
   std::string id;
   std::string new_id;
   uint64_t num_messages = 0;
+  uint64_t keep_last = 0;
   uint32_t limit = 0;
   bool no_messages = false;
+  std::optional<std::string> title;
+  std::optional<double> ttl_seconds;
 };
 
 }  // namespace
@@ -218,16 +227,39 @@ void AddSessions(CLI::App* app, Action* action) {
               }))
       ->add_flag("--no-messages", options->no_messages, "Without its messages");
   CLI::App* fork =
-      with_id(add("fork", "A new session with the first messages of another",
+      with_id(add("fork", "A new session with messages of another",
                   [](const Context& context, const Options& o) {
                     return PrintResult(context, [&](Client& client) {
-                      return client.ForkSession(o.id, o.new_id, o.num_messages);
+                      return client.ForkSession(o.id, o.new_id, o.num_messages,
+                                                o.keep_last);
                     });
                   }));
   fork->add_option("new-id", options->new_id,
                    "Its id; made where none is given");
   fork->add_option("-m,--messages", options->num_messages,
-                   "How many messages it keeps; 0: all");
+                   "How many messages it keeps, from the first; 0: all");
+  fork->add_option("--keep-last", options->keep_last,
+                   "Of those the system prompt and the last so many, from a "
+                   "user's on; 0: all");
+  CLI::App* set = with_id(
+      add("set", "Change a session's title or time to live",
+          [](const Context& context, const Options& o) {
+            return PrintResult(context, [&](Client& client) {
+              if (!o.title && !o.ttl_seconds) {
+                return absl::StatusOr<SessionInfo>(
+                    absl::InvalidArgumentError("give --title, --ttl or both"));
+              }
+              client::SessionUpdate update{.title = o.title};
+              if (o.ttl_seconds) {
+                update.ttl = absl::Seconds(*o.ttl_seconds);
+              }
+              return client.UpdateSession(o.id, update);
+            });
+          }));
+  set->add_option("--title", options->title, "What it is called");
+  set->add_option("--ttl", options->ttl_seconds,
+                  "Seconds after its last turn; 0: it never expires")
+      ->check(CLI::NonNegativeNumber);
   with_id(add("pin", "Keep a session and its pages",
               [](const Context& context, const Options& o) {
                 return SetPinned(context, o.id, true);
@@ -240,6 +272,7 @@ void AddSessions(CLI::App* app, Action* action) {
               [](const Context& context, const Options& o) {
                 return Flush(context, o.id);
               }));
+  AddDocuments(sessions, action);
   add("rm", "Delete sessions",
       [](const Context& context, const Options& o) {
         return Remove(context, o.ids);

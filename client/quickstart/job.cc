@@ -189,9 +189,9 @@ class Job {
                                Params(options_.answer_tokens, false),
                                absl::StrCat("turn ", turn + 1, ", history ",
                                             session.num_tokens, " tokens")));
-      if (!answer.durable) {
+      if (answer.durability != client::Durability::kLocal) {
         return absl::InternalError(
-            absl::StrCat("turn ", turn + 1, " was not made durable"));
+            absl::StrCat("turn ", turn + 1, " is not on disk"));
       }
       result_.before.push_back(std::move(answer));
       XC_ASSIGN_OR_RETURN(session, client->GetSession(kSession));

@@ -29,7 +29,7 @@ enum class CoreCounter {
   kPreemptions,          // running requests whose sequence was dropped
   kQueueRejections,      // RESOURCE_EXHAUSTED at submission
   kCommits,              // turns made durable
-  kCommitFailures,       // turns whose commit failed (durable=false)
+  kCommitFailures,       // turns whose commit failed (kept in memory)
   kSessionsExpired,
   kSessionsCorrupt,  // manifests that could not be read
   kSessionsResume,   // sessions that were given this remat policy

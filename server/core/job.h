@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/page_key.h"
 #include "cachestore/page_store.h"
@@ -59,6 +60,9 @@ struct Job {
   // The session's turn; null without a session.
   std::unique_ptr<SessionManager::Lease> lease;
   std::vector<SessionMessage> new_messages;
+  size_t kept_messages = 0;  // of the session's: all, but for an answer redone
+  bool keep_partial = false;
+  absl::Status cut_short;  // why the answer that is kept is a partial one
 
   // The whole context: the prompt, then what was generated.
   std::vector<TokenId> tokens;

@@ -66,6 +66,14 @@ struct ChatTurn : RequestBase {
   std::string session_id;
   std::vector<ChatMessage> messages;
   std::optional<uint64_t> expected_turn;
+  // Answers the session's last user message again, without new messages: the
+  // last answer, if there is one, gives way to the new one when that commits.
+  bool regenerate = false;
+  // Of a session: what is there of the answer when the turn is cancelled, its
+  // deadline passes or the server ends is committed as the answer, instead of
+  // nothing. The status stays what it is, but for the server's end, which is OK
+  // then.
+  bool keep_partial = false;
   GenerationOptions options;
 };
 
@@ -97,8 +105,28 @@ enum class FinishReason {
   kEnd,   // the model ended its turn
   kStop,  // a stop string
   kMaxTokens,
-  kContext,  // the context is full
+  kContext,    // the context is full
+  kCancelled,  // by the caller, the deadline or the server's end; it was kept
 };
+
+// Where a change of a session is when its call is answered (rule R4).
+enum class Durability {
+  kNone,    // nothing was to be kept: no session, or the call failed
+  kMemory,  // in this process alone; on disk as soon as the disk takes it
+  kLocal,   // on this machine's disk, synced
+};
+
+constexpr std::string_view DurabilityName(Durability durability) {
+  switch (durability) {
+    case Durability::kMemory:
+      return "memory";
+    case Durability::kLocal:
+      return "local";
+    case Durability::kNone:
+      break;
+  }
+  return "none";
+}
 
 struct Timings {
   int64_t queue_us = 0;
@@ -117,13 +145,21 @@ struct FinalInfo {
   uint64_t generated_tokens = 0;
   ReusedCounts reused;
   uint64_t prefilled_tokens = 0;
-  bool durable = false;  // the turn is on disk, synced
+  Durability durability = Durability::kNone;  // of the turn
   Timings timings;
   uint64_t seed = 0;
   std::string stop;   // for kStop: which
   uint64_t turn = 0;  // turns of the session now; 0 without a session
   // With RESOURCE_EXHAUSTED: when to try again.
   int64_t retry_after_ms = 0;
+};
+
+// What is changed of a session beside its turns. Unset: it stays.
+struct SessionUpdate {
+  std::optional<std::string> title;
+  // After its last turn; counted from now at first. Zero: it never expires.
+  std::optional<std::chrono::milliseconds> ttl;
+  std::optional<bool> pinned;
 };
 
 // Where a request's output goes. Called from the core's own threads, one call

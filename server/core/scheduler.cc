@@ -320,7 +320,15 @@ void Scheduler::EndCancelled() {
     const absl::Status why = WhyToEnd(*job, now);
     if (why.ok()) continue;
     if (end_all_) ++num_ended_;
-    Fail(*job, why);
+    const bool kept =
+        job->keep_partial && job->generated() > 0 && !job->lease->deleted();
+    if (!kept) {
+      Fail(*job, why);
+      continue;
+    }
+    // Of the server's end its caller hears by the finish reason.
+    if (!end_all_) job->cut_short = why;
+    FinishGeneration(*job, FinishReason::kCancelled);
   }
 }
 
@@ -359,7 +367,8 @@ absl::Status Scheduler::AdmitJob(Job& job) {
             "session '", record.id, "' is of codec '", record.codec,
             "' with fingerprint ", ToHex(record.cache_fp), "; here it is ",
             codec.ok() ? ToHex((*codec)->cache_fp())
-                       : std::string(codec.status().message())));
+                       : std::string(codec.status().message()),
+            ": MigrateSession gives it a codec of this server"));
       }
       if (record.numerics_id != engine_.info().numerics_id) {
         XC_LOG_INFO(
@@ -379,11 +388,10 @@ absl::Status Scheduler::AdmitJob(Job& job) {
         " tokens need ", needed, " bytes of working set, of at most ",
         deps_.memory->cap_bytes());
     // Trying again does not help a prompt. An answer ends there.
-    return job.generated() == 0
-               ? WithReason(absl::InvalidArgumentError(why),
-                            Reason::kContextTooLong)
-               : WithReason(absl::ResourceExhaustedError(why),
-                            Reason::kOutOfMemory);
+    return job.generated() == 0 ? WithReason(absl::InvalidArgumentError(why),
+                                             Reason::kContextTooLong)
+                                : WithReason(absl::ResourceExhaustedError(why),
+                                             Reason::kOutOfMemory);
   }
   LeaveQueue(job);
   if (!job.preempted) {

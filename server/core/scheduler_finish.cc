@@ -80,12 +80,18 @@ void Scheduler::FinishGeneration(Job& job, FinishReason reason) {
   SessionRecord next = job.lease->record();
   next.tokens = std::move(history);
   TruncateToHistory(job, next.tokens);
+  // An answer that is redone gives way to this one, and its pages with it.
+  next.messages.resize(job.kept_messages);
+  const size_t kept_tokens =
+      next.messages.empty() ? 0 : next.messages.back().token_end;
+  next.page_keys.resize(
+      std::min(next.page_keys.size(), kept_tokens / kBlockTokens));
   next.messages.insert(next.messages.end(), job.new_messages.begin(),
                        job.new_messages.end());
   next.messages.push_back(
       {.role = static_cast<uint8_t>(Role::kAssistant),
        .content = job.text,
-       .token_begin = job.new_messages.back().token_end,
+       .token_begin = next.messages.back().token_end,
        .token_end = static_cast<uint32_t>(next.tokens.size())});
   ++next.turn;
   next.numerics_id = engine_.info().numerics_id;
@@ -154,25 +160,25 @@ void Scheduler::Commit(std::shared_ptr<Job> job, SessionRecord next) {
     absl::Status status = job->lease->Commit(next);
     const SteadyTime end = steady_clock::now();
     job->final.timings.commit_us = MicrosBetween(begin, end);
-    job->final.durable = status.ok();
+    job->final.durability =
+        status.ok() ? Durability::kLocal : Durability::kMemory;
     job->final.turn = next.turn;
     metrics_.Observe(CoreHistogram::kCommit, SecondsBetween(begin, end));
     metrics_.Add(
         status.ok() ? CoreCounter::kCommits : CoreCounter::kCommitFailures, 1);
-    if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
+    if (KeptInMemory(status)) {
       XC_LOG_WARN("turn not durable", "session={} turn={} why={}",
                   LogValue(next.id), next.turn,
                   LogValue(std::string(status.message())));
       status = absl::OkStatus();
     }
-    if (absl::IsAborted(status)) {
-      // There is no memory to keep it in. To the caller ABORTED would say that
-      // somebody else had a turn.
-      status = absl::ResourceExhaustedError(status.message());
-      job->final.retry_after_ms = RetryAfterMs();
+    if (absl::IsAborted(status)) job->final.retry_after_ms = RetryAfterMs();
+    status = NotKept(status);
+    if (!status.ok()) {
+      job->final.finish_reason = FinishReason::kNone;
+      job->final.durability = Durability::kNone;
     }
-    if (!status.ok()) job->final.finish_reason = FinishReason::kNone;
-    Report(*job, status);
+    Report(*job, status.ok() ? job->cut_short : status);
   });
 }
 

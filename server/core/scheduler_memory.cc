@@ -61,13 +61,13 @@ std::optional<MemoryReservation> Scheduler::Reserve(Job& job, int64_t bytes) {
     const bool never = WorkingSetBytes(engine_, *job.codec, job.target_rows()) >
                        deps_.memory->cap_bytes();
     if (never || now - job.stalled_since > kStallLimit) {
-      FailOrCut(job,
-                WithReason(absl::ResourceExhaustedError(absl::StrCat(
-                               "no memory for a working set of ",
-                               job.tokens.size(), " tokens: ",
-                               deps_.memory->used_bytes(), " bytes of ",
-                               deps_.memory->cap_bytes(), " are in use")),
-                           Reason::kOutOfMemory));
+      FailOrCut(
+          job,
+          WithReason(absl::ResourceExhaustedError(absl::StrCat(
+                         "no memory for a working set of ", job.tokens.size(),
+                         " tokens: ", deps_.memory->used_bytes(), " bytes of ",
+                         deps_.memory->cap_bytes(), " are in use")),
+                     Reason::kOutOfMemory));
     }
     return std::nullopt;
   }

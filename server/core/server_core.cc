@@ -15,8 +15,10 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
+#include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
 #include "engine/sampler.h"
+#include "server/core/conversation.h"
 #include "server/core/penalty_history.h"
 #include "server/core/reason.h"
 #include "server/core/remat_setting.h"
@@ -175,32 +177,33 @@ absl::Status ServerCoreImpl::SetOptions(Job& job, GenerationOptions options) {
   return absl::OkStatus();
 }
 
-absl::Status ServerCoreImpl::Render(
-    const std::vector<ChatMessage>& messages, size_t first_index,
-    std::vector<TokenId>* tokens, std::vector<SessionMessage>* rendered) const {
-  for (size_t i = 0; i < messages.size(); ++i) {
-    const ChatMessage& message = messages[i];
-    XC_ASSIGN_OR_RETURN(
-        const std::vector<TokenId> ids,
-        deps_.chat_template->RenderMessage(message, first_index + i));
-    const auto begin = static_cast<uint32_t>(tokens->size());
-    tokens->insert(tokens->end(), ids.begin(), ids.end());
-    if (rendered == nullptr) continue;
-    rendered->push_back({.role = static_cast<uint8_t>(message.role),
-                         .content = message.content,
-                         .token_begin = begin,
-                         .token_end = static_cast<uint32_t>(tokens->size())});
-  }
-  return absl::OkStatus();
+absl::Status ServerCoreImpl::CheckTemplate() const {
+  if (deps_.chat_template != nullptr) return absl::OkStatus();
+  return WithReason(
+      absl::FailedPreconditionError("the model has no chat template"),
+      Reason::kNoChatTemplate);
+}
+
+absl::Status ServerCoreImpl::CheckModel(const SessionRecord& record) const {
+  if (record.model_fp == model().model_fp) return absl::OkStatus();
+  return WithReason(
+      absl::FailedPreconditionError(
+          absl::StrCat("session '", record.id, "' is of the model ",
+                       ToHex(record.model_fp), " with codec '", record.codec,
+                       "', this server has the model ", ToHex(model().model_fp),
+                       ": MigrateSession tokenizes it anew, and it can go on")),
+      Reason::kOtherModel);
 }
 
 absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
-  if (deps_.chat_template == nullptr) {
-    return WithReason(
-        absl::FailedPreconditionError("the model has no chat template"),
-        Reason::kNoChatTemplate);
-  }
-  if (turn.messages.empty() || turn.messages.back().role != Role::kUser) {
+  XC_RETURN_IF_ERROR(CheckTemplate());
+  if (turn.regenerate) {
+    if (turn.session_id.empty() || !turn.messages.empty()) {
+      return absl::InvalidArgumentError(
+          "regenerate takes a session and no messages");
+    }
+  } else if (turn.messages.empty() ||
+             turn.messages.back().role != Role::kUser) {
     return absl::InvalidArgumentError(
         "a chat turn has messages, and the last one is the user's");
   }
@@ -215,10 +218,24 @@ absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
     XC_ASSIGN_OR_RETURN(job.lease, sessions_.Begin(turn.tenant, turn.session_id,
                                                    turn.expected_turn));
     const SessionRecord& record = job.lease->record();
+    XC_RETURN_IF_ERROR(CheckModel(record));
     for (const SessionMessage& message : record.messages) {
       roles.push_back(static_cast<Role>(message.role));
     }
-    job.tokens.assign(record.tokens.begin(), record.tokens.end());
+    size_t num_tokens = record.tokens.size();
+    if (turn.regenerate) {
+      if (!roles.empty() && roles.back() == Role::kAssistant) roles.pop_back();
+      if (roles.empty() || roles.back() != Role::kUser) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            "session '", record.id, "' has no user's message to answer again"));
+      }
+      num_tokens = record.messages[roles.size() - 1].token_end;
+    }
+    job.kept_messages = roles.size();
+    job.keep_partial = turn.keep_partial;
+    job.tokens.assign(
+        record.tokens.begin(),
+        record.tokens.begin() + static_cast<ptrdiff_t>(num_tokens));
     job.codec_spec = record.codec;
     job.remat = RematOf(record.settings).value_or(job.remat);
     if (codecs_.Find(record.codec) == nullptr) {
@@ -226,12 +243,13 @@ absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
       // shows when the turn is admitted.
       deps_.engine->PrepareCodec(record.codec, {}).IgnoreError();
     }
-  } else if (turn.expected_turn.has_value()) {
-    return absl::InvalidArgumentError("expected_turn needs a session");
+  } else if (turn.expected_turn.has_value() || turn.keep_partial) {
+    return absl::InvalidArgumentError(
+        "expected_turn and keep_partial need a session");
   }
   XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder(roles, turn.messages));
-  XC_RETURN_IF_ERROR(
-      Render(turn.messages, roles.size(), &job.tokens, &job.new_messages));
+  XC_RETURN_IF_ERROR(Render(*deps_.chat_template, turn.messages, roles.size(),
+                            &job.tokens, &job.new_messages));
   const std::vector<TokenId> header = deps_.chat_template->AssistantHeader();
   job.tokens.insert(job.tokens.end(), header.begin(), header.end());
   return absl::OkStatus();
@@ -283,11 +301,13 @@ void ServerCoreImpl::SubmitChat(ChatTurn turn,
     return;
   }
   if (HasPenalty(job->options.sampling)) {
-    const std::vector<SessionMessage> none;
+    std::span<const SessionMessage> before;
+    if (job->lease != nullptr) {
+      before =
+          std::span(job->lease->record().messages).first(job->kept_messages);
+    }
     job->penalty_history = PenaltyHistory(
-        *deps_.chat_template, job->tokens,
-        job->lease == nullptr ? none : job->lease->record().messages,
-        job->new_messages,
+        *deps_.chat_template, job->tokens, before, job->new_messages,
         static_cast<size_t>(job->options.sampling.penalty_last_n));
   }
   scheduler_.Submit(job);
@@ -342,14 +362,11 @@ void ServerCoreImpl::SubmitScore(ScoreRequest request,
 absl::StatusOr<std::vector<TokenId>> ServerCoreImpl::RenderChat(
     const std::vector<ChatMessage>& messages,
     bool add_generation_prompt) const {
-  if (deps_.chat_template == nullptr) {
-    return WithReason(
-        absl::FailedPreconditionError("the model has no chat template"),
-        Reason::kNoChatTemplate);
-  }
+  XC_RETURN_IF_ERROR(CheckTemplate());
   XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder({}, messages));
   std::vector<TokenId> tokens;
-  XC_RETURN_IF_ERROR(Render(messages, 0, &tokens, nullptr));
+  XC_RETURN_IF_ERROR(
+      Render(*deps_.chat_template, messages, 0, &tokens, nullptr));
   if (add_generation_prompt) {
     const std::vector<TokenId> header = deps_.chat_template->AssistantHeader();
     tokens.insert(tokens.end(), header.begin(), header.end());

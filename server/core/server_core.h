@@ -88,6 +88,14 @@ struct SessionInfo {
   std::vector<ChatMessage> messages;  // where they were asked for
   std::string title;
   std::string remat;  // "resume" or "step"; empty in a list
+  Digest model_fp{};  // of the model whose tokens it holds
+  // Of another model than this server's, or, where it is known (not in a list),
+  // of another form of its codec: shown and deleted as any, continued after
+  // MigrateSession only.
+  bool needs_migration = false;
+  // Answers' tokens were once made anew from their text: not in a list.
+  bool retokenized = false;
+  Durability durability = Durability::kNone;  // of its latest state
 };
 
 struct CreateSessionOptions {
@@ -98,6 +106,42 @@ struct CreateSessionOptions {
   std::string codec;  // spec or name of a quality; empty: the default
   std::string title;
   std::string remat;  // "resume" or "step"; empty: the default
+};
+
+struct ForkOptions {
+  std::string tenant;
+  std::string id;
+  std::string new_id;         // empty: made
+  uint64_t num_messages = 0;  // the first so many; 0: all
+  // Of those the system prompt and the last so many, from a user's message on;
+  // 0: all.
+  uint64_t keep_last_messages = 0;
+};
+
+struct MigrateOptions {
+  std::string tenant;
+  std::string id;
+  // Spec or name of a quality. Empty: its own where it is of this model
+  // already, else the default.
+  std::string codec;
+  uint64_t keep_last_messages = 0;  // as in ForkOptions
+};
+
+struct MigrateResult {
+  SessionInfo session;
+  bool retokenized = false;  // by this call
+  uint64_t tokens_before = 0;
+  uint64_t tokens_after = 0;
+  uint64_t messages_dropped = 0;
+};
+
+struct ImportOptions {
+  std::string tenant;
+  std::string document;
+  std::string id;  // empty: the document's, or made where that has none
+  // Spec or name of a quality. Empty: the document's where it is of this model,
+  // else the default.
+  std::string codec;
 };
 
 struct SessionListPage {
@@ -125,20 +169,24 @@ class ServerCore {
   //   INVALID_ARGUMENT     parameters, roles, context too long (both numbers)
   //   NOT_FOUND            unknown session, or another tenant's
   //   ABORTED              another turn at once, or `expected_turn` differs
-  //   FAILED_PRECONDITION  the session is of another model or codec; no
-  //                        template
+  //   FAILED_PRECONDITION  the session is of another model or codec (see
+  //                        MigrateSession); no template
   //   DATA_LOSS            the session's record is corrupt
   //   RESOURCE_EXHAUSTED   queue full or no memory; final.retry_after_ms
   //   UNAVAILABLE          draining
   //   CANCELLED, DEADLINE_EXCEEDED
-  // A turn that does not finish OK leaves its session as it was.
+  // A turn that does not finish OK leaves its session as it was, but for what
+  // ChatTurn::keep_partial keeps.
   virtual void SubmitChat(ChatTurn turn, std::shared_ptr<RequestSink> sink) = 0;
   virtual void SubmitGenerate(GenerateRequest request,
                               std::shared_ptr<RequestSink> sink) = 0;
   virtual void SubmitScore(ScoreRequest request,
                            std::shared_ptr<RequestSink> sink) = 0;
 
-  // Sessions. NOT_FOUND also for another tenant's.
+  // Sessions, of this model or another. NOT_FOUND also for another tenant's;
+  // INVALID_ARGUMENT: an argument out of its limits. What they change is synced
+  // before they return, or kept in memory where the disk does not take it:
+  // SessionInfo::durability.
   virtual absl::StatusOr<SessionInfo> CreateSession(
       const CreateSessionOptions& options) = 0;
   virtual absl::StatusOr<SessionInfo> GetSession(std::string_view tenant,
@@ -150,14 +198,32 @@ class ServerCore {
   // A turn that runs on it is cancelled.
   virtual absl::Status DeleteSession(std::string_view tenant,
                                      std::string_view id) = 0;
-  // `num_messages` 0: all.
-  virtual absl::StatusOr<SessionInfo> ForkSession(std::string_view tenant,
-                                                  std::string_view id,
-                                                  std::string_view new_id,
-                                                  uint64_t num_messages) = 0;
-  virtual absl::StatusOr<SessionInfo> SetPinned(std::string_view tenant,
-                                                std::string_view id,
-                                                bool pinned) = 0;
+  // FAILED_PRECONDITION: `keep_last_messages` of another model's session.
+  virtual absl::StatusOr<SessionInfo> ForkSession(
+      const ForkOptions& options) = 0;
+  // Makes a session one of this server's model and of a codec, in place: id,
+  // title, times, messages and turns stay, pages are made anew by its next
+  // turn. Where it is all that already nothing changes. INVALID_ARGUMENT: the
+  // conversation is too long for this context (both numbers);
+  // FAILED_PRECONDITION: it does not fit the model's chat template; ABORTED: a
+  // turn runs on it.
+  virtual absl::StatusOr<MigrateResult> MigrateSession(
+      const MigrateOptions& options) = 0;
+  // A session of whatever model as a JSON document (session_document.h).
+  // `text_only`: without its tokens.
+  virtual absl::StatusOr<std::string> ExportSession(std::string_view tenant,
+                                                    std::string_view id,
+                                                    bool text_only) = 0;
+  // A new session of a document, token for token where that has the tokens of
+  // this model; else its text is tokenized anew (SessionInfo::retokenized).
+  // ALREADY_EXISTS; INVALID_ARGUMENT: what is wrong with the document, roles
+  // that the model's template does not take, or too long (both numbers).
+  virtual absl::StatusOr<SessionInfo> ImportSession(
+      const ImportOptions& options) = 0;
+  // Also while a turn runs.
+  virtual absl::StatusOr<SessionInfo> UpdateSession(
+      std::string_view tenant, std::string_view id,
+      const SessionUpdate& update) = 0;
   // ABORTED while a turn runs on it.
   virtual absl::StatusOr<FlushResult> FlushSession(std::string_view tenant,
                                                    std::string_view id) = 0;

@@ -45,13 +45,17 @@ class ServerCoreImpl final : public ServerCore {
       std::string_view page_token) override;
   absl::Status DeleteSession(std::string_view tenant,
                              std::string_view id) override;
-  absl::StatusOr<SessionInfo> ForkSession(std::string_view tenant,
-                                          std::string_view id,
-                                          std::string_view new_id,
-                                          uint64_t num_messages) override;
-  absl::StatusOr<SessionInfo> SetPinned(std::string_view tenant,
-                                        std::string_view id,
-                                        bool pinned) override;
+  absl::StatusOr<SessionInfo> ForkSession(const ForkOptions& options) override;
+  absl::StatusOr<MigrateResult> MigrateSession(
+      const MigrateOptions& options) override;
+  absl::StatusOr<std::string> ExportSession(std::string_view tenant,
+                                            std::string_view id,
+                                            bool text_only) override;
+  absl::StatusOr<SessionInfo> ImportSession(
+      const ImportOptions& options) override;
+  absl::StatusOr<SessionInfo> UpdateSession(
+      std::string_view tenant, std::string_view id,
+      const SessionUpdate& update) override;
   absl::StatusOr<FlushResult> FlushSession(std::string_view tenant,
                                            std::string_view id) override;
 
@@ -79,10 +83,16 @@ class ServerCoreImpl final : public ServerCore {
   absl::Status CheckBytes(size_t num_bytes, int64_t limit_tokens) const;
   // RESOURCE_EXHAUSTED: the cap is too low for any conversation.
   absl::Status CheckMemoryCap() const;
-  // Appends `messages` rendered, with their offsets.
-  absl::Status Render(const std::vector<ChatMessage>& messages,
-                      size_t first_index, std::vector<TokenId>* tokens,
-                      std::vector<SessionMessage>* rendered) const;
+  // FAILED_PRECONDITION: its tokens are another model's.
+  absl::Status CheckModel(const SessionRecord& record) const;
+  // FAILED_PRECONDITION: the model has none.
+  absl::Status CheckTemplate() const;
+  // Opens the codec of an argument; where that is empty, `fallback`.
+  absl::StatusOr<CodecRef> ChooseCodec(const std::string& choice,
+                                       std::string_view fallback);
+  // INVALID_ARGUMENT: so many tokens leave no room for a turn.
+  absl::Status CheckHistory(std::string_view what, size_t num_tokens) const;
+  absl::Status CheckUpdate(const SessionUpdate& update) const;
   SessionInfo InfoOf(const SessionRecord& record) const;
   SessionInfo InfoOf(const SessionSummary& summary) const;
   uint64_t PageBytes(std::string_view codec, uint64_t num_pages) const;

@@ -1,5 +1,7 @@
-// Session operations: create, read, list, delete, fork, pin, flush.
+// Session operations: create, read, list, delete, update, flush. What makes
+// another conversation of one is in server_core_conversations.cc.
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -11,17 +13,23 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "server/core/conversation.h"
 #include "server/core/quality.h"
 #include "server/core/reason.h"
 #include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
+#include "server/core/stop_matcher.h"
 
 namespace xcache {
 namespace {
 
 constexpr size_t kMaxTitleBytes = 256;
+constexpr size_t kMaxCodecBytes = 256;
+// A hundred years: what any clock of ours still holds.
+constexpr std::chrono::seconds kMaxTtl = std::chrono::hours(24) * 36525;
 constexpr int kDefaultPageSize = 50;
 constexpr int kMaxPageSize = 1000;
 
@@ -51,6 +59,10 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionSummary& summary) const {
   info.page_bytes = PageBytes(summary.codec, summary.num_pages);
   info.in_memory = scheduler_.InMemory({summary.tenant, summary.id});
   info.title = summary.title;
+  info.model_fp = summary.model_fp;
+  info.needs_migration =
+      !summary.damaged && summary.model_fp != model().model_fp;
+  info.durability = summary.durable ? Durability::kLocal : Durability::kMemory;
   return info;
 }
 
@@ -68,12 +80,17 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
   summary.num_messages = record.messages.size();
   summary.num_pages = record.page_keys.size();
   summary.pinned = record.pinned;
+  summary.model_fp = record.model_fp;
+  const auto stored = sessions_.Find(record.tenant, record.id);
+  summary.durable = stored.ok() && stored->durable;
   SessionInfo info = InfoOf(summary);
   info.remat = std::string(RematPolicyName(RematPolicyOf(record)));
-  for (const SessionMessage& message : record.messages) {
-    info.messages.push_back(
-        {.role = static_cast<Role>(message.role), .content = message.content});
+  info.retokenized = IsRetokenized(record);
+  const CodecRef codec = codecs_.Find(record.codec);
+  if (codec != nullptr && codec->cache_fp() != record.cache_fp) {
+    info.needs_migration = true;
   }
+  info.messages = MessagesOf(record);
   return info;
 }
 
@@ -82,13 +99,54 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
 absl::Status ServerCoreImpl::CommitNew(SessionManager::Lease& lease,
                                        const SessionRecord& record) {
   const absl::Status status = lease.Commit(record);
-  if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
+  if (KeptInMemory(status)) {
     XC_LOG_WARN("session not durable", "id={} why={}", LogValue(record.id),
                 LogValue(std::string(status.message())));
   } else if (!status.ok()) {
-    return status;
+    return NotKept(status);
   }
   scheduler_.CountRemat(RematPolicyOf(record));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CodecRef> ServerCoreImpl::ChooseCodec(
+    const std::string& choice, std::string_view fallback) {
+  if (choice.size() > kMaxCodecBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a codec has at most ", kMaxCodecBytes, " bytes, not ", choice.size()));
+  }
+  return scheduler_.OpenCodec(choice.empty() ? std::string(fallback)
+                                             : CodecOfChoice(choice, model()));
+}
+
+absl::Status ServerCoreImpl::CheckHistory(std::string_view what,
+                                          size_t num_tokens) const {
+  const auto n = static_cast<int64_t>(num_tokens);
+  if (n < max_context_) return absl::OkStatus();
+  return WithReason(absl::InvalidArgumentError(
+                        absl::StrCat(std::string(what), " is too long: ", n,
+                                     " tokens of at most ", max_context_ - 1)),
+                    Reason::kContextTooLong);
+}
+
+absl::Status ServerCoreImpl::CheckUpdate(const SessionUpdate& update) const {
+  if (update.title.has_value()) {
+    if (update.title->size() > kMaxTitleBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a title has at most ", kMaxTitleBytes, " bytes, not ",
+                       update.title->size()));
+    }
+    if (ReplaceInvalidUtf8(*update.title) != *update.title) {
+      return absl::InvalidArgumentError("a title is UTF-8");
+    }
+  }
+  if (update.ttl.has_value() &&
+      (update.ttl->count() < 0 || *update.ttl > kMaxTtl)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "ttl is 0 to ", kMaxTtl.count(), " seconds, not ",
+        absl::StrFormat("%.3f",
+                        1e-3 * static_cast<double>(update.ttl->count()))));
+  }
   return absl::OkStatus();
 }
 
@@ -96,31 +154,20 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
     const CreateSessionOptions& options) {
   const std::string id = options.id.empty() ? MakeSessionId() : options.id;
   XC_RETURN_IF_ERROR(ValidateSessionId(id));
-  if (options.title.size() > kMaxTitleBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a title has at most ", kMaxTitleBytes, " bytes, not ",
-                     options.title.size()));
-  }
-  if (options.ttl.has_value() && options.ttl->count() < 0) {
-    return absl::InvalidArgumentError("ttl is not negative");
-  }
+  SessionUpdate settings;
+  settings.title = options.title;
+  settings.ttl = options.ttl;
+  XC_RETURN_IF_ERROR(CheckUpdate(settings));
   RematPolicy remat = options_.default_remat;
   if (!options.remat.empty()) {
     XC_ASSIGN_OR_RETURN(remat, ParseRematPolicy(options.remat));
   }
-  if (deps_.chat_template == nullptr) {
-    return WithReason(
-        absl::FailedPreconditionError("the model has no chat template"),
-        Reason::kNoChatTemplate);
-  }
+  XC_RETURN_IF_ERROR(CheckTemplate());
   XC_RETURN_IF_ERROR(
       CheckBytes(absl::StripAsciiWhitespace(options.system_prompt).size(),
                  max_context_ - 1));
-  CodecRef codec = default_codec_;
-  if (!options.codec.empty()) {
-    XC_ASSIGN_OR_RETURN(
-        codec, scheduler_.OpenCodec(CodecOfChoice(options.codec, model())));
-  }
+  XC_ASSIGN_OR_RETURN(const CodecRef codec,
+                      ChooseCodec(options.codec, default_codec_->spec()));
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
                       sessions_.BeginNew(options.tenant, id));
   SessionRecord record = lease->record();
@@ -135,14 +182,9 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
     const std::vector<ChatMessage> system = {
         {.role = Role::kSystem, .content = options.system_prompt}};
     XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder({}, system));
-    XC_RETURN_IF_ERROR(Render(system, 0, &record.tokens, &record.messages));
-    const auto n = static_cast<int64_t>(record.tokens.size());
-    if (n >= max_context_) {
-      return WithReason(absl::InvalidArgumentError(absl::StrCat(
-                            "the system prompt is too long: ", n,
-                            " tokens of at most ", max_context_ - 1)),
-                        Reason::kContextTooLong);
-    }
+    XC_RETURN_IF_ERROR(Render(*deps_.chat_template, system, 0, &record.tokens,
+                              &record.messages));
+    XC_RETURN_IF_ERROR(CheckHistory("the system prompt", record.tokens.size()));
   }
   XC_RETURN_IF_ERROR(CommitNew(*lease, record));
   return InfoOf(lease->record());
@@ -185,46 +227,11 @@ absl::Status ServerCoreImpl::DeleteSession(std::string_view tenant,
   return status;
 }
 
-absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(std::string_view tenant,
-                                                        std::string_view id,
-                                                        std::string_view new_id,
-                                                        uint64_t num_messages) {
-  const std::string fork_id =
-      new_id.empty() ? MakeSessionId() : std::string(new_id);
-  XC_RETURN_IF_ERROR(ValidateSessionId(fork_id));
-  XC_ASSIGN_OR_RETURN(const SessionRecord source, sessions_.Read(tenant, id));
-  if (num_messages > source.messages.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("session '", source.id, "' has ", source.messages.size(),
-                     " messages, not ", num_messages));
-  }
-  const size_t kept = num_messages == 0 ? source.messages.size() : num_messages;
-  XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
-                      sessions_.BeginNew(tenant, fork_id));
-  SessionRecord record = source;
-  record.id = fork_id;
-  record.create_ms = lease->record().create_ms;
-  record.pinned = false;
-  record.messages.resize(kept);
-  record.tokens.resize(kept == 0 ? 0 : record.messages.back().token_end);
-  record.page_keys.resize(
-      std::min(record.page_keys.size(), record.tokens.size() / kBlockTokens));
-  // A turn is one answer.
-  record.turn = static_cast<uint64_t>(std::count_if(
-      record.messages.begin(), record.messages.end(),
-      [](const SessionMessage& message) {
-        return message.role == static_cast<uint8_t>(Role::kAssistant);
-      }));
-  record.turn = std::min(record.turn, source.turn);
-  XC_RETURN_IF_ERROR(CommitNew(*lease, record));
-  return InfoOf(lease->record());
-}
-
-absl::StatusOr<SessionInfo> ServerCoreImpl::SetPinned(std::string_view tenant,
-                                                      std::string_view id,
-                                                      bool pinned) {
+absl::StatusOr<SessionInfo> ServerCoreImpl::UpdateSession(
+    std::string_view tenant, std::string_view id, const SessionUpdate& update) {
+  XC_RETURN_IF_ERROR(CheckUpdate(update));
   XC_ASSIGN_OR_RETURN(const SessionRecord record,
-                      sessions_.SetPinned(tenant, id, pinned));
+                      sessions_.Update(tenant, id, update));
   return InfoOf(record);
 }
 

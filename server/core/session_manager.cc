@@ -42,19 +42,51 @@ std::string UtcTime(int64_t unix_ms) {
                           absl::UTCTimeZone());
 }
 
+int64_t ExpireMs(int64_t used_ms, int64_t ttl_ms) {
+  return ttl_ms > 0 ? used_ms + ttl_ms : 0;
+}
+
+void Apply(const SessionUpdate& update, int64_t now_ms, SessionRecord* record) {
+  if (update.title.has_value()) record->title = *update.title;
+  if (update.ttl.has_value()) record->ttl_ms = update.ttl->count();
+  if (update.pinned.has_value()) record->pinned = *update.pinned;
+  // From now on, so that a session that was idle for long is not gone the
+  // moment it is unpinned or gets a shorter time.
+  if (update.ttl.has_value() || update.pinned.has_value()) {
+    record->expire_ms = ExpireMs(now_ms, record->ttl_ms);
+  }
+}
+
+// What `later` changes goes over what `update` does.
+void Merge(const SessionUpdate& later, SessionUpdate* update) {
+  if (later.title.has_value()) update->title = later.title;
+  if (later.ttl.has_value()) update->ttl = later.ttl;
+  if (later.pinned.has_value()) update->pinned = later.pinned;
+}
+
 }  // namespace
+
+bool KeptInMemory(const absl::Status& commit) {
+  return absl::IsResourceExhausted(commit) || absl::IsUnavailable(commit);
+}
+
+absl::Status NotKept(const absl::Status& commit) {
+  if (!absl::IsAborted(commit)) return commit;
+  return WithReason(absl::ResourceExhaustedError(commit.message()),
+                    Reason::kOutOfMemory);
+}
 
 SessionManager::Lease::~Lease() { manager_->GiveBack(key_); }
 
 absl::Status SessionManager::Lease::Commit(SessionRecord next) {
   next.update_ms = manager_->clock_.StampMs();
-  next.expire_ms = next.ttl_ms > 0 ? next.update_ms + next.ttl_ms : 0;
   MutexLock lock(busy_->commit_mu);
   if (busy_->deleted) {
     return absl::CancelledError(
         absl::StrCat("session '", key_.second, "' is being deleted"));
   }
-  if (busy_->pinned.has_value()) next.pinned = *busy_->pinned;
+  Apply(busy_->update, next.update_ms, &next);
+  next.expire_ms = ExpireMs(next.update_ms, next.ttl_ms);
   const absl::Status status = manager_->store_.Commit(next);
   record_ = std::move(next);
   return status;
@@ -188,9 +220,8 @@ absl::Status SessionManager::Delete(std::string_view tenant,
   return status;
 }
 
-absl::StatusOr<SessionRecord> SessionManager::SetPinned(std::string_view tenant,
-                                                        std::string_view id,
-                                                        bool pinned) {
+absl::StatusOr<SessionRecord> SessionManager::Update(
+    std::string_view tenant, std::string_view id, const SessionUpdate& update) {
   const SessionKey key(tenant, id);
   const std::unique_ptr<Lease> lease = TryLease(key);
   std::shared_ptr<Busy> busy;
@@ -202,16 +233,18 @@ absl::StatusOr<SessionRecord> SessionManager::SetPinned(std::string_view tenant,
     if (it != busy_.end()) busy = it->second;
   }
   // Given back between the two: what was under way is done, so try again.
-  if (busy == nullptr) return SetPinned(tenant, id, pinned);
+  if (busy == nullptr) return Update(tenant, id, update);
   MutexLock lock(busy->commit_mu);
   if (busy->deleted) return NoSession(id);
   XC_ASSIGN_OR_RETURN(SessionRecord record, Read(tenant, id));
-  record.pinned = pinned;
-  busy->pinned = pinned;
-  if (absl::Status status = store_.Commit(record); !status.ok()) {
+  Apply(update, clock_.StampMs(), &record);
+  const absl::Status status = store_.Commit(record);
+  if (!status.ok()) {
+    if (!KeptInMemory(status)) return NotKept(status);
     XC_LOG_WARN("session not durable", "id={} why={}", LogValue(record.id),
                 LogValue(std::string(status.message())));
   }
+  Merge(update, &busy->update);
   return record;
 }
 

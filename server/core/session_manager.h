@@ -20,6 +20,7 @@
 #include "engine/base/mutex.h"
 #include "server/core/core_metrics.h"
 #include "server/core/idle_sets.h"
+#include "server/core/request.h"
 #include "server/core/session_clock.h"
 
 namespace xcache {
@@ -30,8 +31,8 @@ class SessionManager {
   struct Busy {
     std::atomic<bool> deleted{false};
     Mutex commit_mu;
-    // What was pinned or unpinned while a turn ran.
-    std::optional<bool> pinned XC_GUARDED_BY(commit_mu);
+    // What was updated while a turn ran.
+    SessionUpdate update XC_GUARDED_BY(commit_mu);
   };
 
  public:
@@ -48,8 +49,8 @@ class SessionManager {
     // The session is being deleted: whoever has the lease is to give it back.
     bool deleted() const { return busy_->deleted; }
     // Makes `next` what the session is; sets its update and expiry times, and
-    // whether it is pinned where that changed meanwhile. Errors as those of
-    // SessionStore::Commit; CANCELLED: the session is being deleted, and
+    // what was updated meanwhile. Errors as those of SessionStore::Commit (see
+    // KeptInMemory); CANCELLED: the session is being deleted, and
     // nothing was written.
     absl::Status Commit(SessionRecord next);
 
@@ -69,9 +70,9 @@ class SessionManager {
   SessionManager(SessionStore& store, CoreMetrics& metrics, SessionClock& clock,
                  std::function<void()> wake);
 
-  // The lease of an existing session. NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION
-  // as SessionStore::Load; ABORTED: somebody has it, or it has had another
-  // number of turns than `expected_turn`.
+  // The lease of an existing session, of whatever model. NOT_FOUND, DATA_LOSS,
+  // FAILED_PRECONDITION as SessionStore::Load; ABORTED: somebody has it, or it
+  // has had another number of turns than `expected_turn`.
   absl::StatusOr<std::unique_ptr<Lease>> Begin(
       std::string_view tenant, std::string_view id,
       std::optional<uint64_t> expected_turn);
@@ -85,9 +86,12 @@ class SessionManager {
                                       std::string_view id) const;
   // Deletes it; a turn that runs on it is ended first.
   absl::Status Delete(std::string_view tenant, std::string_view id);
-  // Pins or unpins, also while a turn runs. Returns the session as it is now.
-  absl::StatusOr<SessionRecord> SetPinned(std::string_view tenant,
-                                          std::string_view id, bool pinned);
+  // Also while a turn runs. Returns the session as it is now, in memory alone
+  // where the disk does not take it. RESOURCE_EXHAUSTED: there was no
+  // room for that either, and nothing changed.
+  absl::StatusOr<SessionRecord> Update(std::string_view tenant,
+                                       std::string_view id,
+                                       const SessionUpdate& update);
   // As SessionStore::List, without what has expired and is not yet deleted.
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
@@ -109,6 +113,13 @@ class SessionManager {
   CondVar given_back_;
   std::map<SessionKey, std::shared_ptr<Busy>> busy_ XC_GUARDED_BY(mu_);
 };
+
+// Whether a commit that ended so is in memory, to be written when the disk
+// takes it: the session is what was committed, and serving goes on.
+bool KeptInMemory(const absl::Status& commit);
+// One that was not, as a caller hears of it: the store's ABORTED, no memory to
+// keep it in, would tell of another call.
+absl::Status NotKept(const absl::Status& commit);
 
 // Whether `id` may name a session: 1 to 128 of [A-Za-z0-9._-].
 absl::Status ValidateSessionId(std::string_view id);

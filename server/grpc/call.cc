@@ -157,8 +157,11 @@ WorkClass Call::work_class() const {
     case Method::kTokenize:
     case Method::kDetokenize:
     case Method::kScore:
+    case Method::kImportSession:
       return request_.ByteSizeLong() > kLargeTextBytes ? WorkClass::kLargeText
                                                        : WorkClass::kText;
+    case Method::kMigrateSession:  // a whole conversation
+      return WorkClass::kLargeText;
     case Method::kGetSession:
     case Method::kGetModelInfo:
       return WorkClass::kLookup;

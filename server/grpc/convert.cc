@@ -90,10 +90,24 @@ v1::FinishReason ToProto(FinishReason reason) {
       return v1::FINISH_REASON_MAX_TOKENS;
     case FinishReason::kContext:
       return v1::FINISH_REASON_CONTEXT;
+    case FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
     case FinishReason::kNone:
       break;
   }
   return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+v1::Durability ToProto(Durability durability) {
+  switch (durability) {
+    case Durability::kMemory:
+      return v1::DURABILITY_MEMORY;
+    case Durability::kLocal:
+      return v1::DURABILITY_LOCAL;
+    case Durability::kNone:
+      break;
+  }
+  return v1::DURABILITY_UNSPECIFIED;
 }
 
 v1::Role ToProto(Role role) {
@@ -130,6 +144,20 @@ void ToProto(int64_t epoch_us, google::protobuf::Timestamp* out) {
   }
   out->set_seconds(seconds);
   out->set_nanos(static_cast<int32_t>(micros * 1000));
+}
+
+// A part of a second rounds up, so that only zero means never.
+absl::StatusOr<std::chrono::seconds> ToTtl(
+    const google::protobuf::Duration& ttl) {
+  const int64_t seconds = ttl.seconds() < kMaxTtlSeconds && ttl.nanos() > 0
+                              ? ttl.seconds() + 1
+                              : ttl.seconds();
+  if (seconds < 0 || seconds > kMaxTtlSeconds || ttl.nanos() < 0 ||
+      ttl.nanos() > 999'999'999) {
+    return Bad("ttl", absl::StrCat("in [0, ", kMaxTtlSeconds, "] seconds"),
+               absl::StrCat(ttl.seconds(), " s and ", ttl.nanos(), " ns"));
+  }
+  return std::chrono::seconds(seconds);
 }
 
 uint64_t Micros(int64_t us) {
@@ -278,7 +306,10 @@ absl::StatusOr<ChatTurn> ToChatTurn(const v1::ChatRequest& request) {
   XC_RETURN_IF_ERROR(CheckSessionId("session_id", request.session_id(), true));
   out.session_id = request.session_id();
   XC_ASSIGN_OR_RETURN(out.messages,
-                      ToMessages("messages", request.messages(), false));
+                      ToMessages("messages", request.messages(),
+                                 /*allow_empty=*/request.regenerate()));
+  out.regenerate = request.regenerate();
+  out.keep_partial = request.keep_partial();
   if (request.has_expected_turn()) {
     if (request.session_id().empty()) {
       return absl::InvalidArgumentError(
@@ -337,17 +368,7 @@ absl::StatusOr<CreateSessionOptions> ToCreateSession(
       CheckText("system_prompt", request.system_prompt(), kMaxTextBytes));
   out.system_prompt = request.system_prompt();
   if (request.has_ttl()) {
-    const google::protobuf::Duration& ttl = request.ttl();
-    // A part of a second rounds up, so that only zero means never.
-    const int64_t seconds = ttl.seconds() < kMaxTtlSeconds && ttl.nanos() > 0
-                                ? ttl.seconds() + 1
-                                : ttl.seconds();
-    if (seconds < 0 || seconds > kMaxTtlSeconds || ttl.nanos() < 0 ||
-        ttl.nanos() > 999'999'999) {
-      return Bad("ttl", absl::StrCat("in [0, ", kMaxTtlSeconds, "] seconds"),
-                 absl::StrCat(ttl.seconds(), " s and ", ttl.nanos(), " ns"));
-    }
-    out.ttl = std::chrono::seconds(seconds);
+    XC_ASSIGN_OR_RETURN(out.ttl, ToTtl(request.ttl()));
   }
   XC_RETURN_IF_ERROR(CheckText("codec", request.codec(), kMaxCodecBytes));
   out.codec = request.codec();
@@ -355,6 +376,17 @@ absl::StatusOr<CreateSessionOptions> ToCreateSession(
   out.title = request.title();
   XC_RETURN_IF_ERROR(CheckText("remat", request.remat(), kMaxRematBytes));
   out.remat = request.remat();
+  return out;
+}
+
+absl::StatusOr<SessionUpdate> ToUpdateSession(
+    const v1::UpdateSessionRequest& request) {
+  SessionUpdate out;
+  XC_RETURN_IF_ERROR(CheckSessionId("id", request.id(), false));
+  if (request.has_title()) out.title = request.title();
+  if (request.has_ttl()) {
+    XC_ASSIGN_OR_RETURN(out.ttl, ToTtl(request.ttl()));
+  }
   return out;
 }
 
@@ -371,7 +403,7 @@ void ToProto(const FinalInfo& info, v1::Final* out) {
   out->set_generated_tokens(info.generated_tokens);
   ToProto(info.reused, out->mutable_reused());
   out->set_prefilled_tokens(info.prefilled_tokens);
-  out->set_durable(info.durable);
+  out->set_durability(ToProto(info.durability));
   v1::Timings* timings = out->mutable_timings();
   timings->set_queue_us(Micros(info.timings.queue_us));
   timings->set_restore_us(Micros(info.timings.restore_us));
@@ -419,6 +451,18 @@ void ToProto(const SessionInfo& info, v1::Session* out) {
   }
   out->set_title(info.title);
   out->set_remat(info.remat);
+  out->set_model_fp(ToHex(info.model_fp));
+  out->set_needs_migration(info.needs_migration);
+  out->set_durability(ToProto(info.durability));
+  out->set_retokenized(info.retokenized);
+}
+
+void ToProto(const MigrateResult& result, v1::MigrateSessionResponse* out) {
+  ToProto(result.session, out->mutable_session());
+  out->set_retokenized(result.retokenized);
+  out->set_tokens_before(result.tokens_before);
+  out->set_tokens_after(result.tokens_after);
+  out->set_messages_dropped(result.messages_dropped);
 }
 
 void ToProto(const ServerCore& core, v1::GetModelInfoResponse* out) {

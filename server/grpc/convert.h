@@ -45,6 +45,8 @@ absl::StatusOr<ScoreRequest> ToScore(const v1::ScoreRequest& request,
                                      const Tokenizer& tokenizer);
 absl::StatusOr<CreateSessionOptions> ToCreateSession(
     const v1::CreateSessionRequest& request);
+absl::StatusOr<SessionUpdate> ToUpdateSession(
+    const v1::UpdateSessionRequest& request);
 
 // `field`'s messages; `allow_empty` says whether there may be none.
 absl::StatusOr<std::vector<ChatMessage>> ToMessages(
@@ -73,6 +75,7 @@ void ToProto(const ReusedCounts& reused, v1::ReusedTokens* out);
 void ToProto(const SampledToken& token, const Tokenizer& tokenizer,
              v1::SampledToken* out);
 void ToProto(const SessionInfo& info, v1::Session* out);
+void ToProto(const MigrateResult& result, v1::MigrateSessionResponse* out);
 void ToProto(const ServerCore& core, v1::GetModelInfoResponse* out);
 
 }  // namespace xcache

@@ -15,6 +15,12 @@ absl::Status Answer(const absl::StatusOr<SessionInfo>& info,
   return info.status();
 }
 
+SessionUpdate Pinned(bool pinned) {
+  SessionUpdate update;
+  update.pinned = pinned;
+  return update;
+}
+
 }  // namespace
 
 grpc::ServerUnaryReactor* SessionsService::CreateSession(
@@ -84,10 +90,74 @@ grpc::ServerUnaryReactor* SessionsService::ForkSession(
         XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
         XC_RETURN_IF_ERROR(CheckSessionId("new_id", request->new_id(), true));
         return Answer(
-            call.core().ForkSession(call.tenant(), request->id(),
-                                    request->new_id(), request->num_messages()),
+            call.core().ForkSession(
+                {.tenant = call.tenant(),
+                 .id = request->id(),
+                 .new_id = request->new_id(),
+                 .num_messages = request->num_messages(),
+                 .keep_last_messages = request->keep_last_messages()}),
             response);
       });
+}
+
+grpc::ServerUnaryReactor* SessionsService::MigrateSession(
+    grpc::CallbackServerContext* context,
+    const v1::MigrateSessionRequest* request,
+    v1::MigrateSessionResponse* response) {
+  return RunUnary(
+      deps_, Method::kMigrateSession, context, *request,
+      [=](Call& call) -> absl::Status {
+        XC_ASSIGN_OR_RETURN(
+            const MigrateResult result,
+            call.core().MigrateSession(
+                {.tenant = call.tenant(),
+                 .id = request->id(),
+                 .codec = request->codec(),
+                 .keep_last_messages = request->keep_last_messages()}));
+        ToProto(result, response);
+        return absl::OkStatus();
+      });
+}
+
+grpc::ServerUnaryReactor* SessionsService::ExportSession(
+    grpc::CallbackServerContext* context,
+    const v1::ExportSessionRequest* request,
+    v1::ExportSessionResponse* response) {
+  return RunUnary(deps_, Method::kExportSession, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    XC_ASSIGN_OR_RETURN(
+                        *response->mutable_document(),
+                        call.core().ExportSession(call.tenant(), request->id(),
+                                                  request->text_only()));
+                    return absl::OkStatus();
+                  });
+}
+
+grpc::ServerUnaryReactor* SessionsService::ImportSession(
+    grpc::CallbackServerContext* context,
+    const v1::ImportSessionRequest* request, v1::Session* response) {
+  return RunUnary(deps_, Method::kImportSession, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    return Answer(call.core().ImportSession(
+                                      {.tenant = call.tenant(),
+                                       .document = request->document(),
+                                       .id = request->id(),
+                                       .codec = request->codec()}),
+                                  response);
+                  });
+}
+
+grpc::ServerUnaryReactor* SessionsService::UpdateSession(
+    grpc::CallbackServerContext* context,
+    const v1::UpdateSessionRequest* request, v1::Session* response) {
+  return RunUnary(deps_, Method::kUpdateSession, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    XC_ASSIGN_OR_RETURN(const SessionUpdate update,
+                                        ToUpdateSession(*request));
+                    return Answer(call.core().UpdateSession(
+                                      call.tenant(), request->id(), update),
+                                  response);
+                  });
 }
 
 grpc::ServerUnaryReactor* SessionsService::PinSession(
@@ -97,7 +167,8 @@ grpc::ServerUnaryReactor* SessionsService::PinSession(
       deps_, Method::kPinSession, context, *request,
       [=](Call& call) -> absl::Status {
         XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
-        return Answer(call.core().SetPinned(call.tenant(), request->id(), true),
+        return Answer(call.core().UpdateSession(call.tenant(), request->id(),
+                                                Pinned(true)),
                       response);
       });
 }
@@ -109,9 +180,9 @@ grpc::ServerUnaryReactor* SessionsService::UnpinSession(
       deps_, Method::kUnpinSession, context, *request,
       [=](Call& call) -> absl::Status {
         XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
-        return Answer(
-            call.core().SetPinned(call.tenant(), request->id(), false),
-            response);
+        return Answer(call.core().UpdateSession(call.tenant(), request->id(),
+                                                Pinned(false)),
+                      response);
       });
 }
 

@@ -28,6 +28,20 @@ class SessionsService final : public v1::Sessions::CallbackService {
   grpc::ServerUnaryReactor* ForkSession(grpc::CallbackServerContext* context,
                                         const v1::ForkSessionRequest* request,
                                         v1::Session* response) override;
+  grpc::ServerUnaryReactor* MigrateSession(
+      grpc::CallbackServerContext* context,
+      const v1::MigrateSessionRequest* request,
+      v1::MigrateSessionResponse* response) override;
+  grpc::ServerUnaryReactor* ExportSession(
+      grpc::CallbackServerContext* context,
+      const v1::ExportSessionRequest* request,
+      v1::ExportSessionResponse* response) override;
+  grpc::ServerUnaryReactor* ImportSession(
+      grpc::CallbackServerContext* context,
+      const v1::ImportSessionRequest* request, v1::Session* response) override;
+  grpc::ServerUnaryReactor* UpdateSession(
+      grpc::CallbackServerContext* context,
+      const v1::UpdateSessionRequest* request, v1::Session* response) override;
   grpc::ServerUnaryReactor* PinSession(grpc::CallbackServerContext* context,
                                        const v1::PinSessionRequest* request,
                                        v1::Session* response) override;

@@ -107,14 +107,15 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
 }  // namespace
 
 std::string DescribeFinal(const FinalInfo& final) {
-  return absl::StrCat(" prompt_tokens=", final.prompt_tokens,
-                      " reused_tokens=", final.reused.total(),
-                      " prefilled_tokens=", final.prefilled_tokens,
-                      " generated_tokens=", final.generated_tokens,
-                      " queue_us=", final.timings.queue_us,
-                      " restore_us=", final.timings.restore_us,
-                      " ttft_us=", final.timings.ttft_us, " turn=", final.turn,
-                      " durable=", final.durable ? "true" : "false");
+  return absl::StrCat(
+      " prompt_tokens=", final.prompt_tokens,
+      " reused_tokens=", final.reused.total(),
+      " prefilled_tokens=", final.prefilled_tokens,
+      " generated_tokens=", final.generated_tokens,
+      " queue_us=", final.timings.queue_us,
+      " restore_us=", final.timings.restore_us,
+      " ttft_us=", final.timings.ttft_us, " turn=", final.turn,
+      " durability=", std::string(DurabilityName(final.durability)));
 }
 
 grpc::ServerUnaryReactor* RunUnary(const ServiceDeps& deps, Method method,

@@ -372,7 +372,7 @@ const std::vector<MetricDef>& Table() {
       {Metric::kCommits,
        "xcache_commits_total",
        K::kCounter,
-       "Turns made durable, or not (the answer then said durable=false).",
+       "Turns made durable, or not (then the answer says DURABILITY_MEMORY).",
        {"result"}},
       {Metric::kExpiredSessions,
        "xcache_expired_sessions_total",
@@ -557,10 +557,11 @@ class FamilyWriter final : public SampleWriter {
 
 std::string_view MethodName(Method method) {
   static constexpr std::string_view kNames[] = {
-      "Chat",         "Generate",      "Tokenize",      "Detokenize",
-      "Score",        "GetModelInfo",  "CreateSession", "GetSession",
-      "ListSessions", "DeleteSession", "ForkSession",   "PinSession",
-      "UnpinSession", "FlushSession"};
+      "Chat",          "Generate",      "Tokenize",      "Detokenize",
+      "Score",         "GetModelInfo",  "CreateSession", "GetSession",
+      "ListSessions",  "DeleteSession", "ForkSession",   "MigrateSession",
+      "ExportSession", "ImportSession", "UpdateSession", "PinSession",
+      "UnpinSession",  "FlushSession"};
   static_assert(std::size(kNames) == Index(Method::kCount));
   return kNames[Index(method)];
 }

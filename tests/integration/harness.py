@@ -30,8 +30,9 @@ METHODS = {
     "Inference": ["Chat", "Generate", "Tokenize", "Detokenize", "Score",
                   "GetModelInfo"],
     "Sessions": ["CreateSession", "GetSession", "ListSessions",
-                 "DeleteSession", "ForkSession", "PinSession", "UnpinSession",
-                 "FlushSession"],
+                 "DeleteSession", "ForkSession", "MigrateSession",
+                 "ExportSession", "ImportSession", "UpdateSession",
+                 "PinSession", "UnpinSession", "FlushSession"],
 }
 
 

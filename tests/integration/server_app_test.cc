@@ -39,7 +39,7 @@ TEST_F(ServerAppTest, AConversationKeepsItsHistory) {
   EXPECT_EQ(first.final.generated_tokens(), 16u);
   EXPECT_EQ(first.tokens.size(), 16u);
   EXPECT_EQ(first.final.turn(), 1u);
-  EXPECT_TRUE(first.final.durable());
+  EXPECT_EQ(first.final.durability(), v1::DURABILITY_LOCAL);
   EXPECT_EQ(first.final.reused().device() + first.final.reused().host() +
                 first.final.reused().disk(),
             0u);
@@ -410,7 +410,7 @@ TEST_F(ServerAppTest, WithoutADiskNothingIsDurableAndAllElseWorks) {
   ASSERT_TRUE(CreateSession("s").ok());
   const Answer answer = Chat(Turn("s", "hello"));
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
-  EXPECT_FALSE(answer.final.durable());
+  EXPECT_EQ(answer.final.durability(), v1::DURABILITY_MEMORY);
   EXPECT_EQ(Chat(Turn("s", "again")).final.turn(), 2u);
 }
 

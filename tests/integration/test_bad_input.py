@@ -9,6 +9,7 @@ import struct
 import subprocess
 
 import pytest
+from xcache.v1 import common_pb2
 from xcache.v1 import sessions_pb2 as spb
 
 import harness
@@ -313,7 +314,8 @@ def test_no_space_left_at_the_start(tiny_model, tmp_path):
         with harness.Server(tiny_model, tmp_path, store=str(store)) as server:
             client = server.client()
             client.sessions.CreateSession(spb.CreateSessionRequest(id="mine"))
-            assert client.chat("mine", "hello " * 200).final.durable
+            assert (client.chat("mine", "hello " * 200).final.durability ==
+                    common_pb2.DURABILITY_LOCAL)
             server.stop()
         # The same of a store that is there, and of its repair: all is kept.
         with no_byte_left(disk):
@@ -336,7 +338,8 @@ def test_no_space_left_while_it_runs(tiny_model, tmp_path):
                 answer = client.chat("s", "word " * 100,
                                      params=params(max_tokens=2))
                 assert answer.final.generated_tokens > 0
-                return answer.final.durable
+                return (answer.final.durability ==
+                        common_pb2.DURABILITY_LOCAL)
 
             client.sessions.CreateSession(spb.CreateSessionRequest(id="s"))
             assert turn()

@@ -69,6 +69,29 @@ def test_sessions(xcache):
                              "--json").stdout)["pinned"] is True
     xcache("sessions", "unpin", "cmd2")
     xcache("sessions", "flush", "cmd2")
+    last = json.loads(xcache("sessions", "fork", "cmd", "cmd3", "--keep-last",
+                             "2", "--json").stdout)
+    assert (last["num_messages"], last["turn"]) == (2, 1)
+    named = json.loads(xcache("sessions", "set", "cmd3", "--title", "last",
+                              "--ttl", "0", "--json").stdout)
+    assert (named["title"], named["expire_time"]) == ("last", None)
+    assert named["durability"] == "local" and not named["needs_migration"]
+    xcache("sessions", "set", "cmd3", code=2)
+    document = xcache("sessions", "export", "cmd3").stdout
+    assert json.loads(document)["title"] == "last"
+    xcache("sessions", "import", stdin=document, code=7)
+    xcache("sessions", "rm", "cmd3")
+    assert "imported cmd3: 2 messages" in xcache("sessions", "import",
+                                                 stdin=document).stdout
+    text = xcache("sessions", "export", "cmd3", "--text-only").stdout
+    assert "tokenized anew" in xcache("sessions", "import", "--id", "cmd4", "-",
+                                      stdin=text).stdout
+    xcache("sessions", "import", stdin="{", code=2)
+    moved = json.loads(xcache("sessions", "migrate", "cmd4", "--codec",
+                              "kv-fp16", "--json").stdout)
+    assert moved["session"]["codec"] == "kv-fp16"
+    assert (moved["retokenized"], moved["messages_dropped"]) == (False, 0)
+    xcache("sessions", "rm", "cmd3", "cmd4")
     assert "cmd2" in xcache("sessions", "list").stdout
     xcache("sessions", "rm", "cmd2")
     assert xcache("sessions", "show", "cmd2",
@@ -219,7 +242,7 @@ def test_chat_on_a_terminal(slow_model, environment, tmp_path):
             time.sleep(0.4)
             terminal.type("\x03")
             if terminal.expect("(cancelled; the session stays at turn "
-                               "|Ctrl-C again)")[1].startswith("cancelled"):
+                               "|Ctrl-C again)")[1].startswith("cancelled;"):
                 break
         else:
             raise AssertionError("no answer was long enough to be cancelled")

@@ -8,6 +8,7 @@ import shutil
 
 import grpc
 import pytest
+from xcache.v1 import common_pb2
 from xcache.v1 import sessions_pb2 as spb
 
 import harness
@@ -32,7 +33,8 @@ def pristine(medium_model, tmp_path_factory):
             for turn in range(2):
                 words = [str(rng.randrange(1000)) for _ in range(60)]
                 answer = c.ask(client, " ".join(words), params(max_tokens=8))
-                assert answer.final.durable
+                assert (answer.final.durability ==
+                        common_pb2.DURABILITY_LOCAL)
             conversations.append(c)
         for c in conversations:
             client.sessions.FlushSession(spb.FlushSessionRequest(id=c.name))

@@ -8,6 +8,7 @@ import time
 
 import grpc
 import pytest
+from xcache.v1 import common_pb2
 
 import harness
 from conversations import Conversation
@@ -70,7 +71,8 @@ class Busy(threading.Thread):
                     self.client, " ".join(words),
                     params(max_tokens=self.rng.randrange(1, self.max_tokens),
                            temperature=0.9, seed=self.rng.randrange(1 << 30)))
-                assert answer.final.durable, "acknowledged, but not durable"
+                assert answer.final.durability == common_pb2.DURABILITY_LOCAL, (
+                    "acknowledged, but not durable")
                 self.turns += 1
         except grpc.RpcError as error:
             # UNAVAILABLE: the kill. Anything else is a finding.

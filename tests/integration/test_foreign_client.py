@@ -77,7 +77,7 @@ def test_chat_of_a_session(client):
                         params=params(logprobs=3, temperature=0.8, seed=5))
     assert first.final.turn == 1
     assert first.final.seed == 5
-    assert first.final.durable
+    assert first.final.durability == common_pb2.DURABILITY_LOCAL
     assert first.final.generated_tokens >= len(first.tokens) > 0
     assert first.final.prefilled_tokens > 0
     assert first.final.timings.ttft_us > 0
@@ -207,41 +207,6 @@ def test_model_info(client):
 # Sessions.
 
 
-def test_sessions_live_through_their_methods(client):
-    session = create(client, id="life", system_prompt="s", title="a title",
-                     ttl=duration_pb2.Duration(seconds=3600))
-    assert session.title == "a title"
-    lifetime = session.expire_time.seconds - session.create_time.seconds
-    assert 3590 <= lifetime <= 3600
-    assert not create(client, id="ever",
-                      ttl=duration_pb2.Duration()).HasField("expire_time")
-    assert create(client).id
-    one = client.chat("life", "one " * 80)
-    client.chat("life", "two")
-    assert client.sessions.PinSession(spb.PinSessionRequest(id="life")).pinned
-    assert not client.sessions.UnpinSession(
-        spb.UnpinSessionRequest(id="life")).pinned
-    client.sessions.FlushSession(spb.FlushSessionRequest(id="life"))
-    flushed = client.sessions.GetSession(spb.GetSessionRequest(id="life"))
-    assert not flushed.in_memory and flushed.page_bytes > 0
-
-    fork = client.sessions.ForkSession(spb.ForkSessionRequest(
-        id="life", new_id="fork", num_messages=3))
-    assert (fork.num_messages, fork.turn) == (3, 1)
-    messages = client.sessions.GetSession(spb.GetSessionRequest(
-        id="fork", with_messages=True)).messages
-    assert messages[2].content == one.text
-    # The fork goes on as the original did, and reuses its pages.
-    again = client.chat("fork", "two")
-    whole = client.sessions.GetSession(spb.GetSessionRequest(
-        id="life", with_messages=True))
-    assert again.text == whole.messages[4].content
-    assert again.reused >= 64
-    client.sessions.DeleteSession(spb.DeleteSessionRequest(id="fork"))
-    with fails_with(Code.NOT_FOUND, "fork"):
-        client.sessions.GetSession(spb.GetSessionRequest(id="fork"))
-
-
 def test_list_pages_through_all_sessions(client):
     wanted = {f"list-{i}" for i in range(7)}
     for name in sorted(wanted):
@@ -275,6 +240,9 @@ def test_unknown_sessions_are_not_found(client):
             lambda: s.GetSession(spb.GetSessionRequest(id="nobody")),
             lambda: s.DeleteSession(spb.DeleteSessionRequest(id="nobody")),
             lambda: s.ForkSession(spb.ForkSessionRequest(id="nobody")),
+            lambda: s.MigrateSession(spb.MigrateSessionRequest(id="nobody")),
+            lambda: s.ExportSession(spb.ExportSessionRequest(id="nobody")),
+            lambda: s.UpdateSession(spb.UpdateSessionRequest(id="nobody")),
             lambda: s.PinSession(spb.PinSessionRequest(id="nobody")),
             lambda: s.UnpinSession(spb.UnpinSessionRequest(id="nobody")),
             lambda: s.FlushSession(spb.FlushSessionRequest(id="nobody"))]:
@@ -520,6 +488,14 @@ def each_method(client):
             spb.FlushSessionRequest(id="mine")),
         "ForkSession": lambda: s.ForkSession(
             spb.ForkSessionRequest(id="mine", new_id="fork")),
+        "MigrateSession": lambda: s.MigrateSession(
+            spb.MigrateSessionRequest(id="mine")),
+        "ExportSession": lambda: s.ExportSession(
+            spb.ExportSessionRequest(id="mine")),
+        "ImportSession": lambda: s.ImportSession(spb.ImportSessionRequest(
+            document='{"format":"xcache-session","version":1,"messages":[]}')),
+        "UpdateSession": lambda: s.UpdateSession(
+            spb.UpdateSessionRequest(id="mine", title="t")),
         "DeleteSession": lambda: s.DeleteSession(
             spb.DeleteSessionRequest(id="mine")),
     }
@@ -567,6 +543,12 @@ def test_tenants_do_not_see_each_other(tiny_model, tmp_path):
                 lambda: s.DeleteSession(
                     spb.DeleteSessionRequest(id="private")),
                 lambda: s.ForkSession(spb.ForkSessionRequest(id="private")),
+                lambda: s.MigrateSession(
+                    spb.MigrateSessionRequest(id="private")),
+                lambda: s.ExportSession(
+                    spb.ExportSessionRequest(id="private")),
+                lambda: s.UpdateSession(
+                    spb.UpdateSessionRequest(id="private")),
                 lambda: s.PinSession(spb.PinSessionRequest(id="private")),
                 lambda: s.UnpinSession(spb.UnpinSessionRequest(id="private")),
                 lambda: s.FlushSession(spb.FlushSessionRequest(id="private"))]:
@@ -670,8 +652,9 @@ def test_zz_the_metrics_confirm_it(server, slow_server):
     wanted = {(m, "OK") for m in every}
     wanted |= {(m, "UNAUTHENTICATED") for m in every}
     wanted |= {(m, "NOT_FOUND") for m in [
-        "Chat", "GetSession", "DeleteSession", "ForkSession", "PinSession",
-        "UnpinSession", "FlushSession"]}
+        "Chat", "GetSession", "DeleteSession", "ForkSession", "MigrateSession",
+        "ExportSession", "UpdateSession", "PinSession", "UnpinSession",
+        "FlushSession"]}
     wanted |= {(m, "INVALID_ARGUMENT") for m in [
         "Chat", "Generate", "Score", "Tokenize", "Detokenize", "CreateSession",
         "ListSessions"]}

@@ -62,7 +62,7 @@ def test_every_method_can_be_called(reflected):
     chat = call(reflected, inference, "Chat", {
         "session_id": "reflected", "params": short,
         "messages": [{"role": "ROLE_USER", "content": "hello"}]})
-    assert chat[-1]["final"]["durable"] is True
+    assert chat[-1]["final"]["durability"] == "DURABILITY_LOCAL"
     assert int(chat[-1]["final"]["turn"]) == 1
     generated = call(reflected, inference, "Generate",
                      {"text": "hello", "params": short})
@@ -80,7 +80,15 @@ def test_every_method_can_be_called(reflected):
                 {"id": "reflected"})["pinned"] is True
     assert "pinned" not in call(reflected, sessions, "UnpinSession",
                                 {"id": "reflected"})
+    assert call(reflected, sessions, "UpdateSession",
+                {"id": "reflected", "title": "new"})["title"] == "new"
     call(reflected, sessions, "FlushSession", {"id": "reflected"})
+    assert "retokenized" not in call(reflected, sessions, "MigrateSession",
+                                     {"id": "reflected"})
+    document = call(reflected, sessions, "ExportSession",
+                    {"id": "reflected"})["document"]
+    assert int(call(reflected, sessions, "ImportSession",
+                    {"id": "imported", "document": document})["turn"]) == 1
     call(reflected, sessions, "ForkSession",
          {"id": "reflected", "new_id": "copy"})
     ids = {s["id"] for s in call(reflected, sessions, "ListSessions",

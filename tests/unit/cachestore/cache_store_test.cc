@@ -236,18 +236,16 @@ TEST_F(CacheStoreTest, SweepDeletesWhatExpiredAndNothingElse) {
   EXPECT_EQ(store_->sessions().Sweep(2000, nullptr), 1);
 }
 
-TEST_F(CacheStoreTest, SessionOfAnotherModelIsRefusedAndKept) {
+TEST_F(CacheStoreTest, SessionOfAnotherModelIsReadAsAny) {
   Open();
   ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", 2)).ok());
   options_.model_fp = Sha256Of("another model");
   Open();
-  EXPECT_THAT(store_->sessions().Load("t", "chat").status(),
-              HasCode(absl::StatusCode::kFailedPrecondition));
-  EXPECT_TRUE(store_->sessions().Find("t", "chat").ok());
+  const auto record = store_->sessions().Load("t", "chat");
+  ASSERT_TRUE(record.ok()) << record.status();
+  EXPECT_EQ(record->model_fp, Sha256Of("model"));
+  EXPECT_EQ(*record, RecordOf("t", "chat", 2));
   EXPECT_EQ(store_->stats().sessions.corrupt, 0);
-  options_.model_fp = Sha256Of("model");
-  Open();
-  EXPECT_TRUE(store_->sessions().Load("t", "chat").ok());
 }
 
 TEST_F(CacheStoreTest, ImpossibleRecordsAreInvalid) {

@@ -79,8 +79,18 @@ TEST_F(TerminalTest, LinesCanBeEditedAndRecalled) {
   terminal.Type(std::string(kUp) + "!\n");
   ASSERT_TRUE(terminal.Expect("You said: hello w\xC3\xB6rld!"))
       << terminal.all();
+  terminal.Type("/again\n");
+  ASSERT_TRUE(terminal.Expect("You said:")) << terminal.all();
+  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
+  EXPECT_TRUE(service_.last_chat().regenerate());
+  EXPECT_EQ(service_.last_chat().messages_size(), 0);
+  EXPECT_FALSE(service_.last_chat().keep_partial());
+  terminal.Type("/last 2\n");
+  ASSERT_TRUE(terminal.Expect("now in made-1, 2 messages")) << terminal.all();
+  terminal.Type("/last\n");
+  ASSERT_TRUE(terminal.Expect("/last takes a number")) << terminal.all();
   terminal.Type("/fork 1\n");
-  ASSERT_TRUE(terminal.Expect("now in made-1, 1 messages")) << terminal.all();
+  ASSERT_TRUE(terminal.Expect("now in made-2, 1 messages")) << terminal.all();
   terminal.Type("/nonsense\n");
   ASSERT_TRUE(terminal.Expect("no command /nonsense")) << terminal.all();
   terminal.Type("/quit\n");

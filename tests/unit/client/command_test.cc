@@ -56,7 +56,7 @@ TEST_F(CommandTest, OutputThatCannotBeWrittenIsAnError) {
 }
 
 TEST_F(CommandTest, ATurnThatIsNotOnDiskIsWarnedOf) {
-  service_.set_durable(false);
+  service_.set_durability(v1::DURABILITY_MEMORY);
   Result result = Run({"chat", "-s", "s"}, "hi\n");
   EXPECT_EQ(result.code, 0);
   EXPECT_THAT(result.err, HasSubstr("warning: the turn is not on disk"));
@@ -64,7 +64,7 @@ TEST_F(CommandTest, ATurnThatIsNotOnDiskIsWarnedOf) {
   EXPECT_EQ(result.out, "You said: hi\n");
   EXPECT_THAT(result.err, HasSubstr("warning: the turn is not on disk"));
   result = Run({"ask", "--json", "-s", "s", "hi"});
-  EXPECT_EQ(json::parse(result.out)["durable"], false);
+  EXPECT_EQ(json::parse(result.out)["durability"], "memory");
   EXPECT_THAT(json::parse(result.out)["warnings"][0].get<std::string>(),
               HasSubstr("not on disk"));
   // Without a session there is nothing to keep.

@@ -53,7 +53,7 @@ class FakeService final : public v1::Inference::Service,
     SetServing(false);
   }
   // Of the answers from now on.
-  void set_durable(bool durable) { durable_ = durable; }
+  void set_durability(v1::Durability durability) { durability_ = durability; }
   void set_finish_reason(v1::FinishReason reason) { finish_reason_ = reason; }
 
   std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
@@ -148,7 +148,9 @@ class FakeService final : public v1::Inference::Service,
     final->set_prefilled_tokens(36);
     final->set_generated_tokens(8);
     final->mutable_reused()->set_disk(64);
-    final->set_durable(durable_ && !request->session_id().empty());
+    final->set_durability(request->session_id().empty()
+                              ? v1::DURABILITY_UNSPECIFIED
+                              : durability_.load());
     final->set_seed(request->params().sampling().seed());
     final->mutable_timings()->set_prefill_us(1500);
     final->mutable_timings()->set_decode_us(100000);
@@ -335,8 +337,65 @@ class FakeService final : public v1::Inference::Service,
       session->set_num_messages(
           static_cast<uint64_t>(session->messages_size()));
     }
+    if (request->keep_last_messages() > 0) {
+      session->set_num_messages(request->keep_last_messages());
+    }
     sessions_[session->id()] = *session;
     return grpc::Status::OK;
+  }
+
+  grpc::Status MigrateSession(grpc::ServerContext* context,
+                              const v1::MigrateSessionRequest* request,
+                              v1::MigrateSessionResponse* response) override {
+    if (auto status = Begin(context); !status.ok()) return status;
+    response->set_retokenized(true);
+    response->set_tokens_before(70);
+    response->set_tokens_after(60);
+    response->set_messages_dropped(request->keep_last_messages());
+    return Find(request->id(), response->mutable_session(),
+                [request](v1::Session& found) {
+                  found.set_codec(request->codec());
+                  found.set_needs_migration(false);
+                });
+  }
+
+  grpc::Status ExportSession(grpc::ServerContext* context,
+                             const v1::ExportSessionRequest* request,
+                             v1::ExportSessionResponse* response) override {
+    if (auto status = Begin(context); !status.ok()) return status;
+    v1::Session session;
+    const grpc::Status status =
+        Find(request->id(), &session, [](v1::Session&) {});
+    response->set_document((request->text_only() ? "text of " : "all of ") +
+                           session.id());
+    return status;
+  }
+
+  grpc::Status ImportSession(grpc::ServerContext* context,
+                             const v1::ImportSessionRequest* request,
+                             v1::Session* session) override {
+    if (auto status = Begin(context); !status.ok()) return status;
+    std::lock_guard<std::mutex> lock(mutex_);
+    session->set_id(request->id());
+    session->set_title(request->document());
+    session->set_codec(request->codec());
+    session->set_retokenized(true);
+    session->set_durability(v1::DURABILITY_LOCAL);
+    sessions_[session->id()] = *session;
+    return grpc::Status::OK;
+  }
+
+  grpc::Status UpdateSession(grpc::ServerContext* context,
+                             const v1::UpdateSessionRequest* request,
+                             v1::Session* session) override {
+    if (auto status = Begin(context); !status.ok()) return status;
+    return Find(request->id(), session, [request](v1::Session& found) {
+      if (request->has_title()) found.set_title(request->title());
+      if (request->has_ttl()) {
+        found.mutable_expire_time()->set_seconds(found.update_time().seconds() +
+                                                 request->ttl().seconds());
+      }
+    });
   }
 
   grpc::Status PinSession(grpc::ServerContext* context,
@@ -418,7 +477,7 @@ class FakeService final : public v1::Inference::Service,
   std::atomic<bool> hang_ = false;
   std::atomic<bool> serving_ = true;
   std::atomic<bool> stopping_ = false;
-  std::atomic<bool> durable_ = true;
+  std::atomic<v1::Durability> durability_ = v1::DURABILITY_LOCAL;
   std::atomic<v1::FinishReason> finish_reason_ = v1::FINISH_REASON_END;
   mutable std::mutex mutex_;
   int fail_ = 0;

@@ -54,7 +54,7 @@ TEST_F(ClientTest, ChatStreamsDeltasAndFillsTheAnswer) {
   EXPECT_EQ(answer->prompt_tokens, 100U);
   EXPECT_EQ(answer->reused.disk, 64U);
   EXPECT_EQ(answer->reused.total(), 64U);
-  EXPECT_TRUE(answer->durable);
+  EXPECT_EQ(answer->durability, Durability::kLocal);
   EXPECT_EQ(answer->seed, 7U);
   EXPECT_EQ(answer->turn, 1U);
   EXPECT_EQ(answer->timings.prefill, absl::Microseconds(1500));
@@ -218,6 +218,30 @@ TEST_F(ClientTest, SessionsRoundTrip) {
 
   const auto fork = client->ForkSession("one", "two", 1);
   EXPECT_EQ(fork->num_messages, 1U);
+  EXPECT_EQ(client->ForkSession("one", "last", 0, 2)->num_messages, 2U);
+  ASSERT_TRUE(client->DeleteSession("last").ok());
+  const auto update = client->UpdateSession(
+      "two", {.title = "new", .ttl = absl::Milliseconds(2500)});
+  ASSERT_TRUE(update.ok()) << update.status();
+  EXPECT_EQ(update->title, "new");
+  EXPECT_EQ(*update->expire_time - update->update_time, absl::Seconds(2));
+  EXPECT_EQ(client->UpdateSession("two", {})->title, "new");
+  const auto migrated = client->MigrateSession("two", "kv-fp16", 4);
+  ASSERT_TRUE(migrated.ok()) << migrated.status();
+  EXPECT_EQ(migrated->session.codec, "kv-fp16");
+  EXPECT_TRUE(migrated->retokenized);
+  EXPECT_EQ(migrated->tokens_before, 70U);
+  EXPECT_EQ(migrated->tokens_after, 60U);
+  EXPECT_EQ(migrated->messages_dropped, 4U);
+  EXPECT_EQ(*client->ExportSession("two"), "all of two");
+  EXPECT_EQ(*client->ExportSession("two", /*text_only=*/true), "text of two");
+  const auto imported = client->ImportSession("{}", "three", "kv-fp16");
+  ASSERT_TRUE(imported.ok()) << imported.status();
+  EXPECT_EQ(imported->title, "{}");
+  EXPECT_EQ(imported->codec, "kv-fp16");
+  EXPECT_TRUE(imported->retokenized);
+  EXPECT_EQ(imported->durability, Durability::kLocal);
+  ASSERT_TRUE(client->DeleteSession("three").ok());
   EXPECT_TRUE(client->PinSession("two")->pinned);
   EXPECT_FALSE(client->UnpinSession("two")->pinned);
   EXPECT_EQ(client->FlushSession("two")->pages_written, 3U);
@@ -230,6 +254,22 @@ TEST_F(ClientTest, SessionsRoundTrip) {
 
   EXPECT_TRUE(client->DeleteSession("two").ok());
   EXPECT_TRUE(absl::IsNotFound(client->DeleteSession("two")));
+}
+
+TEST_F(ClientTest, AnswersRedoneAndKeptInPartAreAskedFor) {
+  auto client = Connect();
+  ASSERT_TRUE(client->CreateSession({.id = "s"}).ok());
+  ASSERT_TRUE(
+      client->Chat({.session_id = "s", .messages = {{Role::kUser, "q"}}}).ok());
+  EXPECT_FALSE(service_.last_chat().regenerate());
+  EXPECT_FALSE(service_.last_chat().keep_partial());
+  ASSERT_TRUE(
+      client
+          ->Chat({.session_id = "s", .regenerate = true, .keep_partial = true})
+          .ok());
+  EXPECT_EQ(service_.last_chat().messages_size(), 0);
+  EXPECT_TRUE(service_.last_chat().regenerate());
+  EXPECT_TRUE(service_.last_chat().keep_partial());
 }
 
 TEST_F(ClientTest, TokensScoresAndModel) {

@@ -172,7 +172,7 @@ TEST_F(CoreEngineTest, RestartedForkedAndRecomputedChatsAnswerTheSameBits) {
     for (uint32_t turn = 0; turn < 4; ++turn) {
       const auto sink = twin.Chat(TurnOf("s", turn));
       ASSERT_TRUE(sink->status().ok()) << sink->status();
-      EXPECT_TRUE(sink->final().durable);
+      EXPECT_EQ(sink->final().durability, Durability::kLocal);
       ASSERT_EQ(sink->tokens().size(), 70u);
       expected.push_back(sink->tokens());
     }
@@ -197,7 +197,7 @@ TEST_F(CoreEngineTest, RestartedForkedAndRecomputedChatsAnswerTheSameBits) {
   ServerCoreOptions recompute = Restoring();
   recompute.restore = ServerCoreOptions::Restore::kNever;
   RealCore core(Dir("a"), recompute);
-  ASSERT_TRUE(core.core().ForkSession("t", "s", "f", 7).ok());
+  ASSERT_TRUE(core.core().ForkSession(Fork("t", "s", "f", 7)).ok());
   const auto forked = core.Chat(TurnOf("f", 3));
   ExpectSame(forked->tokens(), expected[3]);
   EXPECT_EQ(forked->final().reused.total(), 0u);
@@ -303,7 +303,7 @@ TEST_F(CoreEngineTest, EverySessionIsAtItsLastAcknowledgedTurn) {
           }
           sink->Wait();
           if (sink->status().ok()) {
-            EXPECT_TRUE(sink->final().durable);
+            EXPECT_EQ(sink->final().durability, Durability::kLocal);
             EXPECT_EQ(sink->final().turn, ++it->second);
           } else {
             EXPECT_TRUE(absl::IsCancelled(sink->status())) << sink->status();

@@ -86,6 +86,21 @@ class CollectSink final : public RequestSink {
   FinalInfo final_ XC_GUARDED_BY(mu_);
 };
 
+inline ForkOptions Fork(std::string tenant, std::string id, std::string new_id,
+                        uint64_t num_messages, uint64_t keep_last = 0) {
+  return {.tenant = std::move(tenant),
+          .id = std::move(id),
+          .new_id = std::move(new_id),
+          .num_messages = num_messages,
+          .keep_last_messages = keep_last};
+}
+
+inline SessionUpdate Pinned(bool pinned) {
+  SessionUpdate update;
+  update.pinned = pinned;
+  return update;
+}
+
 inline constexpr char kCodec[] = "fake:bits=4";
 
 struct HarnessOptions {

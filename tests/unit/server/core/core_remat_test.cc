@@ -120,7 +120,8 @@ TEST(CoreRematTest, AStoredAutoIsResume) {
   ASSERT_TRUE(h.Chat(h.Turn("s", "one"))->status().ok());
   EXPECT_EQ(h.engine->step_sequences(), 0);
   EXPECT_EQ(Shown(h, "s"), "resume");
-  EXPECT_EQ(h.core->ForkSession("t", "source", "fork", 0)->remat, "resume");
+  EXPECT_EQ(h.core->ForkSession(Fork("t", "source", "fork", 0))->remat,
+            "resume");
   // It can no longer be asked for.
   const auto created = Create(h, "new", "auto");
   EXPECT_TRUE(absl::IsInvalidArgument(created.status())) << created.status();
@@ -144,7 +145,7 @@ TEST(CoreRematTest, AForkInheritsThePolicy) {
   Harness h(Default(RematPolicy::kResume));
   ASSERT_TRUE(Create(h, "step", "step").ok());
   h.Chat(h.Turn("step", "one"));
-  EXPECT_EQ(h.core->ForkSession("t", "step", "fork", 0)->remat, "step");
+  EXPECT_EQ(h.core->ForkSession(Fork("t", "step", "fork", 0))->remat, "step");
   EXPECT_EQ(Setting(h, "fork"), "step");
   EXPECT_EQ(h.Count(CoreCounter::kSessionsStep), 2u);
 }

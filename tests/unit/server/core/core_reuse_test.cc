@@ -63,7 +63,7 @@ TEST(CoreReuseTest, WholeHistoryIsFoundByItsTokens) {
   const auto first = h.Chat(turn);
   EXPECT_EQ(first->final().reused.total(), 0u);
   EXPECT_EQ(first->final().turn, 0u);
-  EXPECT_FALSE(first->final().durable);
+  EXPECT_EQ(first->final().durability, Durability::kNone);
   // The same history, and one that differs after 400 characters.
   const auto again = h.Chat(turn);
   EXPECT_EQ(again->text(), first->text());
@@ -232,7 +232,7 @@ TEST(CoreReuseTest, NoCacheTurnOfASessionIsStillATurn) {
   ChatTurn turn = h.Turn("s", "hello");
   turn.options.no_cache = true;
   const auto sink = h.Chat(turn);
-  EXPECT_TRUE(sink->final().durable);
+  EXPECT_EQ(sink->final().durability, Durability::kLocal);
   EXPECT_EQ(sink->final().turn, 1u);
   const SessionRecord before = h.Record("s");
   EXPECT_TRUE(before.page_keys.empty());

@@ -49,7 +49,7 @@ TEST(CoreSessionTest, HistoryIsExactlyWhatWasRenderedAndSampled) {
     }
     EXPECT_EQ(end, record.tokens.size());
     const FinalInfo final = sink->final();
-    EXPECT_TRUE(final.durable);
+    EXPECT_EQ(final.durability, Durability::kLocal);
     EXPECT_EQ(final.prompt_tokens, prompt.size());
     EXPECT_EQ(final.generated_tokens, answer.size());
     const bool ended = answer.back() == kEnd || answer.back() == kOtherEnd;
@@ -116,9 +116,10 @@ TEST(CoreSessionTest, OthersSessionsAreNotFound) {
   EXPECT_TRUE(
       absl::IsNotFound(h.core->GetSession("other", "s", true).status()));
   EXPECT_TRUE(absl::IsNotFound(h.core->DeleteSession("other", "s")));
-  EXPECT_TRUE(
-      absl::IsNotFound(h.core->ForkSession("other", "s", "", 0).status()));
-  EXPECT_TRUE(absl::IsNotFound(h.core->SetPinned("other", "s", true).status()));
+  EXPECT_TRUE(absl::IsNotFound(
+      h.core->ForkSession(Fork("other", "s", "", 0)).status()));
+  EXPECT_TRUE(absl::IsNotFound(
+      h.core->UpdateSession("other", "s", Pinned(true)).status()));
   EXPECT_TRUE(absl::IsNotFound(h.core->FlushSession("other", "s").status()));
   EXPECT_TRUE(h.core->ListSessions("other", 0, "")->sessions.empty());
   EXPECT_TRUE(absl::IsNotFound(h.Chat(h.Turn("none", "hi"))->status()));
@@ -248,7 +249,7 @@ TEST(CoreSessionTest, FinalMessageFollowsTheCommit) {
   const auto sink = h.StartChat(h.Turn("s", "hi"));
   sink->Wait();
   EXPECT_EQ(h.store.sessions().commits(), before + 1);
-  EXPECT_TRUE(sink->final().durable);
+  EXPECT_EQ(sink->final().durability, Durability::kLocal);
   EXPECT_GE(sink->final().timings.commit_us, 30000);
 }
 
@@ -260,7 +261,7 @@ TEST(CoreSessionTest, FullDiskIsNotDurableAndServes) {
     h.store.sessions().SetCommitStatus(status);
     const auto sink = h.Chat(h.Turn("s", "hi"));
     ASSERT_TRUE(sink->status().ok()) << sink->status();
-    EXPECT_FALSE(sink->final().durable);
+    EXPECT_EQ(sink->final().durability, Durability::kMemory);
     EXPECT_EQ(sink->final().turn, 1u);
     EXPECT_EQ(h.Count(CoreCounter::kCommitFailures), 1u);
     EXPECT_EQ(h.Chat(h.Turn("s", "hi"))->final().turn, 2u);
@@ -297,6 +298,37 @@ TEST(CoreSessionTest, SessionOfAnotherCodecFingerprintIsRefused) {
   const auto sink = h.Chat(h.Turn("s", "hi"));
   EXPECT_TRUE(absl::IsFailedPrecondition(sink->status())) << sink->status();
   EXPECT_THAT(std::string(sink->status().message()), HasSubstr(kCodec));
+}
+
+TEST(CoreSessionTest, TextOfASessionOfAnotherModelIsShownAndDeleted) {
+  Harness h;
+  h.NewSession("s", "be kind");
+  const std::string answer = h.Chat(h.Turn("s", "hello"))->text();
+  EXPECT_FALSE(h.core->GetSession("t", "s", false)->needs_migration);
+  const Digest old_model = h.core->model().model_fp;
+  h.options.engine.model_fp = Sha256Of("another model");
+  h.Restart();
+  const auto shown = h.core->GetSession("t", "s", true);
+  ASSERT_TRUE(shown.ok()) << shown.status();
+  ASSERT_EQ(shown->messages.size(), 3u);
+  EXPECT_EQ(shown->messages[2].content, answer);
+  EXPECT_TRUE(shown->needs_migration);
+  EXPECT_EQ(shown->model_fp, old_model);
+  const auto list = h.core->ListSessions("t", 0, "");
+  ASSERT_EQ(list->sessions.size(), 1u);
+  EXPECT_TRUE(list->sessions[0].needs_migration);
+  // A turn says what both models are and what helps, and changes nothing.
+  const SessionRecord before = h.Record("s");
+  const auto sink = h.Chat(h.Turn("s", "hi"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(sink->status())) << sink->status();
+  const std::string message(sink->status().message());
+  EXPECT_THAT(message, HasSubstr(ToHex(old_model)));
+  EXPECT_THAT(message, HasSubstr(ToHex(Sha256Of("another model"))));
+  EXPECT_THAT(message, HasSubstr("MigrateSession"));
+  EXPECT_EQ(h.Record("s"), before);
+  EXPECT_TRUE(h.core->FlushSession("t", "s").ok());
+  EXPECT_TRUE(h.core->UpdateSession("t", "s", Pinned(true))->needs_migration);
+  EXPECT_TRUE(h.core->DeleteSession("t", "s").ok());
 }
 
 TEST(CoreSessionTest, SessionKeepsItsOwnCodec) {
@@ -337,7 +369,7 @@ TEST(CoreSessionTest, ForkHoldsTheFirstMessages) {
   ASSERT_TRUE(h.Chat(h.Turn("s", "one"))->status().ok());
   const SessionRecord one = h.Record("s");
   ASSERT_TRUE(h.Chat(h.Turn("s", "two"))->status().ok());
-  const auto fork = h.core->ForkSession("t", "s", "f", 3);
+  const auto fork = h.core->ForkSession(Fork("t", "s", "f", 3));
   ASSERT_TRUE(fork.ok()) << fork.status();
   EXPECT_EQ(fork->num_messages, 3u);
   EXPECT_EQ(fork->turn, 1u);
@@ -346,11 +378,11 @@ TEST(CoreSessionTest, ForkHoldsTheFirstMessages) {
   EXPECT_EQ(sink->text(), h.Greedy(h.PromptOf(one, "instead")));
   EXPECT_GE(sink->final().reused.device, one.tokens.size() / 64 * 64);
   EXPECT_EQ(h.Record("s").turn, 2u);
-  EXPECT_EQ(h.core->ForkSession("t", "s", "", 0)->num_messages, 5u);
-  EXPECT_TRUE(
-      absl::IsInvalidArgument(h.core->ForkSession("t", "s", "g", 6).status()));
-  EXPECT_TRUE(
-      absl::IsAlreadyExists(h.core->ForkSession("t", "s", "f", 1).status()));
+  EXPECT_EQ(h.core->ForkSession(Fork("t", "s", "", 0))->num_messages, 5u);
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      h.core->ForkSession(Fork("t", "s", "g", 6)).status()));
+  EXPECT_TRUE(absl::IsAlreadyExists(
+      h.core->ForkSession(Fork("t", "s", "f", 1)).status()));
 }
 
 TEST(CoreSessionTest, CreateChecksItsArguments) {
@@ -417,7 +449,7 @@ TEST(CoreSessionTest, ExpiredSessionsGoAndPinnedOnesStay) {
   CreateSessionOptions forever = Harness::Named("forever");
   forever.ttl = std::chrono::seconds(0);
   ASSERT_TRUE(h.core->CreateSession(forever).ok());
-  EXPECT_TRUE(h.core->SetPinned("t", "pinned", true)->pinned);
+  EXPECT_TRUE(h.core->UpdateSession("t", "pinned", Pinned(true))->pinned);
   EXPECT_EQ(h.core->GetSession("t", "gone", false)->expire_time_us,
             1010000 * int64_t{1000});
   EXPECT_EQ(h.core->GetSession("t", "pinned", false)->expire_time_us, 0);
@@ -443,11 +475,95 @@ TEST(CoreSessionTest, PinWhileATurnRunsIsKept) {
   turn.options.ignore_eos = true;
   const auto sink = h.StartChat(turn);
   sink->WaitForDelta();
-  EXPECT_TRUE(h.core->SetPinned("t", "s", true)->pinned);
+  EXPECT_TRUE(h.core->UpdateSession("t", "s", Pinned(true))->pinned);
   EXPECT_EQ(h.Record("s").turn, 0u);
   sink->Wait();
   EXPECT_TRUE(h.Record("s").pinned);
   EXPECT_EQ(h.Record("s").turn, 1u);
+}
+
+TEST(CoreSessionTest, UpdateWhileATurnRunsIsKept) {
+  auto now_ms = std::make_shared<std::atomic<int64_t>>(1000000);
+  Harness::Options options;
+  options.core.wall_clock_ms = [now_ms] { return now_ms->load(); };
+  options.engine.step_delay = std::chrono::milliseconds(2);
+  Harness h(options);
+  h.NewSession("s");
+  ChatTurn turn = h.Turn("s", "go", 30);
+  turn.options.ignore_eos = true;
+  const auto sink = h.StartChat(turn);
+  sink->WaitForDelta();
+  SessionUpdate update;
+  update.title = "later";
+  update.ttl = std::chrono::seconds(60);
+  ASSERT_TRUE(h.core->UpdateSession("t", "s", update).ok());
+  SessionUpdate again;
+  again.title = "last";
+  const auto info = h.core->UpdateSession("t", "s", again);
+  EXPECT_EQ(info->title, "last");
+  EXPECT_EQ(info->expire_time_us, (1000000 + 60000) * int64_t{1000});
+  EXPECT_EQ(h.Record("s").turn, 0u);
+  *now_ms += 5000;
+  sink->Wait();
+  const SessionRecord record = h.Record("s");
+  EXPECT_EQ(record.turn, 1u);
+  EXPECT_EQ(record.title, "last");
+  EXPECT_EQ(record.expire_ms, 1005000 + 60000);
+}
+
+TEST(CoreSessionTest, UpdatesCountTheTimeToLiveFromNow) {
+  auto now_ms = std::make_shared<std::atomic<int64_t>>(1000000);
+  Harness::Options options;
+  options.core.wall_clock_ms = [now_ms] { return now_ms->load(); };
+  options.core.default_ttl = std::chrono::seconds(10);
+  Harness h(options);
+  h.NewSession("s");
+  ASSERT_TRUE(h.core->UpdateSession("t", "s", Pinned(true)).ok());
+  *now_ms += 1000 * 1000;
+  // Long past its time, which it had while it was pinned: it is not gone.
+  ASSERT_TRUE(h.core->UpdateSession("t", "s", Pinned(false)).ok());
+  const auto info = h.core->GetSession("t", "s", false);
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->expire_time_us, 2010000 * int64_t{1000});
+  SessionUpdate title;
+  title.title = "a name";
+  *now_ms += 5000;
+  EXPECT_EQ(h.core->UpdateSession("t", "s", title)->expire_time_us,
+            2010000 * int64_t{1000});
+  SessionUpdate forever;
+  forever.ttl = std::chrono::seconds(0);
+  EXPECT_EQ(h.core->UpdateSession("t", "s", forever)->expire_time_us, 0);
+}
+
+TEST(CoreSessionTest, UpdateChecksItsArguments) {
+  Harness h;
+  h.NewSession("s");
+  const auto update = [&](std::string title, int64_t ttl_ms) {
+    SessionUpdate u;
+    u.title = std::move(title);
+    u.ttl = std::chrono::milliseconds(ttl_ms);
+    return h.core->UpdateSession("t", "s", u).status();
+  };
+  const SessionRecord before = h.Record("s");
+  EXPECT_TRUE(absl::IsInvalidArgument(update(std::string(257, 'x'), 1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(update("\xff", 1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(update("", -1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(update("", int64_t{1} << 62)));
+  EXPECT_EQ(h.Record("s"), before);
+  // What could not even be kept in memory is not said to be done.
+  h.store.sessions().SetCommitStatus(absl::AbortedError("no memory"));
+  EXPECT_TRUE(absl::IsResourceExhausted(update("a", 1)));
+}
+
+TEST(CoreSessionTest, DurabilityIsWhatTheDiskTook) {
+  Harness h;
+  const auto on_disk = h.core->CreateSession(Harness::Named("a"));
+  EXPECT_EQ(on_disk->durability, Durability::kLocal);
+  h.store.sessions().SetCommitStatus(absl::UnavailableError("I/O error"));
+  const auto in_memory = h.core->CreateSession(Harness::Named("b"));
+  EXPECT_EQ(in_memory->durability, Durability::kMemory);
+  EXPECT_EQ(h.core->UpdateSession("t", "b", Pinned(true))->durability,
+            Durability::kMemory);
 }
 
 TEST(CoreSessionTest, FlushGivesMemoryBack) {

@@ -76,7 +76,7 @@ class Client {
   void Fork() {
     const std::string id = Any();
     const std::string fork = name_ + std::to_string(next_++);
-    const auto info = h_.core->ForkSession("t", id, fork, 0);
+    const auto info = h_.core->ForkSession(Fork("t", id, fork, 0));
     ASSERT_TRUE(info.ok()) << info.status();
     EXPECT_EQ(info->turn, turns_[id]);
     turns_[fork] = info->turn;
@@ -92,7 +92,7 @@ class Client {
   void Pin() {
     const std::string id = Any();
     const bool pinned = Random() % 2 == 0;
-    EXPECT_EQ(h_.core->SetPinned("t", id, pinned)->pinned, pinned);
+    EXPECT_EQ(h_.core->UpdateSession("t", id, Pinned(pinned))->pinned, pinned);
   }
 
   void Flush() { EXPECT_TRUE(h_.core->FlushSession("t", Any()).ok()); }
@@ -132,7 +132,7 @@ class Client {
                   static_cast<int>(turn.options.max_tokens));
     if (status.ok()) {
       EXPECT_EQ(sink->text(), expected);
-      EXPECT_TRUE(sink->final().durable);
+      EXPECT_EQ(sink->final().durability, Durability::kLocal);
       EXPECT_EQ(sink->final().turn, turns_[id] + 1);
       ++turns_[id];
       EXPECT_EQ(h_.Record(id).turn, turns_[id]);

@@ -122,7 +122,7 @@ absl::StatusOr<SessionRecord> FakeSessions::Load(std::string_view tenant,
   return it->second;
 }
 
-SessionSummary FakeSessions::Summarize(const SessionRecord& record) {
+SessionSummary FakeSessions::Summarize(const SessionRecord& record) const {
   SessionSummary summary;
   summary.tenant = record.tenant;
   summary.id = record.id;
@@ -137,6 +137,7 @@ SessionSummary FakeSessions::Summarize(const SessionRecord& record) {
   summary.num_pages = record.page_keys.size();
   summary.pinned = record.pinned;
   summary.model_fp = record.model_fp;
+  summary.durable = commit_status_.ok();
   return summary;
 }
 

@@ -95,7 +95,8 @@ class FakeSessions final : public SessionStore {
 
  private:
   using Key = std::pair<std::string, std::string>;
-  static SessionSummary Summarize(const SessionRecord& record);
+  SessionSummary Summarize(const SessionRecord& record) const
+      XC_REQUIRES(mu_);
 
   mutable Mutex mu_;
   std::map<Key, SessionRecord> sessions_ XC_GUARDED_BY(mu_);

@@ -167,6 +167,19 @@ TEST(ToChatTurnTest, MessagesAndSession) {
   EXPECT_EQ(turn->messages[1].content, "u\xC3\xA9");
 }
 
+TEST(ToChatTurnTest, OnlyAnAnswerRedoneNeedsNoMessages) {
+  v1::ChatRequest request;
+  request.set_session_id("s");
+  request.set_keep_partial(true);
+  ExpectBad(ToChatTurn(request).status(), "messages", "at least one");
+  request.set_regenerate(true);
+  const auto turn = ToChatTurn(request);
+  ASSERT_TRUE(turn.ok()) << turn.status();
+  EXPECT_TRUE(turn->regenerate);
+  EXPECT_TRUE(turn->keep_partial);
+  EXPECT_TRUE(turn->messages.empty());
+}
+
 TEST(ToChatTurnTest, BadRequestsNameTheField) {
   v1::ChatRequest request;
   ExpectBad(ToChatTurn(request).status(), "messages", "at least one");
@@ -264,6 +277,25 @@ TEST(ToCreateSessionTest, TtlAndLimits) {
   ExpectBad(ToCreateSession(request).status(), "id", "white space");
 }
 
+TEST(ToUpdateSessionTest, WhatIsNotSetStays) {
+  v1::UpdateSessionRequest request;
+  ExpectBad(ToUpdateSession(request).status(), "id", "empty");
+  request.set_id("s");
+  auto update = ToUpdateSession(request);
+  ASSERT_TRUE(update.ok()) << update.status();
+  EXPECT_FALSE(update->title.has_value());
+  EXPECT_FALSE(update->ttl.has_value());
+  EXPECT_FALSE(update->pinned.has_value());
+  request.set_title("");
+  request.mutable_ttl()->set_nanos(500'000'000);
+  update = ToUpdateSession(request);
+  ASSERT_TRUE(update.ok()) << update.status();
+  EXPECT_EQ(update->title, "");
+  EXPECT_EQ(update->ttl, std::chrono::seconds(1));
+  request.mutable_ttl()->set_seconds(-1);
+  ExpectBad(ToUpdateSession(request).status(), "ttl", "not ");
+}
+
 TEST(CheckListSessionsTest, PageSizeIsBounded) {
   v1::ListSessionsRequest request;
   request.set_page_size(1000);
@@ -286,6 +318,22 @@ TEST(ToProtoTest, SessionTimesAreTimestamps) {
   info.remat = "step";
   ToProto(info, &session);
   EXPECT_EQ(session.remat(), "step");
+}
+
+TEST(ToProtoTest, EveryDurabilityHasItsName) {
+  FinalInfo info;
+  v1::Final final;
+  for (const auto& [durability, name] :
+       {std::pair{Durability::kNone, v1::DURABILITY_UNSPECIFIED},
+        {Durability::kMemory, v1::DURABILITY_MEMORY},
+        {Durability::kLocal, v1::DURABILITY_LOCAL}}) {
+    info.durability = durability;
+    ToProto(info, &final);
+    EXPECT_EQ(final.durability(), name);
+  }
+  info.finish_reason = FinishReason::kCancelled;
+  ToProto(info, &final);
+  EXPECT_EQ(final.finish_reason(), v1::FINISH_REASON_CANCELLED);
 }
 
 TEST(ToGrpcStatusTest, CodesAreTheSameAndMessagesFit) {

@@ -111,7 +111,7 @@ void FakeCore::Run(RequestBase base, std::string command, int num_logprobs,
   final.finish_reason = FinishReason::kEnd;
   final.prompt_tokens = command.size();
   final.reused.disk = 64;
-  final.durable = true;
+  final.durability = Durability::kLocal;
   final.seed = 42;
   sink->OnFinish(status, final);
   sink.reset();
@@ -174,6 +174,7 @@ absl::StatusOr<SessionInfo> FakeCore::CreateSession(
       options.id.empty() ? absl::StrCat("s", sessions_.size()) : options.id;
   info.title = options.title;
   info.create_time_us = 1'500'000;
+  info.durability = Durability::kLocal;
   info.expire_time_us = options.ttl == std::chrono::seconds(0) ? 0 : 2'000'000;
   const auto [it, fresh] =
       sessions_.emplace(Key(options.tenant, info.id), info);
@@ -216,27 +217,68 @@ absl::Status FakeCore::DeleteSession(std::string_view tenant,
              : absl::NotFoundError("no such session");
 }
 
-absl::StatusOr<SessionInfo> FakeCore::ForkSession(std::string_view tenant,
-                                                  std::string_view id,
-                                                  std::string_view new_id,
-                                                  uint64_t num_messages) {
+absl::StatusOr<SessionInfo> FakeCore::ForkSession(const ForkOptions& options) {
   MutexLock lock(mu_);
-  const auto info = Find(tenant, id);
+  const auto info = Find(options.tenant, options.id);
   if (!info.ok()) return info.status();
   SessionInfo fork = **info;
-  fork.id = std::string(new_id);
-  fork.num_messages = num_messages;
-  sessions_[Key(tenant, new_id)] = fork;
+  fork.id = options.new_id;
+  fork.num_messages = options.num_messages + options.keep_last_messages;
+  sessions_[Key(options.tenant, options.new_id)] = fork;
   return fork;
 }
 
-absl::StatusOr<SessionInfo> FakeCore::SetPinned(std::string_view tenant,
-                                                std::string_view id,
-                                                bool pinned) {
+absl::StatusOr<MigrateResult> FakeCore::MigrateSession(
+    const MigrateOptions& options) {
+  MutexLock lock(mu_);
+  const auto info = Find(options.tenant, options.id);
+  if (!info.ok()) return info.status();
+  (*info)->codec = options.codec;
+  MigrateResult result;
+  result.session = **info;
+  result.retokenized = true;
+  result.tokens_before = 70;
+  result.tokens_after = 60;
+  result.messages_dropped = options.keep_last_messages;
+  return result;
+}
+
+absl::StatusOr<std::string> FakeCore::ExportSession(std::string_view tenant,
+                                                    std::string_view id,
+                                                    bool text_only) {
   MutexLock lock(mu_);
   const auto info = Find(tenant, id);
   if (!info.ok()) return info.status();
-  (*info)->pinned = pinned;
+  return absl::StrCat(text_only ? "text of " : "all of ", (*info)->id);
+}
+
+absl::StatusOr<SessionInfo> FakeCore::ImportSession(
+    const ImportOptions& options) {
+  MutexLock lock(mu_);
+  SessionInfo info;
+  info.id = options.id;
+  info.title = options.document;
+  info.codec = options.codec;
+  info.retokenized = true;
+  const auto [it, fresh] =
+      sessions_.emplace(Key(options.tenant, info.id), info);
+  if (!fresh) return absl::AlreadyExistsError("there is one of that id");
+  return info;
+}
+
+absl::StatusOr<SessionInfo> FakeCore::UpdateSession(
+    std::string_view tenant, std::string_view id, const SessionUpdate& update) {
+  MutexLock lock(mu_);
+  const auto info = Find(tenant, id);
+  if (!info.ok()) return info.status();
+  if (update.pinned.has_value()) (*info)->pinned = *update.pinned;
+  if (update.title.has_value()) (*info)->title = *update.title;
+  if (update.ttl.has_value()) {
+    (*info)->expire_time_us =
+        update.ttl->count() == 0
+            ? 0
+            : (*info)->create_time_us + update.ttl->count() * 1000;
+  }
   return **info;
 }
 

@@ -63,13 +63,17 @@ class FakeCore final : public ServerCore {
       std::string_view page_token) override;
   absl::Status DeleteSession(std::string_view tenant,
                              std::string_view id) override;
-  absl::StatusOr<SessionInfo> ForkSession(std::string_view tenant,
-                                          std::string_view id,
-                                          std::string_view new_id,
-                                          uint64_t num_messages) override;
-  absl::StatusOr<SessionInfo> SetPinned(std::string_view tenant,
-                                        std::string_view id,
-                                        bool pinned) override;
+  absl::StatusOr<SessionInfo> ForkSession(const ForkOptions& options) override;
+  absl::StatusOr<MigrateResult> MigrateSession(
+      const MigrateOptions& options) override;
+  absl::StatusOr<std::string> ExportSession(std::string_view tenant,
+                                            std::string_view id,
+                                            bool text_only) override;
+  absl::StatusOr<SessionInfo> ImportSession(
+      const ImportOptions& options) override;
+  absl::StatusOr<SessionInfo> UpdateSession(
+      std::string_view tenant, std::string_view id,
+      const SessionUpdate& update) override;
   absl::StatusOr<FlushResult> FlushSession(std::string_view tenant,
                                            std::string_view id) override;
   absl::StatusOr<std::vector<TokenId>> RenderChat(

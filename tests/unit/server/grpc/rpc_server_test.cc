@@ -170,7 +170,7 @@ TEST_F(RpcServerTest, ChatStreamsTextAndThenTheFinalMessage) {
   EXPECT_EQ(answer.final.generated_tokens(), 12u);
   EXPECT_EQ(answer.final.reused().disk(), 64u);
   EXPECT_EQ(answer.final.seed(), 42u);
-  EXPECT_TRUE(answer.final.durable());
+  EXPECT_EQ(answer.final.durability(), v1::DURABILITY_LOCAL);
   EXPECT_EQ(Counted(Method::kChat, absl::StatusCode::kOk), 1u);
 }
 
@@ -439,9 +439,55 @@ TEST_F(RpcServerTest, SessionsComeAndGo) {
     request.set_id("s1");
     request.set_new_id("s2");
     request.set_num_messages(3);
+    request.set_keep_last_messages(2);
     ASSERT_TRUE(sessions_->ForkSession(&context, request, &session).ok());
     EXPECT_EQ(session.id(), "s2");
-    EXPECT_EQ(session.num_messages(), 3u);
+    EXPECT_EQ(session.num_messages(), 3u + 2u);
+  }
+  {
+    grpc::ClientContext context;
+    v1::UpdateSessionRequest request;
+    request.set_id("s2");
+    request.set_title("other");
+    request.mutable_ttl()->set_nanos(1);  // a part of a second is not never
+    ASSERT_TRUE(sessions_->UpdateSession(&context, request, &session).ok());
+    EXPECT_EQ(session.title(), "other");
+    EXPECT_EQ(session.expire_time().seconds() - session.create_time().seconds(),
+              1);
+  }
+  {
+    grpc::ClientContext context;
+    v1::MigrateSessionRequest request;
+    v1::MigrateSessionResponse response;
+    request.set_id("s2");
+    request.set_codec("kv-fp16");
+    request.set_keep_last_messages(4);
+    ASSERT_TRUE(sessions_->MigrateSession(&context, request, &response).ok());
+    EXPECT_EQ(response.session().codec(), "kv-fp16");
+    EXPECT_TRUE(response.retokenized());
+    EXPECT_EQ(response.tokens_before(), 70u);
+    EXPECT_EQ(response.tokens_after(), 60u);
+    EXPECT_EQ(response.messages_dropped(), 4u);
+  }
+  {
+    grpc::ClientContext context;
+    v1::ExportSessionRequest request;
+    v1::ExportSessionResponse response;
+    request.set_id("s2");
+    request.set_text_only(true);
+    ASSERT_TRUE(sessions_->ExportSession(&context, request, &response).ok());
+    EXPECT_EQ(response.document(), "text of s2");
+  }
+  {
+    grpc::ClientContext context;
+    v1::ImportSessionRequest request;
+    request.set_document("text");
+    request.set_id("s3");
+    request.set_codec("kv-fp16");
+    ASSERT_TRUE(sessions_->ImportSession(&context, request, &session).ok());
+    EXPECT_EQ(session.title(), "text");
+    EXPECT_EQ(session.codec(), "kv-fp16");
+    EXPECT_TRUE(session.retokenized());
   }
   {
     grpc::ClientContext context;
