@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/utf8.h"
 #include "engine/types.h"
-#include "server/core/stop_matcher.h"
 
 namespace xcache {
 namespace {
@@ -36,10 +36,9 @@ bool Reads(const Tokenizer& tokenizer, std::span<const TokenId> body,
     bytes += tokenizer.TokenBytes(token, /*with_special=*/false);
   }
   const std::string_view before_last(bytes.data(), last_begin);
-  const std::string least = ReplaceInvalidUtf8(
-      before_last.substr(0, CompleteUtf8Prefix(before_last)));
-  return ReplaceInvalidUtf8(bytes).starts_with(content) &&
-         content.starts_with(least);
+  const std::string least =
+      ToUtf8(before_last.substr(0, CompleteUtf8Prefix(before_last)));
+  return ToUtf8(bytes).starts_with(content) && content.starts_with(least);
 }
 
 }  // namespace

@@ -16,12 +16,12 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/utf8.h"
 #include "server/core/conversation.h"
 #include "server/core/quality.h"
 #include "server/core/reason.h"
 #include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
-#include "server/core/stop_matcher.h"
 
 namespace xcache {
 namespace {
@@ -136,7 +136,7 @@ absl::Status ServerCoreImpl::CheckUpdate(const SessionUpdate& update) const {
           absl::StrCat("a title has at most ", kMaxTitleBytes, " bytes, not ",
                        update.title->size()));
     }
-    if (ReplaceInvalidUtf8(*update.title) != *update.title) {
+    if (!IsUtf8(*update.title)) {
       return absl::InvalidArgumentError("a title is UTF-8");
     }
   }

@@ -486,6 +486,7 @@ TEST(CoreSessionTest, UpdateWhileATurnRunsIsKept) {
   auto now_ms = std::make_shared<std::atomic<int64_t>>(1000000);
   Harness::Options options;
   options.core.wall_clock_ms = [now_ms] { return now_ms->load(); };
+  options.core.monotonic_clock_ms = options.core.wall_clock_ms;
   options.engine.step_delay = std::chrono::milliseconds(2);
   Harness h(options);
   h.NewSession("s");
@@ -515,6 +516,7 @@ TEST(CoreSessionTest, UpdatesCountTheTimeToLiveFromNow) {
   auto now_ms = std::make_shared<std::atomic<int64_t>>(1000000);
   Harness::Options options;
   options.core.wall_clock_ms = [now_ms] { return now_ms->load(); };
+  options.core.monotonic_clock_ms = options.core.wall_clock_ms;
   options.core.default_ttl = std::chrono::seconds(10);
   Harness h(options);
   h.NewSession("s");
