@@ -111,7 +111,7 @@ TEST_F(CoreSweepTest, WhatExpiresIsLogged) {
       "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
   h_->NewSession("gone");
   h_->NewSession("pinned");
-  ASSERT_TRUE(h_->core->SetPinned("t", "pinned", true).ok());
+  ASSERT_TRUE(h_->core->UpdateSession("t", "pinned", Pinned(true)).ok());
   clocks_.Pass(7 * kDay);
   while (h_->Count(CoreCounter::kSessionsExpired) == 0) {
     std::this_thread::sleep_for(milliseconds(1));

@@ -277,7 +277,7 @@ TEST(CoreSessionTest, NoMemoryForASessionIsToTryAgain) {
   const auto sink = h.Chat(h.Turn("s", "hi"));
   EXPECT_TRUE(absl::IsResourceExhausted(sink->status())) << sink->status();
   EXPECT_GT(sink->final().retry_after_ms, 0);
-  EXPECT_FALSE(sink->final().durable);
+  EXPECT_EQ(sink->final().durability, Durability::kNone);
 }
 
 TEST(CoreSessionTest, CorruptRecordIsDataLossForThatSessionAlone) {

@@ -76,7 +76,7 @@ class Client {
   void Fork() {
     const std::string id = Any();
     const std::string fork = name_ + std::to_string(next_++);
-    const auto info = h_.core->ForkSession(Fork("t", id, fork, 0));
+    const auto info = h_.core->ForkSession(testing::Fork("t", id, fork, 0));
     ASSERT_TRUE(info.ok()) << info.status();
     EXPECT_EQ(info->turn, turns_[id]);
     turns_[fork] = info->turn;

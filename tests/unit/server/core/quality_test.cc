@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "server/core/codec_table.h"
 #include "spdlog/sinks/ostream_sink.h"
+#include "spdlog/spdlog.h"
 
 namespace xcache {
 namespace {
