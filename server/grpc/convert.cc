@@ -152,7 +152,7 @@ absl::StatusOr<std::chrono::seconds> ToTtl(
   const int64_t seconds = ttl.seconds() < kMaxTtlSeconds && ttl.nanos() > 0
                               ? ttl.seconds() + 1
                               : ttl.seconds();
-  if (seconds < 0 || seconds > kMaxTtlSeconds || ttl.nanos() < 0 ||
+  if (ttl.seconds() < 0 || seconds > kMaxTtlSeconds || ttl.nanos() < 0 ||
       ttl.nanos() > 999'999'999) {
     return Bad("ttl", absl::StrCat("in [0, ", kMaxTtlSeconds, "] seconds"),
                absl::StrCat(ttl.seconds(), " s and ", ttl.nanos(), " ns"));
