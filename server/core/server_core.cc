@@ -261,9 +261,11 @@ absl::Status ServerCoreImpl::CheckBytes(size_t num_bytes,
   if (per_token == 0) return absl::OkStatus();
   const auto least = static_cast<int64_t>(num_bytes / per_token);
   if (least <= limit_tokens) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "the context is too long: ", num_bytes, " bytes of text are at least ",
-      least, " tokens, of at most ", limit_tokens));
+  return WithReason(
+      absl::InvalidArgumentError(absl::StrCat(
+          "the context is too long: ", num_bytes, " bytes of text are at least ",
+          least, " tokens, of at most ", limit_tokens)),
+      Reason::kContextTooLong);
 }
 
 absl::Status ServerCoreImpl::CheckPrompt(const Job& job) const {

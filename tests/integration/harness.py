@@ -113,6 +113,13 @@ class Metrics:
                 self.sum("xcache_pages_set_aside_total"))
 
 
+def sanitized():
+    """Whether the build has sanitizers: what it takes, in memory and in flags,
+    is not what users get."""
+    cache = (BUILD / "CMakeCache.txt").read_text()
+    return re.search(r"^XCACHE_SANITIZE:\w+=.+$", cache, re.M) is not None
+
+
 class StartError(Exception):
 
     def __init__(self, code, log):
@@ -131,14 +138,15 @@ class Server:
         self.log_file = self.folder / "server.log"
         self.ready_file.unlink(missing_ok=True)
         self.tls_ca = tls_ca
-        words = [str(SERVER), "--model", str(model), "--listen", "127.0.0.1:0",
-                 "--metrics-listen", "127.0.0.1:0", "--ready-file",
+        words = [str(SERVER), "--model", str(model), "--metrics-listen", "127.0.0.1:0", "--ready-file",
                  str(self.ready_file)]
         if store is not None:
             store = self.folder / store
         words += ["--store-dir", str(store) if store is not None else "none"]
         # What is faster is not for a test to depend on.
         words += ["--restore", restore]
+        if "--listen" not in flags:
+            words += ["--listen", "127.0.0.1:0"]
         words += [str(flag) for flag in flags]
         self.log_start = (self.log_file.stat().st_size
                           if self.log_file.exists() else 0)

@@ -39,12 +39,6 @@ def prefix(tmp_path_factory):
     return folder
 
 
-def sanitized():
-    """Whether the build needs flags that a user's project does not have."""
-    cache = (harness.BUILD / "CMakeCache.txt").read_text()
-    return re.search(r"^XCACHE_SANITIZE:\w+=.+$", cache, re.M) is not None
-
-
 def test_the_installed_programs_run(prefix):
     version = run(prefix / "bin/xcache", "--version").split()[1]
     assert run(prefix / "bin/xcache-server", "--version").split()[1] == version
@@ -52,7 +46,7 @@ def test_the_installed_programs_run(prefix):
     assert list(prefix.glob("share/xcache/proto/xcache/v1/*.proto"))
 
 
-@pytest.mark.skipif(sanitized(), reason="a build with sanitizers")
+@pytest.mark.skipif(harness.sanitized(), reason="a build with sanitizers")
 def test_the_cpp_example(server, prefix, tmp_path):
     (tmp_path / "CMakeLists.txt").write_text(example("cmake"))
     (tmp_path / "example.cc").write_text(at(server.address, example("cpp")))
