@@ -79,11 +79,18 @@ void SampleFrontend(const Listener::Stats& connections, int64_t request_bytes,
   refused(connections.cut_off, "flood");
   refused(connections.accept_failures, "descriptors");
   writer.Set(Metric::kRequestBytes, static_cast<double>(request_bytes));
-  for (const FileWatcher::Count& count : reloads) {
-    writer.Set(Metric::kCredentialReloads, static_cast<double>(count.reloaded),
-               {count.what, "ok"});
-    writer.Set(Metric::kCredentialReloads, static_cast<double>(count.failed),
-               {count.what, "failed"});
+  // Where there is no such file, too: a sample that is missing is no zero.
+  for (const std::string_view what : {"tokens", "tls"}) {
+    const auto found = std::find_if(
+        reloads.begin(), reloads.end(),
+        [&](const FileWatcher::Count& count) { return count.what == what; });
+    const bool is_watched = found != reloads.end();
+    writer.Set(Metric::kCredentialReloads,
+               is_watched ? static_cast<double>(found->reloaded) : 0,
+               {what, "ok"});
+    writer.Set(Metric::kCredentialReloads,
+               is_watched ? static_cast<double>(found->failed) : 0,
+               {what, "failed"});
   }
 }
 
@@ -105,8 +112,10 @@ class ServerAppImpl final : public ServerApp {
     if (!reserved.has_value()) {
       return absl::InvalidArgumentError(
           absl::StrCat("--memory-bytes ", config_.memory_bytes,
-                       " is too little: requests alone are given ",
-                       options.request_memory.total_bytes, " bytes"));
+                       " is too little: expected at least ",
+                       options.request_memory.total_bytes,
+                       " bytes for what clients send, and more for the store "
+                       "and for a conversation"));
     }
     request_memory_ = *std::move(reserved);
     XC_ASSIGN_OR_RETURN(auth_, Authenticator::Create(config_.token_file));

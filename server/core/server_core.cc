@@ -117,9 +117,11 @@ absl::Status ServerCoreImpl::CheckMemoryCap() const {
   if (least <= deps_.memory->cap_bytes()) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat(
       "the memory cap is too low: expected at least ",
-      // The store takes up to a sixteenth of the cap, so more of a higher one.
-      least + least / 15, " bytes (", used,
-      " of the store and the codec, the rest for a ", "conversation of ",
+      // The store takes up to a sixteenth of the cap, what clients send up to an
+      // eighth: more of a higher one.
+      least + least * 3 / 13, " bytes (", used,
+      " of the store, the codec and what clients send, the rest for a "
+      "conversation of ",
       tokens, " tokens), found ", deps_.memory->cap_bytes()));
 }
 

@@ -40,9 +40,10 @@ class ServerProcessTest : public AppFixture {
 
   // Runs the program; its output goes to out_ and err_.
   void Run(std::vector<std::string> arguments) {
-    const char* program = std::getenv("XCACHE_SERVER");
-    ASSERT_NE(program, nullptr);
-    arguments.insert(arguments.begin(), program);
+    const char* build = std::getenv("XCACHE_BUILD");
+    ASSERT_NE(build, nullptr);
+    arguments.insert(arguments.begin(),
+                     std::string(build) + "/bin/xcache-server");
     std::vector<char*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());
     argv.push_back(nullptr);
@@ -52,7 +53,7 @@ class ServerProcessTest : public AppFixture {
     posix_spawn_file_actions_addopen(&actions, 1, out_.c_str(), kFlags, 0600);
     posix_spawn_file_actions_addopen(&actions, 2, err_.c_str(), kFlags, 0600);
     ASSERT_EQ(
-        posix_spawn(&pid_, program, &actions, nullptr, argv.data(), environ),
+        posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ),
         0);
     posix_spawn_file_actions_destroy(&actions);
   }
