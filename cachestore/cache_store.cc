@@ -79,7 +79,6 @@ class CacheStoreImpl : public CacheStore {
 
   absl::Status Open() {
     SessionStoreImpl::Parts parts;
-    parts.model_fp = options_.model_fp;
     if (options_.dir.empty()) {
       memory_ =
           std::make_unique<MemoryPageStore>(budget_, options_.reclaim_priority);

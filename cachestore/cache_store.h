@@ -50,8 +50,6 @@ struct CacheStoreOptions {
   int64_t write_queue_bytes = 0;
   // Background writes of RocksDB, bytes a second; 0: not limited.
   int64_t compaction_bytes_per_s = int64_t{64} << 20;
-  // Sessions of another model are FAILED_PRECONDITION to Load.
-  Digest model_fp{};
   // How often the housekeeping looks at disk use and the degraded mode.
   int housekeeping_ms = 1000;
   // What deleted sessions said is gone from the files of sessions so soon

@@ -46,11 +46,10 @@ constexpr std::chrono::seconds kCredentialsInterval(1);
 // Switches chat off for a model whose template we do not know.
 constexpr std::string_view kNoTemplate = "none";
 
-CacheStoreOptions StoreOptions(const Config& config, const Digest& model_fp) {
+CacheStoreOptions StoreOptions(const Config& config) {
   CacheStoreOptions options;
   options.dir = config.store_dir;
   options.disk_bytes = static_cast<int64_t>(config.disk_bytes);
-  options.model_fp = model_fp;
   return options;
 }
 
@@ -169,7 +168,7 @@ class ServerAppImpl final : public ServerApp {
                                                config_.chat_template));
     }
     progress("opening the store", 0.0);
-    XC_RETURN_IF_ERROR(OpenStore(model_->fingerprint()));
+    XC_RETURN_IF_ERROR(OpenStore());
     EngineOptions engine_options;
     engine_options.device = config_.device;
     engine_options.device_memory_bytes = config_.device_memory_bytes;
@@ -257,8 +256,8 @@ class ServerAppImpl final : public ServerApp {
                                          kCredentialsInterval);
   }
 
-  absl::Status OpenStore(const Digest& model_fp) {
-    const CacheStoreOptions options = StoreOptions(config_, model_fp);
+  absl::Status OpenStore() {
+    const CacheStoreOptions options = StoreOptions(config_);
     if (config_.repair && !config_.store_dir.empty()) {
       XC_ASSIGN_OR_RETURN(const CacheStore::RepairReport report,
                           CacheStore::Repair(options));

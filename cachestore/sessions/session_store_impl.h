@@ -30,7 +30,6 @@ class SessionStoreImpl : public SessionStore {
     DiskPageStore* pages = nullptr;  // null where db is
     // Deletes pages, wherever they are.
     std::function<void(std::span<const PageKey>)> erase_pages;
-    Digest model_fp{};
   };
 
   // Reads the index of sessions. What is in `parts`, and the budget, must

@@ -239,12 +239,15 @@ TEST_F(CacheStoreTest, SweepDeletesWhatExpiredAndNothingElse) {
 TEST_F(CacheStoreTest, SessionOfAnotherModelIsReadAsAny) {
   Open();
   ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", 2)).ok());
-  options_.model_fp = Sha256Of("another model");
+  SessionRecord other = RecordOf("t", "other", 2);
+  other.model_fp = Sha256Of("another model");
+  ASSERT_TRUE(CommitTurn(other).ok());
   Open();
   const auto record = store_->sessions().Load("t", "chat");
   ASSERT_TRUE(record.ok()) << record.status();
   EXPECT_EQ(record->model_fp, Sha256Of("model"));
   EXPECT_EQ(*record, RecordOf("t", "chat", 2));
+  EXPECT_EQ(*store_->sessions().Load("t", "other"), other);
   EXPECT_EQ(store_->stats().sessions.corrupt, 0);
 }
 

@@ -31,7 +31,6 @@ CacheStoreOptions OptionsFor(const std::string& dir) {
   options.dir = dir;
   options.disk_bytes = 16 << 20;  // small memtables: files of every kind
   options.rocksdb_bytes = 8 << 20;
-  options.model_fp = Sha256Of("model");
   return options;
 }
 

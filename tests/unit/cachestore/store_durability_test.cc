@@ -168,7 +168,6 @@ class StoreDurabilityTest : public ::testing::Test {
     CacheStoreOptions options;
     options.dir = dir_.path() + "/" + name;
     options.disk_bytes = 32 << 20;  // small memtables: flushes happen
-    options.model_fp = Sha256Of("model");
     options.housekeeping_ms = 5;
     return options;
   }

@@ -63,7 +63,6 @@ class StoreFixture : public ::testing::Test {
   explicit StoreFixture(size_t page_bytes) : page_bytes_(page_bytes) {
     options_.dir = dir_.path() + "/store";
     options_.disk_bytes = int64_t{1} << 30;
-    options_.model_fp = Sha256Of("model");
     options_.housekeeping_ms = 20;
   }
   // It goes before the budget and the folder.

@@ -62,7 +62,6 @@ class RealCore {
     engine_ = make_engine(model_, num_threads);
     CacheStoreOptions store;
     store.dir = dir_;
-    store.model_fp = model_->fingerprint();
     store_ = CacheStore::Open(store, memory_).value();
     ServerCoreDeps deps;
     deps.engine = engine_.get();
