@@ -38,6 +38,8 @@ constexpr std::array kSigns = {
     Sign{"onnection timed out", ConnectionFault::kUnreachable},
     Sign{"connect() timed out", ConnectionFault::kUnreachable},
     Sign{"eadline", ConnectionFault::kSilent},
+    Sign{"handshake timeout", ConnectionFault::kSilent},
+    Sign{"andshake timed out", ConnectionFault::kSilent},
 };
 
 // gRPC says this of what happened before a connection was made.
