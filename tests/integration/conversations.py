@@ -63,7 +63,8 @@ class Conversation:
             session = client.sessions.GetSession(spb.GetSessionRequest(
                 id=self.name, with_messages=True))
         except grpc.RpcError as error:
-            assert error.code() == Code.NOT_FOUND, error
+            if error.code() != Code.NOT_FOUND:
+                raise
             assert not self.created, f"{self.name} is gone"
             return False
         self.created = True

@@ -45,7 +45,7 @@ export PYTHONDONTWRITEBYTECODE=1
 for name in $(compgen -e | grep '^XCACHE_'); do
   case $name in
     XCACHE_BUILD | XCACHE_SOURCE_DIR | XCACHE_TEST_MODEL | XCACHE_SEED) ;;
-    XCACHE_FORCE_ISA | XCACHE_CRASH_ROUNDS) ;;
+    XCACHE_FORCE_ISA | XCACHE_*_ROUNDS | XCACHE_*_SECONDS) ;;
     *) unset "$name" ;;
   esac
 done

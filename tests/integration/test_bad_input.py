@@ -13,6 +13,7 @@ from xcache.v1 import common_pb2
 from xcache.v1 import sessions_pb2 as spb
 
 import harness
+from disks import no_byte_left, small_disk
 from gguf_edit import Gguf
 from harness import params
 
@@ -276,32 +277,6 @@ def test_a_store_of_another_model(tiny_model, other_model, tmp_path):
             spb.GetSessionRequest(id="mine", with_messages=True))
         assert session.messages[-1].content == before.text
         server.stop()
-
-
-@contextlib.contextmanager
-def small_disk(path, size):
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path],
-        capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
-
-
-@contextlib.contextmanager
-def no_byte_left(disk):
-    ballast = disk / "ballast"
-    with open(ballast, "wb", buffering=0) as f, contextlib.suppress(OSError):
-        while True:
-            f.write(bytes(1 << 16))
-    try:
-        yield
-    finally:
-        ballast.unlink()
 
 
 def test_no_space_left_at_the_start(tiny_model, tmp_path):

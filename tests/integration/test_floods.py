@@ -15,10 +15,10 @@ from xcache.v1 import sessions_pb2 as spb
 
 import harness
 import raw_http2
+from floods import leave_unfinished, reset_streams
 from harness import fails_with, params, user
 
 Code = grpc.StatusCode
-CHAT = "/xcache.v1.Inference/Chat"
 MIB = 1 << 20
 
 
@@ -59,36 +59,6 @@ def grows_at_most(server, limit):
     # Sanitizers have memory of their own.
     assert harness.sanitized() or peak - before <= limit, (
         f"{(peak - before) / MIB:.0f} MiB more")
-
-
-def leave_unfinished(address, connections, streams, size, token=None,
-                     seconds=20):
-    """Messages of `size` bytes, of which the last byte never comes."""
-    body = raw_http2.message_prefix(size) + bytes(size - 1)
-    made = []
-    for _ in range(connections):
-        connection = raw_http2.Connection(address)
-        left = {connection.open(raw_http2.call_headers(CHAT, token)): 0
-                for _ in range(streams)}
-        made.append((connection, left))
-    deadline = time.monotonic() + seconds
-    idle_since = time.monotonic()
-    while time.monotonic() < deadline and time.monotonic() - idle_since < 1:
-        for connection, left in made:
-            if connection.closed:
-                continue
-            connection.read(0.001)
-            for stream in list(left):
-                try:
-                    sent = connection.send_data(
-                        stream, body[left[stream]:left[stream] + 16384])
-                except OSError:
-                    connection.closed = True
-                    break
-                left[stream] += sent
-                if sent:
-                    idle_since = time.monotonic()
-    return [connection for connection, _ in made]
 
 
 def test_unfinished_messages_cost_bounded_memory(small_server):
@@ -132,27 +102,11 @@ def test_compressed_messages_are_refused_before_they_are_inflated(
 
 
 def test_streams_that_are_reset_at_once_cost_bounded_memory(small_server):
-    headers = raw_http2.call_headers(CHAT)
     good = small_server.client()
     good.chat(messages="hi", params=params(max_tokens=2))
-    reset = (8).to_bytes(4, "big")
     with grows_at_most(small_server, 110 * MIB):
         for _ in range(6):
-            peer = raw_http2.Connection(small_server.address)
-            with contextlib.suppress(OSError):
-                for _ in range(200):
-                    frames = []
-                    for _ in range(50):
-                        stream = peer.next_stream
-                        peer.next_stream += 2
-                        frames.append(raw_http2.frame(
-                            raw_http2.HEADERS, raw_http2.END_HEADERS, stream,
-                            headers))
-                        frames.append(raw_http2.frame(
-                            raw_http2.RST_STREAM, 0, stream, reset))
-                    peer.send(*frames)
-                    peer.read(0.0001)
-            peer.close()
+            reset_streams(small_server.address)
         good.chat(messages="hi", params=params(max_tokens=2))
     assert small_server.metrics().sum("xcache_connections_refused_total",
                                       reason="flood") > 0

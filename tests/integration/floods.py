@@ -1,0 +1,182 @@
+"""What peers do that mean no good, each as a function that goes on until a
+deadline; and a program, so that a flood takes no time of the process that
+measures what it does to others. No tests here.
+
+    python floods.py NAME ADDRESS METRICS_ADDRESS SECONDS TOKEN
+
+Who has no token floods with less than calls; the others have TOKEN, or none
+where it is empty.
+"""
+
+import contextlib
+import socket
+import sys
+import time
+
+import grpc
+from xcache.v1 import common_pb2
+from xcache.v1 import inference_pb2 as pb
+from xcache.v1 import inference_pb2_grpc
+from xcache.v1 import sessions_pb2 as spb
+from xcache.v1 import sessions_pb2_grpc
+
+import raw_http2
+
+CHAT = "/xcache.v1.Inference/Chat"
+MIB = 1 << 20
+
+
+def channel(address):
+    return grpc.insecure_channel(address, [
+        ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)])
+
+
+def bearer(token):
+    return [("authorization", f"Bearer {token}")] if token else None
+
+
+def split(address):
+    host, port = address.rsplit(":", 1)
+    return host, int(port)
+
+
+def leave_unfinished(address, connections, streams, size, token=None,
+                     seconds=20):
+    """Messages of `size` bytes, of which the last byte never comes. Returns
+    when the server takes no more of them."""
+    body = raw_http2.message_prefix(size) + bytes(size - 1)
+    made = []
+    for _ in range(connections):
+        connection = raw_http2.Connection(address)
+        left = {connection.open(raw_http2.call_headers(CHAT, token)): 0
+                for _ in range(streams)}
+        made.append((connection, left))
+    deadline = time.monotonic() + seconds
+    idle_since = time.monotonic()
+    while time.monotonic() < deadline and time.monotonic() - idle_since < 1:
+        for connection, left in made:
+            if connection.closed:
+                continue
+            connection.read(0.001)
+            for stream in list(left):
+                try:
+                    sent = connection.send_data(
+                        stream, body[left[stream]:left[stream] + 16384])
+                except OSError:
+                    connection.closed = True
+                    break
+                left[stream] += sent
+                if sent:
+                    idle_since = time.monotonic()
+    return [connection for connection, _ in made]
+
+
+def reset_streams(address, rounds=200):
+    """Opens 50 streams a round and resets each at once, on one connection,
+    until that is closed."""
+    headers = raw_http2.call_headers(CHAT)
+    reset = (8).to_bytes(4, "big")
+    peer = raw_http2.Connection(address)
+    with contextlib.suppress(OSError):
+        for _ in range(rounds):
+            frames = []
+            for _ in range(50):
+                stream = peer.next_stream
+                peer.next_stream += 2
+                frames.append(raw_http2.frame(
+                    raw_http2.HEADERS, raw_http2.END_HEADERS, stream, headers))
+                frames.append(raw_http2.frame(
+                    raw_http2.RST_STREAM, 0, stream, reset))
+            peer.send(*frames)
+            peer.read(0.0001)
+    peer.close()
+
+
+def unfinished(address, _, deadline, __):
+    while (left := deadline - time.monotonic()) > 0:
+        for peer in leave_unfinished(address, 6, 20, 6 * MIB, seconds=left):
+            peer.close()
+
+
+def resets(address, _, deadline, __):
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            reset_streams(address)
+
+
+def idle(address, metrics, deadline, _):
+    """Connections to both ports that say nothing, or half a request."""
+    peers = []
+    while time.monotonic() < deadline:
+        for port in (address, address, address, metrics):
+            with contextlib.suppress(OSError):
+                peers.append(socket.create_connection(split(port), 1))
+                if port is metrics:
+                    peers[-1].sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
+        if len(peers) > 900:
+            for peer in peers:
+                peer.close()
+            peers = []
+        time.sleep(0.002)
+
+
+def call_again_and_again(calls, deadline):
+    """Starts each call anew when it has ended, however it ends."""
+    running = [call() for call in calls]
+    while time.monotonic() < deadline:
+        for i, call in enumerate(calls):
+            if running[i].done():
+                running[i] = call()
+        time.sleep(0.01)
+    for call in running:
+        call.cancel()
+
+
+def long_texts(address, _, deadline, token):
+    """16 chats of 12 MiB, all too long, and 8 texts to tokenize."""
+    channels = [channel(address) for _ in range(24)]
+    word = "word " * (12 * MIB // 5 // 4)
+    message = common_pb2.Message(role=common_pb2.ROLE_USER, content=word)
+    chat = pb.ChatRequest(messages=[message] * 4)
+    text = pb.TokenizeRequest(text="word " * (4 * MIB // 5))
+    call_again_and_again(
+        [lambda s=inference_pb2_grpc.InferenceStub(c): s.Chat(
+            chat, metadata=bearer(token)) for c in channels[:16]] +
+        [lambda s=inference_pb2_grpc.InferenceStub(c): s.Tokenize.future(
+            text, metadata=bearer(token)) for c in channels[16:]], deadline)
+
+
+def bombs(address, _, deadline, token):
+    """A megabyte that inflates to 200."""
+    stub = inference_pb2_grpc.InferenceStub(channel(address))
+    bomb = pb.TokenizeRequest(text="a" * (200 * MIB))
+    while time.monotonic() < deadline:
+        with contextlib.suppress(grpc.RpcError):
+            stub.Tokenize(bomb, metadata=bearer(token),
+                          compression=grpc.Compression.Gzip)
+
+
+def codecs(address, _, deadline, token):
+    """Sessions of ever other codecs."""
+    stub = sessions_pb2_grpc.SessionsStub(channel(address))
+    specs = [f"xquant-gqa:bits={bits},group={group},clip={clip}"
+             for bits in (2, 3, 4, 8) for group in (16, 32, 64)
+             for clip in ("mse", "minmax")]
+    number = 0
+    while time.monotonic() < deadline:
+        name = f"codec-{number}"
+        with contextlib.suppress(grpc.RpcError):
+            stub.CreateSession(spb.CreateSessionRequest(
+                id=name, codec=specs[number % len(specs)]), timeout=60,
+                metadata=bearer(token))
+            stub.DeleteSession(spb.DeleteSessionRequest(id=name), timeout=60,
+                               metadata=bearer(token))
+        number += 1
+
+
+FLOODS = {f.__name__: f for f in (unfinished, resets, idle, long_texts, bombs,
+                                  codecs)}
+
+if __name__ == "__main__":
+    NAME, ADDRESS, METRICS, SECONDS, TOKEN = sys.argv[1:]
+    FLOODS[NAME](ADDRESS, METRICS, time.monotonic() + float(SECONDS), TOKEN)
