@@ -29,6 +29,10 @@ mkdir -p "$LOGS"
 SUMMARY=()
 FAILED=0
 
+# The longest that a stage may take before it is stopped and its log shown. A
+# stage takes a third of it on 2 cores.
+STAGE_SECONDS=${XCACHE_STAGE_SECONDS:-2700}
+
 # stage NAME COMMAND...: runs it, keeps its log, shows its end where it fails.
 stage() {
   local name=$1; shift
@@ -39,11 +43,18 @@ stage() {
   fi
   local log=$LOGS/$name.log start=$SECONDS result=ok
   echo "== $name"
-  # Not `if "$@"`: a condition would switch errexit off inside the stage.
-  set +e
-  (set -e; "$@") >"$log" 2>&1
-  local rc=$?
-  set -e
+  # A process group of its own (set -m), so that all of it can be stopped. Not
+  # `if "$@"`: a condition would switch errexit off inside the stage.
+  set -m
+  (set -e; "$@") >"$log" 2>&1 &
+  local pid=$!
+  (sleep "$STAGE_SECONDS" && kill -- "-$pid" &&
+    echo "expected the stage to end within $STAGE_SECONDS s" >>"$log") &
+  local watchdog=$!
+  set +m
+  local rc=0
+  wait "$pid" || rc=$?
+  kill -- "-$watchdog" 2>/dev/null || true
   if [ $rc -ne 0 ]; then
     result=FAILED
     FAILED=1
@@ -82,8 +93,24 @@ model() {
 
 eval_text() { tests/eval/eval_text.py --all "$ROOT/build/eval_text"; }
 
-release() { build release; }
-unit() { run_ctest release -L 'unit' -j "$JOBS"; }
+# With the CUDA part where the toolkit is found: its code compiles for each
+# architecture, and its tests are run on the host, or on a GPU if there is one.
+release() {
+  export PATH=$PATH:/usr/local/cuda/bin
+  local cuda=ON
+  if ! command -v nvcc >/dev/null; then
+    if [ "$REQUIRE_CUDA" = 1 ]; then
+      echo "nvcc: expected the CUDA Toolkit (nvcc on PATH or under" \
+           "/usr/local/cuda), found none" >&2
+      return 1
+    fi
+    echo "skipped: the CUDA part, no nvcc on PATH or under /usr/local/cuda"
+    cuda=OFF
+  fi
+  build release "-DXCACHE_CUDA=$cuda"
+}
+
+unit() { run_ctest release -L 'unit|gpu' -j "$JOBS"; }
 model_tests() { run_ctest release -L 'model'; }
 
 # The fallback instruction sets must give what the best one gives: the tests
@@ -105,7 +132,7 @@ integration() {
 # Findings go to files: a server's own output is a test's, and what it says as it
 # is killed would be lost there.
 asan() {
-  build asan-ubsan -- asan_tests
+  build asan-ubsan -- asan_tests fuzzers
   local found=$ROOT/build/asan-ubsan/findings
   rm -rf "$found"
   mkdir -p "$found"
@@ -133,26 +160,10 @@ tsan() {
     run_ctest tsan -L 'tsan' -j "$JOBS"
 }
 
-# clang checks the lock annotations and drives the fuzzers. XCACHE_FUZZ_SECONDS,
-# for each of them: some here, some hundreds for a campaign.
+# XCACHE_FUZZ_SECONDS, for each of them: some here, some hundreds for a campaign.
 fuzz() {
-  build fuzz -- fuzzers
-  tests/fuzz/run.sh build/fuzz "${XCACHE_FUZZ_SECONDS:-25}"
-}
-
-cuda() {
-  export PATH=$PATH:/usr/local/cuda/bin
-  if ! command -v nvcc >/dev/null; then
-    if [ "$REQUIRE_CUDA" = 1 ]; then
-      echo "nvcc: expected the CUDA Toolkit (nvcc on PATH or under" \
-           "/usr/local/cuda), found none" >&2
-      return 1
-    fi
-    echo "skipped: no nvcc on PATH or under /usr/local/cuda"
-    return 0
-  fi
-  build cuda -- cuda_tests
-  run_ctest cuda -L 'cuda'
+  build asan-ubsan -- fuzzers
+  tests/fuzz/run.sh build/asan-ubsan "${XCACHE_FUZZ_SECONDS:-25}"
 }
 
 if [ $QUICK = 1 ]; then
@@ -170,7 +181,6 @@ else
   export XCACHE_TEST_TEXT=$ROOT/build/eval_text/prose.txt
   stage rules python3 tests/house_rules.py
   stage release release
-  stage cuda cuda
   stage unit unit
   stage model_tests model_tests
   stage other_isas other_isas
