@@ -171,10 +171,13 @@ TEST(DeviceEngineTest, LogitsAreCloseToTheCpus) {
 // Pages are portable: what one engine sealed the other one resumes, and both
 // read it alike.
 TEST(DeviceEngineTest, PagesOfTheCpuAndOfTheDeviceAreResumedByTheOther) {
+  size_t pair = 0;
   for (const TinyModelOptions& options : ShapesUnderTest()) {
     const auto model = MakeTinyModel(options);
     const auto cpu = MakeCpuEngine(model);
     for (const std::string& spec : CodecSpecsUnderTest()) {
+      // Every second pair: each shape and each codec several times.
+      if (pair++ % 2 != 0) continue;
       const auto cpu_codec = cpu->OpenCodec(spec, {});
       ASSERT_TRUE(cpu_codec.ok()) << cpu_codec.status();
       for (const auto& [remat, kernel] :
