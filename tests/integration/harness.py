@@ -24,6 +24,10 @@ SOURCE = pathlib.Path(os.environ["XCACHE_SOURCE_DIR"])
 SERVER = BUILD / "bin/xcache-server"
 COMMAND = BUILD / "bin/xcache"
 START_SECONDS = 300
+# How long a campaign is. Taken out of the environment: a server refuses what it
+# does not know.
+CAMPAIGN = {name: os.environ.pop(name) for name in list(os.environ)
+            if re.fullmatch(r"XCACHE_\w+_(SECONDS|ROUNDS)", name)}
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 METHODS = {
@@ -111,6 +115,11 @@ class Metrics:
         return (self.sum("xcache_corrupt_pages_total") +
                 self.sum("xcache_tier_corrupt_pages_total") +
                 self.sum("xcache_pages_set_aside_total"))
+
+
+def campaign(name, usual):
+    """XCACHE_<name> of the environment, or what every run takes."""
+    return float(CAMPAIGN.get(f"XCACHE_{name}") or usual)
 
 
 def sanitized():

@@ -1,7 +1,6 @@
 """kill -9 at random moments of a busy server: no acknowledged turn is lost, no
 session is a mixture, no page is corrupt."""
 
-import os
 import random
 import threading
 import time
@@ -135,7 +134,7 @@ def run_rounds(model, folder, rounds, seed, max_context, longest_run,
 
 
 def test_kill_at_50_random_moments(tiny_model, tmp_path, seed):
-    rounds = int(os.environ.get("XCACHE_CRASH_ROUNDS") or 50)
+    rounds = int(harness.campaign("CRASH_ROUNDS", 50))
     run_rounds(tiny_model, tmp_path, rounds, seed, max_context=2500,
                longest_run=0.6, max_tokens=60)
 

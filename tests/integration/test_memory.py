@@ -2,7 +2,6 @@
 the process stays within what it had when it was ready - weights and program -
 and its cap with 15 %."""
 
-import os
 import random
 import threading
 import time
@@ -22,7 +21,7 @@ MIB = 1 << 20
 CAP = 96 * MIB
 # What has no share in the cap: threads' stacks, gRPC's buffers, allocators.
 PROGRAM = 48 * MIB
-SECONDS = float(os.environ.get("XCACHE_MEMORY_SECONDS") or 25)
+SECONDS = harness.campaign("MEMORY_SECONDS", 25)
 THREADS = 6
 CODECS = ["", "kv-fp16", "kivi:bits=4", "xquant:bits=4", "xquant:bits=3"]
 

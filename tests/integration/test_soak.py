@@ -5,7 +5,6 @@ other bit, memory within its bound, and a good client that hardly notices.
 XCACHE_SOAK_SECONDS (30) is how long; a campaign takes 1800."""
 
 import contextlib
-import os
 import pathlib
 import random
 import subprocess
@@ -27,7 +26,7 @@ from harness import params
 MIB = 1 << 20
 CAP = 160 * MIB
 PROGRAM = 48 * MIB  # what has no share in the cap; see test_memory.py
-SECONDS = float(os.environ.get("XCACHE_SOAK_SECONDS") or 30)
+SECONDS = harness.campaign("SOAK_SECONDS", 30)
 CLIENTS = 8
 FAKETIME = pathlib.Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 # The bound of a campaign; a short run on a busy machine only prints what it saw.
