@@ -74,8 +74,9 @@ class Edited final : public LineEditor {
     el_set(el_, EL_HIST, history, history_);
     el_set(el_, EL_GETCFN, &ReadCharacter);
     el_set(el_, EL_BIND, "^R", "em-inc-search-prev", nullptr);
-    el_set(el_, EL_ADDFN, "xcache-paste", "Insert what is pasted as it is",
-           &Edited::Paste);
+    // Of el_set()'s copies of the names libedit keeps none to free.
+    el_wset(el_, EL_ADDFN, L"xcache-paste", L"Insert what is pasted as it is",
+            &Edited::Paste);
     el_set(el_, EL_BIND, kPasteBegins, "xcache-paste", nullptr);
     if (marks_pastes_) std::cout << kMarkPastes << std::flush;
   }
@@ -124,7 +125,7 @@ class Edited final : public LineEditor {
 
   // Everything up to the end mark goes into the line, line ends included: the
   // terminal driver makes \n of the \r that terminals send for them.
-  static unsigned char Paste(EditLine* el, int) {
+  static unsigned char Paste(EditLine* el, wint_t) {
     std::wstring lines;
     wchar_t c = 0;
     while (!lines.ends_with(kPasteEnds)) {
