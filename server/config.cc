@@ -19,7 +19,7 @@
 #include "absl/strings/string_view.h"
 #include "engine/base/status_macros.h"
 #include "server/config_check.h"
-#include "server/core/quality.h"
+#include "server/core/cache/quality.h"
 
 namespace xcache {
 namespace {

@@ -30,7 +30,7 @@ struct Config {
   std::chrono::seconds session_ttl{7 * 24 * 3600};  // 0: never
 
   // The default codec of sessions: its spec, or, where that is empty, the
-  // quality that names one (server/core/quality.h).
+  // quality that names one (server/core/cache/quality.h).
   std::string codec;
   std::string quality;      // empty where `codec` is not
   std::string profile_dir;  // empty: profiles are made in memory

@@ -18,11 +18,11 @@
 #include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
 #include "engine/sampler.h"
-#include "server/core/conversation.h"
-#include "server/core/penalty_history.h"
 #include "server/core/reason.h"
-#include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
+#include "server/core/sessions/conversation.h"
+#include "server/core/sessions/penalty_history.h"
+#include "server/core/sessions/remat_setting.h"
 
 namespace xcache {
 namespace {
@@ -117,8 +117,8 @@ absl::Status ServerCoreImpl::CheckMemoryCap() const {
   if (least <= deps_.memory->cap_bytes()) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat(
       "the memory cap is too low: expected at least ",
-      // The store takes up to a sixteenth of the cap, what clients send up to an
-      // eighth: more of a higher one.
+      // The store takes up to a sixteenth of the cap, what clients send up to
+      // an eighth: more of a higher one.
       least + least * 3 / 13, " bytes (", used,
       " of the store, the codec and what clients send, the rest for a "
       "conversation of ",
@@ -263,11 +263,11 @@ absl::Status ServerCoreImpl::CheckBytes(size_t num_bytes,
   if (per_token == 0) return absl::OkStatus();
   const auto least = static_cast<int64_t>(num_bytes / per_token);
   if (least <= limit_tokens) return absl::OkStatus();
-  return WithReason(
-      absl::InvalidArgumentError(absl::StrCat(
-          "the context is too long: ", num_bytes, " bytes of text are at least ",
-          least, " tokens, of at most ", limit_tokens)),
-      Reason::kContextTooLong);
+  return WithReason(absl::InvalidArgumentError(
+                        absl::StrCat("the context is too long: ", num_bytes,
+                                     " bytes of text are at least ", least,
+                                     " tokens, of at most ", limit_tokens)),
+                    Reason::kContextTooLong);
 }
 
 absl::Status ServerCoreImpl::CheckPrompt(const Job& job) const {

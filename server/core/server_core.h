@@ -209,7 +209,7 @@ class ServerCore {
   // turn runs on it.
   virtual absl::StatusOr<MigrateResult> MigrateSession(
       const MigrateOptions& options) = 0;
-  // A session of whatever model as a JSON document (session_document.h).
+  // A session of whatever model as a JSON document (sessions/document.h).
   // `text_only`: without its tokens.
   virtual absl::StatusOr<std::string> ExportSession(std::string_view tenant,
                                                     std::string_view id,

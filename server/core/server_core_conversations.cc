@@ -18,11 +18,11 @@
 #include "engine/base/log.h"
 #include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
-#include "server/core/conversation.h"
-#include "server/core/quality.h"
+#include "server/core/cache/quality.h"
 #include "server/core/reason.h"
 #include "server/core/server_core_impl.h"
-#include "server/core/session_document.h"
+#include "server/core/sessions/conversation.h"
+#include "server/core/sessions/document.h"
 
 namespace xcache {
 namespace {

@@ -14,11 +14,11 @@
 
 #include "cachestore/cache_store.h"
 #include "engine/base/mutex.h"
-#include "server/core/codec_table.h"
-#include "server/core/scheduler.h"
+#include "server/core/cache/codec_table.h"
+#include "server/core/scheduler/scheduler.h"
 #include "server/core/server_core.h"
-#include "server/core/session_clock.h"
-#include "server/core/session_manager.h"
+#include "server/core/sessions/clock.h"
+#include "server/core/sessions/manager.h"
 
 namespace xcache {
 

@@ -17,11 +17,11 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
-#include "server/core/conversation.h"
-#include "server/core/quality.h"
+#include "server/core/cache/quality.h"
 #include "server/core/reason.h"
-#include "server/core/remat_setting.h"
 #include "server/core/server_core_impl.h"
+#include "server/core/sessions/conversation.h"
+#include "server/core/sessions/remat_setting.h"
 
 namespace xcache {
 namespace {

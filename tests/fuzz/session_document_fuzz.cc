@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cachestore/sessions/session_record.h"
-#include "server/core/session_document.h"
+#include "server/core/sessions/document.h"
 #include "tests/fuzz/fuzz.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "engine/base/utf8.h"
-#include "server/core/penalty_history.h"
-#include "server/core/stop_matcher.h"
+#include "server/core/scheduler/stop_matcher.h"
+#include "server/core/sessions/penalty_history.h"
 #include "tests/unit/server/core/core_harness.h"
 
 namespace xcache::testing {

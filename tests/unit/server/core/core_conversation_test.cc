@@ -11,7 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
-#include "server/core/conversation.h"
+#include "server/core/sessions/conversation.h"
 #include "tests/unit/server/core/core_harness.h"
 
 namespace xcache::testing {

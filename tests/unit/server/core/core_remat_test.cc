@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "server/core/remat_setting.h"
+#include "server/core/sessions/remat_setting.h"
 #include "tests/unit/server/core/core_harness.h"
 
 namespace xcache::testing {

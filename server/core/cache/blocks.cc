@@ -1,0 +1,165 @@
+// K/V blocks in the engine's memory, shared by key.
+#include "server/core/cache/blocks.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "cachestore/page_key.h"
+#include "engine/base/memory_budget.h"
+#include "engine/base/mutex.h"
+#include "engine/engine.h"
+#include "server/core/core_metrics.h"
+
+namespace xcache {
+
+BlockHold::~BlockHold() {
+  if (entry_ != nullptr) Release(cache_->Tick());
+}
+
+BlockHold::BlockHold(BlockHold&& other) noexcept
+    : cache_(other.cache_), entry_(std::exchange(other.entry_, nullptr)) {}
+
+BlockHold& BlockHold::operator=(BlockHold&& other) noexcept {
+  if (this != &other) {
+    if (entry_ != nullptr) Release(cache_->Tick());
+    cache_ = other.cache_;
+    entry_ = std::exchange(other.entry_, nullptr);
+  }
+  return *this;
+}
+
+const KvBlockRef& BlockHold::kv() const { return entry_->kv; }
+bool BlockHold::stored() const { return entry_->stored; }
+
+void BlockHold::Release(uint64_t tick) {
+  if (entry_ != nullptr) cache_->Unpin(std::exchange(entry_, nullptr), tick);
+}
+
+WorkingSetCache::~WorkingSetCache() = default;
+
+std::optional<BlockHold> WorkingSetCache::Acquire(const PageKey& key) {
+  MutexLock lock(mu_);
+  const auto it = blocks_.find(key);
+  if (it == blocks_.end()) return std::nullopt;
+  Entry* entry = it->second.get();
+  if (entry->pins++ == 0) {
+    unheld_.erase(KeyOf(entry));
+    entry->memory.Transfer(MemoryAccount::kSequences);
+  }
+  return BlockHold(this, entry);
+}
+
+bool WorkingSetCache::Contains(const PageKey& key) const {
+  MutexLock lock(mu_);
+  return blocks_.contains(key);
+}
+
+BlockHold WorkingSetCache::Insert(const PageKey& key, int64_t block_index,
+                                  KvBlockRef kv, MemoryReservation memory,
+                                  bool stored) {
+  auto entry = std::make_unique<Entry>();
+  Entry* raw = entry.get();
+  raw->key = key;
+  raw->block_index = block_index;
+  raw->stored = stored;
+  raw->kv = std::move(kv);
+  raw->memory = std::move(memory);
+  MutexLock lock(mu_);
+  // A block that is there already stays: the first one is the one shared, and
+  // by rule R1 it is the same.
+  if (blocks_.contains(key)) {
+    ++num_private_;
+    entry.release();  // Unpin deletes it.
+  } else {
+    raw->shared = true;
+    blocks_.emplace(key, std::move(entry));
+  }
+  return BlockHold(this, raw);
+}
+
+BlockHold WorkingSetCache::KeepPrivate(KvBlockRef kv,
+                                       MemoryReservation memory) {
+  auto entry = std::make_unique<Entry>();
+  entry->kv = std::move(kv);
+  entry->memory = std::move(memory);
+  MutexLock lock(mu_);
+  ++num_private_;
+  return BlockHold(this, entry.release());
+}
+
+void WorkingSetCache::Unpin(Entry* entry, uint64_t tick) {
+  std::unique_ptr<Entry> gone;  // destroyed after the lock is given back
+  MutexLock lock(mu_);
+  if (!entry->shared) {
+    --num_private_;
+    gone.reset(entry);
+    return;
+  }
+  if (tick > entry->tick) entry->tick = tick;
+  if (--entry->pins > 0) return;
+  entry->memory.Transfer(MemoryAccount::kWorkingSets);
+  unheld_.insert(KeyOf(entry));
+}
+
+WorkingSetCache::LruKey WorkingSetCache::KeyOf(Entry* entry) {
+  return {entry->tick, -entry->block_index, entry};
+}
+
+std::unique_ptr<BlockHold::Entry> WorkingSetCache::Remove(Entry* entry) {
+  unheld_.erase(KeyOf(entry));
+  auto node = blocks_.extract(entry->key);
+  return std::move(node.mapped());
+}
+
+int64_t WorkingSetCache::Evict(int64_t wanted_bytes) {
+  std::vector<std::unique_ptr<Entry>> gone;
+  int64_t freed = 0;
+  {
+    MutexLock lock(mu_);
+    while (freed < wanted_bytes && !unheld_.empty()) {
+      gone.push_back(Remove(std::get<2>(*unheld_.begin())));
+      freed += gone.back()->memory.bytes();
+    }
+  }
+  metrics_.Add(CoreCounter::kWorkingSetEvictions, gone.size());
+  return freed;
+}
+
+int64_t WorkingSetCache::Drop(std::span<const PageKey> keys) {
+  std::vector<std::unique_ptr<Entry>> gone;
+  int64_t freed = 0;
+  MutexLock lock(mu_);
+  for (const PageKey& key : keys) {
+    const auto it = blocks_.find(key);
+    if (it == blocks_.end() || it->second->pins > 0) continue;
+    gone.push_back(Remove(it->second.get()));
+    freed += gone.back()->memory.bytes();
+  }
+  return freed;
+}
+
+uint64_t WorkingSetCache::OldestTick() const {
+  MutexLock lock(mu_);
+  return unheld_.empty() ? std::numeric_limits<uint64_t>::max()
+                         : std::get<0>(*unheld_.begin());
+}
+
+size_t WorkingSetCache::num_blocks() const {
+  MutexLock lock(mu_);
+  return blocks_.size() + num_private_;
+}
+
+void ReleaseFrom(std::vector<BlockHold>& holds, size_t first, uint64_t tick) {
+  while (holds.size() > first) {
+    holds.back().Release(tick);
+    holds.pop_back();
+  }
+}
+
+}  // namespace xcache

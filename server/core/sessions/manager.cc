@@ -1,0 +1,297 @@
+// Leases of sessions, and the changes that go beside a turn.
+#include "server/core/sessions/manager.h"
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "cachestore/session_store.h"
+#include "cachestore/sessions/session_record.h"
+#include "engine/base/log.h"
+#include "engine/base/mutex.h"
+#include "engine/base/status_macros.h"
+#include "server/core/core_metrics.h"
+#include "server/core/reason.h"
+
+namespace xcache {
+namespace {
+
+absl::Status NoSession(std::string_view id) {
+  return absl::NotFoundError(absl::StrCat(
+      "no session '", absl::string_view(id.data(), id.size()), "'"));
+}
+
+absl::Status TurnRuns(const SessionKey& key) {
+  return absl::AbortedError(
+      absl::StrCat("session '", key.second, "' is in use by another call"));
+}
+
+std::string UtcTime(int64_t unix_ms) {
+  return absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::FromUnixMillis(unix_ms),
+                          absl::UTCTimeZone());
+}
+
+int64_t ExpireMs(int64_t used_ms, int64_t ttl_ms) {
+  return ttl_ms > 0 ? used_ms + ttl_ms : 0;
+}
+
+void Apply(const SessionUpdate& update, int64_t now_ms, SessionRecord* record) {
+  if (update.title.has_value()) record->title = *update.title;
+  if (update.ttl.has_value()) record->ttl_ms = update.ttl->count();
+  if (update.pinned.has_value()) record->pinned = *update.pinned;
+  // From now on, so that a session that was idle for long is not gone the
+  // moment it is unpinned or gets a shorter time.
+  if (update.ttl.has_value() || update.pinned.has_value()) {
+    record->expire_ms = ExpireMs(now_ms, record->ttl_ms);
+  }
+}
+
+// What `later` changes goes over what `update` does.
+void Merge(const SessionUpdate& later, SessionUpdate* update) {
+  if (later.title.has_value()) update->title = later.title;
+  if (later.ttl.has_value()) update->ttl = later.ttl;
+  if (later.pinned.has_value()) update->pinned = later.pinned;
+}
+
+}  // namespace
+
+bool KeptInMemory(const absl::Status& commit) {
+  return absl::IsResourceExhausted(commit) || absl::IsUnavailable(commit);
+}
+
+absl::Status NotKept(const absl::Status& commit) {
+  if (!absl::IsAborted(commit)) return commit;
+  return WithReason(absl::ResourceExhaustedError(commit.message()),
+                    Reason::kOutOfMemory);
+}
+
+SessionManager::Lease::~Lease() { manager_->GiveBack(key_); }
+
+absl::Status SessionManager::Lease::Commit(SessionRecord next) {
+  next.update_ms = manager_->clock_.StampMs();
+  MutexLock lock(busy_->commit_mu);
+  if (busy_->deleted) {
+    return absl::CancelledError(
+        absl::StrCat("session '", key_.second, "' is being deleted"));
+  }
+  Apply(busy_->update, next.update_ms, &next);
+  next.expire_ms = ExpireMs(next.update_ms, next.ttl_ms);
+  const absl::Status status = manager_->store_.Commit(next);
+  record_ = std::move(next);
+  return status;
+}
+
+SessionManager::SessionManager(SessionStore& store, CoreMetrics& metrics,
+                               SessionClock& clock, std::function<void()> wake)
+    : store_(store), metrics_(metrics), clock_(clock), wake_(std::move(wake)) {}
+
+bool SessionManager::Expired(const SessionSummary& summary) const {
+  return summary.expire_ms > 0 && !summary.pinned && !summary.damaged &&
+         summary.expire_ms <= clock_.ExpiryMs();
+}
+
+std::unique_ptr<SessionManager::Lease> SessionManager::TryLease(
+    const SessionKey& key) {
+  auto busy = std::make_shared<Busy>();
+  MutexLock lock(mu_);
+  if (!busy_.emplace(key, busy).second) return nullptr;
+  return std::unique_ptr<Lease>(new Lease(this, key, std::move(busy)));
+}
+
+void SessionManager::GiveBack(const SessionKey& key) {
+  MutexLock lock(mu_);
+  busy_.erase(key);
+  given_back_.SignalAll();
+}
+
+absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::Begin(
+    std::string_view tenant, std::string_view id,
+    std::optional<uint64_t> expected_turn) {
+  const SessionKey key(tenant, id);
+  std::unique_ptr<Lease> lease = TryLease(key);
+  if (lease == nullptr) {
+    // One that is only being made, or was never there, is not in use.
+    XC_RETURN_IF_ERROR(Find(tenant, id).status());
+    return TurnRuns(key);
+  }
+  XC_ASSIGN_OR_RETURN(lease->record_, Read(tenant, id));
+  if (expected_turn.has_value() && *expected_turn != lease->record_.turn) {
+    return WithReason(absl::AbortedError(absl::StrCat(
+                          "session '", key.second, "' has had ",
+                          lease->record_.turn, " turns, not ", *expected_turn)),
+                      Reason::kTurnConflict);
+  }
+  return lease;
+}
+
+absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::BeginNew(
+    std::string_view tenant, std::string_view id) {
+  const SessionKey key(tenant, id);
+  std::unique_ptr<Lease> lease = TryLease(key);
+  const absl::Status found = Find(tenant, id).status();
+  if (lease == nullptr || found.ok()) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("session '", key.second, "' exists already"));
+  }
+  // What is not known to be free is not given away.
+  if (!absl::IsNotFound(found)) return found;
+  lease->record_.tenant = key.first;
+  lease->record_.id = key.second;
+  lease->record_.create_ms = clock_.StampMs();
+  return lease;
+}
+
+absl::StatusOr<SessionRecord> SessionManager::Read(std::string_view tenant,
+                                                   std::string_view id) const {
+  XC_RETURN_IF_ERROR(Find(tenant, id).status());
+  absl::StatusOr<SessionRecord> record = store_.Load(tenant, id);
+  if (absl::IsDataLoss(record.status())) {
+    metrics_.Add(CoreCounter::kSessionsCorrupt, 1);
+  }
+  return record;
+}
+
+absl::StatusOr<SessionSummary> SessionManager::Find(std::string_view tenant,
+                                                    std::string_view id) const {
+  absl::StatusOr<SessionSummary> summary = store_.Find(tenant, id);
+  if (absl::IsNotFound(summary.status())) return NoSession(id);
+  if (summary.ok() && Expired(*summary)) return NoSession(id);
+  return summary;
+}
+
+absl::StatusOr<SessionPage> SessionManager::List(std::string_view tenant,
+                                                 std::string_view page_token,
+                                                 int limit) const {
+  SessionPage list;
+  list.next_page_token = page_token;
+  do {
+    const int more = limit - static_cast<int>(list.sessions.size());
+    XC_ASSIGN_OR_RETURN(SessionPage page,
+                        store_.List(tenant, list.next_page_token, more));
+    list.next_page_token = std::move(page.next_page_token);
+    for (SessionSummary& summary : page.sessions) {
+      if (!Expired(summary)) list.sessions.push_back(std::move(summary));
+    }
+  } while (static_cast<int>(list.sessions.size()) < limit &&
+           !list.next_page_token.empty());
+  return list;
+}
+
+absl::Status SessionManager::Delete(std::string_view tenant,
+                                    std::string_view id) {
+  const SessionKey key(tenant, id);
+  XC_RETURN_IF_ERROR(Find(tenant, id).status());
+  std::unique_ptr<Lease> lease;
+  while ((lease = TryLease(key)) == nullptr) {
+    std::shared_ptr<Busy> busy;
+    {
+      MutexLock lock(mu_);
+      const auto it = busy_.find(key);
+      if (it == busy_.end()) continue;
+      busy = it->second;
+    }
+    {
+      // A commit that has begun is finished; after it there is none.
+      MutexLock lock(busy->commit_mu);
+      busy->deleted = true;
+    }
+    wake_();
+    MutexLock lock(mu_);
+    while (busy_.contains(key) && busy_.at(key) == busy) given_back_.Wait(mu_);
+  }
+  // Somebody else may have deleted it meanwhile.
+  const absl::Status status = store_.Delete(tenant, id);
+  if (absl::IsNotFound(status)) return NoSession(id);
+  if (status.ok()) {
+    XC_LOG_INFO("session deleted", "id={} tenant={}", LogValue(id),
+                LogValue(tenant));
+  }
+  return status;
+}
+
+absl::StatusOr<SessionRecord> SessionManager::Update(
+    std::string_view tenant, std::string_view id, const SessionUpdate& update) {
+  const SessionKey key(tenant, id);
+  const std::unique_ptr<Lease> lease = TryLease(key);
+  std::shared_ptr<Busy> busy;
+  if (lease != nullptr) {
+    busy = lease->busy_;
+  } else {
+    MutexLock lock(mu_);
+    const auto it = busy_.find(key);
+    if (it != busy_.end()) busy = it->second;
+  }
+  // Given back between the two: what was under way is done, so try again.
+  if (busy == nullptr) return Update(tenant, id, update);
+  MutexLock lock(busy->commit_mu);
+  if (busy->deleted) return NoSession(id);
+  XC_ASSIGN_OR_RETURN(SessionRecord record, Read(tenant, id));
+  Apply(update, clock_.StampMs(), &record);
+  const absl::Status status = store_.Commit(record);
+  if (!status.ok()) {
+    if (!KeptInMemory(status)) return NotKept(status);
+    XC_LOG_WARN("session not durable", "id={} why={}", LogValue(record.id),
+                LogValue(std::string(status.message())));
+  }
+  Merge(update, &busy->update);
+  return record;
+}
+
+int64_t SessionManager::Sweep() {
+  std::vector<SessionSummary> expired;
+  const int64_t num_expired = store_.Sweep(
+      clock_.ExpiryMs(), [&](std::string_view tenant, std::string_view id) {
+        {
+          MutexLock lock(mu_);
+          if (busy_.contains(SessionKey(tenant, id))) return true;
+        }
+        const absl::StatusOr<SessionSummary> summary = store_.Find(tenant, id);
+        if (summary.ok()) expired.push_back(*summary);
+        return false;
+      });
+  for (const SessionSummary& summary : expired) {
+    if (store_.Find(summary.tenant, summary.id).ok()) continue;  // it was used
+    XC_LOG_INFO("session expired",
+                "id={} tenant={} expire_time={} last_used={}",
+                LogValue(summary.id), LogValue(summary.tenant),
+                UtcTime(summary.expire_ms), UtcTime(summary.update_ms));
+  }
+  metrics_.Add(CoreCounter::kSessionsExpired,
+               static_cast<uint64_t>(num_expired));
+  return num_expired;
+}
+
+absl::Status ValidateSessionId(std::string_view id) {
+  bool valid = !id.empty() && id.size() <= 128;
+  for (const char c : id) {
+    valid = valid && (absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+                      c == '.' || c == '_' || c == '-');
+  }
+  if (valid) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "a session's id is 1 to 128 characters of [A-Za-z0-9._-]");
+}
+
+std::string MakeSessionId() {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::random_device random;
+  std::string id;
+  for (int i = 0; i < 4; ++i) {
+    uint32_t bits = random();
+    for (int j = 0; j < 8; ++j, bits >>= 4) id += kDigits[bits & 15];
+  }
+  return id;
+}
+
+}  // namespace xcache

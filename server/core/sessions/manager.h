@@ -1,0 +1,131 @@
+// Who may change a session when: one turn at a time, pins and deletions beside
+// it, each applied whole. What a session holds is in the store; here is only
+// what is under way. Knows no scheduler and no engine.
+#ifndef XCACHE_SERVER_CORE_SESSIONS_MANAGER_H_
+#define XCACHE_SERVER_CORE_SESSIONS_MANAGER_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cachestore/session_store.h"
+#include "cachestore/sessions/session_record.h"
+#include "engine/base/mutex.h"
+#include "server/core/cache/idle_sets.h"
+#include "server/core/core_metrics.h"
+#include "server/core/request.h"
+#include "server/core/sessions/clock.h"
+
+namespace xcache {
+
+class SessionManager {
+ private:
+  // A session that somebody changes.
+  struct Busy {
+    std::atomic<bool> deleted{false};
+    Mutex commit_mu;
+    // What was updated while a turn ran.
+    SessionUpdate update XC_GUARDED_BY(commit_mu);
+  };
+
+ public:
+  // The right to change a session, and the session as it was when it was given.
+  // Given back when it goes. One thread at a time.
+  class Lease {
+   public:
+    ~Lease();
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+
+    const SessionKey& key() const { return key_; }
+    const SessionRecord& record() const { return record_; }
+    // The session is being deleted: whoever has the lease is to give it back.
+    bool deleted() const { return busy_->deleted; }
+    // Makes `next` what the session is; sets its update and expiry times, and
+    // what was updated meanwhile. Errors as those of SessionStore::Commit (see
+    // KeptInMemory); CANCELLED: the session is being deleted, and
+    // nothing was written.
+    absl::Status Commit(SessionRecord next);
+
+   private:
+    friend class SessionManager;
+    Lease(SessionManager* manager, SessionKey key, std::shared_ptr<Busy> busy)
+        : manager_(manager), key_(std::move(key)), busy_(std::move(busy)) {}
+
+    SessionManager* manager_;
+    SessionKey key_;
+    std::shared_ptr<Busy> busy_;
+    SessionRecord record_;
+  };
+
+  // `wake` is called when a running turn's session is to be deleted. It must
+  // not call back.
+  SessionManager(SessionStore& store, CoreMetrics& metrics, SessionClock& clock,
+                 std::function<void()> wake);
+
+  // The lease of an existing session, of whatever model. NOT_FOUND, DATA_LOSS,
+  // FAILED_PRECONDITION as SessionStore::Load; ABORTED: somebody has it, or it
+  // has had another number of turns than `expected_turn`.
+  absl::StatusOr<std::unique_ptr<Lease>> Begin(
+      std::string_view tenant, std::string_view id,
+      std::optional<uint64_t> expected_turn);
+  // The lease of a session that does not exist yet. ALREADY_EXISTS.
+  absl::StatusOr<std::unique_ptr<Lease>> BeginNew(std::string_view tenant,
+                                                  std::string_view id);
+  // The session as it was last committed.
+  absl::StatusOr<SessionRecord> Read(std::string_view tenant,
+                                     std::string_view id) const;
+  absl::StatusOr<SessionSummary> Find(std::string_view tenant,
+                                      std::string_view id) const;
+  // Deletes it; a turn that runs on it is ended first.
+  absl::Status Delete(std::string_view tenant, std::string_view id);
+  // Also while a turn runs. Returns the session as it is now, in memory alone
+  // where the disk does not take it. RESOURCE_EXHAUSTED: there was no
+  // room for that either, and nothing changed.
+  absl::StatusOr<SessionRecord> Update(std::string_view tenant,
+                                       std::string_view id,
+                                       const SessionUpdate& update);
+  // As SessionStore::List, without what has expired and is not yet deleted.
+  absl::StatusOr<SessionPage> List(std::string_view tenant,
+                                   std::string_view page_token,
+                                   int limit) const;
+  // Deletes what has expired, and logs it; returns how many.
+  int64_t Sweep();
+
+ private:
+  bool Expired(const SessionSummary& summary) const;
+  // Null: somebody has it.
+  std::unique_ptr<Lease> TryLease(const SessionKey& key) XC_EXCLUDES(mu_);
+  void GiveBack(const SessionKey& key) XC_EXCLUDES(mu_);
+
+  SessionStore& store_;
+  CoreMetrics& metrics_;
+  SessionClock& clock_;
+  const std::function<void()> wake_;
+  mutable Mutex mu_;
+  CondVar given_back_;
+  std::map<SessionKey, std::shared_ptr<Busy>> busy_ XC_GUARDED_BY(mu_);
+};
+
+// Whether a commit that ended so is in memory, to be written when the disk
+// takes it: the session is what was committed, and serving goes on.
+bool KeptInMemory(const absl::Status& commit);
+// One that was not, as a caller hears of it: the store's ABORTED, no memory to
+// keep it in, would tell of another call.
+absl::Status NotKept(const absl::Status& commit);
+
+// Whether `id` may name a session: 1 to 128 of [A-Za-z0-9._-].
+absl::Status ValidateSessionId(std::string_view id);
+// A new id, random.
+std::string MakeSessionId();
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_CORE_SESSIONS_MANAGER_H_
