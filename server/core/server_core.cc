@@ -136,21 +136,22 @@ void ServerCoreImpl::SweepLoop() {
   }
 }
 
-std::shared_ptr<Job> ServerCoreImpl::NewJob(JobKind kind,
-                                            const RequestBase& base,
-                                            std::shared_ptr<RequestSink> sink) {
-  auto job = std::make_shared<Job>();
-  job->id = ++next_job_;
-  job->kind = kind;
-  job->base = base;
-  job->sink = std::move(sink);
-  job->codec_spec = std::string(default_codec_->spec());
-  job->remat = options_.default_remat;
-  job->submitted = std::chrono::steady_clock::now();
-  return job;
+std::shared_ptr<ActiveRequest> ServerCoreImpl::NewRequest(
+    RequestKind kind, const RequestBase& base,
+    std::shared_ptr<RequestSink> sink) {
+  auto active = std::make_shared<ActiveRequest>();
+  active->id = ++next_request_;
+  active->kind = kind;
+  active->base = base;
+  active->sink = std::move(sink);
+  active->codec_spec = std::string(default_codec_->spec());
+  active->remat = options_.default_remat;
+  active->submitted = std::chrono::steady_clock::now();
+  return active;
 }
 
-absl::Status ServerCoreImpl::SetOptions(Job& job, GenerationOptions options) {
+absl::Status ServerCoreImpl::SetOptions(ActiveRequest& active,
+                                        GenerationOptions options) {
   XC_RETURN_IF_ERROR(ValidateSampling(options.sampling));
   if (options.max_tokens < 1) {
     return absl::InvalidArgumentError(
@@ -173,9 +174,9 @@ absl::Status ServerCoreImpl::SetOptions(Job& job, GenerationOptions options) {
   }
   options.sampling.seed =
       options.seed.has_value() ? *options.seed : RandomSeed();
-  job.final.seed = options.sampling.seed;
-  job.matcher.emplace(options.stop);
-  job.options = std::move(options);
+  active.final.seed = options.sampling.seed;
+  active.matcher.emplace(options.stop);
+  active.options = std::move(options);
   return absl::OkStatus();
 }
 
@@ -197,7 +198,8 @@ absl::Status ServerCoreImpl::CheckModel(const SessionRecord& record) const {
       Reason::kOtherModel);
 }
 
-absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
+absl::Status ServerCoreImpl::PrepareChat(ActiveRequest& active,
+                                         const ChatTurn& turn) {
   XC_RETURN_IF_ERROR(CheckTemplate());
   if (turn.regenerate) {
     if (turn.session_id.empty() || !turn.messages.empty()) {
@@ -217,9 +219,10 @@ absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
   XC_RETURN_IF_ERROR(CheckBytes(num_bytes, max_context_ - 1));
   std::vector<Role> roles;
   if (!turn.session_id.empty()) {
-    XC_ASSIGN_OR_RETURN(job.lease, sessions_.Begin(turn.tenant, turn.session_id,
-                                                   turn.expected_turn));
-    const SessionRecord& record = job.lease->record();
+    XC_ASSIGN_OR_RETURN(
+        active.lease,
+        sessions_.Begin(turn.tenant, turn.session_id, turn.expected_turn));
+    const SessionRecord& record = active.lease->record();
     XC_RETURN_IF_ERROR(CheckModel(record));
     for (const SessionMessage& message : record.messages) {
       roles.push_back(static_cast<Role>(message.role));
@@ -233,13 +236,13 @@ absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
       }
       num_tokens = record.messages[roles.size() - 1].token_end;
     }
-    job.kept_messages = roles.size();
-    job.keep_partial = turn.keep_partial;
-    job.tokens.assign(
+    active.kept_messages = roles.size();
+    active.keep_partial = turn.keep_partial;
+    active.tokens.assign(
         record.tokens.begin(),
         record.tokens.begin() + static_cast<ptrdiff_t>(num_tokens));
-    job.codec_spec = record.codec;
-    job.remat = RematOf(record.settings).value_or(job.remat);
+    active.codec_spec = record.codec;
+    active.remat = RematOf(record.settings).value_or(active.remat);
     if (codecs_.Find(record.codec) == nullptr) {
       // Here, so that nobody else waits for it. What is wrong with the codec
       // shows when the turn is admitted.
@@ -251,9 +254,9 @@ absl::Status ServerCoreImpl::PrepareChat(Job& job, const ChatTurn& turn) {
   }
   XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder(roles, turn.messages));
   XC_RETURN_IF_ERROR(Render(*deps_.chat_template, turn.messages, roles.size(),
-                            &job.tokens, &job.new_messages));
+                            &active.tokens, &active.new_messages));
   const std::vector<TokenId> header = deps_.chat_template->AssistantHeader();
-  job.tokens.insert(job.tokens.end(), header.begin(), header.end());
+  active.tokens.insert(active.tokens.end(), header.begin(), header.end());
   return absl::OkStatus();
 }
 
@@ -270,10 +273,10 @@ absl::Status ServerCoreImpl::CheckBytes(size_t num_bytes,
                     Reason::kContextTooLong);
 }
 
-absl::Status ServerCoreImpl::CheckPrompt(const Job& job) const {
-  const auto n = static_cast<int64_t>(job.tokens.size());
+absl::Status ServerCoreImpl::CheckPrompt(const ActiveRequest& active) const {
+  const auto n = static_cast<int64_t>(active.tokens.size());
   if (n == 0) return absl::InvalidArgumentError("the prompt is empty");
-  for (const TokenId token : job.tokens) {
+  for (const TokenId token : active.tokens) {
     if (token < 0 || token >= model().vocab_size) {
       return absl::InvalidArgumentError(absl::StrCat(
           "token id ", token, " is not in [0, ", model().vocab_size, ")"));
@@ -281,7 +284,7 @@ absl::Status ServerCoreImpl::CheckPrompt(const Job& job) const {
   }
   // An answer needs room for a token at least.
   const int64_t limit =
-      job.kind == JobKind::kScore ? max_context_ : max_context_ - 1;
+      active.kind == RequestKind::kScore ? max_context_ : max_context_ - 1;
   if (n > limit) {
     return WithReason(
         absl::InvalidArgumentError(absl::StrCat("the context is too long: ", n,
@@ -293,58 +296,58 @@ absl::Status ServerCoreImpl::CheckPrompt(const Job& job) const {
 
 void ServerCoreImpl::SubmitChat(ChatTurn turn,
                                 std::shared_ptr<RequestSink> sink) {
-  const std::shared_ptr<Job> job =
-      NewJob(JobKind::kChat, turn, std::move(sink));
-  absl::Status status = SetOptions(*job, std::move(turn.options));
-  if (status.ok()) status = PrepareChat(*job, turn);
-  if (status.ok()) status = CheckPrompt(*job);
-  job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
-  job->final.prompt_tokens = job->tokens.size();
+  const std::shared_ptr<ActiveRequest> active =
+      NewRequest(RequestKind::kChat, turn, std::move(sink));
+  absl::Status status = SetOptions(*active, std::move(turn.options));
+  if (status.ok()) status = PrepareChat(*active, turn);
+  if (status.ok()) status = CheckPrompt(*active);
+  active->prompt_tokens = static_cast<int64_t>(active->tokens.size());
+  active->final.prompt_tokens = active->tokens.size();
   if (!status.ok()) {
-    scheduler_.Refuse(*job, status);
+    scheduler_.Refuse(*active, status);
     return;
   }
-  if (HasPenalty(job->options.sampling)) {
+  if (HasPenalty(active->options.sampling)) {
     std::span<const SessionMessage> before;
-    if (job->lease != nullptr) {
-      before =
-          std::span(job->lease->record().messages).first(job->kept_messages);
+    if (active->lease != nullptr) {
+      before = std::span(active->lease->record().messages)
+                   .first(active->kept_messages);
     }
-    job->penalty_history = PenaltyHistory(
-        *deps_.chat_template, job->tokens, before, job->new_messages,
-        static_cast<size_t>(job->options.sampling.penalty_last_n));
+    active->penalty_history = PenaltyHistory(
+        *deps_.chat_template, active->tokens, before, active->new_messages,
+        static_cast<size_t>(active->options.sampling.penalty_last_n));
   }
-  scheduler_.Submit(job);
+  scheduler_.Submit(active);
 }
 
 void ServerCoreImpl::SubmitGenerate(GenerateRequest request,
                                     std::shared_ptr<RequestSink> sink) {
-  const std::shared_ptr<Job> job =
-      NewJob(JobKind::kGenerate, request, std::move(sink));
-  job->tokens = std::move(request.prompt);
-  job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
-  job->final.prompt_tokens = job->tokens.size();
-  job->penalty_history = job->tokens;
-  absl::Status status = SetOptions(*job, std::move(request.options));
-  if (status.ok()) status = CheckPrompt(*job);
+  const std::shared_ptr<ActiveRequest> active =
+      NewRequest(RequestKind::kGenerate, request, std::move(sink));
+  active->tokens = std::move(request.prompt);
+  active->prompt_tokens = static_cast<int64_t>(active->tokens.size());
+  active->final.prompt_tokens = active->tokens.size();
+  active->penalty_history = active->tokens;
+  absl::Status status = SetOptions(*active, std::move(request.options));
+  if (status.ok()) status = CheckPrompt(*active);
   if (!status.ok()) {
-    scheduler_.Refuse(*job, status);
+    scheduler_.Refuse(*active, status);
     return;
   }
-  scheduler_.Submit(job);
+  scheduler_.Submit(active);
 }
 
 void ServerCoreImpl::SubmitScore(ScoreRequest request,
                                  std::shared_ptr<RequestSink> sink) {
-  const std::shared_ptr<Job> job =
-      NewJob(JobKind::kScore, request, std::move(sink));
-  job->tokens = std::move(request.tokens);
-  job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
-  job->final.prompt_tokens = job->tokens.size();
-  job->options.no_cache = request.no_cache;
-  job->top_logprobs = request.top_logprobs;
-  job->next_score = std::max<int64_t>(request.first, 1);
-  absl::Status status = CheckPrompt(*job);
+  const std::shared_ptr<ActiveRequest> active =
+      NewRequest(RequestKind::kScore, request, std::move(sink));
+  active->tokens = std::move(request.tokens);
+  active->prompt_tokens = static_cast<int64_t>(active->tokens.size());
+  active->final.prompt_tokens = active->tokens.size();
+  active->options.no_cache = request.no_cache;
+  active->top_logprobs = request.top_logprobs;
+  active->next_score = std::max<int64_t>(request.first, 1);
+  absl::Status status = CheckPrompt(*active);
   if (status.ok() &&
       (request.top_logprobs < 0 || request.top_logprobs > kMaxScoreLogprobs)) {
     status = absl::InvalidArgumentError(
@@ -356,11 +359,11 @@ void ServerCoreImpl::SubmitScore(ScoreRequest request,
         absl::StrCat("first is not negative: ", request.first));
   }
   // Nothing to score is no error; it is done at once.
-  if (!status.ok() || job->next_score >= job->prompt_tokens) {
-    scheduler_.Refuse(*job, status);
+  if (!status.ok() || active->next_score >= active->prompt_tokens) {
+    scheduler_.Refuse(*active, status);
     return;
   }
-  scheduler_.Submit(job);
+  scheduler_.Submit(active);
 }
 
 absl::StatusOr<std::vector<TokenId>> ServerCoreImpl::RenderChat(

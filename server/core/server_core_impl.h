@@ -73,12 +73,13 @@ class ServerCoreImpl final : public ServerCore {
   CoreGauges Snapshot() const override;
 
  private:
-  std::shared_ptr<Job> NewJob(JobKind kind, const RequestBase& base,
-                              std::shared_ptr<RequestSink> sink);
+  std::shared_ptr<ActiveRequest> NewRequest(RequestKind kind,
+                                            const RequestBase& base,
+                                            std::shared_ptr<RequestSink> sink);
   // Takes over and checks what a generation is to be like.
-  absl::Status SetOptions(Job& job, GenerationOptions options);
-  absl::Status PrepareChat(Job& job, const ChatTurn& turn);
-  absl::Status CheckPrompt(const Job& job) const;
+  absl::Status SetOptions(ActiveRequest& active, GenerationOptions options);
+  absl::Status PrepareChat(ActiveRequest& active, const ChatTurn& turn);
+  absl::Status CheckPrompt(const ActiveRequest& active) const;
   // Refuses text that its bytes alone make too long, before it is tokenized.
   absl::Status CheckBytes(size_t num_bytes, int64_t limit_tokens) const;
   // RESOURCE_EXHAUSTED: the cap is too low for any conversation.
@@ -112,7 +113,7 @@ class ServerCoreImpl final : public ServerCore {
   mutable SessionClock clock_;
   SessionManager sessions_;
   Scheduler scheduler_;
-  std::atomic<uint64_t> next_job_{0};
+  std::atomic<uint64_t> next_request_{0};
 
   Mutex mu_;
   CondVar stop_changed_;

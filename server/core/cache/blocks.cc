@@ -41,9 +41,9 @@ void BlockHold::Release(uint64_t tick) {
   if (entry_ != nullptr) cache_->Unpin(std::exchange(entry_, nullptr), tick);
 }
 
-WorkingSetCache::~WorkingSetCache() = default;
+BlockCache::~BlockCache() = default;
 
-std::optional<BlockHold> WorkingSetCache::Acquire(const PageKey& key) {
+std::optional<BlockHold> BlockCache::Acquire(const PageKey& key) {
   MutexLock lock(mu_);
   const auto it = blocks_.find(key);
   if (it == blocks_.end()) return std::nullopt;
@@ -55,14 +55,14 @@ std::optional<BlockHold> WorkingSetCache::Acquire(const PageKey& key) {
   return BlockHold(this, entry);
 }
 
-bool WorkingSetCache::Contains(const PageKey& key) const {
+bool BlockCache::Contains(const PageKey& key) const {
   MutexLock lock(mu_);
   return blocks_.contains(key);
 }
 
-BlockHold WorkingSetCache::Insert(const PageKey& key, int64_t block_index,
-                                  KvBlockRef kv, MemoryReservation memory,
-                                  bool stored) {
+BlockHold BlockCache::Insert(const PageKey& key, int64_t block_index,
+                             KvBlockRef kv, MemoryReservation memory,
+                             bool stored) {
   auto entry = std::make_unique<Entry>();
   Entry* raw = entry.get();
   raw->key = key;
@@ -83,8 +83,7 @@ BlockHold WorkingSetCache::Insert(const PageKey& key, int64_t block_index,
   return BlockHold(this, raw);
 }
 
-BlockHold WorkingSetCache::KeepPrivate(KvBlockRef kv,
-                                       MemoryReservation memory) {
+BlockHold BlockCache::KeepPrivate(KvBlockRef kv, MemoryReservation memory) {
   auto entry = std::make_unique<Entry>();
   entry->kv = std::move(kv);
   entry->memory = std::move(memory);
@@ -93,7 +92,7 @@ BlockHold WorkingSetCache::KeepPrivate(KvBlockRef kv,
   return BlockHold(this, entry.release());
 }
 
-void WorkingSetCache::Unpin(Entry* entry, uint64_t tick) {
+void BlockCache::Unpin(Entry* entry, uint64_t tick) {
   std::unique_ptr<Entry> gone;  // destroyed after the lock is given back
   MutexLock lock(mu_);
   if (!entry->shared) {
@@ -107,17 +106,17 @@ void WorkingSetCache::Unpin(Entry* entry, uint64_t tick) {
   unheld_.insert(KeyOf(entry));
 }
 
-WorkingSetCache::LruKey WorkingSetCache::KeyOf(Entry* entry) {
+BlockCache::LruKey BlockCache::KeyOf(Entry* entry) {
   return {entry->tick, -entry->block_index, entry};
 }
 
-std::unique_ptr<BlockHold::Entry> WorkingSetCache::Remove(Entry* entry) {
+std::unique_ptr<BlockHold::Entry> BlockCache::Remove(Entry* entry) {
   unheld_.erase(KeyOf(entry));
   auto node = blocks_.extract(entry->key);
   return std::move(node.mapped());
 }
 
-int64_t WorkingSetCache::Evict(int64_t wanted_bytes) {
+int64_t BlockCache::Evict(int64_t wanted_bytes) {
   std::vector<std::unique_ptr<Entry>> gone;
   int64_t freed = 0;
   {
@@ -131,7 +130,7 @@ int64_t WorkingSetCache::Evict(int64_t wanted_bytes) {
   return freed;
 }
 
-int64_t WorkingSetCache::Drop(std::span<const PageKey> keys) {
+int64_t BlockCache::Drop(std::span<const PageKey> keys) {
   std::vector<std::unique_ptr<Entry>> gone;
   int64_t freed = 0;
   MutexLock lock(mu_);
@@ -144,13 +143,13 @@ int64_t WorkingSetCache::Drop(std::span<const PageKey> keys) {
   return freed;
 }
 
-uint64_t WorkingSetCache::OldestTick() const {
+uint64_t BlockCache::OldestTick() const {
   MutexLock lock(mu_);
   return unheld_.empty() ? std::numeric_limits<uint64_t>::max()
                          : std::get<0>(*unheld_.begin());
 }
 
-size_t WorkingSetCache::num_blocks() const {
+size_t BlockCache::num_blocks() const {
   MutexLock lock(mu_);
   return blocks_.size() + num_private_;
 }

@@ -30,7 +30,7 @@
 
 namespace xcache {
 
-class WorkingSetCache;
+class BlockCache;
 
 // Keeps one block where it is. Movable. Must not outlive its cache.
 class BlockHold {
@@ -47,7 +47,7 @@ class BlockHold {
   void Release(uint64_t tick);
 
  private:
-  friend class WorkingSetCache;
+  friend class BlockCache;
   // Guarded by the cache's lock, except what never changes.
   struct Entry {
     PageKey key{};
@@ -59,16 +59,15 @@ class BlockHold {
     int pins = 1;
     uint64_t tick = 0;  // of the last use
   };
-  BlockHold(WorkingSetCache* cache, Entry* entry)
-      : cache_(cache), entry_(entry) {}
-  WorkingSetCache* cache_ = nullptr;
+  BlockHold(BlockCache* cache, Entry* entry) : cache_(cache), entry_(entry) {}
+  BlockCache* cache_ = nullptr;
   Entry* entry_ = nullptr;
 };
 
-class WorkingSetCache {
+class BlockCache {
  public:
-  explicit WorkingSetCache(CoreMetrics& metrics) : metrics_(metrics) {}
-  ~WorkingSetCache();  // REQUIRES: no hold is left
+  explicit BlockCache(CoreMetrics& metrics) : metrics_(metrics) {}
+  ~BlockCache();  // REQUIRES: no hold is left
 
   // A block that is there. Nothing: it is not.
   std::optional<BlockHold> Acquire(const PageKey& key);

@@ -43,7 +43,7 @@ using SessionKey = std::pair<std::string, std::string>;  // tenant, id
 
 class IdleSets {
  public:
-  IdleSets(WorkingSetCache& cache, CoreMetrics& metrics)
+  IdleSets(BlockCache& cache, CoreMetrics& metrics)
       : cache_(cache), metrics_(metrics) {}
 
   void Put(const SessionKey& key, LiveSequence live);
@@ -66,7 +66,7 @@ class IdleSets {
     uint64_t tick = 0;
   };
 
-  WorkingSetCache& cache_;
+  BlockCache& cache_;
   CoreMetrics& metrics_;
   mutable Mutex mu_;
   std::map<SessionKey, Idle> sets_ XC_GUARDED_BY(mu_);

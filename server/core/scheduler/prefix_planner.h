@@ -14,7 +14,7 @@
 #include "cachestore/page_store.h"
 #include "server/core/cache/blocks.h"
 #include "server/core/core_metrics.h"
-#include "server/core/scheduler/job.h"
+#include "server/core/scheduler/active_request.h"
 #include "server/core/scheduler/rates.h"
 #include "server/core/server_core.h"
 
@@ -32,7 +32,7 @@ class PrefixPlanner {
     std::vector<PageKey> load;
   };
 
-  PrefixPlanner(WorkingSetCache& cache, const PageStore& pages, Rates& rates,
+  PrefixPlanner(BlockCache& cache, const PageStore& pages, Rates& rates,
                 CoreMetrics& metrics, ServerCoreOptions::Restore restore)
       : cache_(cache),
         pages_(pages),
@@ -40,27 +40,28 @@ class PrefixPlanner {
         metrics_(metrics),
         restore_(restore) {}
 
-  // Takes what blocks of `job` are in memory (which drops its sequence: it is
-  // to be made anew from its blocks), then says what comes next. Blocks that
-  // are to be computed or loaded are entered as `job`'s flights.
-  Plan Next(Job& job);
+  // Takes what blocks of `request` are in memory (which drops its sequence: it
+  // is to be made anew from its blocks), then says what comes next. Blocks that
+  // are to be computed or loaded are entered as `request`'s flights.
+  Plan Next(ActiveRequest& request);
 
-  // `job` has made the block, or will not: those that wait plan again.
-  void Land(Job& job, const PageKey& key);
-  void LandAll(Job& job);
+  // `request` has made the block, or will not: those that wait plan again.
+  void Land(ActiveRequest& request, const PageKey& key);
+  void LandAll(ActiveRequest& request);
 
   size_t num_flights() const { return flights_.size(); }
 
  private:
-  void Expect(Job& job, const PageKey& key);
-  std::vector<PageKey> PagesFrom(Job& job, int64_t first_block) const;
+  void Expect(ActiveRequest& request, const PageKey& key);
+  std::vector<PageKey> PagesFrom(ActiveRequest& request,
+                                 int64_t first_block) const;
 
-  WorkingSetCache& cache_;
+  BlockCache& cache_;
   const PageStore& pages_;
   Rates& rates_;
   CoreMetrics& metrics_;
   const ServerCoreOptions::Restore restore_;
-  std::unordered_map<PageKey, const Job*, DigestHash> flights_;
+  std::unordered_map<PageKey, const ActiveRequest*, DigestHash> flights_;
 };
 
 }  // namespace xcache

@@ -35,25 +35,25 @@ constexpr size_t kSinglePages = 4;
 
 // Returns whether pages were rematerialized.
 bool Scheduler::PlanAndRestore() {
-  const std::vector<std::shared_ptr<Job>> jobs = running_;
-  Job* to_restore = nullptr;
-  for (const std::shared_ptr<Job>& job : jobs) {
-    job->may_compute = false;
-    if (job->state == JobState::kReady) {
-      PrefixPlanner::Plan plan = planner_.Next(*job);
-      job->may_compute = plan.action == PrefixPlanner::Action::kCompute;
+  const std::vector<std::shared_ptr<ActiveRequest>> requests = running_;
+  ActiveRequest* to_restore = nullptr;
+  for (const std::shared_ptr<ActiveRequest>& request : requests) {
+    request->may_compute = false;
+    if (request->state == RequestState::kReady) {
+      PrefixPlanner::Plan plan = planner_.Next(*request);
+      request->may_compute = plan.action == PrefixPlanner::Action::kCompute;
       const bool waits = plan.action == PrefixPlanner::Action::kWait;
-      if (waits && !job->waiting) {
+      if (waits && !request->waiting) {
         metrics_.Add(CoreCounter::kSingleFlightWaits, 1);
       }
-      job->waiting = waits;
+      request->waiting = waits;
       if (plan.action == PrefixPlanner::Action::kLoad) {
-        StartLoad(*job, std::move(plan.load));
+        StartLoad(*request, std::move(plan.load));
       }
     }
-    if (to_restore == nullptr && job->state == JobState::kRestoring &&
-        job->restore.front().hit.has_value()) {
-      to_restore = job.get();
+    if (to_restore == nullptr && request->state == RequestState::kRestoring &&
+        request->restore.front().hit.has_value()) {
+      to_restore = request.get();
     }
   }
   if (to_restore == nullptr || !RestoreSlice(*to_restore)) return false;
@@ -72,61 +72,64 @@ int64_t Scheduler::MaxSlice() const {
                     kMinSlice, most);
 }
 
-// The next blocks that the job restores, as far as their pages are here.
-std::vector<RematJob> Scheduler::NextRemats(const Job& job, int64_t most) {
+// The next blocks that the request restores, as far as their pages are here.
+std::vector<RematJob> Scheduler::NextRemats(const ActiveRequest& request,
+                                            int64_t most) {
   std::vector<RematJob> remats;
-  for (const RestoreSlot& slot : job.restore) {
+  for (const RestoreSlot& slot : request.restore) {
     if (static_cast<int64_t>(remats.size()) == most || !slot.hit.has_value()) {
       break;
     }
     const auto index =
-        static_cast<int64_t>(job.live.holds.size() + remats.size());
+        static_cast<int64_t>(request.live.holds.size() + remats.size());
     remats.push_back({.block_index = index,
                       .page = slot.hit->page->bytes(),
-                      .tokens = job.TokensOfBlock(index),
-                      .remat = job.remat});
+                      .tokens = request.TokensOfBlock(index),
+                      .remat = request.remat});
   }
   return remats;
 }
 
 // Pages of the next slice travel to the device beside the step that comes
 // before it.
-void Scheduler::StageSlice(Job& job) {
-  job.num_staged = 0;
-  if (job.state != JobState::kRestoring) return;
-  const std::vector<RematJob> next = NextRemats(job, MaxSlice());
-  if (!next.empty()) job.num_staged = engine_.StagePages(*job.codec, next);
+void Scheduler::StageSlice(ActiveRequest& request) {
+  request.num_staged = 0;
+  if (request.state != RequestState::kRestoring) return;
+  const std::vector<RematJob> next = NextRemats(request, MaxSlice());
+  if (!next.empty())
+    request.num_staged = engine_.StagePages(*request.codec, next);
 }
 
-void Scheduler::StartLoad(Job& job, std::vector<PageKey> keys) {
-  job.state = JobState::kRestoring;
-  job.restore_began = steady_clock::now();
-  job.load_ended = std::make_shared<std::atomic<bool>>(false);
+void Scheduler::StartLoad(ActiveRequest& request, std::vector<PageKey> keys) {
+  request.state = RequestState::kRestoring;
+  request.restore_began = steady_clock::now();
+  request.load_ended = std::make_shared<std::atomic<bool>>(false);
   for (const PageKey& key : keys) {
-    job.restore.push_back({.key = key, .hit = std::nullopt});
+    request.restore.push_back({.key = key, .hit = std::nullopt});
   }
   size_t end = 0;
   for (size_t begin = 0; begin < keys.size(); begin = end) {
     end = std::min(begin + (begin < kSinglePages ? 1 : kPagesPerLoad),
                    keys.size());
-    loaders_.Post([this, job_id = job.id, load_ended = job.load_ended,
-                   part = std::vector<PageKey>(
-                       keys.begin() + static_cast<ptrdiff_t>(begin),
-                       keys.begin() + static_cast<ptrdiff_t>(end))] {
-      LoadResult result = Load(job_id, load_ended, part);
-      MutexLock lock(mu_);
-      loads_.push_back(std::move(result));
-      changed_.Signal();
-    });
+    loaders_.Post(
+        [this, request_id = request.id, load_ended = request.load_ended,
+         part =
+             std::vector<PageKey>(keys.begin() + static_cast<ptrdiff_t>(begin),
+                                  keys.begin() + static_cast<ptrdiff_t>(end))] {
+          LoadResult result = Load(request_id, load_ended, part);
+          MutexLock lock(mu_);
+          loads_.push_back(std::move(result));
+          changed_.Signal();
+        });
   }
 }
 
 // On a loader's thread.
 Scheduler::LoadResult Scheduler::Load(
-    uint64_t job_id, const std::shared_ptr<std::atomic<bool>>& load_ended,
+    uint64_t request_id, const std::shared_ptr<std::atomic<bool>>& load_ended,
     std::span<const PageKey> keys) {
   LoadResult result;
-  result.job_id = job_id;
+  result.request_id = request_id;
   result.load_ended = load_ended;
   const SteadyTime begin = steady_clock::now();
   for (const PageKey& key : keys) {
@@ -147,108 +150,113 @@ Scheduler::LoadResult Scheduler::Load(
 
 void Scheduler::TakeLoad(LoadResult result) {
   const auto it =
-      std::find_if(running_.begin(), running_.end(), [&](const auto& job) {
-        return job->id == result.job_id && job->load_ended == result.load_ended;
+      std::find_if(running_.begin(), running_.end(), [&](const auto& request) {
+        return request->id == result.request_id &&
+               request->load_ended == result.load_ended;
       });
   if (it == running_.end()) return;  // ended or preempted meanwhile
-  Job& job = **it;
+  ActiveRequest& request = **it;
   for (RestoreSlot& page : result.pages) {
-    for (RestoreSlot& slot : job.restore) {
+    for (RestoreSlot& slot : request.restore) {
       if (slot.key == page.key) slot.hit = std::move(page.hit);
     }
   }
-  if (!result.status.ok()) LoadFailed(job, result.failed_key, result.status);
+  if (!result.status.ok())
+    LoadFailed(request, result.failed_key, result.status);
 }
 
 // Rule R3: what cannot be read is computed, and is counted.
-void Scheduler::LoadFailed(Job& job, const PageKey& key,
+void Scheduler::LoadFailed(ActiveRequest& request, const PageKey& key,
                            const absl::Status& status) {
   const auto slot =
-      std::find_if(job.restore.begin(), job.restore.end(),
+      std::find_if(request.restore.begin(), request.restore.end(),
                    [&](const RestoreSlot& other) { return other.key == key; });
-  if (slot == job.restore.end()) return;  // given up with one before it
-  const auto failed_block = static_cast<int64_t>(job.live.holds.size()) +
-                            static_cast<int64_t>(slot - job.restore.begin());
+  if (slot == request.restore.end()) return;  // given up with one before it
+  const auto failed_block =
+      static_cast<int64_t>(request.live.holds.size()) +
+      static_cast<int64_t>(slot - request.restore.begin());
   if (absl::IsNotFound(status)) {
     metrics_.Add(CoreCounter::kPagesMissing, 1);
   } else if (absl::IsDataLoss(status)) {
     metrics_.Add(CoreCounter::kPagesCorrupt, 1);
   }
   const bool no_memory = absl::IsResourceExhausted(status);
-  if (no_memory && !job.load_retried && idle_.size() > 0) {
+  if (no_memory && !request.load_retried && idle_.size() > 0) {
     // Idle sequences go, and it is tried once more.
-    job.load_retried = true;
-    Reclaim(static_cast<int64_t>(job.codec->page_bytes()) *
+    request.load_retried = true;
+    Reclaim(static_cast<int64_t>(request.codec->page_bytes()) *
                 engine_.max_useful_remat_jobs(),
             /*all=*/true);
   } else {
-    job.no_restore_before =
-        no_memory ? job.reusable_blocks() : failed_block + 1;
+    request.no_restore_before =
+        no_memory ? request.reusable_blocks() : failed_block + 1;
   }
-  for (auto it = slot; it != job.restore.end(); ++it) {
-    planner_.Land(job, it->key);
+  for (auto it = slot; it != request.restore.end(); ++it) {
+    planner_.Land(request, it->key);
   }
-  job.restore.erase(slot, job.restore.end());
-  if (job.restore.empty()) EndRestore(job);
+  request.restore.erase(slot, request.restore.end());
+  if (request.restore.empty()) EndRestore(request);
 }
 
-void Scheduler::EndRestore(Job& job) {
-  job.EndLoad();
-  job.state = JobState::kReady;
+void Scheduler::EndRestore(ActiveRequest& request) {
+  request.EndLoad();
+  request.state = RequestState::kReady;
   progress_ = true;
-  job.final.timings.restore_us +=
-      MicrosBetween(job.restore_began, steady_clock::now());
+  request.final.timings.restore_us +=
+      MicrosBetween(request.restore_began, steady_clock::now());
 }
 
-bool Scheduler::RestoreSlice(Job& job) {
-  job.live.sequence.reset();  // made anew from its blocks
+bool Scheduler::RestoreSlice(ActiveRequest& request) {
+  request.live.sequence.reset();  // made anew from its blocks
   const std::vector<RematJob> remat =
-      NextRemats(job, std::max(MaxSlice(), job.num_staged));
+      NextRemats(request, std::max(MaxSlice(), request.num_staged));
   std::vector<MemoryReservation> memory;
   while (memory.size() < remat.size()) {
     std::optional<MemoryReservation> block =
-        Reserve(job, static_cast<int64_t>(engine_.kv_block_bytes()));
+        Reserve(request, static_cast<int64_t>(engine_.kv_block_bytes()));
     if (!block.has_value()) return false;
     memory.push_back(*std::move(block));
   }
   const auto slice = static_cast<int64_t>(remat.size());
   const SteadyTime begin = steady_clock::now();
   std::vector<absl::StatusOr<KvBlockRef>> blocks =
-      engine_.Remat(*job.codec, remat);
+      engine_.Remat(*request.codec, remat);
   const SteadyTime end = steady_clock::now();
   rates_.AddRemat(slice, SecondsBetween(begin, end));
   metrics_.Observe(CoreHistogram::kRematBlock,
                    SecondsBetween(begin, end) / static_cast<double>(slice));
-  job.final.timings.remat_us += MicrosBetween(begin, end);
+  request.final.timings.remat_us += MicrosBetween(begin, end);
   for (size_t i = 0; i < blocks.size(); ++i) {
     // The page is whole: it is the device that has no room for its block.
     if (absl::IsResourceExhausted(blocks[i].status())) {
-      if (!MakeRoomOnDevice()) FailOrCut(job, blocks[i].status());
+      if (!MakeRoomOnDevice()) FailOrCut(request, blocks[i].status());
       return true;
     }
-    const RestoreSlot page = std::move(job.restore.front());
+    const RestoreSlot page = std::move(request.restore.front());
     if (!blocks[i].ok()) {
       XC_LOG_WARN("page dropped", "key={} why={}", ToHex(page.key),
                   LogValue(std::string(blocks[i].status().message())));
       metrics_.Add(CoreCounter::kPagesCorrupt, 1);
       deps_.store->pages().Erase(page.key).IgnoreError();
-      planner_.LandAll(job);
-      job.no_restore_before = static_cast<int64_t>(job.live.holds.size()) + 1;
-      job.restore.clear();
+      planner_.LandAll(request);
+      request.no_restore_before =
+          static_cast<int64_t>(request.live.holds.size()) + 1;
+      request.restore.clear();
       break;
     }
-    job.restore.pop_front();
+    request.restore.pop_front();
     ShrinkTo(**blocks[i], &memory[i]);
-    job.live.holds.push_back(cache_.Insert(
-        page.key, static_cast<int64_t>(job.live.holds.size()),
+    request.live.holds.push_back(cache_.Insert(
+        page.key, static_cast<int64_t>(request.live.holds.size()),
         *std::move(blocks[i]), std::move(memory[i]), /*stored=*/true));
-    planner_.Land(job, page.key);
+    planner_.Land(request, page.key);
     metrics_.Add(CoreCounter::kBlocksRematerialized, 1);
-    if (job.preempted) continue;
-    (page.hit->tier == PageTier::kHost ? job.final.reused.host
-                                       : job.final.reused.disk) += kBlockTokens;
+    if (request.preempted) continue;
+    (page.hit->tier == PageTier::kHost ? request.final.reused.host
+                                       : request.final.reused.disk) +=
+        kBlockTokens;
   }
-  if (job.restore.empty()) EndRestore(job);
+  if (request.restore.empty()) EndRestore(request);
   return true;
 }
 

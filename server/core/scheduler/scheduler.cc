@@ -75,11 +75,11 @@ void Scheduler::Stop() {
   committers_.Stop();
 }
 
-void Scheduler::Submit(std::shared_ptr<Job> job) {
-  const auto num_tokens = static_cast<int64_t>(job->tokens.size());
-  job->submitted = steady_clock::now();
-  if (job->base.cancellation != nullptr) {
-    job->base.cancellation->SetWaker([this] { Wake(); });
+void Scheduler::Submit(std::shared_ptr<ActiveRequest> request) {
+  const auto num_tokens = static_cast<int64_t>(request->tokens.size());
+  request->submitted = steady_clock::now();
+  if (request->base.cancellation != nullptr) {
+    request->base.cancellation->SetWaker([this] { Wake(); });
   }
   absl::Status refusal;
   {
@@ -97,7 +97,7 @@ void Scheduler::Submit(std::shared_ptr<Job> job) {
       ++num_waiting_;
       waiting_tokens_ += num_tokens;
       ++num_open_;
-      submitted_.push_back(std::move(job));
+      submitted_.push_back(std::move(request));
       woken_ = true;
       changed_.Signal();
       return;
@@ -106,16 +106,17 @@ void Scheduler::Submit(std::shared_ptr<Job> job) {
   if (absl::IsResourceExhausted(refusal)) {
     metrics_.Add(CoreCounter::kQueueRejections, 1);
   }
-  Refuse(*job, refusal);
+  Refuse(*request, refusal);
 }
 
-void Scheduler::Refuse(Job& job, const absl::Status& status) {
-  if (job.base.cancellation != nullptr) job.base.cancellation->SetWaker({});
+void Scheduler::Refuse(ActiveRequest& request, const absl::Status& status) {
+  if (request.base.cancellation != nullptr)
+    request.base.cancellation->SetWaker({});
   if (absl::IsResourceExhausted(status)) {
-    job.final.retry_after_ms = RetryAfterMs();
+    request.final.retry_after_ms = RetryAfterMs();
   }
-  job.lease.reset();
-  job.sink->OnFinish(status, job.final);
+  request.lease.reset();
+  request.sink->OnFinish(status, request.final);
 }
 
 void Scheduler::Wake() {
@@ -249,7 +250,7 @@ void Scheduler::Loop() {
     num_running_ = running_.size();
     const auto waiting =
         std::find_if(queue_.begin(), queue_.end(),
-                     [](const auto& job) { return !job->preempted; });
+                     [](const auto& request) { return !request->preempted; });
     oldest_waiting_ =
         waiting == queue_.end() ? SteadyTime() : (*waiting)->submitted;
     bool worked = PlanAndRestore();
@@ -261,7 +262,7 @@ void Scheduler::Loop() {
 
 // False: stopped, and nothing is left to do.
 bool Scheduler::TakeInbox() {
-  std::vector<std::shared_ptr<Job>> submitted;
+  std::vector<std::shared_ptr<ActiveRequest>> submitted;
   std::vector<LoadResult> loads;
   std::vector<std::function<void()>> tasks;
   bool stop = false;
@@ -273,7 +274,8 @@ bool Scheduler::TakeInbox() {
     tasks.swap(tasks_);
     stop = stop_;
   }
-  for (std::shared_ptr<Job>& job : submitted) queue_.push_back(std::move(job));
+  for (std::shared_ptr<ActiveRequest>& request : submitted)
+    queue_.push_back(std::move(request));
   for (LoadResult& load : loads) TakeLoad(std::move(load));
   for (const auto& task : tasks) task();
   return !stop || !queue_.empty() || !running_.empty() || !submitted.empty();
@@ -282,10 +284,11 @@ bool Scheduler::TakeInbox() {
 void Scheduler::WaitForWork() {
   SteadyTime until = steady_clock::now() + std::chrono::seconds(1);
   bool stalled = false;
-  for (const auto& job : queue_) until = std::min(until, job->base.deadline);
-  for (const auto& job : running_) {
-    until = std::min(until, job->base.deadline);
-    stalled = stalled || job->stalled_since != SteadyTime();
+  for (const auto& request : queue_)
+    until = std::min(until, request->base.deadline);
+  for (const auto& request : running_) {
+    until = std::min(until, request->base.deadline);
+    stalled = stalled || request->stalled_since != SteadyTime();
   }
   if (stalled) {
     until = std::min(until, steady_clock::now() + std::chrono::milliseconds(5));
@@ -298,15 +301,17 @@ void Scheduler::WaitForWork() {
   }
 }
 
-absl::Status Scheduler::WhyToEnd(const Job& job, SteadyTime now) const {
+absl::Status Scheduler::WhyToEnd(const ActiveRequest& request,
+                                 SteadyTime now) const {
   if (end_all_) return absl::UnavailableError("the server is shutting down");
-  if (job.base.cancellation != nullptr && job.base.cancellation->cancelled()) {
+  if (request.base.cancellation != nullptr &&
+      request.base.cancellation->cancelled()) {
     return absl::CancelledError("cancelled by the caller");
   }
-  if (job.lease != nullptr && job.lease->deleted()) {
+  if (request.lease != nullptr && request.lease->deleted()) {
     return absl::CancelledError("the session was deleted");
   }
-  if (now >= job.base.deadline) {
+  if (now >= request.base.deadline) {
     return absl::DeadlineExceededError("the deadline has passed");
   }
   return absl::OkStatus();
@@ -314,54 +319,55 @@ absl::Status Scheduler::WhyToEnd(const Job& job, SteadyTime now) const {
 
 void Scheduler::EndCancelled() {
   const SteadyTime now = steady_clock::now();
-  std::vector<std::shared_ptr<Job>> jobs(queue_.begin(), queue_.end());
-  jobs.insert(jobs.end(), running_.begin(), running_.end());
-  for (const std::shared_ptr<Job>& job : jobs) {
-    const absl::Status why = WhyToEnd(*job, now);
+  std::vector<std::shared_ptr<ActiveRequest>> requests(queue_.begin(),
+                                                       queue_.end());
+  requests.insert(requests.end(), running_.begin(), running_.end());
+  for (const std::shared_ptr<ActiveRequest>& request : requests) {
+    const absl::Status why = WhyToEnd(*request, now);
     if (why.ok()) continue;
     if (end_all_) ++num_ended_;
-    const bool kept =
-        job->keep_partial && job->generated() > 0 && !job->lease->deleted();
+    const bool kept = request->keep_partial && request->generated() > 0 &&
+                      !request->lease->deleted();
     if (!kept) {
-      Fail(*job, why);
+      Fail(*request, why);
       continue;
     }
     // Of the server's end its caller hears by the finish reason.
-    if (!end_all_) job->cut_short = why;
-    FinishGeneration(*job, FinishReason::kCancelled);
+    if (!end_all_) request->cut_short = why;
+    FinishGeneration(*request, FinishReason::kCancelled);
   }
 }
 
-void Scheduler::LeaveQueue(const Job& job) {
-  if (job.preempted) return;  // was counted out when it was admitted
+void Scheduler::LeaveQueue(const ActiveRequest& request) {
+  if (request.preempted) return;  // was counted out when it was admitted
   MutexLock lock(mu_);
   --num_waiting_;
-  waiting_tokens_ -= static_cast<int64_t>(job.tokens.size());
+  waiting_tokens_ -= static_cast<int64_t>(request.tokens.size());
 }
 
 void Scheduler::Admit() {
   while (!queue_.empty() &&
          static_cast<int>(running_.size()) < options_.max_running &&
          (!hold_admission_ || running_.empty())) {
-    const std::shared_ptr<Job> job = queue_.front();
-    if (absl::Status status = AdmitJob(*job); !status.ok()) {
-      FailOrCut(*job, status);
+    const std::shared_ptr<ActiveRequest> request = queue_.front();
+    if (absl::Status status = AdmitRequest(*request); !status.ok()) {
+      FailOrCut(*request, status);
       continue;
     }
     queue_.pop_front();
     const auto place = std::find_if(
         running_.begin(), running_.end(),
-        [&](const auto& other) { return other->order > job->order; });
-    running_.insert(place, job);
+        [&](const auto& other) { return other->order > request->order; });
+    running_.insert(place, request);
   }
 }
 
-absl::Status Scheduler::AdmitJob(Job& job) {
-  if (job.codec == nullptr) {
-    absl::StatusOr<CodecRef> codec = OpenCodecHere(job.codec_spec);
+absl::Status Scheduler::AdmitRequest(ActiveRequest& request) {
+  if (request.codec == nullptr) {
+    absl::StatusOr<CodecRef> codec = OpenCodecHere(request.codec_spec);
     if (absl::IsResourceExhausted(codec.status())) return codec.status();
-    if (job.lease != nullptr) {
-      const SessionRecord& record = job.lease->record();
+    if (request.lease != nullptr) {
+      const SessionRecord& record = request.lease->record();
       if (!codec.ok() || (*codec)->cache_fp() != record.cache_fp) {
         return absl::FailedPreconditionError(absl::StrCat(
             "session '", record.id, "' is of codec '", record.codec,
@@ -378,53 +384,58 @@ absl::Status Scheduler::AdmitJob(Job& job) {
       }
     }
     XC_RETURN_IF_ERROR(codec.status());
-    job.codec = *codec;
+    request.codec = *codec;
   }
   const int64_t needed =
-      WorkingSetBytes(engine_, *job.codec, job.target_rows());
+      WorkingSetBytes(engine_, *request.codec, request.target_rows());
   if (needed > deps_.memory->cap_bytes()) {
     const std::string why = absl::StrCat(
-        "the context is too long for the server's memory: ", job.tokens.size(),
-        " tokens need ", needed, " bytes of working set, of at most ",
-        deps_.memory->cap_bytes());
+        "the context is too long for the server's memory: ",
+        request.tokens.size(), " tokens need ", needed,
+        " bytes of working set, of at most ", deps_.memory->cap_bytes());
     // Trying again does not help a prompt. An answer ends there.
-    return job.generated() == 0 ? WithReason(absl::InvalidArgumentError(why),
-                                             Reason::kContextTooLong)
-                                : WithReason(absl::ResourceExhaustedError(why),
-                                             Reason::kOutOfMemory);
+    return request.generated() == 0
+               ? WithReason(absl::InvalidArgumentError(why),
+                            Reason::kContextTooLong)
+               : WithReason(absl::ResourceExhaustedError(why),
+                            Reason::kOutOfMemory);
   }
-  LeaveQueue(job);
-  if (!job.preempted) {
-    job.admitted = steady_clock::now();
-    job.order = ++next_order_;
-    job.final.timings.queue_us = MicrosBetween(job.submitted, job.admitted);
-    const double queued = SecondsBetween(job.submitted, job.admitted);
+  LeaveQueue(request);
+  if (!request.preempted) {
+    request.admitted = steady_clock::now();
+    request.order = ++next_order_;
+    request.final.timings.queue_us =
+        MicrosBetween(request.submitted, request.admitted);
+    const double queued = SecondsBetween(request.submitted, request.admitted);
     rates_.AddQueue(queued);
     metrics_.Observe(CoreHistogram::kQueue, queued);
-    if (job.lease != nullptr && !job.options.no_cache) {
-      if (std::optional<LiveSequence> live = idle_.Take(job.lease->key())) {
-        job.live = *std::move(live);
+    if (request.lease != nullptr && !request.options.no_cache) {
+      if (std::optional<LiveSequence> live = idle_.Take(request.lease->key())) {
+        request.live = *std::move(live);
         // Another policy: of a first turn that failed, under another default.
-        if (&job.live.sequence->codec() != job.codec.get() ||
-            job.live.remat != job.remat) {
-          job.live.Drop(cache_.Tick());
+        if (&request.live.sequence->codec() != request.codec.get() ||
+            request.live.remat != request.remat) {
+          request.live.Drop(cache_.Tick());
         }
-        const auto rows = std::span(job.tokens).first(job.tokens.size() - 1);
-        TruncateToHistory(job, rows);
-        job.final.reused.device += static_cast<uint64_t>(job.live.num_rows());
+        const auto rows =
+            std::span(request.tokens).first(request.tokens.size() - 1);
+        TruncateToHistory(request, rows);
+        request.final.reused.device +=
+            static_cast<uint64_t>(request.live.num_rows());
       }
     }
   }
-  job.state = JobState::kReady;
+  request.state = RequestState::kReady;
   return absl::OkStatus();
 }
 
-void Scheduler::TruncateToHistory(Job& job, std::span<const TokenId> history) {
-  if (job.live.sequence == nullptr) return;
-  const std::span<const TokenId> rows = job.live.sequence->tokens();
+void Scheduler::TruncateToHistory(ActiveRequest& request,
+                                  std::span<const TokenId> history) {
+  if (request.live.sequence == nullptr) return;
+  const std::span<const TokenId> rows = request.live.sequence->tokens();
   const auto common =
       std::mismatch(rows.begin(), rows.end(), history.begin(), history.end());
-  job.live.Truncate(common.first - rows.begin(), cache_.Tick());
+  request.live.Truncate(common.first - rows.begin(), cache_.Tick());
 }
 
 }  // namespace xcache

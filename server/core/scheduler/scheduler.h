@@ -29,7 +29,7 @@
 #include "server/core/cache/idle_sets.h"
 #include "server/core/core_metrics.h"
 #include "server/core/request.h"
-#include "server/core/scheduler/job.h"
+#include "server/core/scheduler/active_request.h"
 #include "server/core/scheduler/prefix_planner.h"
 #include "server/core/scheduler/rates.h"
 #include "server/core/scheduler/work_queue.h"
@@ -48,11 +48,11 @@ class Scheduler {
   // Ends every request with UNAVAILABLE and the threads. Idempotent.
   void Stop();
 
-  // Takes a job whose prompt is complete, or finishes it at once: queue full,
-  // draining.
-  void Submit(std::shared_ptr<Job> job) XC_EXCLUDES(mu_);
-  // Ends a job that was never taken.
-  void Refuse(Job& job, const absl::Status& status);
+  // Takes a request whose prompt is complete, or finishes it at once: queue
+  // full, draining.
+  void Submit(std::shared_ptr<ActiveRequest> request) XC_EXCLUDES(mu_);
+  // Ends a request that was never taken.
+  void Refuse(ActiveRequest& request, const absl::Status& status);
   void Wake() XC_EXCLUDES(mu_);
   // Runs `work` on the scheduler's thread and waits for it. False: stopped, not
   // run.
@@ -73,8 +73,9 @@ class Scheduler {
 
  private:
   struct LoadResult {
-    uint64_t job_id = 0;
-    std::shared_ptr<std::atomic<bool>> load_ended;  // which load of the job's
+    uint64_t request_id = 0;
+    std::shared_ptr<std::atomic<bool>>
+        load_ended;  // which load of the request's
     std::vector<RestoreSlot> pages;
     PageKey failed_key{};
     absl::Status status;  // of the page after the last one that was read
@@ -85,29 +86,31 @@ class Scheduler {
   bool TakeInbox();
   void EndCancelled();
   void Admit();
-  absl::Status AdmitJob(Job& job);
+  absl::Status AdmitRequest(ActiveRequest& request);
   absl::StatusOr<CodecRef> OpenCodecHere(std::string_view spec);
   void WaitForWork();
-  absl::Status WhyToEnd(const Job& job, SteadyTime now) const;
-  void LeaveQueue(const Job& job) XC_EXCLUDES(mu_);
-  std::shared_ptr<Job> RemoveRunning(const Job& job);
-  void FinishGeneration(Job& job, FinishReason reason);
-  void FinishScore(Job& job);
-  void Fail(Job& job, const absl::Status& status);
+  absl::Status WhyToEnd(const ActiveRequest& request, SteadyTime now) const;
+  void LeaveQueue(const ActiveRequest& request) XC_EXCLUDES(mu_);
+  std::shared_ptr<ActiveRequest> RemoveRunning(const ActiveRequest& request);
+  void FinishGeneration(ActiveRequest& request, FinishReason reason);
+  void FinishScore(ActiveRequest& request);
+  void Fail(ActiveRequest& request, const absl::Status& status);
   // Fails it, but for lack of memory in the middle of an answer, which ends
   // there: the same turn would come no further.
-  void FailOrCut(Job& job, const absl::Status& status);
-  void Commit(std::shared_ptr<Job> job, SessionRecord next);
-  void Report(Job& job, const absl::Status& status);
-  void LeaveBehind(Job& job);
-  void TruncateToHistory(Job& job, std::span<const TokenId> history);
+  void FailOrCut(ActiveRequest& request, const absl::Status& status);
+  void Commit(std::shared_ptr<ActiveRequest> request, SessionRecord next);
+  void Report(ActiveRequest& request, const absl::Status& status);
+  void LeaveBehind(ActiveRequest& request);
+  void TruncateToHistory(ActiveRequest& request,
+                         std::span<const TokenId> history);
   int64_t RetryAfterMs() const;
 
   // scheduler_memory.cc: rule R5.
-  std::optional<MemoryReservation> Reserve(Job& job, int64_t bytes);
+  std::optional<MemoryReservation> Reserve(ActiveRequest& request,
+                                           int64_t bytes);
   // Gives back what a block that is kept as codes takes less than K/V.
   static void ShrinkTo(const KvBlock& block, MemoryReservation* memory);
-  void Preempt(Job& job);
+  void Preempt(ActiveRequest& request);
   int64_t Reclaim(int64_t wanted_bytes, bool all);
   // The engine had no room on its device and has changed nothing. True: some
   // was made, try again.
@@ -116,24 +119,28 @@ class Scheduler {
 
   // scheduler_step.cc: planning, restoring, computing.
   bool PlanAndRestore();
-  void StartLoad(Job& job, std::vector<PageKey> keys);
-  LoadResult Load(uint64_t job_id,
+  void StartLoad(ActiveRequest& request, std::vector<PageKey> keys);
+  LoadResult Load(uint64_t request_id,
                   const std::shared_ptr<std::atomic<bool>>& load_ended,
                   std::span<const PageKey> keys);
   void TakeLoad(LoadResult result);
-  void LoadFailed(Job& job, const PageKey& key, const absl::Status& status);
-  void EndRestore(Job& job);
-  bool RestoreSlice(Job& job);
+  void LoadFailed(ActiveRequest& request, const PageKey& key,
+                  const absl::Status& status);
+  void EndRestore(ActiveRequest& request);
+  bool RestoreSlice(ActiveRequest& request);
   int64_t MaxSlice() const;
-  static std::vector<RematJob> NextRemats(const Job& job, int64_t most);
-  void StageSlice(Job& job);
+  static std::vector<RematJob> NextRemats(const ActiveRequest& request,
+                                          int64_t most);
+  void StageSlice(ActiveRequest& request);
   bool Compute();
-  // Makes ready what a job needs to be computed with. False: not in this step.
-  bool Prepare(Job& job);
-  void RunStep(std::span<Job* const> jobs, std::span<StepItem> items);
-  void TakeSealed(Job& job);
-  void AfterRows(Job& job, const StepItem& item, SteadyTime now);
-  void ScoreRows(Job& job, const StepItem& item);
+  // Makes ready what a request needs to be computed with. False: not in this
+  // step.
+  bool Prepare(ActiveRequest& request);
+  void RunStep(std::span<ActiveRequest* const> requests,
+               std::span<StepItem> items);
+  void TakeSealed(ActiveRequest& request);
+  void AfterRows(ActiveRequest& request, const StepItem& item, SteadyTime now);
+  void ScoreRows(ActiveRequest& request, const StepItem& item);
 
   const ServerCoreDeps deps_;
   const ServerCoreOptions options_;
@@ -142,7 +149,7 @@ class Scheduler {
   CoreMetrics& metrics_;
   Engine& engine_;
   Rates rates_;
-  WorkingSetCache cache_;
+  BlockCache cache_;
   IdleSets idle_;
   PrefixPlanner planner_;
   MemoryBudget::Registration reclaim_first_, reclaim_last_;
@@ -150,8 +157,9 @@ class Scheduler {
   std::atomic<std::thread::id> thread_id_;
 
   // Scheduler's thread only.
-  std::deque<std::shared_ptr<Job>> queue_;
-  std::vector<std::shared_ptr<Job>> running_;  // by order of admission
+  std::deque<std::shared_ptr<ActiveRequest>> queue_;
+  std::vector<std::shared_ptr<ActiveRequest>>
+      running_;  // by order of admission
   uint64_t next_order_ = 0;
   bool progress_ = false;        // this iteration changed what may run
   bool hold_admission_ = false;  // something was preempted for lack of memory
@@ -159,7 +167,7 @@ class Scheduler {
   mutable Mutex mu_;
   CondVar changed_;   // for the scheduler
   CondVar finished_;  // for Drain
-  std::vector<std::shared_ptr<Job>> submitted_ XC_GUARDED_BY(mu_);
+  std::vector<std::shared_ptr<ActiveRequest>> submitted_ XC_GUARDED_BY(mu_);
   std::vector<LoadResult> loads_ XC_GUARDED_BY(mu_);
   std::vector<std::function<void()>> tasks_ XC_GUARDED_BY(mu_);
   bool woken_ XC_GUARDED_BY(mu_) = false;

@@ -26,32 +26,33 @@ constexpr int64_t kMinRateRows = 32;
 
 }  // namespace
 
-bool Scheduler::Prepare(Job& job) {
-  if (job.next_block.bytes() == 0) {
+bool Scheduler::Prepare(ActiveRequest& request) {
+  if (request.next_block.bytes() == 0) {
     std::optional<MemoryReservation> memory =
-        Reserve(job, static_cast<int64_t>(engine_.kv_block_bytes()));
+        Reserve(request, static_cast<int64_t>(engine_.kv_block_bytes()));
     if (!memory.has_value()) return false;
-    job.next_block = *std::move(memory);
+    request.next_block = *std::move(memory);
   }
-  if (job.live.sequence != nullptr) return true;
-  if (job.live.memory.bytes() == 0) {
-    std::optional<MemoryReservation> memory =
-        Reserve(job, static_cast<int64_t>(engine_.sequence_bytes(*job.codec)));
+  if (request.live.sequence != nullptr) return true;
+  if (request.live.memory.bytes() == 0) {
+    std::optional<MemoryReservation> memory = Reserve(
+        request, static_cast<int64_t>(engine_.sequence_bytes(*request.codec)));
     if (!memory.has_value()) return false;
-    job.live.memory = *std::move(memory);
+    request.live.memory = *std::move(memory);
   }
   std::vector<KvBlockRef> blocks;
-  for (const BlockHold& hold : job.live.holds) blocks.push_back(hold.kv());
+  for (const BlockHold& hold : request.live.holds) blocks.push_back(hold.kv());
   absl::StatusOr<std::unique_ptr<Sequence>> sequence = engine_.NewSequence(
-      *job.codec, std::span(job.tokens).first(blocks.size() * kBlockTokens),
-      blocks, job.remat);
+      *request.codec,
+      std::span(request.tokens).first(blocks.size() * kBlockTokens), blocks,
+      request.remat);
   if (!sequence.ok()) {
-    FailOrCut(job, sequence.status());
+    FailOrCut(request, sequence.status());
     return false;
   }
-  job.live.codec = job.codec;
-  job.live.sequence = *std::move(sequence);
-  job.live.remat = job.remat;
+  request.live.codec = request.codec;
+  request.live.sequence = *std::move(sequence);
+  request.live.remat = request.remat;
   return true;
 }
 
@@ -59,52 +60,56 @@ bool Scheduler::Prepare(Job& job) {
 bool Scheduler::Compute() {
   // First memory for all, the oldest first, which may preempt others; then the
   // step of those that are left.
-  for (const std::shared_ptr<Job>& job :
-       std::vector<std::shared_ptr<Job>>(running_)) {
-    if (job->state == JobState::kReady && job->may_compute) {
-      job->may_compute = Prepare(*job);
+  for (const std::shared_ptr<ActiveRequest>& request :
+       std::vector<std::shared_ptr<ActiveRequest>>(running_)) {
+    if (request->state == RequestState::kReady && request->may_compute) {
+      request->may_compute = Prepare(*request);
     }
   }
-  std::vector<std::shared_ptr<Job>> ready;
-  for (const std::shared_ptr<Job>& job : running_) {
-    if (job->state != JobState::kReady || !job->may_compute) continue;
-    if (job->solo) {
-      ready.assign(1, job);
+  std::vector<std::shared_ptr<ActiveRequest>> ready;
+  for (const std::shared_ptr<ActiveRequest>& request : running_) {
+    if (request->state != RequestState::kReady || !request->may_compute)
+      continue;
+    if (request->solo) {
+      ready.assign(1, request);
       break;
     }
-    ready.push_back(job);
+    ready.push_back(request);
   }
-  std::stable_partition(ready.begin(), ready.end(),
-                        [](const auto& job) { return job->decoding(); });
+  std::stable_partition(ready.begin(), ready.end(), [](const auto& request) {
+    return request->decoding();
+  });
   int64_t budget = std::max(options_.step_rows, 1);
-  std::vector<Job*> jobs;
+  std::vector<ActiveRequest*> requests;
   std::vector<StepItem> items;
-  for (const std::shared_ptr<Job>& job : ready) {
-    const int64_t rows = job->live.num_rows();
-    const int64_t target = job->target_rows();
+  for (const std::shared_ptr<ActiveRequest>& request : ready) {
+    const int64_t rows = request->live.num_rows();
+    const int64_t target = request->target_rows();
     const int64_t count =
         std::min({kBlockTokens - rows % kBlockTokens, target - rows, budget});
     if (count == 0) break;
     budget -= count;
     StepItem item;
-    item.sequence = job->live.sequence.get();
+    item.sequence = request->live.sequence.get();
     item.tokens =
-        std::span(job->tokens)
+        std::span(request->tokens)
             .subspan(static_cast<size_t>(rows), static_cast<size_t>(count));
-    if (job->kind == JobKind::kScore) {
-      if (rows + count >= job->next_score) item.logits_mode = LogitsMode::kAll;
+    if (request->kind == RequestKind::kScore) {
+      if (rows + count >= request->next_score)
+        item.logits_mode = LogitsMode::kAll;
     } else if (rows + count == target) {
       item.logits_mode = LogitsMode::kLast;
     }
-    jobs.push_back(job.get());
+    requests.push_back(request.get());
     items.push_back(item);
   }
   if (items.empty()) return false;
-  RunStep(jobs, items);
+  RunStep(requests, items);
   return true;
 }
 
-void Scheduler::RunStep(std::span<Job* const> jobs, std::span<StepItem> items) {
+void Scheduler::RunStep(std::span<ActiveRequest* const> requests,
+                        std::span<StepItem> items) {
   const SteadyTime begin = steady_clock::now();
   const absl::Status status = engine_.Step(items);
   const SteadyTime end = steady_clock::now();
@@ -114,15 +119,15 @@ void Scheduler::RunStep(std::span<Job* const> jobs, std::span<StepItem> items) {
     // ends. Their sequences are made anew.
     XC_LOG_ERROR("step failed", "sequences={} why={}", items.size(),
                  LogValue(std::string(status.message())));
-    for (Job* job : jobs) {
-      planner_.LandAll(*job);
-      job->live.sequence.reset();
+    for (ActiveRequest* request : requests) {
+      planner_.LandAll(*request);
+      request->live.sequence.reset();
       if (items.size() == 1) {
-        FailOrCut(*job, absl::IsResourceExhausted(status)
-                            ? status
-                            : absl::InternalError(status.message()));
+        FailOrCut(*request, absl::IsResourceExhausted(status)
+                                ? status
+                                : absl::InternalError(status.message()));
       } else {
-        job->solo = true;
+        request->solo = true;
       }
     }
     return;
@@ -133,12 +138,12 @@ void Scheduler::RunStep(std::span<Job* const> jobs, std::span<StepItem> items) {
     const auto count = static_cast<int64_t>(items[i].tokens.size());
     num_rows += count;
     // Its row is already there, so it decoded if only that one is.
-    const bool decoded = jobs[i]->kind != JobKind::kScore &&
-                         jobs[i]->generated() > 0 && count == 1;
+    const bool decoded = requests[i]->kind != RequestKind::kScore &&
+                         requests[i]->generated() > 0 && count == 1;
     if (decoded) continue;
     num_prefill += count;
-    jobs[i]->final.prefilled_tokens += static_cast<uint64_t>(count);
-    jobs[i]->final.timings.prefill_us += MicrosBetween(begin, end);
+    requests[i]->final.prefilled_tokens += static_cast<uint64_t>(count);
+    requests[i]->final.timings.prefill_us += MicrosBetween(begin, end);
   }
   const double seconds = SecondsBetween(begin, end);
   if (num_prefill >= kMinRateRows) rates_.AddPrefill(num_rows, seconds);
@@ -147,26 +152,26 @@ void Scheduler::RunStep(std::span<Job* const> jobs, std::span<StepItem> items) {
   metrics_.Add(CoreCounter::kSteps, 1);
   metrics_.Add(CoreCounter::kStepRows, static_cast<uint64_t>(num_rows));
   for (size_t i = 0; i < items.size(); ++i) {
-    jobs[i]->solo = false;
-    TakeSealed(*jobs[i]);
-    AfterRows(*jobs[i], items[i], end);
+    requests[i]->solo = false;
+    TakeSealed(*requests[i]);
+    AfterRows(*requests[i], items[i], end);
   }
 }
 
-void Scheduler::TakeSealed(Job& job) {
-  for (SealedBlock& sealed : job.live.sequence->TakeSealed()) {
+void Scheduler::TakeSealed(ActiveRequest& request) {
+  for (SealedBlock& sealed : request.live.sequence->TakeSealed()) {
     metrics_.Add(CoreCounter::kBlocksSealed, 1);
-    MemoryReservation memory = std::move(job.next_block);
+    MemoryReservation memory = std::move(request.next_block);
     ShrinkTo(*sealed.kv, &memory);
-    if (job.options.no_cache) {
-      job.live.holds.push_back(
+    if (request.options.no_cache) {
+      request.live.holds.push_back(
           cache_.KeepPrivate(std::move(sealed.kv), std::move(memory)));
       continue;
     }
-    const PageKey key = job.KeyOfBlock(sealed.block_index);
+    const PageKey key = request.KeyOfBlock(sealed.block_index);
     const PageKey parent = sealed.block_index == 0
                                ? kRootPageKey
-                               : job.KeyOfBlock(sealed.block_index - 1);
+                               : request.KeyOfBlock(sealed.block_index - 1);
     bool stored = deps_.store->pages().Contains(key);
     if (!stored) {
       const absl::Status put =
@@ -177,61 +182,63 @@ void Scheduler::TakeSealed(Job& job) {
                      LogValue(std::string(put.message())));
       }
     }
-    job.live.holds.push_back(cache_.Insert(key, sealed.block_index,
-                                           std::move(sealed.kv),
-                                           std::move(memory), stored));
-    planner_.Land(job, key);
+    request.live.holds.push_back(cache_.Insert(key, sealed.block_index,
+                                               std::move(sealed.kv),
+                                               std::move(memory), stored));
+    planner_.Land(request, key);
   }
 }
 
-void Scheduler::AfterRows(Job& job, const StepItem& item, SteadyTime now) {
-  if (job.kind == JobKind::kScore) {
-    ScoreRows(job, item);
+void Scheduler::AfterRows(ActiveRequest& request, const StepItem& item,
+                          SteadyTime now) {
+  if (request.kind == RequestKind::kScore) {
+    ScoreRows(request, item);
     return;
   }
   if (item.logits.empty()) return;
-  const SampledToken token =
-      SampleToken(item.logits, job.penalty_history, job.options.sampling,
-                  static_cast<int64_t>(job.tokens.size()),
-                  std::max(0, job.options.num_logprobs - 1));
-  if (job.generated() == 0) {
-    job.first_token = now;
-    job.final.timings.ttft_us = MicrosBetween(job.submitted, now);
-    metrics_.Observe(CoreHistogram::kTtft, SecondsBetween(job.submitted, now));
+  const SampledToken token = SampleToken(
+      item.logits, request.penalty_history, request.options.sampling,
+      static_cast<int64_t>(request.tokens.size()),
+      std::max(0, request.options.num_logprobs - 1));
+  if (request.generated() == 0) {
+    request.first_token = now;
+    request.final.timings.ttft_us = MicrosBetween(request.submitted, now);
+    metrics_.Observe(CoreHistogram::kTtft,
+                     SecondsBetween(request.submitted, now));
   } else {
     metrics_.Observe(CoreHistogram::kInterToken,
-                     SecondsBetween(job.last_token, now));
+                     SecondsBetween(request.last_token, now));
   }
-  job.last_token = now;
+  request.last_token = now;
   const FinishReason reason =
-      job.AcceptToken(token, *deps_.tokenizer, max_context_);
-  if (reason != FinishReason::kNone) FinishGeneration(job, reason);
+      request.AcceptToken(token, *deps_.tokenizer, max_context_);
+  if (reason != FinishReason::kNone) FinishGeneration(request, reason);
 }
 
 // Row r's logits say how likely the token after it is.
-void Scheduler::ScoreRows(Job& job, const StepItem& item) {
-  const int64_t end = job.live.num_rows();
+void Scheduler::ScoreRows(ActiveRequest& request, const StepItem& item) {
+  const int64_t end = request.live.num_rows();
   const int64_t begin = end - static_cast<int64_t>(item.tokens.size());
   const auto vocab = static_cast<size_t>(engine_.info().vocab_size);
   std::vector<SampledToken> scored;
   if (!item.logits.empty()) {
-    for (; job.next_score <= end; ++job.next_score) {
-      const auto row = static_cast<size_t>(job.next_score - 1 - begin);
+    for (; request.next_score <= end; ++request.next_score) {
+      const auto row = static_cast<size_t>(request.next_score - 1 - begin);
       const std::span<const float> logits =
           item.logits.subspan(row * vocab, vocab);
-      const auto position = static_cast<size_t>(job.next_score);
+      const auto position = static_cast<size_t>(request.next_score);
       SampledToken token;
-      if (job.top_logprobs > 0) {
-        token = SampleToken(logits, {}, SamplingParams(), job.next_score,
-                            job.top_logprobs);
+      if (request.top_logprobs > 0) {
+        token = SampleToken(logits, {}, SamplingParams(), request.next_score,
+                            request.top_logprobs);
       }
-      token.token = job.tokens[position];
+      token.token = request.tokens[position];
       token.logprob = LogProb(logits, token.token);
       scored.push_back(std::move(token));
     }
   }
-  if (!scored.empty()) job.sink->OnDelta("", scored);
-  if (end >= job.target_rows()) FinishScore(job);
+  if (!scored.empty()) request.sink->OnDelta("", scored);
+  if (end >= request.target_rows()) FinishScore(request);
 }
 
 }  // namespace xcache

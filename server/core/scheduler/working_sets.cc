@@ -22,52 +22,56 @@ namespace {
 // soon: pages on their way to the disk, answers on their way to a client.
 constexpr auto kStallLimit = std::chrono::seconds(5);
 
-bool HoldsMemory(const Job& job) {
-  return job.live.memory.bytes() > 0 || !job.live.holds.empty() ||
-         job.next_block.bytes() > 0 || !job.restore.empty();
+bool HoldsMemory(const ActiveRequest& request) {
+  return request.live.memory.bytes() > 0 || !request.live.holds.empty() ||
+         request.next_block.bytes() > 0 || !request.restore.empty();
 }
 
 }  // namespace
 
-// Nothing: `job` cannot go on now. It was preempted, or has failed, or is alone
-// and is to try again.
-std::optional<MemoryReservation> Scheduler::Reserve(Job& job, int64_t bytes) {
+// Nothing: `request` cannot go on now. It was preempted, or has failed, or is
+// alone and is to try again.
+std::optional<MemoryReservation> Scheduler::Reserve(ActiveRequest& request,
+                                                    int64_t bytes) {
   while (true) {
     std::optional<MemoryReservation> memory =
         deps_.memory->Reserve(MemoryAccount::kSequences, bytes);
     if (memory.has_value()) {
-      job.stalled_since = SteadyTime();
+      request.stalled_since = SteadyTime();
       return memory;
     }
     // The youngest gives way, so the oldest always gets on.
-    Job* youngest = nullptr;
-    for (const std::shared_ptr<Job>& other : running_) {
-      if (HoldsMemory(*other) || other.get() == &job) youngest = other.get();
+    ActiveRequest* youngest = nullptr;
+    for (const std::shared_ptr<ActiveRequest>& other : running_) {
+      if (HoldsMemory(*other) || other.get() == &request)
+        youngest = other.get();
     }
-    if (youngest != &job) {
+    if (youngest != &request) {
       Preempt(*youngest);
       continue;
     }
     const bool alone =
         std::none_of(running_.begin(), running_.end(), [&](const auto& other) {
-          return other.get() != &job && HoldsMemory(*other);
+          return other.get() != &request && HoldsMemory(*other);
         });
     if (!alone) {
-      Preempt(job);
+      Preempt(request);
       return std::nullopt;
     }
     const SteadyTime now = std::chrono::steady_clock::now();
-    if (job.stalled_since == SteadyTime()) job.stalled_since = now;
-    const bool never = WorkingSetBytes(engine_, *job.codec, job.target_rows()) >
-                       deps_.memory->cap_bytes();
-    if (never || now - job.stalled_since > kStallLimit) {
+    if (request.stalled_since == SteadyTime()) request.stalled_since = now;
+    const bool never =
+        WorkingSetBytes(engine_, *request.codec, request.target_rows()) >
+        deps_.memory->cap_bytes();
+    if (never || now - request.stalled_since > kStallLimit) {
       FailOrCut(
-          job,
-          WithReason(absl::ResourceExhaustedError(absl::StrCat(
-                         "no memory for a working set of ", job.tokens.size(),
-                         " tokens: ", deps_.memory->used_bytes(), " bytes of ",
-                         deps_.memory->cap_bytes(), " are in use")),
-                     Reason::kOutOfMemory));
+          request,
+          WithReason(
+              absl::ResourceExhaustedError(absl::StrCat(
+                  "no memory for a working set of ", request.tokens.size(),
+                  " tokens: ", deps_.memory->used_bytes(), " bytes of ",
+                  deps_.memory->cap_bytes(), " are in use")),
+              Reason::kOutOfMemory));
     }
     return std::nullopt;
   }
@@ -80,25 +84,25 @@ void Scheduler::ShrinkTo(const KvBlock& block, MemoryReservation* memory) {
 
 // Drops everything a running request has in memory and puts it back to the
 // front of the queue. It goes on where it was, from pages and its tokens.
-void Scheduler::Preempt(Job& job) {
+void Scheduler::Preempt(ActiveRequest& request) {
   metrics_.Add(CoreCounter::kPreemptions, 1);
   const auto it =
       std::find_if(running_.begin(), running_.end(),
-                   [&](const auto& other) { return other.get() == &job; });
-  std::shared_ptr<Job> owner = std::move(*it);
+                   [&](const auto& other) { return other.get() == &request; });
+  std::shared_ptr<ActiveRequest> owner = std::move(*it);
   running_.erase(it);
-  planner_.LandAll(job);
-  job.live.Drop(cache_.Tick());
-  job.next_block.Release();
-  job.EndLoad();
-  job.preempted = true;
-  job.no_restore_before = 0;
-  job.state = JobState::kQueued;
+  planner_.LandAll(request);
+  request.live.Drop(cache_.Tick());
+  request.next_block.Release();
+  request.EndLoad();
+  request.preempted = true;
+  request.no_restore_before = 0;
+  request.state = RequestState::kQueued;
   progress_ = true;  // its flights are others' now
   hold_admission_ = true;
   const auto place =
       std::find_if(queue_.begin(), queue_.end(), [&](const auto& other) {
-        return !other->preempted || other->order > job.order;
+        return !other->preempted || other->order > request.order;
       });
   queue_.insert(place, std::move(owner));
 }
@@ -135,11 +139,11 @@ int64_t Scheduler::Reclaim(int64_t wanted_bytes, bool all) {
 bool Scheduler::MakeRoomOnDevice() {
   constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
   if (Reclaim(kAll, /*all=*/true) > 0) return true;
-  Job* youngest = nullptr;
+  ActiveRequest* youngest = nullptr;
   int holders = 0;
-  for (const std::shared_ptr<Job>& job : running_) {
-    if (!HoldsMemory(*job)) continue;
-    youngest = job.get();
+  for (const std::shared_ptr<ActiveRequest>& request : running_) {
+    if (!HoldsMemory(*request)) continue;
+    youngest = request.get();
     ++holders;
   }
   if (holders < 2) return false;

@@ -23,7 +23,7 @@ class TestBlock final : public KvBlock {
   size_t bytes() const override { return 1; }
 };
 
-class WorkingSetCacheTest : public ::testing::Test {
+class BlockCacheTest : public ::testing::Test {
  protected:
   static PageKey Key(int n) { return Sha256Of(std::to_string(n)); }
   BlockHold Insert(int key, int64_t index = 0) {
@@ -34,10 +34,10 @@ class WorkingSetCacheTest : public ::testing::Test {
 
   PlainMetrics metrics_;
   MemoryBudget budget_{10000};
-  WorkingSetCache cache_{metrics_};
+  BlockCache cache_{metrics_};
 };
 
-TEST_F(WorkingSetCacheTest, HeldBlocksAreNeverEvicted) {
+TEST_F(BlockCacheTest, HeldBlocksAreNeverEvicted) {
   {
     const BlockHold held = Insert(1);
     EXPECT_EQ(cache_.Evict(1000), 0);
@@ -50,7 +50,7 @@ TEST_F(WorkingSetCacheTest, HeldBlocksAreNeverEvicted) {
   EXPECT_EQ(metrics_.counter(CoreCounter::kWorkingSetEvictions), 1u);
 }
 
-TEST_F(WorkingSetCacheTest, SharedBlocksAreCountedOnce) {
+TEST_F(BlockCacheTest, SharedBlocksAreCountedOnce) {
   BlockHold first = Insert(1);
   std::optional<BlockHold> second = cache_.Acquire(Key(1));
   ASSERT_TRUE(second.has_value());
@@ -62,7 +62,7 @@ TEST_F(WorkingSetCacheTest, SharedBlocksAreCountedOnce) {
   EXPECT_EQ(cache_.Evict(1000), 100);
 }
 
-TEST_F(WorkingSetCacheTest, SecondBlockOfAKeyIsItsHoldersOwn) {
+TEST_F(BlockCacheTest, SecondBlockOfAKeyIsItsHoldersOwn) {
   const BlockHold first = Insert(1);
   {
     const BlockHold second = Insert(1);
@@ -73,7 +73,7 @@ TEST_F(WorkingSetCacheTest, SecondBlockOfAKeyIsItsHoldersOwn) {
   EXPECT_EQ(budget_.used_bytes(), 100);
 }
 
-TEST_F(WorkingSetCacheTest, OldestGoFirstAndOfEquallyOldOnesTheLeaves) {
+TEST_F(BlockCacheTest, OldestGoFirstAndOfEquallyOldOnesTheLeaves) {
   std::vector<BlockHold> chain;
   for (int i = 0; i < 3; ++i) chain.push_back(Insert(i, i));
   const uint64_t tick = cache_.Tick();
@@ -87,7 +87,7 @@ TEST_F(WorkingSetCacheTest, OldestGoFirstAndOfEquallyOldOnesTheLeaves) {
   EXPECT_TRUE(cache_.Contains(Key(9)));
 }
 
-TEST_F(WorkingSetCacheTest, UseMakesABlockYoung) {
+TEST_F(BlockCacheTest, UseMakesABlockYoung) {
   Insert(1).Release(cache_.Tick());
   Insert(2).Release(cache_.Tick());
   cache_.Acquire(Key(1))->Release(cache_.Tick());
@@ -96,7 +96,7 @@ TEST_F(WorkingSetCacheTest, UseMakesABlockYoung) {
   EXPECT_FALSE(cache_.Contains(Key(2)));
 }
 
-TEST_F(WorkingSetCacheTest, DropTakesOnlyWhatNobodyHolds) {
+TEST_F(BlockCacheTest, DropTakesOnlyWhatNobodyHolds) {
   const BlockHold held = Insert(1);
   Insert(2).Release(cache_.Tick());
   const std::vector<PageKey> keys = {Key(1), Key(2), Key(3)};
@@ -104,7 +104,7 @@ TEST_F(WorkingSetCacheTest, DropTakesOnlyWhatNobodyHolds) {
   EXPECT_TRUE(cache_.Contains(Key(1)));
 }
 
-TEST_F(WorkingSetCacheTest, PrivateBlocksAreFoundByNobody) {
+TEST_F(BlockCacheTest, PrivateBlocksAreFoundByNobody) {
   {
     const BlockHold hold =
         cache_.KeepPrivate(std::make_shared<TestBlock>(),

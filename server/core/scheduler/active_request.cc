@@ -1,5 +1,5 @@
 // A request's own tokens: keys of its blocks, its answer's text, its history.
-#include "server/core/scheduler/job.h"
+#include "server/core/scheduler/active_request.h"
 
 #include <algorithm>
 #include <chrono>
@@ -17,34 +17,35 @@
 
 namespace xcache {
 
-int64_t Job::target_rows() const {
+int64_t ActiveRequest::target_rows() const {
   const auto n = static_cast<int64_t>(tokens.size());
-  return kind == JobKind::kScore ? n - 1 : n;
+  return kind == RequestKind::kScore ? n - 1 : n;
 }
 
-int64_t Job::reusable_blocks() const {
-  if (kind == JobKind::kScore) return (next_score - 1) / kBlockTokens;
+int64_t ActiveRequest::reusable_blocks() const {
+  if (kind == RequestKind::kScore) return (next_score - 1) / kBlockTokens;
   return (static_cast<int64_t>(tokens.size()) - 1) / kBlockTokens;
 }
 
-int64_t Job::max_tokens(int64_t max_context) const {
-  const int64_t more = kind == JobKind::kScore ? 0 : options.max_tokens;
+int64_t ActiveRequest::max_tokens(int64_t max_context) const {
+  const int64_t more = kind == RequestKind::kScore ? 0 : options.max_tokens;
   // In this order, for max_tokens may be anything.
   return prompt_tokens + std::min(more, max_context - prompt_tokens);
 }
 
-void Job::EndLoad() {
+void ActiveRequest::EndLoad() {
   if (load_ended != nullptr) *load_ended = true;
   load_ended = nullptr;
   restore.clear();
 }
 
-std::span<const TokenId> Job::TokensOfBlock(int64_t block_index) const {
+std::span<const TokenId> ActiveRequest::TokensOfBlock(
+    int64_t block_index) const {
   return std::span(tokens).subspan(
       static_cast<size_t>(block_index * kBlockTokens), kBlockTokens);
 }
 
-const PageKey& Job::KeyOfBlock(int64_t block_index) {
+const PageKey& ActiveRequest::KeyOfBlock(int64_t block_index) {
   while (static_cast<int64_t>(keys.size()) <= block_index) {
     const PageKey parent = keys.empty() ? kRootPageKey : keys.back();
     keys.push_back(
@@ -54,8 +55,9 @@ const PageKey& Job::KeyOfBlock(int64_t block_index) {
   return keys[static_cast<size_t>(block_index)];
 }
 
-FinishReason Job::AcceptToken(const SampledToken& token,
-                              const Tokenizer& tokenizer, int64_t max_context) {
+FinishReason ActiveRequest::AcceptToken(const SampledToken& token,
+                                        const Tokenizer& tokenizer,
+                                        int64_t max_context) {
   tokens.push_back(token.token);
   penalty_history.push_back(token.token);
   ++final.generated_tokens;
@@ -82,13 +84,13 @@ FinishReason Job::AcceptToken(const SampledToken& token,
   return FinishReason::kNone;
 }
 
-void Job::FlushText() {
+void ActiveRequest::FlushText() {
   std::string sendable;
   if (matcher->stop().empty()) matcher->Finish(&sendable);
   Deliver(sendable);
 }
 
-void Job::Deliver(const std::string& new_text) {
+void ActiveRequest::Deliver(const std::string& new_text) {
   text += new_text;
   // A token's log-probability goes out with the last of its bytes.
   size_t ready = 0;
@@ -103,7 +105,7 @@ void Job::Deliver(const std::string& new_text) {
   num_delivered += ready;
 }
 
-absl::StatusOr<std::vector<TokenId>> Job::History(
+absl::StatusOr<std::vector<TokenId>> ActiveRequest::History(
     const ChatTemplate& chat_template, const Tokenizer& tokenizer) const {
   const std::string_view answer = answer_bytes;
   const size_t text_end = matcher->text_bytes();

@@ -1,8 +1,8 @@
 // A request as the scheduler sees it, from its submission to its last message:
 // plain state and the rules about its own tokens. Who runs it when is the
 // scheduler's business.
-#ifndef XCACHE_SERVER_CORE_SCHEDULER_JOB_H_
-#define XCACHE_SERVER_CORE_SCHEDULER_JOB_H_
+#ifndef XCACHE_SERVER_CORE_SCHEDULER_ACTIVE_REQUEST_H_
+#define XCACHE_SERVER_CORE_SCHEDULER_ACTIVE_REQUEST_H_
 
 #include <atomic>
 #include <chrono>
@@ -30,25 +30,25 @@
 
 namespace xcache {
 
-enum class JobKind { kChat, kGenerate, kScore };
+enum class RequestKind { kChat, kGenerate, kScore };
 
-enum class JobState {
+enum class RequestState {
   kQueued,     // not admitted, or preempted
   kReady,      // to be planned and computed
   kRestoring,  // its next pages are read and rematerialized
   kDone,       // reported, or with a committer
 };
 
-// A page that a job waits for, or has and is to rematerialize.
+// A page that a request waits for, or has and is to rematerialize.
 struct RestoreSlot {
   PageKey key{};
   std::optional<PageHit> hit;
 };
 
-struct Job {
+struct ActiveRequest {
   // What was asked.
   uint64_t id = 0;
-  JobKind kind = JobKind::kChat;
+  RequestKind kind = RequestKind::kChat;
   RequestBase base;
   std::shared_ptr<RequestSink> sink;
   GenerationOptions options;  // the seed is chosen, in `sampling`
@@ -72,7 +72,7 @@ struct Job {
   std::vector<PageKey> keys;  // of the first full blocks, as far as needed
 
   // Where it stands.
-  JobState state = JobState::kQueued;
+  RequestState state = RequestState::kQueued;
   uint64_t order = 0;  // of admission; an older one is never preempted for it
   bool preempted = false;
   bool may_compute = false;  // the last plan said so
@@ -121,7 +121,7 @@ struct Job {
   int64_t max_tokens(int64_t max_context) const;
   // One row a step: its last token was just sampled.
   bool decoding() const {
-    return kind != JobKind::kScore && generated() > 0 &&
+    return kind != RequestKind::kScore && generated() > 0 &&
            live.num_rows() + 1 == target_rows();
   }
   // Forgets the pages that it waits for or has.
@@ -159,4 +159,4 @@ double SecondsBetween(SteadyTime begin, SteadyTime end);
 
 }  // namespace xcache
 
-#endif  // XCACHE_SERVER_CORE_SCHEDULER_JOB_H_
+#endif  // XCACHE_SERVER_CORE_SCHEDULER_ACTIVE_REQUEST_H_
