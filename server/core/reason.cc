@@ -21,9 +21,10 @@ constexpr ReasonDef kTable[] = {
     {Reason::kSessionNotFound, "SESSION_NOT_FOUND", Code::kNotFound},
     {Reason::kSessionExists, "SESSION_EXISTS", Code::kAlreadyExists},
     {Reason::kPermissionDenied, "PERMISSION_DENIED", Code::kPermissionDenied},
-    {Reason::kQueueFull, "QUEUE_FULL", Code::kResourceExhausted},
     {Reason::kOutOfMemory, "OUT_OF_MEMORY", Code::kResourceExhausted},
+    {Reason::kQueueFull, "QUEUE_FULL", Code::kResourceExhausted},
     {Reason::kSlowReader, "SLOW_READER", Code::kResourceExhausted},
+    {Reason::kWrongState, "WRONG_STATE", Code::kFailedPrecondition},
     {Reason::kOtherModel, "OTHER_MODEL", Code::kFailedPrecondition},
     {Reason::kNoChatTemplate, "NO_CHAT_TEMPLATE", Code::kFailedPrecondition},
     {Reason::kSessionBusy, "SESSION_BUSY", Code::kAborted},
@@ -31,6 +32,7 @@ constexpr ReasonDef kTable[] = {
     {Reason::kOutOfRange, "OUT_OF_RANGE", Code::kOutOfRange},
     {Reason::kUnimplemented, "UNIMPLEMENTED", Code::kUnimplemented},
     {Reason::kInternal, "INTERNAL", Code::kInternal},
+    {Reason::kStoreUnavailable, "STORE_UNAVAILABLE", Code::kUnavailable},
     {Reason::kShuttingDown, "SHUTTING_DOWN", Code::kUnavailable},
     {Reason::kLoading, "LOADING", Code::kUnavailable},
     {Reason::kSessionDamaged, "SESSION_DAMAGED", Code::kDataLoss},
@@ -48,6 +50,11 @@ absl::Status WithReason(absl::Status status, Reason reason) {
   status.SetPayload(kPayload,
                     absl::Cord(absl::string_view(name.data(), name.size())));
   return status;
+}
+
+absl::Status ShuttingDown() {
+  return WithReason(absl::UnavailableError("the server is shutting down"),
+                    Reason::kShuttingDown);
 }
 
 const ReasonDef& ReasonOf(const absl::Status& status) {

@@ -10,7 +10,8 @@
 
 namespace xcache {
 
-// The first of each code is what a status of that code is without a reason.
+// The first of each code is what a status of that code is without a reason: it
+// must be true of whatever the engine and the store say.
 enum class Reason {
   kCancelled,
   kUnknown,
@@ -21,9 +22,10 @@ enum class Reason {
   kSessionNotFound,
   kSessionExists,
   kPermissionDenied,
-  kQueueFull,
   kOutOfMemory,
+  kQueueFull,
   kSlowReader,
+  kWrongState,
   kOtherModel,
   kNoChatTemplate,
   kSessionBusy,
@@ -31,6 +33,7 @@ enum class Reason {
   kOutOfRange,
   kUnimplemented,
   kInternal,
+  kStoreUnavailable,
   kShuttingDown,
   kLoading,
   kSessionDamaged,
@@ -47,6 +50,9 @@ std::span<const ReasonDef> ReasonTable();
 
 // The status with this reason. REQUIRES: it has the reason's code.
 absl::Status WithReason(absl::Status status, Reason reason);
+
+// UNAVAILABLE: this server takes no request any more.
+absl::Status ShuttingDown();
 
 // The reason that it was given, or its code's first. REQUIRES: not OK.
 const ReasonDef& ReasonOf(const absl::Status& status);

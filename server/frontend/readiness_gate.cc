@@ -43,7 +43,7 @@ absl::StatusOr<ServerCore*> ReadinessGate::Enter() const {
     case State::kClosed:
       break;
   }
-  return absl::UnavailableError("the server is shutting down");
+  return ShuttingDown();
 }
 
 ReadinessGate::Progress ReadinessGate::progress() const {

@@ -188,7 +188,8 @@ void Call::Start(std::function<void()> body, const RefuseFn& refuse) {
     }
   };
   if (!deps_.workers->Submit(work_class(), std::move(task))) {
-    refuse(absl::ResourceExhaustedError("too many requests at once"),
+    refuse(WithReason(absl::ResourceExhaustedError("too many requests at once"),
+                      Reason::kQueueFull),
            kBusyRetryMs);
   }
 }

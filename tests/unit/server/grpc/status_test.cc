@@ -61,6 +61,17 @@ TEST(StatusTest, EveryCodeHasAReason) {
   }
 }
 
+// What the store or the engine says is nothing that only the server can say.
+TEST(StatusTest, ACodeAloneClaimsNothingThatMayBeWrong) {
+  EXPECT_EQ(ReasonOf(absl::UnavailableError("I/O error")).name,
+            "STORE_UNAVAILABLE");
+  EXPECT_EQ(ReasonOf(absl::ResourceExhaustedError("the disk is full")).name,
+            "OUT_OF_MEMORY");
+  EXPECT_EQ(ReasonOf(absl::FailedPreconditionError("no user's message")).name,
+            "WRONG_STATE");
+  EXPECT_EQ(ReasonOf(ShuttingDown()).name, "SHUTTING_DOWN");
+}
+
 TEST(StatusTest, AReasonStaysWithTheCodeThatItIsOf) {
   // As where a wrapper keeps the payload under another code.
   const absl::Status status =
