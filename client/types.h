@@ -231,7 +231,7 @@ struct MigrateResult {
   uint64_t messages_dropped = 0;
 };
 
-struct SessionPage {
+struct SessionList {
   std::vector<SessionInfo> sessions = {};
   std::string next_page_token = {};  // empty: the last page
 };

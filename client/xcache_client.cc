@@ -504,7 +504,7 @@ absl::StatusOr<SessionInfo> Client::GetSession(const std::string& id,
   return FromProto(session);
 }
 
-absl::StatusOr<SessionPage> Client::ListSessions(
+absl::StatusOr<SessionList> Client::ListSessions(
     uint32_t page_size, const std::string& page_token) {
   v1::ListSessionsRequest request;
   request.set_page_size(page_size);
@@ -513,12 +513,12 @@ absl::StatusOr<SessionPage> Client::ListSessions(
       const v1::ListSessionsResponse response,
       impl_->Call(*impl_->sessions, &v1::Sessions::Stub::ListSessions, request,
                   Repeat::kAlways));
-  SessionPage page;
+  SessionList list;
   for (const v1::Session& session : response.sessions()) {
-    page.sessions.push_back(FromProto(session));
+    list.sessions.push_back(FromProto(session));
   }
-  page.next_page_token = response.next_page_token();
-  return page;
+  list.next_page_token = response.next_page_token();
+  return list;
 }
 
 absl::Status Client::DeleteSession(const std::string& id) {

@@ -133,7 +133,7 @@ class Client {
       const CreateSessionOptions& options);
   absl::StatusOr<SessionInfo> GetSession(const std::string& id,
                                          bool with_messages = false);
-  absl::StatusOr<SessionPage> ListSessions(uint32_t page_size = 0,
+  absl::StatusOr<SessionList> ListSessions(uint32_t page_size = 0,
                                            const std::string& page_token = "");
   absl::Status DeleteSession(const std::string& id);
   // `num_messages` 0 keeps all; an empty `new_id` lets the server choose. Of

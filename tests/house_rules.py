@@ -18,6 +18,8 @@ TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md",
 OUTSIDE_ENGINE = r"cachestore/|server/|client/|grpc|rocksdb|prometheus|xcache/v1/"
 OUTSIDE_STORE = (r"engine/(?!base/)|server/|client/|grpc|prometheus|"
                  r"xcache/v1/")
+OUTSIDE_CORE = r"client/|grpc|prometheus|rocksdb|xcache/v1/"
+CORE_GROUND = r"(core_metrics|core_options|reason|request)\.h"
 DOORS = [
     # A room of engine/, and which of engine's parts it may include.
     *((f"engine/{room}/", rf"engine/(?!{own})|{OUTSIDE_ENGINE}")
@@ -39,8 +41,12 @@ DOORS = [
                           r"cachestore/(rocksdb|sessions)/"),
     ("cachestore/rocksdb/", rf"{OUTSIDE_STORE}|cachestore/sessions/"),
     ("cachestore/", OUTSIDE_STORE),
-    ("server/core/", r"server/(?!core/)|client/|grpc|prometheus|rocksdb|"
-                     r"xcache/v1/"),
+    # A room of the core, which of the others it stands on, and their ground.
+    *((f"server/core/{room}/",
+       rf"server/(?!core/(({under})/|{CORE_GROUND}))|{OUTSIDE_CORE}")
+      for room, under in [("cache", "cache"), ("sessions", "sessions"),
+                          ("scheduler", "cache|sessions|scheduler")]),
+    ("server/core/", rf"server/(?!core/)|{OUTSIDE_CORE}"),
     ("server/frontend/", r"server/(?!frontend/|core/|metrics/)|client/|grpc|"
                          r"google/protobuf|prometheus|rocksdb|xcache/v1/"),
     ("server/grpc/", r"client/|rocksdb|prometheus|server/server_app"),

@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,6 +23,7 @@
 namespace xcache {
 
 using SteadyTime = std::chrono::steady_clock::time_point;
+using SessionKey = std::pair<std::string, std::string>;  // tenant, id
 
 // Tells a request to stop. Its owner may call Cancel() at any time, before,
 // while or after the request runs; it takes effect at the next step. A

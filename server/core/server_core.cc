@@ -82,7 +82,7 @@ ServerCoreImpl::ServerCoreImpl(const ServerCoreDeps& deps,
       clock_(options.wall_clock_ms, options.monotonic_clock_ms),
       sessions_(deps.store->sessions(), metrics_, clock_,
                 [this] { scheduler_.Wake(); }),
-      scheduler_(deps, options, max_context_, codecs_, metrics_) {}
+      scheduler_(deps, options, max_context_, codecs_) {}
 
 ServerCoreImpl::~ServerCoreImpl() {
   scheduler_.Stop();

@@ -26,51 +26,10 @@
 #include "engine/model/chat_template.h"
 #include "engine/model/tokenizer.h"
 #include "server/core/core_metrics.h"
+#include "server/core/core_options.h"
 #include "server/core/request.h"
 
 namespace xcache {
-
-class CacheStore;
-class MemoryBudget;
-
-// What the core works with. All are borrowed and must outlive it, and while it
-// lives nobody else touches the engine.
-struct ServerCoreDeps {
-  Engine* engine = nullptr;
-  const Tokenizer* tokenizer = nullptr;
-  const ChatTemplate* chat_template = nullptr;  // null: Chat is refused
-  CacheStore* store = nullptr;
-  MemoryBudget* memory = nullptr;  // the one that `store` was opened with
-  CoreMetrics* metrics = nullptr;  // null: not counted
-};
-
-struct ServerCoreOptions {
-  std::string default_codec = "xquant-gqa:bits=4";
-  // Tokens of a context; 0, or more than the model's: the model's.
-  int64_t max_context = 0;
-  int max_running = 64;  // requests with a sequence at once
-  // Rows of one step, decoding and prefill together: what bounds the time
-  // between two tokens of a running chat while a long prompt is prefilled.
-  int step_rows = 128;
-  // The queue: submitted, not yet admitted.
-  int max_queue_requests = 256;
-  int64_t max_queue_tokens = 1 << 20;
-  // Codecs open at once; the one used longest ago makes room for another.
-  int max_codecs = 8;
-  int loader_threads = 2;  // read pages
-  int commit_threads = 4;  // their syncs are grouped by the store
-  // 0: never. At least a millisecond otherwise, and so in CreateSessionOptions.
-  std::chrono::milliseconds default_ttl = std::chrono::hours(24 * 7);
-  std::chrono::milliseconds sweep_interval = std::chrono::minutes(1);
-  // Whether pages found are rematerialized or their tokens computed anew.
-  enum class Restore { kByCost, kAlways, kNever };
-  Restore restore = Restore::kByCost;
-  // Of sessions that ask for none, and of what has no session.
-  RematPolicy default_remat = RematPolicy::kResume;
-  // As SessionClock has them; empty: the system's.
-  std::function<int64_t()> wall_clock_ms;
-  std::function<int64_t()> monotonic_clock_ms;
-};
 
 // A session as others see it. Times are microseconds of the Unix epoch.
 struct SessionInfo {
@@ -144,7 +103,7 @@ struct ImportOptions {
   std::string codec;
 };
 
-struct SessionListPage {
+struct SessionList {
   std::vector<SessionInfo> sessions;  // most recently used first
   std::string next_page_token;        // empty: the last page
 };
@@ -193,7 +152,7 @@ class ServerCore {
                                                  std::string_view id,
                                                  bool with_messages) = 0;
   // `page_size` 0: 50; at most 1000. INVALID_ARGUMENT: a token not of ours.
-  virtual absl::StatusOr<SessionListPage> ListSessions(
+  virtual absl::StatusOr<SessionList> ListSessions(
       std::string_view tenant, int page_size, std::string_view page_token) = 0;
   // A turn that runs on it is cancelled.
   virtual absl::Status DeleteSession(std::string_view tenant,

@@ -105,7 +105,7 @@ absl::Status ServerCoreImpl::CommitNew(SessionManager::Lease& lease,
   } else if (!status.ok()) {
     return NotKept(status);
   }
-  scheduler_.CountRemat(RematPolicyOf(record));
+  metrics_.Add(CounterOf(RematPolicyOf(record)), 1);
   return absl::OkStatus();
 }
 
@@ -206,13 +206,13 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::GetSession(std::string_view tenant,
   return info;
 }
 
-absl::StatusOr<SessionListPage> ServerCoreImpl::ListSessions(
+absl::StatusOr<SessionList> ServerCoreImpl::ListSessions(
     std::string_view tenant, int page_size, std::string_view page_token) {
   const int limit =
       page_size <= 0 ? kDefaultPageSize : std::min(page_size, kMaxPageSize);
   XC_ASSIGN_OR_RETURN(SessionPage page,
                       sessions_.List(tenant, page_token, limit));
-  SessionListPage list;
+  SessionList list;
   list.next_page_token = std::move(page.next_page_token);
   for (const SessionSummary& summary : page.sessions) {
     list.sessions.push_back(InfoOf(summary));

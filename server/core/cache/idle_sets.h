@@ -19,6 +19,7 @@
 #include "server/core/cache/blocks.h"
 #include "server/core/cache/codec_table.h"
 #include "server/core/core_metrics.h"
+#include "server/core/request.h"
 
 namespace xcache {
 
@@ -38,8 +39,6 @@ struct LiveSequence {
   // Gives everything back.
   void Drop(uint64_t tick);
 };
-
-using SessionKey = std::pair<std::string, std::string>;  // tenant, id
 
 class IdleSets {
  public:

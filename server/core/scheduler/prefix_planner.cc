@@ -27,22 +27,22 @@ PrefixPlanner::Plan PrefixPlanner::Next(ActiveRequest& request) {
     const auto block = static_cast<int64_t>(request.live.holds.size());
     if (block >= request.reusable_blocks()) return {};
     const PageKey key = request.KeyOfBlock(block);
-    const auto flight = flights_.find(key);
-    if (flight != flights_.end() && flight->second == &request) return {};
+    const ActiveRequest* const maker = flights_.MakerOf(key);
+    if (maker == &request) return {};
     if (std::optional<BlockHold> hold = cache_.Acquire(key)) {
       request.live.sequence.reset();
       request.live.holds.push_back(*std::move(hold));
       if (!request.preempted) request.final.reused.device += kBlockTokens;
       continue;
     }
-    if (flight != flights_.end()) return {.action = Action::kWait, .load = {}};
+    if (maker != nullptr) return {.action = Action::kWait, .load = {}};
     if (block >= request.no_restore_before &&
         restore_ != ServerCoreOptions::Restore::kNever) {
       std::vector<PageKey> load = PagesFrom(request, block);
       const auto n = static_cast<int64_t>(load.size());
       if (n > 0 && (restore_ == ServerCoreOptions::Restore::kAlways ||
                     rates_.PreferRestore(n))) {
-        for (const PageKey& page : load) Expect(request, page);
+        for (const PageKey& page : load) flights_.Begin(request, page);
         return {.action = Action::kLoad, .load = std::move(load)};
       }
       if (n > 0) {
@@ -50,7 +50,7 @@ PrefixPlanner::Plan PrefixPlanner::Next(ActiveRequest& request) {
         request.no_restore_before = block + n;
       }
     }
-    Expect(request, key);
+    flights_.Begin(request, key);
     return {};
   }
 }
@@ -63,30 +63,13 @@ std::vector<PageKey> PrefixPlanner::PagesFrom(ActiveRequest& request,
   for (int64_t block = first_block; block < limit && load.size() < kMaxLoad;
        ++block) {
     const PageKey& key = request.KeyOfBlock(block);
-    if (!pages_.Contains(key) || flights_.contains(key) ||
+    if (!pages_.Contains(key) || flights_.MakerOf(key) != nullptr ||
         cache_.Contains(key)) {
       break;
     }
     load.push_back(key);
   }
   return load;
-}
-
-void PrefixPlanner::Expect(ActiveRequest& request, const PageKey& key) {
-  if (flights_.emplace(key, &request).second) request.flights.push_back(key);
-}
-
-void PrefixPlanner::Land(ActiveRequest& request, const PageKey& key) {
-  const auto it =
-      std::find(request.flights.begin(), request.flights.end(), key);
-  if (it == request.flights.end()) return;
-  request.flights.erase(it);
-  flights_.erase(key);
-}
-
-void PrefixPlanner::LandAll(ActiveRequest& request) {
-  for (const PageKey& key : request.flights) flights_.erase(key);
-  request.flights.clear();
 }
 
 }  // namespace xcache

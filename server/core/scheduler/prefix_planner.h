@@ -5,18 +5,18 @@
 #ifndef XCACHE_SERVER_CORE_SCHEDULER_PREFIX_PLANNER_H_
 #define XCACHE_SERVER_CORE_SCHEDULER_PREFIX_PLANNER_H_
 
-#include <cstddef>
 #include <cstdint>
-#include <unordered_map>
 #include <vector>
 
 #include "cachestore/page_key.h"
 #include "cachestore/page_store.h"
 #include "server/core/cache/blocks.h"
 #include "server/core/core_metrics.h"
+#include "server/core/core_options.h"
 #include "server/core/scheduler/active_request.h"
+#include "server/core/scheduler/flights.h"
 #include "server/core/scheduler/rates.h"
-#include "server/core/server_core.h"
+#include "server/core/scheduler/working_sets.h"
 
 namespace xcache {
 
@@ -32,9 +32,10 @@ class PrefixPlanner {
     std::vector<PageKey> load;
   };
 
-  PrefixPlanner(BlockCache& cache, const PageStore& pages, Rates& rates,
+  PrefixPlanner(WorkingSets& working_sets, const PageStore& pages, Rates& rates,
                 CoreMetrics& metrics, ServerCoreOptions::Restore restore)
-      : cache_(cache),
+      : cache_(working_sets.blocks()),
+        flights_(working_sets.flights()),
         pages_(pages),
         rates_(rates),
         metrics_(metrics),
@@ -45,23 +46,16 @@ class PrefixPlanner {
   // are to be computed or loaded are entered as `request`'s flights.
   Plan Next(ActiveRequest& request);
 
-  // `request` has made the block, or will not: those that wait plan again.
-  void Land(ActiveRequest& request, const PageKey& key);
-  void LandAll(ActiveRequest& request);
-
-  size_t num_flights() const { return flights_.size(); }
-
  private:
-  void Expect(ActiveRequest& request, const PageKey& key);
   std::vector<PageKey> PagesFrom(ActiveRequest& request,
                                  int64_t first_block) const;
 
   BlockCache& cache_;
+  Flights& flights_;
   const PageStore& pages_;
   Rates& rates_;
   CoreMetrics& metrics_;
   const ServerCoreOptions::Restore restore_;
-  std::unordered_map<PageKey, const ActiveRequest*, DigestHash> flights_;
 };
 
 }  // namespace xcache

@@ -1,20 +1,18 @@
-// One engine step: from the requests that may compute to their samples.
+#include "server/core/scheduler/step_builder.h"
+
 #include <algorithm>
 #include <chrono>
-#include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
-#include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
+#include "absl/status/statusor.h"
+#include "cachestore/cache_store.h"
 #include "engine/base/log.h"
+#include "engine/base/status_macros.h"
 #include "engine/sampler.h"
 #include "engine/types.h"
-#include "server/core/scheduler/scheduler.h"
 
 namespace xcache {
 namespace {
@@ -26,50 +24,60 @@ constexpr int64_t kMinRateRows = 32;
 
 }  // namespace
 
-bool Scheduler::Prepare(ActiveRequest& request) {
+absl::Status StepBuilder::Prepare(ActiveRequest& request) {
   if (request.next_block.bytes() == 0) {
-    std::optional<MemoryReservation> memory =
-        Reserve(request, static_cast<int64_t>(engine_.kv_block_bytes()));
-    if (!memory.has_value()) return false;
-    request.next_block = *std::move(memory);
+    XC_ASSIGN_OR_RETURN(
+        request.next_block,
+        working_sets_.Reserve(request,
+                              static_cast<int64_t>(engine_.kv_block_bytes())));
   }
-  if (request.live.sequence != nullptr) return true;
+  if (request.live.sequence != nullptr) return absl::OkStatus();
   if (request.live.memory.bytes() == 0) {
-    std::optional<MemoryReservation> memory = Reserve(
-        request, static_cast<int64_t>(engine_.sequence_bytes(*request.codec)));
-    if (!memory.has_value()) return false;
-    request.live.memory = *std::move(memory);
+    XC_ASSIGN_OR_RETURN(
+        request.live.memory,
+        working_sets_.Reserve(
+            request,
+            static_cast<int64_t>(engine_.sequence_bytes(*request.codec))));
   }
   std::vector<KvBlockRef> blocks;
   for (const BlockHold& hold : request.live.holds) blocks.push_back(hold.kv());
-  absl::StatusOr<std::unique_ptr<Sequence>> sequence = engine_.NewSequence(
-      *request.codec,
-      std::span(request.tokens).first(blocks.size() * kBlockTokens), blocks,
-      request.remat);
-  if (!sequence.ok()) {
-    FailOrCut(request, sequence.status());
-    return false;
-  }
+  XC_ASSIGN_OR_RETURN(
+      request.live.sequence,
+      engine_.NewSequence(
+          *request.codec,
+          std::span(request.tokens).first(blocks.size() * kBlockTokens), blocks,
+          request.remat));
   request.live.codec = request.codec;
-  request.live.sequence = *std::move(sequence);
   request.live.remat = request.remat;
+  return absl::OkStatus();
+}
+
+bool StepBuilder::Compute() {
+  // First memory for all, the oldest first, which may preempt others; then the
+  // step of those that are left.
+  const std::vector<RunQueue::RequestPtr> running = queue_.running();
+  for (const RunQueue::RequestPtr& request : running) {
+    if (request->state != RequestState::kReady || !request->may_compute) {
+      continue;
+    }
+    const absl::Status ready = Prepare(*request);
+    request->may_compute = ready.ok();
+    if (!ready.ok() && !absl::IsUnavailable(ready)) {
+      finisher_.FailOrCut(*request, ready);
+    }
+  }
+  Step step = Build();
+  if (step.items.empty()) return false;
+  Run(std::move(step));
   return true;
 }
 
-// Returns whether there was anything to compute.
-bool Scheduler::Compute() {
-  // First memory for all, the oldest first, which may preempt others; then the
-  // step of those that are left.
-  for (const std::shared_ptr<ActiveRequest>& request :
-       std::vector<std::shared_ptr<ActiveRequest>>(running_)) {
-    if (request->state == RequestState::kReady && request->may_compute) {
-      request->may_compute = Prepare(*request);
-    }
-  }
-  std::vector<std::shared_ptr<ActiveRequest>> ready;
-  for (const std::shared_ptr<ActiveRequest>& request : running_) {
-    if (request->state != RequestState::kReady || !request->may_compute)
+StepBuilder::Step StepBuilder::Build() const {
+  std::vector<RunQueue::RequestPtr> ready;
+  for (const RunQueue::RequestPtr& request : queue_.running()) {
+    if (request->state != RequestState::kReady || !request->may_compute) {
       continue;
+    }
     if (request->solo) {
       ready.assign(1, request);
       break;
@@ -79,10 +87,9 @@ bool Scheduler::Compute() {
   std::stable_partition(ready.begin(), ready.end(), [](const auto& request) {
     return request->decoding();
   });
-  int64_t budget = std::max(options_.step_rows, 1);
-  std::vector<ActiveRequest*> requests;
-  std::vector<StepItem> items;
-  for (const std::shared_ptr<ActiveRequest>& request : ready) {
+  Step step;
+  int64_t budget = step_rows_;
+  for (RunQueue::RequestPtr& request : ready) {
     const int64_t rows = request->live.num_rows();
     const int64_t target = request->target_rows();
     const int64_t count =
@@ -95,55 +102,42 @@ bool Scheduler::Compute() {
         std::span(request->tokens)
             .subspan(static_cast<size_t>(rows), static_cast<size_t>(count));
     if (request->kind == RequestKind::kScore) {
-      if (rows + count >= request->next_score)
+      if (rows + count >= request->next_score) {
         item.logits_mode = LogitsMode::kAll;
+      }
     } else if (rows + count == target) {
       item.logits_mode = LogitsMode::kLast;
     }
-    requests.push_back(request.get());
-    items.push_back(item);
+    step.requests.push_back(std::move(request));
+    step.items.push_back(item);
   }
-  if (items.empty()) return false;
-  RunStep(requests, items);
-  return true;
+  return step;
 }
 
-void Scheduler::RunStep(std::span<ActiveRequest* const> requests,
-                        std::span<StepItem> items) {
+void StepBuilder::Run(Step step) {
   const SteadyTime begin = steady_clock::now();
-  const absl::Status status = engine_.Step(items);
+  const absl::Status status = engine_.Step(step.items);
   const SteadyTime end = steady_clock::now();
-  if (absl::IsResourceExhausted(status) && MakeRoomOnDevice()) return;
+  if (absl::IsResourceExhausted(status) && working_sets_.MakeRoomOnDevice()) {
+    return;
+  }
   if (!status.ok()) {
-    // One of them is the reason: each goes on alone, and who then fails again
-    // ends. Their sequences are made anew.
-    XC_LOG_ERROR("step failed", "sequences={} why={}", items.size(),
-                 LogValue(std::string(status.message())));
-    for (ActiveRequest* request : requests) {
-      planner_.LandAll(*request);
-      request->live.sequence.reset();
-      if (items.size() == 1) {
-        FailOrCut(*request, absl::IsResourceExhausted(status)
-                                ? status
-                                : absl::InternalError(status.message()));
-      } else {
-        request->solo = true;
-      }
-    }
+    Failed(step, status);
     return;
   }
   int64_t num_rows = 0;
   int64_t num_prefill = 0;
-  for (size_t i = 0; i < items.size(); ++i) {
-    const auto count = static_cast<int64_t>(items[i].tokens.size());
+  for (size_t i = 0; i < step.items.size(); ++i) {
+    ActiveRequest& request = *step.requests[i];
+    const auto count = static_cast<int64_t>(step.items[i].tokens.size());
     num_rows += count;
     // Its row is already there, so it decoded if only that one is.
-    const bool decoded = requests[i]->kind != RequestKind::kScore &&
-                         requests[i]->generated() > 0 && count == 1;
+    const bool decoded = request.kind != RequestKind::kScore &&
+                         request.generated() > 0 && count == 1;
     if (decoded) continue;
     num_prefill += count;
-    requests[i]->final.prefilled_tokens += static_cast<uint64_t>(count);
-    requests[i]->final.timings.prefill_us += MicrosBetween(begin, end);
+    request.final.prefilled_tokens += static_cast<uint64_t>(count);
+    request.final.timings.prefill_us += MicrosBetween(begin, end);
   }
   const double seconds = SecondsBetween(begin, end);
   if (num_prefill >= kMinRateRows) rates_.AddPrefill(num_rows, seconds);
@@ -151,29 +145,46 @@ void Scheduler::RunStep(std::span<ActiveRequest* const> requests,
   metrics_.Observe(CoreHistogram::kStep, seconds);
   metrics_.Add(CoreCounter::kSteps, 1);
   metrics_.Add(CoreCounter::kStepRows, static_cast<uint64_t>(num_rows));
-  for (size_t i = 0; i < items.size(); ++i) {
-    requests[i]->solo = false;
-    TakeSealed(*requests[i]);
-    AfterRows(*requests[i], items[i], end);
+  for (size_t i = 0; i < step.items.size(); ++i) {
+    step.requests[i]->solo = false;
+    TakeSealed(*step.requests[i]);
+    AfterRows(*step.requests[i], step.items[i], end);
   }
 }
 
-void Scheduler::TakeSealed(ActiveRequest& request) {
+void StepBuilder::Failed(const Step& step, const absl::Status& status) {
+  XC_LOG_ERROR("step failed", "sequences={} why={}", step.items.size(),
+               LogValue(std::string(status.message())));
+  for (const RunQueue::RequestPtr& request : step.requests) {
+    working_sets_.flights().LandAll(*request);
+    request->live.sequence.reset();  // made anew
+    if (step.items.size() > 1) {
+      request->solo = true;
+      continue;
+    }
+    finisher_.FailOrCut(*request, absl::IsResourceExhausted(status)
+                                      ? status
+                                      : absl::InternalError(status.message()));
+  }
+}
+
+void StepBuilder::TakeSealed(ActiveRequest& request) {
   for (SealedBlock& sealed : request.live.sequence->TakeSealed()) {
     metrics_.Add(CoreCounter::kBlocksSealed, 1);
     MemoryReservation memory = std::move(request.next_block);
-    ShrinkTo(*sealed.kv, &memory);
+    WorkingSets::ShrinkTo(*sealed.kv, &memory);
+    BlockCache& blocks = working_sets_.blocks();
     if (request.options.no_cache) {
       request.live.holds.push_back(
-          cache_.KeepPrivate(std::move(sealed.kv), std::move(memory)));
+          blocks.KeepPrivate(std::move(sealed.kv), std::move(memory)));
       continue;
     }
-    const PageKey key = request.KeyOfBlock(sealed.block_index);
-    const PageKey parent = sealed.block_index == 0
-                               ? kRootPageKey
-                               : request.KeyOfBlock(sealed.block_index - 1);
+    const int64_t index = sealed.block_index;
+    const PageKey key = request.KeyOfBlock(index);
     bool stored = deps_.store->pages().Contains(key);
     if (!stored) {
+      const PageKey parent =
+          index == 0 ? kRootPageKey : request.KeyOfBlock(index - 1);
       const absl::Status put =
           deps_.store->PutPage(key, parent, std::move(sealed.page));
       stored = put.ok();
@@ -182,15 +193,14 @@ void Scheduler::TakeSealed(ActiveRequest& request) {
                      LogValue(std::string(put.message())));
       }
     }
-    request.live.holds.push_back(cache_.Insert(key, sealed.block_index,
-                                               std::move(sealed.kv),
+    request.live.holds.push_back(blocks.Insert(key, index, std::move(sealed.kv),
                                                std::move(memory), stored));
-    planner_.Land(request, key);
+    working_sets_.flights().Land(request, key);
   }
 }
 
-void Scheduler::AfterRows(ActiveRequest& request, const StepItem& item,
-                          SteadyTime now) {
+void StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
+                            SteadyTime now) {
   if (request.kind == RequestKind::kScore) {
     ScoreRows(request, item);
     return;
@@ -212,11 +222,11 @@ void Scheduler::AfterRows(ActiveRequest& request, const StepItem& item,
   request.last_token = now;
   const FinishReason reason =
       request.AcceptToken(token, *deps_.tokenizer, max_context_);
-  if (reason != FinishReason::kNone) FinishGeneration(request, reason);
+  if (reason != FinishReason::kNone) finisher_.Finish(request, reason);
 }
 
 // Row r's logits say how likely the token after it is.
-void Scheduler::ScoreRows(ActiveRequest& request, const StepItem& item) {
+void StepBuilder::ScoreRows(ActiveRequest& request, const StepItem& item) {
   const int64_t end = request.live.num_rows();
   const int64_t begin = end - static_cast<int64_t>(item.tokens.size());
   const auto vocab = static_cast<size_t>(engine_.info().vocab_size);
@@ -226,19 +236,18 @@ void Scheduler::ScoreRows(ActiveRequest& request, const StepItem& item) {
       const auto row = static_cast<size_t>(request.next_score - 1 - begin);
       const std::span<const float> logits =
           item.logits.subspan(row * vocab, vocab);
-      const auto position = static_cast<size_t>(request.next_score);
       SampledToken token;
       if (request.top_logprobs > 0) {
         token = SampleToken(logits, {}, SamplingParams(), request.next_score,
                             request.top_logprobs);
       }
-      token.token = request.tokens[position];
+      token.token = request.tokens[static_cast<size_t>(request.next_score)];
       token.logprob = LogProb(logits, token.token);
       scored.push_back(std::move(token));
     }
   }
   if (!scored.empty()) request.sink->OnDelta("", scored);
-  if (end >= request.target_rows()) FinishScore(request);
+  if (end >= request.target_rows()) finisher_.FinishScore(request);
 }
 
 }  // namespace xcache

@@ -1,63 +1,27 @@
-// How requests end: answers, failures, commits, and what they leave behind.
+#include "server/core/scheduler/turn_finisher.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <memory>
-#include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
-#include "engine/base/mutex.h"
 #include "engine/types.h"
-#include "server/core/scheduler/scheduler.h"
 #include "server/core/sessions/remat_setting.h"
 
 namespace xcache {
 
 using std::chrono::steady_clock;
 
-// Takes the request out of the running ones, or out of the queue.
-std::shared_ptr<ActiveRequest> Scheduler::RemoveRunning(
-    const ActiveRequest& request) {
-  const auto is_it = [&](const auto& other) { return other.get() == &request; };
-  std::shared_ptr<ActiveRequest> removed;
-  if (request.state == RequestState::kQueued) {
-    const auto it = std::find_if(queue_.begin(), queue_.end(), is_it);
-    LeaveQueue(request);
-    removed = std::move(*it);
-    queue_.erase(it);
-  } else {
-    const auto it = std::find_if(running_.begin(), running_.end(), is_it);
-    removed = std::move(*it);
-    running_.erase(it);
-    hold_admission_ = false;
-    num_running_ = running_.size();
-    rates_.AddService(SecondsBetween(request.admitted, steady_clock::now()));
-  }
-  planner_.LandAll(*removed);
-  progress_ = true;
-  removed->state = RequestState::kDone;
-  removed->EndLoad();
-  removed->next_block.Release();
-  return removed;
+RunQueue::RequestPtr TurnFinisher::Remove(ActiveRequest& request) {
+  RunQueue::RequestPtr owner = queue_.Remove(request);
+  working_sets_.EndMaking(request);
+  return owner;
 }
 
-void Scheduler::LeaveBehind(ActiveRequest& request) {
-  if (request.lease == nullptr || request.options.no_cache ||
-      request.live.sequence == nullptr || request.live.num_rows() == 0) {
-    request.live.Drop(cache_.Tick());
-    return;
-  }
-  idle_.Put(request.lease->key(), std::move(request.live));
-  request.live = LiveSequence();
-}
-
-void Scheduler::FinishGeneration(ActiveRequest& request, FinishReason reason) {
+void TurnFinisher::Finish(ActiveRequest& request, FinishReason reason) {
   request.FlushText();
   std::vector<TokenId> history;
   if (request.lease != nullptr) {
@@ -72,15 +36,22 @@ void Scheduler::FinishGeneration(ActiveRequest& request, FinishReason reason) {
   request.final.finish_reason = reason;
   request.final.timings.decode_us =
       MicrosBetween(request.first_token, steady_clock::now());
-  const std::shared_ptr<ActiveRequest> owner = RemoveRunning(request);
+  RunQueue::RequestPtr owner = Remove(request);
   if (request.lease == nullptr) {
-    LeaveBehind(request);
+    working_sets_.LeaveBehind(request);
     Report(request, absl::OkStatus());
     return;
   }
+  SessionRecord next = NextRecord(request, std::move(history));
+  working_sets_.LeaveBehind(request);
+  Commit(std::move(owner), std::move(next));
+}
+
+SessionRecord TurnFinisher::NextRecord(ActiveRequest& request,
+                                       std::vector<TokenId> history) {
   SessionRecord next = request.lease->record();
   next.tokens = std::move(history);
-  TruncateToHistory(request, next.tokens);
+  working_sets_.TruncateTo(request, next.tokens);
   // An answer that is redone gives way to this one, and its pages with it.
   next.messages.resize(request.kept_messages);
   const size_t kept_tokens =
@@ -95,11 +66,11 @@ void Scheduler::FinishGeneration(ActiveRequest& request, FinishReason reason) {
        .token_begin = next.messages.back().token_end,
        .token_end = static_cast<uint32_t>(next.tokens.size())});
   ++next.turn;
-  next.numerics_id = engine_.info().numerics_id;
+  next.numerics_id = deps_.engine->info().numerics_id;
   if (!RematOf(next.settings).has_value()) {
     // Of an older manifest: from now on it is what it was in this turn.
     SetRemat(request.remat, &next.settings);
-    CountRemat(request.remat);
+    metrics_.Add(CounterOf(request.remat), 1);
   }
   // Keys of what was kept, as far as nothing is missing in between. A turn with
   // no_cache keeps nothing and takes nothing away.
@@ -120,31 +91,31 @@ void Scheduler::FinishGeneration(ActiveRequest& request, FinishReason reason) {
         request.keys.begin(),
         request.keys.begin() + static_cast<ptrdiff_t>(num_stored));
   }
-  LeaveBehind(request);
-  Commit(owner, std::move(next));
+  return next;
 }
 
-void Scheduler::FinishScore(ActiveRequest& request) {
-  const std::shared_ptr<ActiveRequest> owner = RemoveRunning(request);
-  LeaveBehind(request);
+void TurnFinisher::FinishScore(ActiveRequest& request) {
+  const RunQueue::RequestPtr owner = Remove(request);
+  working_sets_.LeaveBehind(request);
   request.final.finish_reason = FinishReason::kEnd;
   Report(request, absl::OkStatus());
 }
 
-void Scheduler::Fail(ActiveRequest& request, const absl::Status& status) {
-  const std::shared_ptr<ActiveRequest> owner = RemoveRunning(request);
-  // The turn is rolled back: rows of the turns before stay.
-  if (request.lease != nullptr)
-    TruncateToHistory(request, request.lease->record().tokens);
-  LeaveBehind(request);
+void TurnFinisher::Fail(ActiveRequest& request, const absl::Status& status) {
+  const RunQueue::RequestPtr owner = Remove(request);
+  if (request.lease != nullptr) {
+    working_sets_.TruncateTo(request, request.lease->record().tokens);
+  }
+  working_sets_.LeaveBehind(request);
   request.final.finish_reason = FinishReason::kNone;
   if (absl::IsResourceExhausted(status)) {
-    request.final.retry_after_ms = RetryAfterMs();
+    request.final.retry_after_ms = queue_.RetryAfterMs();
   }
   Report(request, status);
 }
 
-void Scheduler::FailOrCut(ActiveRequest& request, const absl::Status& status) {
+void TurnFinisher::FailOrCut(ActiveRequest& request,
+                             const absl::Status& status) {
   if (!absl::IsResourceExhausted(status) || request.generated() == 0) {
     Fail(request, status);
     return;
@@ -153,22 +124,31 @@ void Scheduler::FailOrCut(ActiveRequest& request, const absl::Status& status) {
               "context_tokens={} generated_tokens={} why={}",
               request.tokens.size(), request.generated(),
               LogValue(std::string(status.message())));
-  FinishGeneration(request, FinishReason::kContext);
+  Finish(request, FinishReason::kContext);
 }
 
-// Rule R4: the final message follows the synced manifest. A committer waits for
-// the disk, so that others go on.
-void Scheduler::Commit(std::shared_ptr<ActiveRequest> request,
-                       SessionRecord next) {
+void TurnFinisher::Refuse(ActiveRequest& request, const absl::Status& status) {
+  if (request.base.cancellation != nullptr) {
+    request.base.cancellation->SetWaker({});
+  }
+  if (absl::IsResourceExhausted(status)) {
+    request.final.retry_after_ms = queue_.RetryAfterMs();
+  }
+  request.lease.reset();
+  request.sink->OnFinish(status, request.final);
+}
+
+// A committer waits for the disk, so that others go on.
+void TurnFinisher::Commit(RunQueue::RequestPtr request, SessionRecord next) {
   committers_.Post([this, request = std::move(request),
                     next = std::move(next)] {
+    FinalInfo& final = request->final;
     const SteadyTime begin = steady_clock::now();
     absl::Status status = request->lease->Commit(next);
     const SteadyTime end = steady_clock::now();
-    request->final.timings.commit_us = MicrosBetween(begin, end);
-    request->final.durability =
-        status.ok() ? Durability::kLocal : Durability::kMemory;
-    request->final.turn = next.turn;
+    final.timings.commit_us = MicrosBetween(begin, end);
+    final.durability = status.ok() ? Durability::kLocal : Durability::kMemory;
+    final.turn = next.turn;
     metrics_.Observe(CoreHistogram::kCommit, SecondsBetween(begin, end));
     metrics_.Add(
         status.ok() ? CoreCounter::kCommits : CoreCounter::kCommitFailures, 1);
@@ -178,38 +158,33 @@ void Scheduler::Commit(std::shared_ptr<ActiveRequest> request,
                   LogValue(std::string(status.message())));
       status = absl::OkStatus();
     }
-    if (absl::IsAborted(status)) request->final.retry_after_ms = RetryAfterMs();
+    if (absl::IsAborted(status)) final.retry_after_ms = queue_.RetryAfterMs();
     status = NotKept(status);
     if (!status.ok()) {
-      request->final.finish_reason = FinishReason::kNone;
-      request->final.durability = Durability::kNone;
+      final.finish_reason = FinishReason::kNone;
+      final.durability = Durability::kNone;
     }
     Report(*request, status.ok() ? request->cut_short : status);
   });
 }
 
 // The last word of a request. Its session is free before the caller hears it.
-void Scheduler::Report(ActiveRequest& request, const absl::Status& status) {
-  if (request.base.cancellation != nullptr)
+void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
+  if (request.base.cancellation != nullptr) {
     request.base.cancellation->SetWaker({});
+  }
   request.lease.reset();
-  const SteadyTime now = steady_clock::now();
   FinalInfo& final = request.final;
+  const SteadyTime now = steady_clock::now();
   final.timings.total_us = MicrosBetween(request.submitted, now);
   metrics_.Observe(CoreHistogram::kEndToEnd,
                    SecondsBetween(request.submitted, now));
-  if (final.timings.restore_us > 0) {
-    metrics_.Observe(CoreHistogram::kRestore,
-                     static_cast<double>(final.timings.restore_us) * 1e-6);
-  }
-  if (final.timings.prefill_us > 0) {
-    metrics_.Observe(CoreHistogram::kPrefill,
-                     static_cast<double>(final.timings.prefill_us) * 1e-6);
-  }
-  if (final.timings.decode_us > 0) {
-    metrics_.Observe(CoreHistogram::kDecode,
-                     static_cast<double>(final.timings.decode_us) * 1e-6);
-  }
+  const auto observe = [&](CoreHistogram histogram, int64_t us) {
+    if (us > 0) metrics_.Observe(histogram, static_cast<double>(us) * 1e-6);
+  };
+  observe(CoreHistogram::kRestore, final.timings.restore_us);
+  observe(CoreHistogram::kPrefill, final.timings.prefill_us);
+  observe(CoreHistogram::kDecode, final.timings.decode_us);
   metrics_.Add(CoreCounter::kPromptTokens, final.prompt_tokens);
   metrics_.Add(CoreCounter::kGeneratedTokens, final.generated_tokens);
   metrics_.Add(CoreCounter::kPrefilledTokens, final.prefilled_tokens);
@@ -219,9 +194,7 @@ void Scheduler::Report(ActiveRequest& request, const absl::Status& status) {
   metrics_.Add(CoreCounter::kReusedRemote, final.reused.remote);
   request.sink->OnFinish(status, final);
   request.sink.reset();
-  MutexLock lock(mu_);
-  --num_open_;
-  finished_.SignalAll();
+  queue_.CountOut();
 }
 
 }  // namespace xcache

@@ -18,7 +18,6 @@
 #include "cachestore/session_store.h"
 #include "cachestore/sessions/session_record.h"
 #include "engine/base/mutex.h"
-#include "server/core/cache/idle_sets.h"
 #include "server/core/core_metrics.h"
 #include "server/core/request.h"
 #include "server/core/sessions/clock.h"

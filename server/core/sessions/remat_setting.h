@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
+#include "server/core/core_metrics.h"
 
 namespace xcache {
 
@@ -25,6 +26,12 @@ inline constexpr std::string_view kRematSetting = "remat";
 // resume.
 std::optional<RematPolicy> RematOf(const SessionSettings& settings);
 void SetRemat(RematPolicy policy, SessionSettings* settings);
+
+// What counts the sessions that are given this policy.
+constexpr CoreCounter CounterOf(RematPolicy policy) {
+  return policy == RematPolicy::kStep ? CoreCounter::kSessionsStep
+                                      : CoreCounter::kSessionsResume;
+}
 
 }  // namespace xcache
 

@@ -193,10 +193,10 @@ absl::StatusOr<SessionInfo> FakeCore::GetSession(std::string_view tenant,
   return out;
 }
 
-absl::StatusOr<SessionListPage> FakeCore::ListSessions(
+absl::StatusOr<SessionList> FakeCore::ListSessions(
     std::string_view tenant, int page_size, std::string_view /*page_token*/) {
   MutexLock lock(mu_);
-  SessionListPage page;
+  SessionList page;
   for (const auto& [key, info] : sessions_) {
     if (key != Key(tenant, info.id)) continue;
     if (page_size > 0 &&

@@ -58,7 +58,7 @@ class FakeCore final : public ServerCore {
   absl::StatusOr<SessionInfo> GetSession(std::string_view tenant,
                                          std::string_view id,
                                          bool with_messages) override;
-  absl::StatusOr<SessionListPage> ListSessions(
+  absl::StatusOr<SessionList> ListSessions(
       std::string_view tenant, int page_size,
       std::string_view page_token) override;
   absl::Status DeleteSession(std::string_view tenant,

@@ -1,0 +1,170 @@
+#include "server/core/scheduler/step_builder.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+#include "tests/unit/server/core/scheduler/parts_fixture.h"
+
+namespace xcache::testing {
+namespace {
+
+std::vector<size_t> Rows(const StepBuilder::Step& step) {
+  std::vector<size_t> rows;
+  for (const StepItem& item : step.items) rows.push_back(item.tokens.size());
+  return rows;
+}
+using RowList = std::vector<size_t>;
+
+// Runs it until it has sampled a token.
+std::shared_ptr<ActiveRequest> Decoding(Parts& parts, uint32_t seed) {
+  const auto request = parts.Raw(10, seed, 1000);
+  parts.Admit(request);
+  while (!request->decoding()) parts.Round();
+  return request;
+}
+
+// Memory for their first rows, without a step.
+void Prepare(Parts& parts) {
+  parts.restorer.PlanAndRestore();
+  for (const auto& request : parts.queue.running()) {
+    if (request->live.sequence != nullptr) continue;
+    request->live.sequence =
+        parts.engine.NewSequence(*parts.codec, {}, {}, RematPolicy::kResume)
+            .value();
+    request->live.codec = parts.codec;
+  }
+}
+
+TEST(StepBuilderTest, WhoDecodesComesFirstAndPromptsShareTheRest) {
+  ServerCoreOptions options;
+  options.step_rows = 100;
+  Parts parts(options);
+  const auto first = parts.Raw(1000, 1);
+  parts.Admit(first);
+  const auto second = parts.Raw(1000, 2);
+  parts.Admit(second);
+  const auto chat = Decoding(parts, 3);
+  const int64_t in_block = second->live.num_rows() % 64;
+  Prepare(parts);
+  const StepBuilder::Step step = parts.steps.Build();
+  ASSERT_EQ(step.items.size(), 3u);
+  EXPECT_EQ(step.requests[0], chat);
+  EXPECT_EQ(step.requests[1], first);
+  EXPECT_EQ(step.requests[2], second);
+  EXPECT_EQ(Rows(step), (RowList{1, 64,
+                                 static_cast<size_t>(std::min<int64_t>(
+                                     100 - 1 - 64, 64 - in_block))}));
+}
+
+TEST(StepBuilderTest, AnItemEndsAtItsBlocksEnd) {
+  ServerCoreOptions options;
+  options.step_rows = 1000;
+  Parts parts(options);
+  parts.Admit(parts.Raw(200, 1));
+  parts.Admit(parts.Raw(30, 2));
+  parts.Admit(parts.Raw(64, 3));
+  Prepare(parts);
+  const StepBuilder::Step step = parts.steps.Build();
+  EXPECT_EQ(Rows(step), (RowList{64, 30, 64}));
+  EXPECT_EQ(step.items[0].logits_mode, LogitsMode::kNone);
+  EXPECT_EQ(step.items[1].logits_mode, LogitsMode::kLast);
+  EXPECT_EQ(step.items[2].logits_mode, LogitsMode::kLast);
+}
+
+TEST(StepBuilderTest, TheBudgetHoldsAndTheOldestPromptGoesOn) {
+  ServerCoreOptions options;
+  options.step_rows = 80;
+  Parts parts(options);
+  for (uint32_t i = 0; i < 4; ++i) parts.Admit(parts.Raw(300, i));
+  for (int round = 0; round < 8; ++round) {
+    parts.Round();
+    EXPECT_LE(parts.engine.max_step_rows(), 80);
+  }
+  // 64 and 16 a step: the first is through in 5 steps, nobody after it sooner.
+  const auto& running = parts.queue.running();
+  ASSERT_FALSE(running.empty());
+  for (size_t i = 1; i < running.size(); ++i) {
+    EXPECT_GE(running[i - 1]->live.num_rows(), running[i]->live.num_rows());
+  }
+}
+
+TEST(StepBuilderTest, EachThatDecodesGetsItsRowInEveryStep) {
+  ServerCoreOptions options;
+  options.step_rows = 16;
+  Parts parts(options);
+  std::vector<std::shared_ptr<ActiveRequest>> chats;
+  for (uint32_t i = 0; i < 10; ++i) chats.push_back(Decoding(parts, i));
+  parts.Admit(parts.Raw(300, 99));
+  std::vector<int64_t> before;
+  for (const auto& chat : chats) before.push_back(chat->generated());
+  for (int step = 0; step < 5; ++step) parts.Round();
+  for (size_t i = 0; i < chats.size(); ++i) {
+    EXPECT_EQ(chats[i]->generated(), before[i] + 5);
+  }
+}
+
+TEST(StepBuilderTest, AFailedStepIsRunAgainOneByOneAndEndsWhoFailsAlone) {
+  Parts parts;
+  const auto good = parts.Raw(20, 1);
+  const auto bad = parts.Raw(20, 2);
+  bad->tokens[7] = kFirstWord;
+  parts.engine.set_poison(kFirstWord);
+  const auto good_sink = Parts::SinkOf(*good);
+  const auto bad_sink = Parts::SinkOf(*bad);
+  const std::vector<TokenId> prompt = good->tokens;
+  parts.Admit(good);
+  parts.Admit(bad);
+  parts.Round();
+  EXPECT_TRUE(good->solo);
+  EXPECT_TRUE(bad->solo);
+  parts.Finish(good);
+  parts.Finish(bad);
+  good_sink->Wait();
+  bad_sink->Wait();
+  EXPECT_TRUE(good_sink->status().ok());
+  EXPECT_EQ(bad_sink->status().code(), absl::StatusCode::kInternal);
+  std::string expected;
+  for (const TokenId token : FakeGreedy({}, kCodec, prompt, 4, true)) {
+    expected += parts.tokenizer.TokenBytes(token, false);
+  }
+  EXPECT_EQ(good_sink->text(), expected);
+}
+
+TEST(StepBuilderTest, ASealedBlockIsSharedAndGivenToTheStore) {
+  Parts parts;
+  const auto request = parts.Raw(130, 1);
+  parts.Admit(request);
+  while (request->live.holds.size() < 2) parts.Round();
+  EXPECT_EQ(parts.store.pages().num_pages(), 2u);
+  EXPECT_TRUE(request->live.holds[1].stored());
+  EXPECT_TRUE(parts.working_sets.blocks().Contains(request->KeyOfBlock(1)));
+  EXPECT_EQ(parts.working_sets.flights().MakerOf(request->KeyOfBlock(1)),
+            nullptr);
+  EXPECT_EQ(parts.Count(CoreCounter::kBlocksSealed), 2u);
+
+  const auto uncached = parts.Raw(130, 2);
+  uncached->options.no_cache = true;
+  parts.Admit(uncached);
+  while (uncached->live.holds.size() < 2) parts.Round();
+  EXPECT_EQ(parts.store.pages().num_pages(), 2u);
+  EXPECT_FALSE(parts.working_sets.blocks().Contains(uncached->KeyOfBlock(0)));
+}
+
+TEST(StepBuilderTest, AScoreNeedsLogitsFromItsFirstTokenOn) {
+  Parts parts;
+  const auto score =
+      parts.New(RequestKind::kScore, RawPrompt(150, 1, 1).prompt);
+  score->next_score = 100;
+  const auto sink = Parts::SinkOf(*score);
+  parts.Admit(score);
+  Prepare(parts);
+  EXPECT_EQ(parts.steps.Build().items[0].logits_mode, LogitsMode::kNone);
+  parts.Finish(score);
+  EXPECT_TRUE(sink->status().ok());
+  EXPECT_EQ(sink->tokens().size(), 50u);  // tokens 100 to 149
+}
+
+}  // namespace
+}  // namespace xcache::testing
