@@ -43,6 +43,9 @@ struct SessionSummary {
   Digest model_fp{};
 };
 
+// What there is to say of a record, wherever it is: not durable, not damaged.
+SessionSummary SummaryOf(const SessionRecord& record);
+
 struct SessionPage {
   std::vector<SessionSummary> sessions;
   std::string next_page_token;  // empty: these were the last

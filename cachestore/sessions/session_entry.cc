@@ -35,24 +35,27 @@ std::optional<SessionName> ParseSessionKey(std::string_view key) {
   return name;
 }
 
+SessionSummary SummaryOf(const SessionRecord& record) {
+  return {.tenant = record.tenant,
+          .id = record.id,
+          .title = record.title,
+          .codec = record.codec,
+          .create_ms = record.create_ms,
+          .update_ms = record.update_ms,
+          .expire_ms = record.expire_ms,
+          .turn = record.turn,
+          .num_tokens = record.tokens.size(),
+          .num_messages = record.messages.size(),
+          .num_pages = record.page_keys.size(),
+          .page_bytes = record.page_bytes,
+          .pinned = record.pinned,
+          .durable = false,
+          .damaged = false,
+          .model_fp = record.model_fp};
+}
+
 SessionEntry MakeSessionEntry(const SessionRecord& record) {
-  SessionEntry entry;
-  entry.summary = {.tenant = record.tenant,
-                   .id = record.id,
-                   .title = record.title,
-                   .codec = record.codec,
-                   .create_ms = record.create_ms,
-                   .update_ms = record.update_ms,
-                   .expire_ms = record.expire_ms,
-                   .turn = record.turn,
-                   .num_tokens = record.tokens.size(),
-                   .num_messages = record.messages.size(),
-                   .num_pages = record.page_keys.size(),
-                   .page_bytes = record.page_bytes,
-                   .pinned = record.pinned,
-                   .durable = false,
-                   .damaged = false,
-                   .model_fp = record.model_fp};
+  SessionEntry entry = {.summary = SummaryOf(record)};
   if (!record.page_keys.empty()) entry.last_page = record.page_keys.back();
   return entry;
 }

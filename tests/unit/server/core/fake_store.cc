@@ -123,20 +123,7 @@ absl::StatusOr<SessionRecord> FakeSessions::Load(std::string_view tenant,
 }
 
 SessionSummary FakeSessions::Summarize(const SessionRecord& record) const {
-  SessionSummary summary;
-  summary.tenant = record.tenant;
-  summary.id = record.id;
-  summary.title = record.title;
-  summary.codec = record.codec;
-  summary.create_ms = record.create_ms;
-  summary.update_ms = record.update_ms;
-  summary.expire_ms = record.expire_ms;
-  summary.turn = record.turn;
-  summary.num_tokens = record.tokens.size();
-  summary.num_messages = record.messages.size();
-  summary.num_pages = record.page_keys.size();
-  summary.pinned = record.pinned;
-  summary.model_fp = record.model_fp;
+  SessionSummary summary = SummaryOf(record);
   summary.durable = commit_status_.ok();
   return summary;
 }
