@@ -60,7 +60,6 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
     const ForkOptions& options) {
   const std::string fork_id =
       options.new_id.empty() ? MakeSessionId() : options.new_id;
-  XC_RETURN_IF_ERROR(ValidateSessionId(options.id));
   XC_RETURN_IF_ERROR(ValidateSessionId(fork_id));
   XC_ASSIGN_OR_RETURN(SessionRecord record,
                       sessions_.Read(options.tenant, options.id));
@@ -97,7 +96,6 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
 
 absl::StatusOr<MigrateResult> ServerCoreImpl::MigrateSession(
     const MigrateOptions& options) {
-  XC_RETURN_IF_ERROR(ValidateSessionId(options.id));
   XC_RETURN_IF_ERROR(CheckTemplate());
   XC_ASSIGN_OR_RETURN(
       const std::unique_ptr<SessionManager::Lease> lease,
@@ -155,7 +153,6 @@ absl::StatusOr<MigrateResult> ServerCoreImpl::MigrateSession(
 
 absl::StatusOr<std::string> ServerCoreImpl::ExportSession(
     std::string_view tenant, std::string_view id, bool text_only) {
-  XC_RETURN_IF_ERROR(ValidateSessionId(id));
   XC_ASSIGN_OR_RETURN(const SessionRecord record, sessions_.Read(tenant, id));
   return WriteSessionDocument(record, !text_only);
 }

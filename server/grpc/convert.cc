@@ -1,7 +1,6 @@
 #include "server/grpc/convert.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -15,8 +14,6 @@ namespace xcache {
 namespace {
 
 constexpr int64_t kMicrosPerSecond = 1'000'000;
-// A hundred years: what any clock of ours still holds.
-constexpr int64_t kMaxTtlSeconds = int64_t{36525} * 86400;
 
 template <typename Value>
 absl::Status Bad(std::string_view field, std::string_view takes,
@@ -146,18 +143,16 @@ void ToProto(int64_t epoch_us, google::protobuf::Timestamp* out) {
   out->set_nanos(static_cast<int32_t>(micros * 1000));
 }
 
-// A part of a second rounds up, so that only zero means never.
+// A part of a second rounds away from zero, so that only zero means never.
+// What seconds there may be is for the core to say.
 absl::StatusOr<std::chrono::seconds> ToTtl(
     const google::protobuf::Duration& ttl) {
-  const int64_t seconds = ttl.seconds() < kMaxTtlSeconds && ttl.nanos() > 0
-                              ? ttl.seconds() + 1
-                              : ttl.seconds();
-  if (ttl.seconds() < 0 || seconds > kMaxTtlSeconds || ttl.nanos() < 0 ||
-      ttl.nanos() > 999'999'999) {
-    return Bad("ttl", absl::StrCat("in [0, ", kMaxTtlSeconds, "] seconds"),
-               absl::StrCat(ttl.seconds(), " s and ", ttl.nanos(), " ns"));
+  if (ttl.nanos() > 999'999'999 || ttl.nanos() < -999'999'999) {
+    return Bad("ttl.nanos", "a part of a second", ttl.nanos());
   }
-  return std::chrono::seconds(seconds);
+  constexpr int64_t kMost = int64_t{1} << 40;  // of milliseconds in an int64
+  const int64_t part = ttl.nanos() > 0 ? 1 : ttl.nanos() < 0 ? -1 : 0;
+  return std::chrono::seconds(std::clamp(ttl.seconds(), -kMost, kMost) + part);
 }
 
 uint64_t Micros(int64_t us) {
@@ -279,20 +274,6 @@ absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
   return out;
 }
 
-absl::Status CheckSessionId(std::string_view field, const std::string& id,
-                            bool allow_empty) {
-  const bool ok = id.size() <= kMaxIdBytes && (allow_empty || !id.empty()) &&
-                  std::all_of(id.begin(), id.end(), [](char c) {
-                    return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
-                           c == '.' || c == '_' || c == '-';
-                  });
-  if (ok) return absl::OkStatus();
-  return Bad(field, absl::StrCat("1 to ", kMaxIdBytes, " of [A-Za-z0-9._-]"),
-             id.empty() ? "empty"
-                        : absl::StrCat("\"", ToUtf8(id.substr(0, 64)), "\" (",
-                                       id.size(), " bytes)"));
-}
-
 absl::Status CheckListSessions(const v1::ListSessionsRequest& request) {
   if (request.page_size() > kMaxPageSize) {
     return Bad("page_size", absl::StrCat("in [0, ", kMaxPageSize, "]"),
@@ -303,20 +284,13 @@ absl::Status CheckListSessions(const v1::ListSessionsRequest& request) {
 
 absl::StatusOr<ChatTurn> ToChatTurn(const v1::ChatRequest& request) {
   ChatTurn out;
-  XC_RETURN_IF_ERROR(CheckSessionId("session_id", request.session_id(), true));
   out.session_id = request.session_id();
   XC_ASSIGN_OR_RETURN(out.messages,
                       ToMessages("messages", request.messages(),
                                  /*allow_empty=*/request.regenerate()));
   out.regenerate = request.regenerate();
   out.keep_partial = request.keep_partial();
-  if (request.has_expected_turn()) {
-    if (request.session_id().empty()) {
-      return absl::InvalidArgumentError(
-          "expected_turn needs a session_id: a whole history has no turns");
-    }
-    out.expected_turn = request.expected_turn();
-  }
+  if (request.has_expected_turn()) out.expected_turn = request.expected_turn();
   XC_ASSIGN_OR_RETURN(out.options, ToOptions(request.params()));
   return out;
 }
@@ -362,7 +336,6 @@ absl::StatusOr<ScoreRequest> ToScore(const v1::ScoreRequest& request,
 absl::StatusOr<CreateSessionOptions> ToCreateSession(
     const v1::CreateSessionRequest& request) {
   CreateSessionOptions out;
-  XC_RETURN_IF_ERROR(CheckSessionId("id", request.id(), true));
   out.id = request.id();
   XC_RETURN_IF_ERROR(
       CheckText("system_prompt", request.system_prompt(), kMaxTextBytes));
@@ -370,11 +343,8 @@ absl::StatusOr<CreateSessionOptions> ToCreateSession(
   if (request.has_ttl()) {
     XC_ASSIGN_OR_RETURN(out.ttl, ToTtl(request.ttl()));
   }
-  XC_RETURN_IF_ERROR(CheckText("codec", request.codec(), kMaxCodecBytes));
   out.codec = request.codec();
-  XC_RETURN_IF_ERROR(CheckText("title", request.title(), kMaxTitleBytes));
   out.title = request.title();
-  XC_RETURN_IF_ERROR(CheckText("remat", request.remat(), kMaxRematBytes));
   out.remat = request.remat();
   return out;
 }
@@ -382,7 +352,6 @@ absl::StatusOr<CreateSessionOptions> ToCreateSession(
 absl::StatusOr<SessionUpdate> ToUpdateSession(
     const v1::UpdateSessionRequest& request) {
   SessionUpdate out;
-  XC_RETURN_IF_ERROR(CheckSessionId("id", request.id(), false));
   if (request.has_title()) out.title = request.title();
   if (request.has_ttl()) {
     XC_ASSIGN_OR_RETURN(out.ttl, ToTtl(request.ttl()));

@@ -1,6 +1,7 @@
-// Between the wire's messages and the core's values. Every request is checked
-// here, whoever sent it: INVALID_ARGUMENT names the field, what it may be and
-// what it was. Nothing here blocks, and nothing here trusts a byte.
+// Between the wire's messages and the core's values. What the wire alone knows
+// is checked here: INVALID_ARGUMENT names the field, what it may be and what it
+// was. What a session may be is checked by the core. Nothing here blocks, and
+// nothing here trusts a byte.
 #ifndef XCACHE_SERVER_GRPC_CONVERT_H_
 #define XCACHE_SERVER_GRPC_CONVERT_H_
 
@@ -28,10 +29,6 @@ inline constexpr int kMaxStops = 16;
 inline constexpr size_t kMaxStopBytes = 256;
 inline constexpr int kMaxLogprobs = 21;     // the token's own and 20 others
 inline constexpr int kMaxTopLogprobs = 20;  // of Score
-inline constexpr size_t kMaxIdBytes = 128;
-inline constexpr size_t kMaxTitleBytes = 256;
-inline constexpr size_t kMaxCodecBytes = 256;
-inline constexpr size_t kMaxRematBytes = 16;
 inline constexpr size_t kMaxPageTokenBytes = 1024;
 inline constexpr int kMaxPageSize = 1000;
 
@@ -63,9 +60,6 @@ absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
                                                 bool add_bos,
                                                 const Tokenizer& tokenizer);
 
-// A session's id: 1 to 128 of [A-Za-z0-9._-], or empty where that is allowed.
-absl::Status CheckSessionId(std::string_view field, const std::string& id,
-                            bool allow_empty);
 absl::Status CheckListSessions(const v1::ListSessionsRequest& request);
 
 // --- Responses.

@@ -38,14 +38,13 @@ grpc::ServerUnaryReactor* SessionsService::CreateSession(
 grpc::ServerUnaryReactor* SessionsService::GetSession(
     grpc::CallbackServerContext* context, const v1::GetSessionRequest* request,
     v1::Session* response) {
-  return RunUnary(
-      deps_, Method::kGetSession, context, *request,
-      [=](Call& call) -> absl::Status {
-        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
-        return Answer(call.core().GetSession(call.tenant(), request->id(),
-                                             request->with_messages()),
-                      response);
-      });
+  return RunUnary(deps_, Method::kGetSession, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    return Answer(
+                        call.core().GetSession(call.tenant(), request->id(),
+                                               request->with_messages()),
+                        response);
+                  });
 }
 
 grpc::ServerUnaryReactor* SessionsService::ListSessions(
@@ -73,31 +72,27 @@ grpc::ServerUnaryReactor* SessionsService::DeleteSession(
     grpc::CallbackServerContext* context,
     const v1::DeleteSessionRequest* request,
     v1::DeleteSessionResponse* /*response*/) {
-  return RunUnary(
-      deps_, Method::kDeleteSession, context, *request,
-      [=](Call& call) -> absl::Status {
-        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
-        return call.core().DeleteSession(call.tenant(), request->id());
-      });
+  return RunUnary(deps_, Method::kDeleteSession, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    return call.core().DeleteSession(call.tenant(),
+                                                     request->id());
+                  });
 }
 
 grpc::ServerUnaryReactor* SessionsService::ForkSession(
     grpc::CallbackServerContext* context, const v1::ForkSessionRequest* request,
     v1::Session* response) {
-  return RunUnary(
-      deps_, Method::kForkSession, context, *request,
-      [=](Call& call) -> absl::Status {
-        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
-        XC_RETURN_IF_ERROR(CheckSessionId("new_id", request->new_id(), true));
-        return Answer(
-            call.core().ForkSession(
-                {.tenant = call.tenant(),
-                 .id = request->id(),
-                 .new_id = request->new_id(),
-                 .num_messages = request->num_messages(),
-                 .keep_last_messages = request->keep_last_messages()}),
-            response);
-      });
+  return RunUnary(deps_, Method::kForkSession, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    return Answer(call.core().ForkSession(
+                                      {.tenant = call.tenant(),
+                                       .id = request->id(),
+                                       .new_id = request->new_id(),
+                                       .num_messages = request->num_messages(),
+                                       .keep_last_messages =
+                                           request->keep_last_messages()}),
+                                  response);
+                  });
 }
 
 grpc::ServerUnaryReactor* SessionsService::MigrateSession(
@@ -163,44 +158,40 @@ grpc::ServerUnaryReactor* SessionsService::UpdateSession(
 grpc::ServerUnaryReactor* SessionsService::PinSession(
     grpc::CallbackServerContext* context, const v1::PinSessionRequest* request,
     v1::Session* response) {
-  return RunUnary(
-      deps_, Method::kPinSession, context, *request,
-      [=](Call& call) -> absl::Status {
-        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
-        return Answer(call.core().UpdateSession(call.tenant(), request->id(),
-                                                Pinned(true)),
-                      response);
-      });
+  return RunUnary(deps_, Method::kPinSession, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    return Answer(
+                        call.core().UpdateSession(call.tenant(), request->id(),
+                                                  Pinned(true)),
+                        response);
+                  });
 }
 
 grpc::ServerUnaryReactor* SessionsService::UnpinSession(
     grpc::CallbackServerContext* context,
     const v1::UnpinSessionRequest* request, v1::Session* response) {
-  return RunUnary(
-      deps_, Method::kUnpinSession, context, *request,
-      [=](Call& call) -> absl::Status {
-        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
-        return Answer(call.core().UpdateSession(call.tenant(), request->id(),
-                                                Pinned(false)),
-                      response);
-      });
+  return RunUnary(deps_, Method::kUnpinSession, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    return Answer(
+                        call.core().UpdateSession(call.tenant(), request->id(),
+                                                  Pinned(false)),
+                        response);
+                  });
 }
 
 grpc::ServerUnaryReactor* SessionsService::FlushSession(
     grpc::CallbackServerContext* context,
     const v1::FlushSessionRequest* request,
     v1::FlushSessionResponse* response) {
-  return RunUnary(
-      deps_, Method::kFlushSession, context, *request,
-      [=](Call& call) -> absl::Status {
-        XC_RETURN_IF_ERROR(CheckSessionId("id", request->id(), false));
-        XC_ASSIGN_OR_RETURN(
-            const FlushResult result,
-            call.core().FlushSession(call.tenant(), request->id()));
-        response->set_pages_written(result.pages_written);
-        response->set_bytes_written(result.bytes_written);
-        return absl::OkStatus();
-      });
+  return RunUnary(deps_, Method::kFlushSession, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    XC_ASSIGN_OR_RETURN(
+                        const FlushResult result,
+                        call.core().FlushSession(call.tenant(), request->id()));
+                    response->set_pages_written(result.pages_written);
+                    response->set_bytes_written(result.bytes_written);
+                    return absl::OkStatus();
+                  });
 }
 
 }  // namespace xcache

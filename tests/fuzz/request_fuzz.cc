@@ -7,6 +7,7 @@
 #include "engine/base/utf8.h"
 #include "engine/sampler.h"
 #include "google/protobuf/stubs/logging.h"
+#include "server/core/sessions/manager.h"
 #include "server/grpc/convert.h"
 #include "server/grpc/status.h"
 #include "tests/fuzz/fuzz.h"
@@ -52,7 +53,6 @@ void FuzzChat(const uint8_t* data, size_t size) {
   if (!turn.ok()) return CheckRefusal(turn.status());
   CheckOptions(turn->options);
   XCACHE_FUZZ_CHECK(!turn->messages.empty());
-  XCACHE_FUZZ_CHECK(turn->session_id.size() <= kMaxIdBytes);
   for (const ChatMessage& message : turn->messages) {
     XCACHE_FUZZ_CHECK(IsUtf8(message.content));
   }
@@ -88,8 +88,11 @@ void FuzzCreateSession(const uint8_t* data, size_t size) {
   if (!Parse(data, size, &request)) return;
   const auto options = ToCreateSession(request);
   if (!options.ok()) return CheckRefusal(options.status());
-  XCACHE_FUZZ_CHECK(!options->ttl.has_value() || options->ttl->count() >= 0);
-  XCACHE_FUZZ_CHECK(options->title.size() <= kMaxTitleBytes);
+  // Only zero is never, and nothing overflows.
+  const auto& ttl = request.ttl();
+  XCACHE_FUZZ_CHECK(!options->ttl.has_value() ||
+                    (options->ttl->count() == 0) ==
+                        (ttl.seconds() == 0 && ttl.nanos() == 0));
 }
 
 void FuzzSmall(const uint8_t* data, size_t size) {
@@ -100,7 +103,7 @@ void FuzzSmall(const uint8_t* data, size_t size) {
     }
   }
   const std::string bytes(reinterpret_cast<const char*>(data), size);
-  if (const auto status = CheckSessionId("id", bytes, true); !status.ok()) {
+  if (const auto status = ValidateSessionId(bytes); !status.ok()) {
     CheckRefusal(status);
   }
   const std::string fixed = ToUtf8(bytes);

@@ -1,6 +1,7 @@
 // Leases of sessions, and the changes that go beside a turn.
 #include "server/core/sessions/manager.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "cachestore/session_store.h"
@@ -164,6 +166,7 @@ absl::StatusOr<SessionRecord> SessionManager::Read(std::string_view tenant,
 
 absl::StatusOr<SessionSummary> SessionManager::Find(std::string_view tenant,
                                                     std::string_view id) const {
+  XC_RETURN_IF_ERROR(ValidateSessionId(id));
   absl::StatusOr<SessionSummary> summary = store_.Find(tenant, id);
   if (absl::IsNotFound(summary.status())) return NoSession(id);
   if (summary.ok() && Expired(*summary)) return NoSession(id);
@@ -280,7 +283,10 @@ absl::Status ValidateSessionId(std::string_view id) {
   }
   if (valid) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      "a session's id is 1 to 128 characters of [A-Za-z0-9._-]");
+      absl::StrCat("a session's id must be 1 to 128 of [A-Za-z0-9._-], not \"",
+                   absl::CHexEscape(absl::string_view(
+                       id.data(), std::min<size_t>(id.size(), 64))),
+                   "\" (", id.size(), " bytes)"));
 }
 
 std::string MakeSessionId() {

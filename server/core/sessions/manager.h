@@ -78,7 +78,8 @@ class SessionManager {
   // The lease of a session that does not exist yet. ALREADY_EXISTS.
   absl::StatusOr<std::unique_ptr<Lease>> BeginNew(std::string_view tenant,
                                                   std::string_view id);
-  // The session as it was last committed.
+  // The session as it was last committed. INVALID_ARGUMENT, here and in all
+  // others: such an id no session has.
   absl::StatusOr<SessionRecord> Read(std::string_view tenant,
                                      std::string_view id) const;
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,

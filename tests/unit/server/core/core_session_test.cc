@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "tests/unit/server/core/core_harness.h"
 
 namespace xcache::testing {
@@ -555,6 +556,34 @@ TEST(CoreSessionTest, UpdateChecksItsArguments) {
   // What could not even be kept in memory is not said to be done.
   h.store.sessions().SetCommitStatus(absl::AbortedError("no memory"));
   EXPECT_TRUE(absl::IsResourceExhausted(update("a", 1)));
+}
+
+// Whoever calls, and whatever front end checked before.
+TEST(CoreSessionTest, AnIdThatNoSessionMayHaveIsSaidByEveryMethod) {
+  Harness h;
+  for (const std::string& id :
+       {std::string("a/b"), std::string(129, 'a'), std::string("\xff\n")}) {
+    for (const absl::Status& status :
+         {h.core->CreateSession(Harness::Named(id)).status(),
+          h.core->GetSession("t", id, true).status(),
+          h.core->GetSession("t", id, false).status(),
+          h.core->DeleteSession("t", id),
+          h.core->ForkSession(Fork("t", id, "new", 0)).status(),
+          h.core->ForkSession(Fork("t", "s", id, 0)).status(),
+          h.core->MigrateSession({.tenant = "t", .id = id}).status(),
+          h.core->ExportSession("t", id, false).status(),
+          h.core->UpdateSession("t", id, Pinned(true)).status(),
+          h.core->FlushSession("t", id).status(),
+          h.Chat(h.Turn(id, "hi"))->status()}) {
+      EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+      EXPECT_NE(std::string(status.message()).find(absl::StrCat(id.size())),
+                std::string::npos)
+          << status;
+    }
+  }
+  ChatTurn turn = h.Turn("", "hi");
+  turn.expected_turn = 1;
+  EXPECT_TRUE(absl::IsInvalidArgument(h.Chat(turn)->status()));
 }
 
 TEST(CoreSessionTest, DurabilityIsWhatTheDiskTook) {

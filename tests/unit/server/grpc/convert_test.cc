@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <tuple>
 
 #include "engine/base/utf8.h"
 #include "gmock/gmock.h"
@@ -191,13 +192,6 @@ TEST(ToChatTurnTest, BadRequestsNameTheField) {
   m->set_content("\xFF");
   ExpectBad(ToChatTurn(request).status(), "messages[0].content", "UTF-8");
   m->set_content("x");
-  request.set_expected_turn(1);
-  ExpectBad(ToChatTurn(request).status(), "expected_turn", "session_id");
-  request.set_session_id("a/b");
-  ExpectBad(ToChatTurn(request).status(), "session_id", "\"a/b\"");
-  request.set_session_id(std::string(129, 'a'));
-  ExpectBad(ToChatTurn(request).status(), "session_id", "129 bytes");
-  request.set_session_id(std::string(128, 'a'));
   EXPECT_TRUE(ToChatTurn(request).ok());
   for (int i = 0; i < kMaxMessages; ++i) *request.add_messages() = *m;
   ExpectBad(ToChatTurn(request).status(), "messages", "4097");
@@ -245,41 +239,31 @@ TEST(ToScoreTest, RangesAreThoseOfThePrompt) {
   ExpectBad(ToScore(request, tokenizer).status(), "top_logprobs", "not 21");
 }
 
-TEST(ToCreateSessionTest, TtlAndLimits) {
+TEST(ToCreateSessionTest, OnlyZeroMeansNever) {
   v1::CreateSessionRequest request;
   EXPECT_FALSE(ToCreateSession(request)->ttl.has_value());
-  request.mutable_ttl()->set_seconds(0);
-  EXPECT_EQ(ToCreateSession(request)->ttl, std::chrono::seconds(0));
-  request.mutable_ttl()->set_nanos(1);
-  EXPECT_EQ(ToCreateSession(request)->ttl, std::chrono::seconds(1));
-  for (const auto& [seconds, nanos] :
-       {std::pair<int64_t, int32_t>{-1, 0},
-        {0, -1},
-        {0, 1'000'000'000},
-        {std::numeric_limits<int64_t>::max(), 5},
-        {std::numeric_limits<int64_t>::min(), -5}}) {
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+  for (const auto& [seconds, nanos, sign] :
+       {std::tuple<int64_t, int32_t, int>{0, 0, 0},
+        {0, 1, 1},
+        {0, -1, -1},
+        {-1, 0, -1},
+        {kMax, 5, 1},
+        {-kMax, -5, -1}}) {
     request.mutable_ttl()->set_seconds(seconds);
     request.mutable_ttl()->set_nanos(nanos);
-    ExpectBad(ToCreateSession(request).status(), "ttl", "not ");
+    const std::chrono::milliseconds ttl = *ToCreateSession(request)->ttl;
+    EXPECT_EQ((ttl.count() > 0) - (ttl.count() < 0), sign) << seconds;
   }
+  request.mutable_ttl()->set_nanos(1'000'000'000);
+  ExpectBad(ToCreateSession(request).status(), "ttl", "not ");
   request.clear_ttl();
-  request.set_title(std::string(257, 't'));
-  ExpectBad(ToCreateSession(request).status(), "title", "257");
-  request.clear_title();
-  request.set_codec(std::string(300, 'c'));
-  ExpectBad(ToCreateSession(request).status(), "codec", "300");
-  request.clear_codec();
-  request.set_remat(std::string(17, 'r'));
-  ExpectBad(ToCreateSession(request).status(), "remat", "17");
   request.set_remat("step");
   EXPECT_EQ(ToCreateSession(request)->remat, "step");
-  request.set_id("white space");
-  ExpectBad(ToCreateSession(request).status(), "id", "white space");
 }
 
 TEST(ToUpdateSessionTest, WhatIsNotSetStays) {
   v1::UpdateSessionRequest request;
-  ExpectBad(ToUpdateSession(request).status(), "id", "empty");
   request.set_id("s");
   auto update = ToUpdateSession(request);
   ASSERT_TRUE(update.ok()) << update.status();
@@ -292,8 +276,6 @@ TEST(ToUpdateSessionTest, WhatIsNotSetStays) {
   ASSERT_TRUE(update.ok()) << update.status();
   EXPECT_EQ(update->title, "");
   EXPECT_EQ(update->ttl, std::chrono::seconds(1));
-  request.mutable_ttl()->set_seconds(-1);
-  ExpectBad(ToUpdateSession(request).status(), "ttl", "not ");
 }
 
 TEST(CheckListSessionsTest, PageSizeIsBounded) {
