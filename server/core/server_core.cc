@@ -96,10 +96,19 @@ ServerCoreImpl::~ServerCoreImpl() {
 
 absl::Status ServerCoreImpl::Start(const ProgressFn& progress) {
   // The scheduler's thread is not there yet, so the engine is this one's.
-  XC_ASSIGN_OR_RETURN(
-      default_codec_,
-      codecs_.Open(*deps_.engine, options_.default_codec, progress));
-  XC_RETURN_IF_ERROR(CheckMemoryCap());
+  Engine& engine = *deps_.engine;
+  absl::StatusOr<CodecRef> codec =
+      codecs_.Open(engine, options_.default_codec, progress);
+  if (absl::IsResourceExhausted(codec.status())) {
+    // Opened all the same, to say how much would do.
+    XC_ASSIGN_OR_RETURN(const size_t bytes,
+                        engine.codec_bytes(options_.default_codec));
+    XC_ASSIGN_OR_RETURN(const CodecHandle* const handle,
+                        engine.OpenCodec(options_.default_codec, progress));
+    XC_RETURN_IF_ERROR(CheckMemoryCap(*handle, static_cast<int64_t>(bytes)));
+  }
+  XC_ASSIGN_OR_RETURN(default_codec_, std::move(codec));
+  XC_RETURN_IF_ERROR(CheckMemoryCap(*default_codec_, 0));
   clock_.Start(deps_.store->sessions().stats().newest_update_ms);
   sessions_.Sweep();
   scheduler_.Start();
@@ -107,13 +116,13 @@ absl::Status ServerCoreImpl::Start(const ProgressFn& progress) {
   return absl::OkStatus();
 }
 
-absl::Status ServerCoreImpl::CheckMemoryCap() const {
+absl::Status ServerCoreImpl::CheckMemoryCap(const CodecHandle& codec,
+                                            int64_t codec_bytes) const {
   const int64_t tokens = std::min(kLeastContext, max_context_);
-  const int64_t used = deps_.memory->used_bytes();
-  const int64_t least =
-      used + WorkingSetBytes(*deps_.engine, *default_codec_, tokens) +
-      // A page that is sealed, or read.
-      static_cast<int64_t>(default_codec_->page_bytes());
+  const int64_t used = deps_.memory->used_bytes() + codec_bytes;
+  const int64_t least = used + WorkingSetBytes(*deps_.engine, codec, tokens) +
+                        // A page that is sealed, or read.
+                        static_cast<int64_t>(codec.page_bytes());
   if (least <= deps_.memory->cap_bytes()) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat(
       "the memory cap is too low: expected at least ",

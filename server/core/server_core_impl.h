@@ -82,8 +82,10 @@ class ServerCoreImpl final : public ServerCore {
   absl::Status CheckPrompt(const ActiveRequest& active) const;
   // Refuses text that its bytes alone make too long, before it is tokenized.
   absl::Status CheckBytes(size_t num_bytes, int64_t limit_tokens) const;
-  // RESOURCE_EXHAUSTED: the cap is too low for any conversation.
-  absl::Status CheckMemoryCap() const;
+  // RESOURCE_EXHAUSTED: the cap is too low for any conversation with this
+  // codec, which takes `codec_bytes` more than is in use.
+  absl::Status CheckMemoryCap(const CodecHandle& codec,
+                              int64_t codec_bytes) const;
   // FAILED_PRECONDITION: its tokens are another model's.
   absl::Status CheckModel(const SessionRecord& record) const;
   // FAILED_PRECONDITION: the model has none.

@@ -109,11 +109,12 @@ absl::StatusOr<MemoryReservation> CodecTable::MakeRoom(Engine& engine,
       memory = memory_.Reserve(MemoryAccount::kCodecs, needed);
     }
     if (memory.has_value()) return *std::move(memory);
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no memory for codec '", std::string(spec), "': it needs ",
-                     needed, " bytes, in use are ", memory_.used_bytes(),
-                     " of ", memory_.cap_bytes(),
-                     " (--memory-bytes); codecs that are open: ", OpenSpecs()));
+    const int64_t used = memory_.used_bytes();
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no memory for codec '", std::string(spec), "': it needs ", needed,
+        " bytes, in use are ", used, " of ", memory_.cap_bytes(),
+        " (--memory-bytes; at least ", used + needed,
+        " would do); codecs that are open: ", OpenSpecs()));
   }
 }
 

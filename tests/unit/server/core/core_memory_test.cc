@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "tests/unit/server/core/core_harness.h"
 
 namespace xcache::testing {
@@ -145,26 +147,36 @@ TEST(CoreMemoryTest, AnAnswerThatMeetsTheMemoryCapEndsAndIsKept) {
 }
 
 TEST(CoreMemoryTest, AMemoryCapForNoConversationIsRefusedAtTheStart) {
-  Harness h;
-  h.core.reset();
-  const auto start = [&](int64_t cap_bytes) {
-    MemoryBudget memory(cap_bytes);
-    FakeStore store(memory);
-    ServerCoreDeps deps;
-    deps.engine = h.engine.get();
-    deps.tokenizer = &h.tokenizer;
-    deps.chat_template = &h.chat_template;
-    deps.store = &store;
-    deps.memory = &memory;
-    return ServerCore::Create(deps, h.options.core, {}).status();
-  };
-  const absl::Status status = start(8000);
-  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
-  // 9 blocks, a sequence and a page, and what the store takes more of it.
-  const std::string message(status.message());
-  EXPECT_NE(message.find("expected at least 10346 bytes"), std::string::npos)
-      << message;
-  EXPECT_TRUE(start(10346).ok());
+  // 9 blocks, a sequence and a page, and what the store takes more of it; also
+  // where not even the codec fits.
+  for (const auto& [codec_bytes, cap_bytes, least_bytes] :
+       {std::tuple<size_t, int64_t, int64_t>{0, 8000, 11938},
+        {1000, 8000, 13169},
+        {20000, 8000, 36553}}) {
+    Harness::Options options;
+    options.engine.codec_bytes = codec_bytes;
+    Harness h(options);
+    h.core.reset();
+    const auto start = [&](int64_t bytes) {
+      MemoryBudget memory(bytes);
+      FakeStore store(memory);
+      ServerCoreDeps deps;
+      deps.engine = h.engine.get();
+      deps.tokenizer = &h.tokenizer;
+      deps.chat_template = &h.chat_template;
+      deps.store = &store;
+      deps.memory = &memory;
+      return ServerCore::Create(deps, h.options.core, {}).status();
+    };
+    const absl::Status status = start(cap_bytes);
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    EXPECT_NE(
+        std::string(status.message())
+            .find(absl::StrCat("expected at least ", least_bytes, " bytes")),
+        std::string::npos)
+        << status;
+    EXPECT_TRUE(start(least_bytes).ok());
+  }
 }
 
 }  // namespace

@@ -43,6 +43,7 @@ class FakeEngine final : public Engine {
     size_t step_block_bytes = 300;
     size_t sequence_bytes = 500;
     size_t page_bytes = 200;
+    size_t codec_bytes = 0;
     int context_length = 8192;
     std::string numerics_id = "fake-1";
     Digest model_fp = Sha256Of("fake model");
@@ -56,6 +57,9 @@ class FakeEngine final : public Engine {
   const ModelInfo& info() const override { return info_; }
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
+  absl::StatusOr<size_t> codec_bytes(std::string_view) const override {
+    return options_.codec_bytes;
+  }
   size_t kv_block_bytes() const override { return options_.kv_block_bytes; }
   size_t sequence_bytes(const CodecHandle&) const override {
     return options_.sequence_bytes;
