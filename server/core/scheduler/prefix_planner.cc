@@ -18,6 +18,14 @@ namespace {
 // Pages of one load, 4,096 tokens: bounds the pages in memory at once.
 constexpr size_t kMaxLoad = 64;
 
+// Whether the session's manifest names the block's page.
+bool Promised(ActiveRequest& request, int64_t block) {
+  if (request.lease == nullptr) return false;
+  const std::vector<PageKey>& keys = request.lease->record().page_keys;
+  const auto i = static_cast<size_t>(block);
+  return i < keys.size() && keys[i] == request.KeyOfBlock(block);
+}
+
 }  // namespace
 
 PrefixPlanner::Plan PrefixPlanner::Next(ActiveRequest& request) {
@@ -49,6 +57,10 @@ PrefixPlanner::Plan PrefixPlanner::Next(ActiveRequest& request) {
         metrics_.Add(CoreCounter::kRecomputedByCost, load.size());
         request.no_restore_before = block + n;
       }
+    }
+    if (block >= request.no_restore_before && Promised(request, block) &&
+        !pages_.Contains(key)) {
+      metrics_.Add(CoreCounter::kPagesMissing, 1);
     }
     flights_.Begin(request, key);
     return {};

@@ -60,6 +60,20 @@ TEST(RestorerTest, APageThatIsGoneIsComputedAndCounted) {
   EXPECT_GE(r.parts.Count(CoreCounter::kPagesMissing), 1u);
 }
 
+TEST(RestorerTest, APageThatASessionNamesAndTheStoreHasNotIsCounted) {
+  Parts parts(With(ServerCoreOptions::Restore::kAlways));
+  parts.Answer(parts.Turn("s", Letters(200, 1)));
+  const std::vector<PageKey> keys =
+      parts.store.sessions().Load("t", "s").value().page_keys;
+  ASSERT_EQ(keys.size(), 3u);
+  parts.ForgetMemory();
+  for (const PageKey& key : keys) {
+    ASSERT_TRUE(parts.store.pages().Erase(key).ok());
+  }
+  parts.Answer(parts.Turn("s", "more"));
+  EXPECT_EQ(parts.Count(CoreCounter::kPagesMissing), 3u);
+}
+
 TEST(RestorerTest, APageThatTheStoreFindsDamagedIsComputedAndCounted) {
   Restored r;
   r.parts.store.pages().Break();
