@@ -27,7 +27,7 @@
 #include "server/frontend/request_bytes.h"
 #include "server/grpc/rpc_server.h"
 #include "server/grpc/tls.h"
-#include "server/metrics/metrics_page.h"
+#include "server/metrics/metrics_endpoint.h"
 #include "server/metrics/process_metrics.h"
 #include "server/metrics/store_metrics.h"
 #include "server/model_watch.h"
@@ -148,8 +148,9 @@ class ServerAppImpl final : public ServerApp {
     });
     if (!config_.metrics_listen.empty()) {
       XC_ASSIGN_OR_RETURN(
-          page_, MetricsPage::Listen(config_.metrics_listen, metrics_));
-      metrics_address_ = page_->address();
+          metrics_endpoint_,
+          MetricsEndpoint::Listen(config_.metrics_listen, metrics_));
+      metrics_address_ = metrics_endpoint_->address();
     }
     return absl::OkStatus();
   }
@@ -220,7 +221,7 @@ class ServerAppImpl final : public ServerApp {
     frontend_source_ = {};
     credentials_watcher_.reset();
     rpc_.reset();
-    page_.reset();
+    metrics_endpoint_.reset();
     core_source_ = {};
     build_source_ = {};
     process_source_ = {};
@@ -328,7 +329,7 @@ class ServerAppImpl final : public ServerApp {
   Metrics::SourceHandle process_source_, frontend_source_, core_source_,
       build_source_;
   std::unique_ptr<RpcServer> rpc_;
-  std::unique_ptr<MetricsPage> page_;
+  std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::string address_, metrics_address_;
 };
 

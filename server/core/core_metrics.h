@@ -17,7 +17,6 @@ enum class CoreCounter {
   kReusedDevice,     // tokens, by source
   kReusedHost,
   kReusedDisk,
-  kReusedRemote,
   kBlocksSealed,
   kBlocksRematerialized,
   kSingleFlightWaits,    // a request waited for a block that another computes

@@ -13,6 +13,7 @@
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -151,12 +152,23 @@ enum class Metric {
 
 enum class MetricKind { kCounter, kGauge, kHistogram };
 
+// A counter of the core as a sample of a metric.
+struct CoreCount {
+  CoreCounter counter;
+  std::string_view label = "";  // its value of the metric's label
+  double unit = 1.0;            // what one count stands for
+};
+
+// All there is to say of a metric. What the core does not count or time is
+// counted here (requests) or comes from a source at each scrape.
 struct MetricDef {
   Metric id;
   std::string_view name;
   MetricKind kind;
   std::string_view help;
   std::vector<std::string_view> labels;  // their names
+  std::vector<CoreCount> counts = {};
+  std::optional<CoreHistogram> histogram = std::nullopt;
 };
 
 // In the order of Metric.

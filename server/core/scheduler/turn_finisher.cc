@@ -191,7 +191,6 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
   metrics_.Add(CoreCounter::kReusedDevice, final.reused.device);
   metrics_.Add(CoreCounter::kReusedHost, final.reused.host);
   metrics_.Add(CoreCounter::kReusedDisk, final.reused.disk);
-  metrics_.Add(CoreCounter::kReusedRemote, final.reused.remote);
   request.sink->OnFinish(status, final);
   request.sink.reset();
   queue_.CountOut();

@@ -54,6 +54,24 @@ TEST(MetricTableTest, IsCompleteOrderedAndUnique) {
   }
 }
 
+TEST(MetricTableTest, HoldsEverythingThatTheCoreCountsAndTimesOnce) {
+  std::multiset<CoreCounter> counters;
+  std::multiset<CoreHistogram> histograms;
+  for (const MetricDef& def : MetricTable()) {
+    for (const CoreCount& count : def.counts) {
+      EXPECT_EQ(count.label.empty(), def.labels.empty()) << def.name;
+      counters.insert(count.counter);
+    }
+    if (def.histogram.has_value()) histograms.insert(*def.histogram);
+  }
+  for (size_t i = 0; i < static_cast<size_t>(CoreCounter::kCount); ++i) {
+    EXPECT_EQ(counters.count(static_cast<CoreCounter>(i)), 1u) << i;
+  }
+  for (size_t i = 0; i < static_cast<size_t>(CoreHistogram::kCount); ++i) {
+    EXPECT_EQ(histograms.count(static_cast<CoreHistogram>(i)), 1u) << i;
+  }
+}
+
 TEST(MetricTableTest, NamesFollowTheRules) {
   for (const MetricDef& def : MetricTable()) {
     const std::string name(def.name);

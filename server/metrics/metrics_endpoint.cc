@@ -1,4 +1,4 @@
-#include "server/metrics/metrics_page.h"
+#include "server/metrics/metrics_endpoint.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -41,17 +41,17 @@ void Knock(const std::string& host, int port) {
   close(fd);
 }
 
-class MetricsPageImpl final : public MetricsPage {
+class MetricsEndpointImpl final : public MetricsEndpoint {
  public:
-  MetricsPageImpl(std::unique_ptr<prometheus::Exposer> exposer,
-                  std::string host, int port)
+  MetricsEndpointImpl(std::unique_ptr<prometheus::Exposer> exposer,
+                      std::string host, int port)
       : exposer_(std::move(exposer)),
         host_(std::move(host)),
         port_(port),
         address_(absl::StrCat(host_, ":", port)) {}
   // civetweb looks whether it is to stop every two seconds only, or when
   // somebody connects: so we do.
-  ~MetricsPageImpl() override {
+  ~MetricsEndpointImpl() override {
     std::atomic<bool> stopped{false};
     std::thread knocker([&] {
       while (!stopped) {
@@ -74,7 +74,7 @@ class MetricsPageImpl final : public MetricsPage {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<MetricsPage>> MetricsPage::Listen(
+absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Listen(
     const std::string& address,
     std::weak_ptr<prometheus::Collectable> collectable) {
   // civetweb takes addresses, not names.
@@ -91,7 +91,7 @@ absl::StatusOr<std::unique_ptr<MetricsPage>> MetricsPage::Listen(
           absl::StrCat("cannot listen on ", address, " (--metrics-listen)"));
     }
     exposer->RegisterCollectable(collectable);
-    return std::make_unique<MetricsPageImpl>(
+    return std::make_unique<MetricsEndpointImpl>(
         std::move(exposer), bind.substr(0, bind.rfind(':')), ports.front());
   } catch (const std::exception& error) {
     // civetweb says no more than "null context when constructing CivetServer".

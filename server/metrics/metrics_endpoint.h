@@ -1,6 +1,6 @@
 // Serves /metrics over HTTP (prometheus-cpp's Exposer over civetweb).
-#ifndef XCACHE_SERVER_METRICS_METRICS_PAGE_H_
-#define XCACHE_SERVER_METRICS_METRICS_PAGE_H_
+#ifndef XCACHE_SERVER_METRICS_METRICS_ENDPOINT_H_
+#define XCACHE_SERVER_METRICS_METRICS_ENDPOINT_H_
 
 #include <memory>
 #include <string>
@@ -10,15 +10,15 @@
 
 namespace xcache {
 
-class MetricsPage {
+class MetricsEndpoint {
  public:
   // Listens on `address` ("host:port", port 0 for a free one) and answers
   // scrapes with `collectable` for as long as both live. UNAVAILABLE: the
   // address cannot be bound.
-  static absl::StatusOr<std::unique_ptr<MetricsPage>> Listen(
+  static absl::StatusOr<std::unique_ptr<MetricsEndpoint>> Listen(
       const std::string& address,
       std::weak_ptr<prometheus::Collectable> collectable);
-  virtual ~MetricsPage() = default;
+  virtual ~MetricsEndpoint() = default;
 
   // With the port that was really bound.
   virtual const std::string& address() const = 0;
@@ -26,4 +26,4 @@ class MetricsPage {
 
 }  // namespace xcache
 
-#endif  // XCACHE_SERVER_METRICS_METRICS_PAGE_H_
+#endif  // XCACHE_SERVER_METRICS_METRICS_ENDPOINT_H_

@@ -1,0 +1,147 @@
+"""A metric that never moves is worse than none. Every metric of METRICS.md, and
+every value of its labels that the page names, moves in what is done here, or
+the test that moves it is named here, and names it."""
+
+import os
+import pathlib
+import re
+
+from xcache.v1 import inference_pb2 as pb
+from xcache.v1 import sessions_pb2 as spb
+
+import harness
+from harness import params, user, wait_until
+
+TESTS = pathlib.Path(os.environ["XCACHE_SOURCE_DIR"]) / "tests"
+PAGE = TESTS.parent / "server/metrics/METRICS.md"
+
+# Faults and floods have tests of their own. Where such a test sees the metric
+# under another name (a counter of the core, a field of the store's), that name
+# is given after a colon.
+MOVED_ELSEWHERE = {
+    "xcache_connections_refused_total": "integration/test_floods.py",
+    "xcache_credential_reloads_total": "integration/test_operation.py",
+    "xcache_model_file_changed": "integration/test_model_file.py",
+    "xcache_corrupt_pages_total":
+        "unit/server/core/scheduler/restorer_test.cc:kPagesCorrupt",
+    "xcache_tier_corrupt_pages_total":
+        "unit/cachestore/page_store_conformance_test.cc:corrupt",
+    "xcache_corrupt_sessions_total": "integration/test_corruption.py",
+    "xcache_disk_degraded": "integration/test_bad_input.py",
+    "xcache_disk_degradations_total": "integration/test_bad_input.py",
+    "xcache_undurable_sessions": "integration/test_bad_input.py",
+    "xcache_spill_dropped_pages_total":
+        "unit/cachestore/tiered_page_store_test.cc:dropped_pages",
+    "xcache_spill_queue_bytes":
+        "unit/cachestore/tiered_page_store_test.cc:queued_bytes",
+    # Equal keys have equal bytes on every machine of ours.
+    "xcache_mismatched_pages_total":
+        "unit/cachestore/page_store_conformance_test.cc:key_conflicts",
+    "xcache_demoted_sessions_total":
+        "unit/cachestore/store_space_test.cc:num_demoted",
+    "xcache_clock_jump_seconds":
+        "unit/server/core/core_expiry_test.cc:clock_jump_seconds",
+    # What little memory does depends on how much of it a machine's threads and
+    # RocksDB take.
+    "xcache_preemptions_total":
+        "unit/server/core/core_memory_test.cc:kPreemptions",
+    "xcache_evictions_total":
+        "unit/server/core/cache/blocks_test.cc:kWorkingSetEvictions",
+    "xcache_sequence_evictions_total":
+        "unit/server/core/scheduler/working_sets_test.cc:kSequenceEvictions",
+    "xcache_memory_refusals_total":
+        "unit/base/memory_budget_test.cc:num_refused",
+    "xcache_single_flight_waits_total":
+        "unit/server/core/scheduler/restorer_test.cc:kSingleFlightWaits",
+}
+
+
+def documented():
+    """(name, kind) of each row."""
+    return re.findall(r"^\| `([a-z_]+)` \| (counter|gauge|histogram) \|",
+                      PAGE.read_text(), re.MULTILINE)
+
+
+class Moved:
+    """Which metrics had another value than 0 in any scrape."""
+
+    def __init__(self):
+        self.names = set()
+
+    def scrape(self, server):
+        metrics = server.metrics()
+        for name, kind in documented():
+            sample = name + "_count" if kind == "histogram" else name
+            if any(value != 0 for _, value in metrics.samples[sample]):
+                self.names.add(name)
+        return metrics
+
+
+def test_every_metric_moves(tiny_model, tmp_path):
+    moved = Moved()
+    sessions = [f"s{i}" for i in range(6)]
+    words = " ".join(f"word{i}" for i in range(150))
+
+    with harness.Server(tiny_model, tmp_path,
+                        "--max-queue-requests", "2") as server:
+        client = server.client()
+        for name in sessions:
+            client.sessions.CreateSession(spb.CreateSessionRequest(id=name))
+            client.chat(name, f"{words} of {name}")
+        client.chat(sessions[0], "And then?")
+        client.inference.Score(pb.ScoreRequest(text="one two three"))
+        # A queue, and what it refuses.
+        running = [client.inference.Chat(pb.ChatRequest(
+            messages=[user(words)], params=params(1500, ignore_eos=True)))
+            for _ in range(80)]
+        wait_until(lambda: {"xcache_requests_running",
+                            "xcache_requests_waiting", "xcache_waiting_tokens",
+                            "xcache_queue_rejections_total"} <=
+                   (moved.scrape(server), moved.names)[1], 60, "a queue")
+        for call in running:
+            call.cancel()
+        wait_until(lambda: moved.scrape(server).sum(
+            "xcache_requests_running") == 0, 60, "the end of it")
+        soon_over = spb.CreateSessionRequest(id="soon-over")
+        soon_over.ttl.seconds = 1
+        client.sessions.CreateSession(soon_over)
+        for name in sessions[:3]:
+            client.sessions.FlushSession(spb.FlushSessionRequest(id=name))
+        server.kill()
+
+    # As a power loss leaves a log behind.
+    logs = sorted((tmp_path / "store/sessions").glob("*.log"))
+    with open(logs[-1], "ab") as log:
+        log.write(b"\x17" * 100)
+    with harness.Server(tiny_model, tmp_path) as server:
+        client = server.client()
+        for name in sessions:
+            client.chat(name, "Go on.")
+        moved.scrape(server)
+        server.stop()
+
+    # A model as small as this one computes most pages sooner than it restores
+    # them.
+    with harness.Server(tiny_model, tmp_path, restore="auto") as server:
+        client = server.client()
+        for name in sessions:
+            client.chat(name, "And on.")
+        moved.scrape(server)
+        server.stop()
+
+    # Pages are a cache: a database of them that does not open is begun anew,
+    # and conversations go on without theirs.
+    (tmp_path / "store/pages/CURRENT").write_bytes(b"rubbish")
+    with harness.Server(tiny_model, tmp_path) as server:
+        server.client().chat(sessions[0], "And on.")
+        metrics = moved.scrape(server)
+        assert metrics.sum("xcache_pages_set_aside_total") == 1
+        assert metrics.sum("xcache_missing_pages_total") > 0
+        server.stop()
+
+    still = {name for name, _ in documented()} - moved.names
+    for name in still & set(MOVED_ELSEWHERE):
+        path, _, word = MOVED_ELSEWHERE[name].partition(":")
+        assert (word or name) in (TESTS / path).read_text(), (name, path)
+    still -= set(MOVED_ELSEWHERE)
+    assert not still, f"never moved: {sorted(still)}"
