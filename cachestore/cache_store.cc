@@ -4,6 +4,7 @@
 #include <chrono>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "cachestore/rocksdb/database.h"
@@ -11,12 +12,9 @@
 #include "cachestore/rocksdb/disk_space.h"
 #include "cachestore/sessions/rebuild.h"
 #include "cachestore/sessions/session_store_impl.h"
-#include "cachestore/tiers/memory_page_store.h"
 #include "cachestore/tiers/tiered_page_store.h"
-#include "engine/base/log.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
-#include "rocksdb/env.h"
 
 namespace xcache {
 namespace {
@@ -29,27 +27,22 @@ int64_t Share(int64_t cap_bytes, int64_t option) {
 }
 
 // Rewrites a database's files some time after there is something to be rid of.
-class PurgeTimer {
- public:
-  explicit PurgeTimer(std::chrono::steady_clock::duration delay)
-      : delay_(delay) {}
-
+struct PurgeTimer {
   // Whether it is time to, with so many deletions up to now.
   bool IsDue(int64_t num_deleted) {
     const auto now = std::chrono::steady_clock::now();
-    if (num_deleted == purged_) return false;
-    if (!since_) since_ = now;
-    return now - *since_ >= delay_;
+    if (num_deleted == purged) return false;
+    if (!since) since = now;
+    return now - *since >= delay;
   }
   void Done(int64_t num_deleted) {
-    purged_ = num_deleted;
-    since_.reset();
+    purged = num_deleted;
+    since.reset();
   }
 
- private:
-  const std::chrono::steady_clock::duration delay_;
-  int64_t purged_ = 0;
-  std::optional<std::chrono::steady_clock::time_point> since_;
+  std::chrono::steady_clock::duration delay;
+  int64_t purged = 0;
+  std::optional<std::chrono::steady_clock::time_point> since = std::nullopt;
 };
 
 class CacheStoreImpl : public CacheStore {
@@ -66,30 +59,25 @@ class CacheStoreImpl : public CacheStore {
     if (sessions_db_ != nullptr) sessions_db_->StopCompactions();
     if (pages_db_ != nullptr) pages_db_->StopCompactions();
     if (housekeeper_.joinable()) housekeeper_.join();
-    if (tiered_ != nullptr) tiered_->Flush();
+    if (tiers_ != nullptr) tiers_->Flush();
     if (sessions_ != nullptr) sessions_->WriteUndurable();
-    // Before the lock on their folder.
-    sessions_ = nullptr;
-    tiered_ = nullptr;
-    disk_ = nullptr;
-    pages_db_ = nullptr;
-    sessions_db_ = nullptr;
-    if (lock_ != nullptr) Env()->UnlockFile(lock_);
   }
 
   absl::Status Open() {
     SessionStoreImpl::Parts parts;
-    if (options_.dir.empty()) {
-      memory_ =
-          std::make_unique<MemoryPageStore>(budget_, options_.reclaim_priority);
-    } else {
+    std::vector<PageStore*> lower;
+    if (!options_.dir.empty()) {
       XC_RETURN_IF_ERROR(OpenDisk());
+      lower.push_back(disk_.get());
       parts.db = sessions_db_.get();
       parts.pages = disk_.get();
       parts.erase_pages = [this](std::span<const PageKey> keys) {
-        for (const PageKey& key : keys) tiered_->Erase(key).IgnoreError();
+        for (const PageKey& key : keys) tiers_->Erase(key).IgnoreError();
       };
     }
+    tiers_ = std::make_unique<TieredPageStore>(
+        budget_, options_.reclaim_priority, lower,
+        Share(budget_.cap_bytes(), options_.write_queue_bytes));
     XC_ASSIGN_OR_RETURN(sessions_,
                         SessionStoreImpl::Open(std::move(parts), budget_));
     if (sessions_db_ != nullptr) {
@@ -98,23 +86,20 @@ class CacheStoreImpl : public CacheStore {
     return absl::OkStatus();
   }
 
-  PageStore& pages() override {
-    if (tiered_ != nullptr) return *tiered_;
-    return *memory_;
-  }
+  PageStore& pages() override { return *tiers_; }
   SessionStore& sessions() override { return *sessions_; }
 
   absl::Status PutPage(const PageKey& key, const PageKey& parent,
                        std::string bytes) override {
     XC_ASSIGN_OR_RETURN(const PageRef page,
                         MakePage(budget_, key, parent, std::move(bytes)));
-    return pages().Put(page);
+    return tiers_->Put(page);
   }
 
   absl::Status Flush() override {
-    if (tiered_ == nullptr) return absl::OkStatus();
-    tiered_->Flush();
+    tiers_->Flush();
     for (Database* database : {pages_db_.get(), sessions_db_.get()}) {
+      if (database == nullptr) continue;
       if (database->degraded()) {
         return absl::UnavailableError("the store has stopped writing");
       }
@@ -124,27 +109,20 @@ class CacheStoreImpl : public CacheStore {
   }
 
   int64_t DropFromHost(std::span<const PageKey> keys) override {
-    if (tiered_ == nullptr) return 0;  // they would be gone for good
-    tiered_->WriteOut(keys);
-    return tiered_->host().Drop(keys);
+    return tiers_->DropFromHost(keys);
   }
 
   StoreStats stats() const override {
     StoreStats stats;
     stats.sessions = sessions_->stats();
-    if (tiered_ == nullptr) {
-      stats.host = memory_->stats();
-      return stats;
-    }
-    stats.host = tiered_->host().stats();
-    stats.disk = disk_->stats();
-    stats.spill = tiered_->spill_stats();
+    stats.tiers = tiers_->tier_stats();
+    if (disk_ == nullptr) return stats;
     DiskStats& files = stats.files;
     files.present = true;
     files.cap_bytes = space_->plan().cap;
     files.used_bytes = space_->used_bytes();
     files.free_bytes = space_->free_bytes();
-    files.live_bytes = stats.disk.page_bytes;
+    files.live_bytes = stats.tier(disk_->tier()).page_bytes;
     files.block_cache_bytes =
         static_cast<int64_t>(resources_->cache->GetUsage());
     const rocksdb::Statistics& statistics = *resources_->statistics;
@@ -168,17 +146,10 @@ class CacheStoreImpl : public CacheStore {
   }
 
  private:
-  rocksdb::Env* Env() const {
-    return options_.env != nullptr ? options_.env : rocksdb::Env::Default();
-  }
-
   absl::Status OpenDisk() {
     XC_RETURN_IF_ERROR(MakeFolder(options_.dir));
-    if (!Env()->LockFile(options_.dir + "/LOCK", &lock_).ok()) {
-      lock_ = nullptr;
-      return absl::FailedPreconditionError(absl::StrCat(
-          "store ", options_.dir, " is in use by another process"));
-    }
+    XC_ASSIGN_OR_RETURN(lock_,
+                        LockFolder(options_.env, options_.dir, options_.dir));
     XC_RETURN_IF_ERROR(PrepareFolder(options_));
     // Beside the cache: buffers of the logs, of flushes and of compactions,
     // each at most about a megabyte.
@@ -217,9 +188,6 @@ class CacheStoreImpl : public CacheStore {
     XC_ASSIGN_OR_RETURN(pages_db_, open(DatabaseKind::kPages));
     XC_ASSIGN_OR_RETURN(
         disk_, DiskPageStore::Open(*pages_db_, budget_, [this] { Kick(); }));
-    tiered_ = std::make_unique<TieredPageStore>(
-        budget_, options_.reclaim_priority, *disk_,
-        Share(budget_.cap_bytes(), options_.write_queue_bytes));
     space_->Scan();
     return absl::OkStatus();
   }
@@ -266,15 +234,14 @@ class CacheStoreImpl : public CacheStore {
   bool stop_ XC_GUARDED_BY(mu_) = false;
   bool kicked_ XC_GUARDED_BY(mu_) = false;
 
-  rocksdb::FileLock* lock_ = nullptr;
+  FolderLock lock_;
   MemoryReservation rocksdb_memory_;
   std::unique_ptr<DiskSpace> space_;
   std::optional<DatabaseResources> resources_;
   std::unique_ptr<Database> sessions_db_;
   std::unique_ptr<Database> pages_db_;
   std::unique_ptr<DiskPageStore> disk_;
-  std::unique_ptr<TieredPageStore> tiered_;
-  std::unique_ptr<MemoryPageStore> memory_;  // where there is no disk
+  std::unique_ptr<TieredPageStore> tiers_;
   std::unique_ptr<SessionStoreImpl> sessions_;
   PurgeTimer purge_sessions_{options_.purge_sessions_after};
   PurgeTimer purge_pages_{options_.purge_pages_after};

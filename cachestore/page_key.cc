@@ -2,19 +2,15 @@
 
 #include <string>
 
+#include "engine/base/coding.h"
+
 namespace xcache {
 
 PageKey ComputePageKey(const Digest& cache_fp, std::string_view tenant,
                        const PageKey& parent, std::span<const int32_t> tokens) {
-  // Token ids as little-endian bytes, whatever the machine.
   std::string ids;
-  ids.reserve(tokens.size() * 4);
-  for (int32_t token : tokens) {
-    const auto u = static_cast<uint32_t>(token);
-    for (int shift = 0; shift < 32; shift += 8) {
-      ids.push_back(static_cast<char>((u >> shift) & 0xff));
-    }
-  }
+  FieldWriter w(ids);
+  for (const int32_t token : tokens) w.Int(token);
   const auto view = [](const Digest& d) {
     return std::string_view(reinterpret_cast<const char*>(d.data()), d.size());
   };

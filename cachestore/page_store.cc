@@ -28,4 +28,13 @@ absl::StatusOr<PageRef> MakePage(MemoryBudget& budget, const PageKey& key,
                                       *std::move(memory));
 }
 
+int64_t PageStore::LongestPrefix(std::span<const PageKey> keys) const {
+  int64_t found = 0;
+  while (found < static_cast<int64_t>(keys.size()) &&
+         Contains(keys[static_cast<size_t>(found)])) {
+    ++found;
+  }
+  return found;
+}
+
 }  // namespace xcache

@@ -1,6 +1,6 @@
 // A store of pages: immutable bytes under a content address (rule R2). It never
-// looks into a page. Implementations: MemoryPageStore (host memory),
-// DiskPageStore (RocksDB), TieredPageStore (one over the other).
+// looks into a page. Each tier is one: MemoryPageStore (host memory),
+// DiskPageStore (RocksDB); and TieredPageStore, the list of them.
 //
 // Every store is thread-safe, and a fault in it is never a wrong page (rule
 // R3): Get gives the bytes that were put, or an error. Whatever the error, the
@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -52,7 +53,16 @@ int64_t PageMemoryBytes(size_t num_bytes);
 absl::StatusOr<PageRef> MakePage(MemoryBudget& budget, const PageKey& key,
                                  const PageKey& parent, std::string bytes);
 
-enum class PageTier { kHost, kDisk };
+// A tier, by its name in metrics. Open: one that is added brings its own.
+struct PageTier {
+  std::string_view name;
+
+  bool operator==(const PageTier&) const = default;
+  static const PageTier kHost;
+  static const PageTier kDisk;
+};
+inline constexpr PageTier PageTier::kHost{"host"};
+inline constexpr PageTier PageTier::kDisk{"disk"};
 
 struct PageHit {
   PageRef page;
@@ -73,6 +83,11 @@ struct PageStoreStats {
   int64_t corrupt = 0;        // dropped because their bytes were damaged
   int64_t key_conflicts = 0;  // equal key, different bytes (the first stays)
   int64_t put_failures = 0;   // pages that were refused or failed to be put
+  // Of a tier below host memory: how long its hits took, and what waits to be
+  // put.
+  int64_t get_us = 0;
+  int64_t queued_pages = 0;
+  int64_t queued_bytes = 0;
 };
 
 class PageStore {
@@ -90,10 +105,15 @@ class PageStore {
   // Whether Get is expected to find it. Cheap: never reads the disk.
   virtual bool Contains(const PageKey& key) const = 0;
 
+  // How many of `keys`, from the first one on, Get is expected to find.
+  virtual int64_t LongestPrefix(std::span<const PageKey> keys) const;
+
   // OK also where there is no such page.
   virtual absl::Status Erase(const PageKey& key) = 0;
 
   virtual PageStoreStats stats() const = 0;
+
+  virtual PageTier tier() const { return PageTier::kHost; }
 };
 
 }  // namespace xcache

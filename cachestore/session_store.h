@@ -23,29 +23,6 @@
 
 namespace xcache {
 
-// A session without its tokens, messages and keys.
-struct SessionSummary {
-  std::string tenant;
-  std::string id;
-  std::string title;
-  std::string codec;
-  int64_t create_ms = 0;
-  int64_t update_ms = 0;
-  int64_t expire_ms = 0;  // 0: never
-  uint64_t turn = 0;
-  uint64_t num_tokens = 0;
-  uint64_t num_messages = 0;
-  uint64_t num_pages = 0;
-  uint64_t page_bytes = 0;
-  bool pinned = false;
-  bool durable = false;  // the manifest on disk is the latest one
-  bool damaged = false;  // the manifest on disk cannot be read: Load says why
-  Digest model_fp{};
-};
-
-// What there is to say of a record, wherever it is: not durable, not damaged.
-SessionSummary SummaryOf(const SessionRecord& record);
-
 struct SessionPage {
   std::vector<SessionSummary> sessions;
   std::string next_page_token;  // empty: these were the last
@@ -76,9 +53,9 @@ class SessionStore {
   // turn before.
   virtual absl::Status Commit(const SessionRecord& record) = 0;
 
-  // Of whatever model. NOT_FOUND; DATA_LOSS: this session's manifest is damaged;
-  // UNAVAILABLE: it cannot be read now (descriptors or memory ran out);
-  // FAILED_PRECONDITION: of another format version, named.
+  // Of whatever model. NOT_FOUND; DATA_LOSS: this session's manifest is
+  // damaged; UNAVAILABLE: it cannot be read now (descriptors or memory ran
+  // out); FAILED_PRECONDITION: of another format version, named.
   virtual absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                              std::string_view id) = 0;
 

@@ -12,15 +12,9 @@
 
 namespace xcache {
 
-// The write-behind from host memory to disk.
-struct SpillStats {
-  int64_t queued_pages = 0;
-  int64_t queued_bytes = 0;
-  int64_t spilled_pages = 0;  // written to disk
-  int64_t spilled_bytes = 0;
-  int64_t dropped_pages = 0;  // not written: disk full, over its cap or failing
-  int64_t loaded_pages = 0;   // read from disk
-  int64_t loaded_bytes = 0;
+struct TierStats {
+  PageTier tier;
+  PageStoreStats pages;
 };
 
 // The files of the store, and RocksDB's own figures.
@@ -51,11 +45,17 @@ struct DiskStats {
 };
 
 struct StoreStats {
-  PageStoreStats host;
-  PageStoreStats disk;
-  SpillStats spill;
+  std::vector<TierStats> tiers;  // the fastest first
   SessionStoreStats sessions;
   DiskStats files;
+
+  // Of one tier; zeros: there is no such tier.
+  PageStoreStats tier(PageTier which) const {
+    for (const TierStats& stats : tiers) {
+      if (stats.tier == which) return stats.pages;
+    }
+    return {};
+  }
 };
 
 }  // namespace xcache

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -15,8 +13,8 @@
 #include "absl/strings/str_replace.h"
 #include "engine/base/coding.h"
 #include "engine/base/log.h"
+#include "engine/base/status_macros.h"
 #include "rocksdb/cache.h"
-#include "rocksdb/listener.h"
 #include "rocksdb/write_batch.h"
 
 namespace xcache {
@@ -31,6 +29,12 @@ constexpr auto kReopenInterval = std::chrono::milliseconds(500);
 
 rocksdb::Slice AsSlice(std::string_view bytes) {
   return {bytes.data(), bytes.size()};
+}
+
+std::string DiskKey(Family family, std::string_view key) {
+  std::string out(1, static_cast<char>(family));
+  out.append(key);
+  return out;
 }
 
 }  // namespace
@@ -59,45 +63,13 @@ absl::Status FromRocksDb(const rocksdb::Status& status, std::string_view what) {
   return absl::UnavailableError(message);
 }
 
-// Called on RocksDB's threads: only notes what happened.
-class Database::Listener : public rocksdb::EventListener {
- public:
-  explicit Listener(Database* database) : database_(database) {}
-
-  void OnBackgroundError(rocksdb::BackgroundErrorReason,
-                         rocksdb::Status* error) override {
-    {
-      MutexLock lock(database_->mu_);
-      ++database_->background_errors_;
-    }
-    database_->Degrade(*error);
+void Database::OnBackgroundError(rocksdb::BackgroundErrorReason,
+                                 rocksdb::Status* error) {
+  {
+    MutexLock lock(mu_);
+    ++background_errors_;
   }
-
- private:
-  Database* const database_;
-};
-
-void Database::AddListener() {
-  rocksdb_options_.listeners.push_back(std::make_shared<Listener>(this));
-}
-
-Database::Live::~Live() {
-  if (db == nullptr) return;
-  for (auto* family : handles) db->DestroyColumnFamilyHandle(family);
-  const rocksdb::Status closed = db->Close();
-  if (!closed.ok()) {
-    XC_LOG_WARN("a database did not close cleanly", "path={} detail={}",
-                LogValue(db->GetName()), LogValue(closed.ToString()));
-  }
-}
-
-void Database::Live::Take(rocksdb::ColumnFamilyHandle* handle) {
-  handles.push_back(handle);
-  for (size_t i = 0; i < kNumFamilies; ++i) {
-    if (FamilyName(static_cast<Family>(i)) == handle->GetName()) {
-      by_family[i] = handle;
-    }
-  }
+  Degrade(*error);
 }
 
 Database::Database(const DatabaseOptions& options,
@@ -112,7 +84,7 @@ Database::Database(const DatabaseOptions& options,
 
 Database::~Database() {
   StopCompactions();
-  if (!degraded()) {
+  if (!degraded() && Acquire().ok()) {
     if (absl::Status synced = Sync(); !synced.ok()) {
       XC_LOG_WARN("a database was not synced at its end", "path={} detail={}",
                   LogValue(path_), LogValue(std::string(synced.message())));
@@ -121,30 +93,27 @@ Database::~Database() {
   Publish(nullptr);
 }
 
-void Database::Publish(LiveRef live) {
-  LiveRef old;
+void Database::Publish(Live live) {
+  Live old;
   MutexLock lock(mu_);
   old = std::exchange(live_, std::move(live));
 }
 
-Database::LiveRef Database::Acquire() const {
+absl::StatusOr<Database::Live> Database::Acquire() const {
   MutexLock lock(mu_);
-  return live_;
+  if (live_ != nullptr) return live_;
+  return absl::UnavailableError("the database is being opened again");
 }
 
 void Database::Degrade(const rocksdb::Status& error) {
+  if (!error.IsCorruption()) return Degrade(error.ToString(), Cure::kReopen);
   // A flush or a compaction that meets damage stops for good.
-  Cure cure = Cure::kReopen;
-  std::string reason = error.ToString();
-  if (error.IsCorruption()) {
-    if (options_.kind == DatabaseKind::kPages) {
-      cure = Cure::kStartAnew;
-    } else {
-      cure = Cure::kRepair;
-      reason += "; stop, and start once with --repair";
-    }
+  if (options_.kind == DatabaseKind::kPages) {
+    Degrade(error.ToString(), Cure::kStartAnew);
+  } else {
+    Degrade(error.ToString() + "; stop, and start once with --repair",
+            Cure::kRepair);
   }
-  Degrade(reason, cure);
 }
 
 void Database::Degrade(const std::string& reason, Cure cure) {
@@ -168,22 +137,17 @@ bool Database::degraded() const {
 
 absl::Status Database::Get(Family family, std::string_view key,
                            std::string* value) {
-  const LiveRef live = Acquire();
-  if (live == nullptr) {
-    return absl::UnavailableError("the database is being opened again");
-  }
+  XC_ASSIGN_OR_RETURN(const Live live, Acquire());
   rocksdb::ReadOptions options;
-  // A page's value has a CRC-32C of its own, over key and value, that whoever
-  // reads it checks (page_records.h). RocksDB's would be a second one, and two
-  // thirds of the time of a read in Debian's build, which has no instruction
-  // for it. Blocks of page tables are checked by ours when they are read
-  // (table_check.h).
-  options.verify_checksums = family != Family::kPages;
+  // Tables are checked beneath RocksDB (table_sums.h), and a page's value has a
+  // CRC-32C of its own. RocksDB's would be a second one, and two thirds of the
+  // time of a read in Debian's build, which has no instruction for it.
+  options.verify_checksums = false;
   // Pages are kept by our own pool: RocksDB's cache is for its indexes.
   options.fill_cache = family != Family::kPages;
   const rocksdb::Status status =
-      live->db->Get(options, live->handle(family), AsSlice(key), value);
-  const absl::Status mapped = FromRocksDb(status, FamilyName(family));
+      live->Get(options, DiskKey(family, key), value);
+  const absl::Status mapped = FromRocksDb(status, "read");
   if (status.ok() || status.IsNotFound()) return mapped;
   if (IsTransient(status)) return absl::UnavailableError(mapped.message());
   // A file that is gone, cut short or unreadable: whatever the reason, what was
@@ -193,22 +157,16 @@ absl::Status Database::Get(Family family, std::string_view key,
 
 absl::Status Database::Write(std::span<const WriteOp> ops, bool sync,
                              Room room) {
-  LiveRef live;
   {
     MutexLock lock(mu_);
     if (!degraded_.empty()) {
       return absl::UnavailableError(
           absl::StrCat("the database has stopped writing: ", degraded_));
     }
-    live = live_;
   }
-  if (live == nullptr) {
-    return absl::UnavailableError("the database is being opened again");
-  }
+  XC_ASSIGN_OR_RETURN(const Live live, Acquire());
   // A file without a name takes a sync all the same.
-  if (sync && !FolderIsOurs()) {
-    Degrade(absl::StrCat("the folder ", path_, " was removed or replaced"),
-            Cure::kResume);
+  if (sync && !CheckFolder()) {
     return absl::UnavailableError("the store's folder is gone");
   }
   size_t num_bytes = 64;
@@ -216,30 +174,25 @@ absl::Status Database::Write(std::span<const WriteOp> ops, bool sync,
     num_bytes += op.key.size() + 16;
     if (op.value) num_bytes += (*op.value)[0].size() + (*op.value)[1].size();
   }
-  if (room != Room::kFrees) {
-    const auto kind =
-        room == Room::kPage ? DiskSpace::Kind::kPage : DiskSpace::Kind::kRecord;
-    const absl::Status admitted =
-        space_.Admit(static_cast<int64_t>(num_bytes), kind);
-    if (!admitted.ok()) return admitted;
-  }
+  XC_RETURN_IF_ERROR(space_.Admit(static_cast<int64_t>(num_bytes), room));
   rocksdb::WriteBatch batch(num_bytes);
   for (const WriteOp& op : ops) {
-    const rocksdb::Slice key = AsSlice(op.key);
+    const std::string disk_key = DiskKey(op.family, op.key);
+    const rocksdb::Slice key = disk_key;
     rocksdb::Status added;
     if (op.value) {
       const rocksdb::Slice parts[] = {AsSlice((*op.value)[0]),
                                       AsSlice((*op.value)[1])};
-      added = batch.Put(live->handle(op.family), rocksdb::SliceParts(&key, 1),
+      added = batch.Put(rocksdb::SliceParts(&key, 1),
                         rocksdb::SliceParts(parts, 2));
     } else {
-      added = batch.Delete(live->handle(op.family), key);
+      added = batch.Delete(key);
     }
     if (!added.ok()) return FromRocksDb(added, "write");
   }
   rocksdb::WriteOptions options;
   options.sync = sync;
-  const rocksdb::Status status = live->db->Write(options, &batch);
+  const rocksdb::Status status = live->Write(options, &batch);
   if (status.ok()) {
     if (sync && ledger_ != nullptr) {
       // All that is in the log before this batch, and the batch, is on disk. A
@@ -254,59 +207,59 @@ absl::Status Database::Write(std::span<const WriteOp> ops, bool sync,
   return FromRocksDb(status, "write");
 }
 
+rocksdb::Status ForEach(
+    rocksdb::Iterator& it,
+    const std::function<void(std::string_view, std::string_view)>& fn) {
+  const auto take = [&] {
+    fn({it.key().data(), it.key().size()},
+       {it.value().data(), it.value().size()});
+  };
+  for (it.SeekToFirst(); it.Valid(); it.Next()) take();
+  rocksdb::Status status = it.status();
+  if (status.ok()) return status;
+  // A damaged block ends the way; what is behind it is reached from the end.
+  for (it.SeekToLast(); it.Valid(); it.Prev()) take();
+  return status;
+}
+
 absl::Status Database::Scan(
     Family family,
     const std::function<void(std::string_view, std::string_view)>& fn) {
-  const LiveRef live = Acquire();
-  if (live == nullptr) {
-    return absl::UnavailableError("the database is being opened again");
-  }
+  XC_ASSIGN_OR_RETURN(const Live live, Acquire());
+  const std::string first = DiskKey(family, "");
+  const std::string end(1, static_cast<char>(first[0] + 1));
+  const rocksdb::Slice lower = first;
+  const rocksdb::Slice upper = end;
   rocksdb::ReadOptions options;
-  options.verify_checksums = true;
+  options.verify_checksums = false;  // table_sums.h
   options.fill_cache = false;
-  const std::unique_ptr<rocksdb::Iterator> it(
-      live->db->NewIterator(options, live->handle(family)));
-  const auto take = [&] {
-    const std::string_view key(it->key().data(), it->key().size());
-    if (key == FamilyMarker()) return;
-    fn(key, {it->value().data(), it->value().size()});
-  };
-  for (it->SeekToFirst(); it->Valid(); it->Next()) take();
-  const rocksdb::Status status = it->status();
-  if (status.ok()) return absl::OkStatus();
-  // A damaged block ends the way; what is behind it is reached from the end.
-  for (it->SeekToLast(); it->Valid(); it->Prev()) take();
-  return IsTransient(status)
-             ? FromRocksDb(status, FamilyName(family))
-             : absl::DataLossError(
-                   FromRocksDb(status, FamilyName(family)).message());
+  options.iterate_lower_bound = &lower;
+  options.iterate_upper_bound = &upper;
+  const std::unique_ptr<rocksdb::Iterator> it(live->NewIterator(options));
+  const rocksdb::Status status =
+      ForEach(*it, [&](std::string_view key, std::string_view value) {
+        fn(key.substr(1), value);
+      });
+  const absl::Status mapped = FromRocksDb(status, "scan");
+  if (status.ok() || IsTransient(status)) return mapped;
+  return absl::DataLossError(mapped.message());
 }
 
 absl::Status Database::Sync() {
-  const LiveRef live = Acquire();
-  if (live == nullptr) {
-    return absl::UnavailableError("the database is being opened again");
-  }
-  const uint64_t last = live->db->GetLatestSequenceNumber();
-  const rocksdb::Status synced = live->db->SyncWAL();
+  XC_ASSIGN_OR_RETURN(const Live live, Acquire());
+  const uint64_t last = live->GetLatestSequenceNumber();
+  const rocksdb::Status synced = live->SyncWAL();
   if (synced.ok() && ledger_ != nullptr) ledger_->LogSynced(last);
   return FromRocksDb(synced, "sync");
 }
 
-absl::Status Database::Compact(std::span<const Family> families,
-                               double blob_cutoff) {
-  const LiveRef live = Acquire();
-  if (live == nullptr || stop_compactions_) {
-    return absl::CancelledError("the store is closing");
-  }
+absl::Status Database::Compact(double blob_cutoff) {
+  XC_ASSIGN_OR_RETURN(const Live live, Acquire());
+  if (stop_compactions_) return absl::CancelledError("the store is closing");
   ++num_compactions_;
-  rocksdb::Status status;
-  // All of them, or the log would still have what it had.
-  for (const Family family : FamiliesOf(options_.kind)) {
-    if (status.ok()) status = live->db->Flush({}, live->handle(family));
-  }
-  for (const Family family : families) {
-    if (!status.ok()) break;
+  // First, or the log would still have what it had.
+  rocksdb::Status status = live->Flush({});
+  if (status.ok()) {
     rocksdb::CompactRangeOptions options;
     options.bottommost_level_compaction =
         rocksdb::BottommostLevelCompaction::kForce;
@@ -314,41 +267,36 @@ absl::Status Database::Compact(std::span<const Family> families,
         rocksdb::BlobGarbageCollectionPolicy::kForce;
     options.blob_garbage_collection_age_cutoff = blob_cutoff;
     options.canceled = &stop_compactions_;
-    status =
-        live->db->CompactRange(options, live->handle(family), nullptr, nullptr);
-    if (!status.ok()) break;
+    status = live->CompactRange(options, nullptr, nullptr);
   }
   space_.Scan();
   return FromRocksDb(status, "compaction");
 }
 
-absl::Status Database::Purge() {
-  return Compact(FamiliesOf(options_.kind), /*blob_cutoff=*/1.0);
-}
+absl::Status Database::Purge() { return Compact(/*blob_cutoff=*/1.0); }
 
 absl::Status Database::CollectGarbage() {
-  constexpr Family kWithBlobs[] = {Family::kPages};
   // A share of few files must come to one at least.
-  const double cutoff = std::max(
+  return Compact(std::max(
       space_.plan().gc_cutoff,
       1.0 / static_cast<double>(std::max<int64_t>(
-                1, PagesProperty(rocksdb::DB::Properties::kNumBlobFiles))));
-  return Compact(kWithBlobs, cutoff);
+                1, Property(rocksdb::DB::Properties::kNumBlobFiles)))));
 }
 
-bool Database::FolderIsOurs() const {
+bool Database::CheckFolder() {
   struct stat st;
-  return ::stat(path_.c_str(), &st) == 0 && st.st_ino == folder_inode_;
+  if (::stat(path_.c_str(), &st) == 0 && st.st_ino == folder_inode_) {
+    return true;
+  }
+  Degrade(absl::StrCat("the folder ", path_, " was removed or replaced"),
+          Cure::kResume);
+  return false;
 }
 
 void Database::Housekeep() {
-  if (!FolderIsOurs()) {
-    Degrade(absl::StrCat("the folder ", path_, " was removed or replaced"),
-            Cure::kResume);
-    return;
-  }
+  if (!CheckFolder()) return;
   Cure cure;
-  LiveRef live;
+  Live live;
   {
     MutexLock lock(mu_);
     if (degraded_.empty()) return;
@@ -359,7 +307,7 @@ void Database::Housekeep() {
   // What RocksDB does not recover from by itself (a log that failed to sync,
   // say) is over once it is opened again.
   const bool resumed =
-      cure != Cure::kStartAnew && live != nullptr && live->db->Resume().ok();
+      cure != Cure::kStartAnew && live != nullptr && live->Resume().ok();
   live = nullptr;
   if (!resumed && !Reopen(cure)) return;
   MutexLock lock(mu_);
@@ -373,7 +321,7 @@ bool Database::Reopen(Cure cure) {
   const auto now = steady_clock::now();
   if (now < next_reopen_) return false;
   next_reopen_ = now + kReopenInterval;
-  LiveRef old;
+  Live old;
   {
     MutexLock lock(mu_);
     old.swap(live_);
@@ -397,10 +345,7 @@ bool Database::Reopen(Cure cure) {
     opened = SetAside(absl::DataLossError(why));
     is_new = true;
   }
-  if (opened.ok()) {
-    opened = options_.kind == DatabaseKind::kSessions ? OpenSessions()
-                                                      : OpenPages(&is_new);
-  }
+  if (opened.ok()) opened = OpenKind(&is_new);
   if (!opened.ok()) {
     XC_LOG_DEBUG("a database does not open again yet", "path={} detail={}",
                  LogValue(path_), LogValue(std::string(opened.message())));
@@ -410,40 +355,30 @@ bool Database::Reopen(Cure cure) {
   return true;
 }
 
-int64_t Database::PagesProperty(const std::string& name) const {
-  const LiveRef live = Acquire();
+int64_t Database::Property(const std::string& name) const {
   uint64_t value = 0;
-  if (live != nullptr) {
-    live->db->GetIntProperty(live->handle(Family::kPages), name, &value);
+  if (const auto live = Acquire(); live.ok()) {
+    (*live)->GetIntProperty(name, &value);
   }
   return static_cast<int64_t>(value);
 }
 
 int64_t Database::BlobBytes() const {
-  return PagesProperty(rocksdb::DB::Properties::kTotalBlobFileSize);
+  return Property(rocksdb::DB::Properties::kTotalBlobFileSize);
 }
 
 void Database::AddStats(DiskStats* stats) const {
   using Properties = rocksdb::DB::Properties;
-  if (const LiveRef live = Acquire(); live != nullptr) {
-    const auto sum = [&](const std::string& name) {
-      uint64_t value = 0;
-      live->db->GetAggregatedIntProperty(name, &value);
-      return static_cast<int64_t>(value);
-    };
-    stats->sst_bytes += sum(Properties::kTotalSstFilesSize);
-    stats->memtable_bytes += sum(Properties::kSizeAllMemTables);
-    stats->table_reader_bytes += sum(Properties::kEstimateTableReadersMem);
-    if (options_.kind == DatabaseKind::kPages) {
-      stats->blob_garbage_bytes +=
-          PagesProperty(Properties::kLiveBlobFileGarbageSize);
-      stats->blob_bytes += BlobBytes();
-    }
-    rocksdb::VectorLogPtr logs;
-    if (live->db->GetSortedWalFiles(logs).ok()) {
-      for (const auto& log : logs) {
-        stats->wal_bytes += static_cast<int64_t>(log->SizeFileBytes());
-      }
+  stats->sst_bytes += Property(Properties::kTotalSstFilesSize);
+  stats->memtable_bytes += Property(Properties::kSizeAllMemTables);
+  stats->table_reader_bytes += Property(Properties::kEstimateTableReadersMem);
+  stats->blob_garbage_bytes += Property(Properties::kLiveBlobFileGarbageSize);
+  stats->blob_bytes += BlobBytes();
+  rocksdb::VectorLogPtr logs;
+  if (const auto live = Acquire();
+      live.ok() && (*live)->GetSortedWalFiles(logs).ok()) {
+    for (const auto& log : logs) {
+      stats->wal_bytes += static_cast<int64_t>(log->SizeFileBytes());
     }
   }
   stats->torn_logs += has_torn_log_ ? 1 : 0;

@@ -15,7 +15,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -24,6 +23,7 @@
 #include "cachestore/store_stats.h"
 #include "engine/base/mutex.h"
 #include "rocksdb/db.h"
+#include "rocksdb/listener.h"
 #include "rocksdb/options.h"
 #include "rocksdb/rate_limiter.h"
 #include "rocksdb/statistics.h"
@@ -31,24 +31,30 @@
 
 namespace xcache {
 
-// Column families, of both databases. Names: FORMAT.md.
-enum class Family { kMeta, kPages, kPageIndex, kSessions, kSessionIndex };
-inline constexpr size_t kNumFamilies = 5;
-std::string_view FamilyName(Family family);
+// What a key is of: its first byte on disk, which Get, Write and Scan put
+// before it and take away.
+enum class Family : char {
+  kPages = 'p',
+  kPageIndex = 'i',
+  kSessions = 's',
+  kSessionIndex = 'h',
+};
 
 // Sessions are precious: each commit is synced, and a database that has lost
 // something does not open (DATA_LOSS; --repair). Pages are a cache: nothing is
 // synced, and a damaged database is set aside and started anew.
 enum class DatabaseKind { kSessions, kPages };
 std::string_view DatabaseName(DatabaseKind kind);  // its folder in the store's
-std::span<const Family> FamiliesOf(DatabaseKind kind);
-
-// A key that every family of sessions holds from the start (FORMAT.md). Scans
-// skip it.
-std::string_view FamilyMarker();
 
 // Makes a folder, for its owner alone; OK where it is there and can be used.
 absl::Status MakeFolder(const std::string& dir);
+
+// The lock of a folder, by a file LOCK in it. FAILED_PRECONDITION: another
+// process has it; the message names the store `dir`. `env` null: real files.
+using FolderLock = std::shared_ptr<rocksdb::FileLock>;
+absl::StatusOr<FolderLock> LockFolder(rocksdb::Env* env,
+                                      const std::string& folder,
+                                      const std::string& dir);
 
 // What the databases of a store share.
 struct DatabaseResources {
@@ -60,6 +66,8 @@ struct DatabaseResources {
   std::shared_ptr<rocksdb::RateLimiter> rate_limiter;  // null: none
   std::shared_ptr<rocksdb::Statistics> statistics;
 };
+
+struct Format;  // open_check.h
 
 struct DatabaseOptions {
   DatabaseKind kind = DatabaseKind::kSessions;
@@ -80,30 +88,26 @@ bool IsTransient(const rocksdb::Status& status);
 
 // One change of a batch; the bytes must outlive the call.
 struct WriteOp {
-  Family family = Family::kMeta;
+  Family family = Family::kPages;
   std::string_view key;
   // The value, in two parts. Nothing: the key is deleted.
   std::optional<std::array<std::string_view, 2>> value;
 };
 
-class Database {
+class Database : private rocksdb::EventListener {
  public:
   // Errors: as CacheStore::Open. `space` must outlive the database; its memory
   // has been reserved.
   static absl::StatusOr<std::unique_ptr<Database>> Open(
       const DatabaseOptions& options, const DatabaseResources& resources,
       DiskSpace& space);
-  ~Database();
+  ~Database() override;
 
   // NOT_FOUND; DATA_LOSS: it is there and cannot be had; UNAVAILABLE: not now
   // (descriptors or memory ran out, or the database is being opened again).
   absl::Status Get(Family family, std::string_view key, std::string* value);
 
-  enum class Room {
-    kPage,    // refused first
-    kRecord,  // may use what pages may not
-    kFrees,   // makes room: always admitted
-  };
+  using Room = DiskSpace::Room;
   // Writes all or nothing; with `sync`, it and all that was written before it
   // is on disk when this returns OK. RESOURCE_EXHAUSTED: no room. UNAVAILABLE:
   // writes have stopped after an error, or fail now.
@@ -139,45 +143,35 @@ class Database {
   void AddStats(DiskStats* stats) const;
 
  private:
-  class Listener;
   // An open RocksDB; closed when nobody uses it any more.
-  struct Live {
-    ~Live();
-    void Take(rocksdb::ColumnFamilyHandle* handle);
-    rocksdb::ColumnFamilyHandle* handle(Family family) const {
-      return by_family[static_cast<size_t>(family)];
-    }
-    std::unique_ptr<rocksdb::DB> db;
-    std::vector<rocksdb::ColumnFamilyHandle*> handles;
-    std::array<rocksdb::ColumnFamilyHandle*, kNumFamilies> by_family{};
-  };
-  using LiveRef = std::shared_ptr<Live>;
+  using Live = std::shared_ptr<rocksdb::DB>;
   // What ends the degraded mode, the stronger the later.
   enum class Cure { kResume, kReopen, kStartAnew, kRepair };
 
   Database(const DatabaseOptions& options, const DatabaseResources& resources,
            DiskSpace& space);
-  absl::Status OpenSessions();
   // `is_new` becomes true where what was there had to be set aside.
-  absl::Status OpenPages(bool* is_new);
-  absl::Status TryOpenPages();
-  absl::Status MakeFolders();
-  absl::StatusOr<LiveRef> OpenRocksDb(const std::vector<std::string>& families);
-  // Makes the families that are missing and drops those of other formats.
-  absl::Status TakeOver(Live& live, std::span<const std::string> families);
+  absl::Status OpenKind(bool* is_new);
+  absl::Status OpenSessions();
+  absl::Status OpenPages();
+  // What both begin with; `ledger` may be null.
+  absl::Status Prepare(SyncLedger* ledger);
+  absl::StatusOr<Live> OpenRocksDb();
   // The last step of making one: without it, the next start begins anew.
-  absl::Status WriteFormat(Live& live);
+  absl::Status WriteFormat(rocksdb::DB& db, const Format& format);
   absl::Status SetAside(const absl::Status& why);
-  void AddListener();
-  void Publish(LiveRef live);
-  // Null: it is being opened again.
-  LiveRef Acquire() const;
+  void Publish(Live live);
+  // UNAVAILABLE: it is being opened again.
+  absl::StatusOr<Live> Acquire() const;
   // Closes the database and opens it again. False: not yet.
   bool Reopen(Cure cure);
-  bool FolderIsOurs() const;
-  // Of the family of pages.
-  int64_t PagesProperty(const std::string& name) const;
-  absl::Status Compact(std::span<const Family> families, double blob_cutoff);
+  // False, and writing stops: the folder is not the one that was opened.
+  bool CheckFolder();
+  int64_t Property(const std::string& name) const;
+  absl::Status Compact(double blob_cutoff);
+  // Called on RocksDB's threads: only notes what happened.
+  void OnBackgroundError(rocksdb::BackgroundErrorReason reason,
+                         rocksdb::Status* error) override;
   void Degrade(const rocksdb::Status& error);
   void Degrade(const std::string& reason, Cure cure);
 
@@ -185,7 +179,7 @@ class Database {
   const std::string path_;
   DiskSpace& space_;
   const DatabaseResources resources_;
-  // Null where none is kept: of pages, and of a database that is being made.
+  // Null: of pages none is kept.
   std::unique_ptr<SyncLedger> ledger_;
   std::unique_ptr<rocksdb::Env> env_;
   rocksdb::Options rocksdb_options_;
@@ -196,7 +190,7 @@ class Database {
   std::chrono::steady_clock::time_point next_reopen_;  // Housekeep's
 
   mutable Mutex mu_;
-  LiveRef live_ XC_GUARDED_BY(mu_);
+  Live live_ XC_GUARDED_BY(mu_);
   // Writes have stopped; empty: they have not.
   std::string degraded_ XC_GUARDED_BY(mu_);
   Cure cure_ XC_GUARDED_BY(mu_) = Cure::kResume;
@@ -208,13 +202,14 @@ class Database {
 // What Open() sets, for a repair to open damaged databases alike.
 rocksdb::Options MakeRocksDbOptions(DatabaseKind kind,
                                     const DatabaseResources& resources,
-                                    const DiskPlan& plan);
-rocksdb::ColumnFamilyOptions MakeFamilyOptions(const rocksdb::Options& options,
-                                               const DiskPlan& plan,
-                                               std::string_view family);
-std::vector<rocksdb::ColumnFamilyDescriptor> DescribeFamilies(
-    const rocksdb::Options& options, const DiskPlan& plan,
-    std::span<const std::string> names);
+                                    const DiskPlan& plan,
+                                    const std::string& path);
+
+// Calls fn(key, value) for what can be read between two keys, also behind
+// damage: from both ends, so perhaps twice. It skips what `options` says.
+rocksdb::Status ForEach(
+    rocksdb::Iterator& it,
+    const std::function<void(std::string_view, std::string_view)>& fn);
 
 }  // namespace xcache
 

@@ -3,9 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -14,7 +12,6 @@
 #include "absl/strings/str_cat.h"
 #include "cachestore/rocksdb/database.h"
 #include "cachestore/rocksdb/file_system.h"
-#include "cachestore/rocksdb/info_log.h"
 #include "cachestore/rocksdb/open_check.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
@@ -29,40 +26,40 @@ absl::Status InUse(const std::string& dir) {
       absl::StrCat("store ", dir, " is in use by another process"));
 }
 
-bool Contains(std::span<const std::string> names, std::string_view name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
+// Closes it, which its deletion would do without a word.
+void Close(rocksdb::DB* db) {
+  if (const rocksdb::Status closed = db->Close(); !closed.ok()) {
+    XC_LOG_WARN("a database did not close cleanly", "path={} detail={}",
+                LogValue(db->GetName()), LogValue(closed.ToString()));
+  }
+  delete db;
 }
 
 }  // namespace
 
 absl::Status MakeFolder(const std::string& dir) {
-  const auto failed = [&](const char* what) {
-    const int error = errno;
-    const std::string message = absl::StrCat("cannot ", what, " folder ", dir,
-                                             ": ", std::strerror(error));
-    switch (error) {
-      case EACCES:
-      case EPERM:
-      case EROFS:
-        return absl::PermissionDeniedError(message);
-      case ENOSPC:
-      case EDQUOT:
-        return absl::ResourceExhaustedError(message);
-      default:
-        return absl::FailedPreconditionError(message);
-    }
-  };
   std::error_code error;
   const auto parent = fs::path(dir).parent_path();
   if (!parent.empty()) fs::create_directories(parent, error);
-  if (::mkdir(dir.c_str(), 0700) != 0 && errno != EEXIST) return failed("make");
-  struct stat st;
-  if (::stat(dir.c_str(), &st) != 0) return failed("read");
-  if (!S_ISDIR(st.st_mode)) {
-    return absl::FailedPreconditionError(absl::StrCat(dir, " is not a folder"));
+  if (::mkdir(dir.c_str(), 0700) != 0 && errno != EEXIST) {
+    return absl::ErrnoToStatus(errno, "cannot make folder " + dir);
   }
-  if (::access(dir.c_str(), R_OK | W_OK | X_OK) != 0) return failed("use");
+  if (!fs::is_directory(dir, error)) {
+    return absl::FailedPreconditionError(dir + " is not a folder");
+  }
+  if (::access(dir.c_str(), R_OK | W_OK | X_OK) != 0) {
+    return absl::ErrnoToStatus(errno, "cannot use folder " + dir);
+  }
   return absl::OkStatus();
+}
+
+absl::StatusOr<FolderLock> LockFolder(rocksdb::Env* env,
+                                      const std::string& folder,
+                                      const std::string& dir) {
+  if (env == nullptr) env = rocksdb::Env::Default();
+  rocksdb::FileLock* lock = nullptr;
+  if (!env->LockFile(folder + "/LOCK", &lock).ok()) return InUse(dir);
+  return FolderLock(lock, [env](rocksdb::FileLock* l) { env->UnlockFile(l); });
 }
 
 absl::StatusOr<std::unique_ptr<Database>> Database::Open(
@@ -71,179 +68,103 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(
   auto database =
       std::unique_ptr<Database>(new Database(options, resources, space));
   bool is_new = false;
-  XC_RETURN_IF_ERROR(options.kind == DatabaseKind::kSessions
-                         ? database->OpenSessions()
-                         : database->OpenPages(&is_new));
+  XC_RETURN_IF_ERROR(database->OpenKind(&is_new));
   return database;
 }
 
-absl::Status Database::MakeFolders() {
-  XC_RETURN_IF_ERROR(MakeFolder(options_.dir));
+absl::Status Database::Prepare(SyncLedger* ledger) {
   XC_RETURN_IF_ERROR(MakeFolder(path_));
   struct stat st;
   // Whatever the mode of a folder that was there before, ours is private.
   if (::chmod(path_.c_str(), 0700) != 0 || ::stat(path_.c_str(), &st) != 0) {
-    return absl::PermissionDeniedError(absl::StrCat(
-        "cannot set the mode of ", path_, ": ", std::strerror(errno)));
+    return absl::ErrnoToStatus(errno, "cannot set the mode of " + path_);
   }
   folder_inode_ = st.st_ino;
-  return CheckRoomToOpen(options_.dir, path_);
+  XC_RETURN_IF_ERROR(CheckRoomToOpen(options_.dir, path_));
+  env_ = MakeStoreEnv(options_.env, ledger);
+  rocksdb_options_ =
+      MakeRocksDbOptions(options_.kind, resources_, space_.plan(), path_);
+  rocksdb_options_.env = env_.get();
+  return absl::OkStatus();
 }
 
 absl::Status Database::OpenSessions() {
-  XC_RETURN_IF_ERROR(MakeFolders());
-  const DiskPlan& plan = space_.plan();
-  // One that is being made has no ledger: it is nothing yet.
-  const bool has_ledger = options_.subfolder.empty();
-  ledger_ =
-      has_ledger ? std::make_unique<SyncLedger>(LedgerPath(path_)) : nullptr;
-  env_ = MakeStoreEnv(options_.env, ledger_.get());
-  rocksdb_options_ = MakeRocksDbOptions(options_.kind, resources_, plan);
-  rocksdb_options_.env = env_.get();
-  const std::optional<LedgerRecord> known =
-      has_ledger ? ReadLedger(LedgerPath(path_)) : std::nullopt;
-  XC_ASSIGN_OR_RETURN(
-      const OpenCheck check,
-      CheckBeforeOpen({.dir = options_.dir,
-                       .path = path_,
-                       .format = kSessionsFormat,
-                       .families = FamiliesOf(DatabaseKind::kSessions)},
-                      rocksdb_options_, plan, known));
+  ledger_ = std::make_unique<SyncLedger>(LedgerPath(path_));
+  XC_RETURN_IF_ERROR(Prepare(ledger_.get()));
+  const std::optional<LedgerRecord> known = ReadLedger(LedgerPath(path_));
+  XC_ASSIGN_OR_RETURN(const OpenCheck check,
+                      CheckBeforeOpen(options_.dir, path_, kSessionsFormat,
+                                      rocksdb_options_, known));
   rocksdb_options_.wal_recovery_mode = check.recovery_mode;
   has_torn_log_ = check.has_torn_log;
   // Opening makes a new MANIFEST: of that, too, a ledger is to know.
   if (known) XC_RETURN_IF_ERROR(ledger_->Start(known));
-  XC_ASSIGN_OR_RETURN(LiveRef live, OpenRocksDb(check.families));
-  if (check.is_empty) {
-    XC_RETURN_IF_ERROR(TakeOver(*live, check.families));
-    XC_RETURN_IF_ERROR(WriteFormat(*live));
-  }
-  if (has_ledger) {
-    // What was in the log is in synced tables now.
-    ledger_->LogSynced(live->db->GetLatestSequenceNumber());
-    // From here on it is a store, and one that is gone would be missed.
-    if (!known) XC_RETURN_IF_ERROR(ledger_->Start(std::nullopt));
-  }
+  XC_ASSIGN_OR_RETURN(Live live, OpenRocksDb());
+  if (check.is_empty) XC_RETURN_IF_ERROR(WriteFormat(*live, kSessionsFormat));
+  // What was in the log is in synced tables now.
+  ledger_->LogSynced(live->GetLatestSequenceNumber());
+  // From here on it is a store, and one that is gone would be missed.
+  if (!known) XC_RETURN_IF_ERROR(ledger_->Start(std::nullopt));
   Publish(std::move(live));
   return absl::OkStatus();
 }
 
-absl::Status Database::OpenPages(bool* is_new) {
-  const absl::Status opened = TryOpenPages();
+absl::Status Database::OpenKind(bool* is_new) {
+  if (options_.kind == DatabaseKind::kSessions) return OpenSessions();
+  const absl::Status opened = OpenPages();
   if (!absl::IsDataLoss(opened)) return opened;
   XC_RETURN_IF_ERROR(SetAside(opened));
   *is_new = true;
-  return TryOpenPages();
+  return OpenPages();
 }
 
-absl::Status Database::TryOpenPages() {
-  XC_RETURN_IF_ERROR(MakeFolders());
-  env_ = MakeStoreEnv(options_.env, nullptr);
-  rocksdb_options_ =
-      MakeRocksDbOptions(options_.kind, resources_, space_.plan());
-  rocksdb_options_.env = env_.get();
-  std::vector<std::string> families = {"default"};
+absl::Status Database::OpenPages() {
+  XC_RETURN_IF_ERROR(Prepare(nullptr));
   std::error_code error;
-  if (fs::exists(path_ + "/CURRENT", error)) {
-    families.clear();
-    const rocksdb::Status listed =
-        rocksdb::DB::ListColumnFamilies(rocksdb_options_, path_, &families);
-    if (IsTransient(listed)) return FromRocksDb(listed, path_);
-    if (!listed.ok()) return absl::DataLossError(listed.ToString());
-  } else if (HasData(path_)) {
+  if (!fs::exists(path_ + "/CURRENT", error) && HasData(path_)) {
     return absl::DataLossError("the file CURRENT is missing");
   }
-  XC_ASSIGN_OR_RETURN(LiveRef live, OpenRocksDb(families));
+  XC_ASSIGN_OR_RETURN(Live live, OpenRocksDb());
   std::string record;
-  const rocksdb::Status got =
-      live->db->Get({}, live->handle(Family::kMeta), FormatKey(), &record);
-  // The pages of a store of format 1 are as they are today.
-  const bool is_old = got.ok() && CheckFormat(record, kStoreFormat1).ok();
-  if (got.ok() && !is_old) {
+  const rocksdb::Status got = live->Get({}, FormatKey(), &record);
+  if (got.ok()) {
     const absl::Status checked = CheckFormat(record, kPagesFormat);
     // Pages are a cache, and of another version no use.
     if (!checked.ok()) return absl::DataLossError(checked.message());
-  } else if (!got.ok() && !got.IsNotFound()) {
+  } else if (got.IsNotFound()) {
+    XC_RETURN_IF_ERROR(WriteFormat(*live, kPagesFormat));
+  } else {
     return absl::DataLossError(got.ToString());
   }
-  XC_RETURN_IF_ERROR(TakeOver(*live, families));
-  if (!got.ok() || is_old) XC_RETURN_IF_ERROR(WriteFormat(*live));
   Publish(std::move(live));
   return absl::OkStatus();
 }
 
-absl::StatusOr<Database::LiveRef> Database::OpenRocksDb(
-    const std::vector<std::string>& families) {
-  rocksdb_options_.info_log = MakeInfoLog(path_);
-  AddListener();
-  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+absl::StatusOr<Database::Live> Database::OpenRocksDb() {
+  // It outlives the RocksDB, which shares it with nobody.
+  rocksdb_options_.listeners = {
+      std::shared_ptr<rocksdb::EventListener>(std::shared_ptr<void>(), this)};
   rocksdb::DB* db = nullptr;
-  const rocksdb::Status status = rocksdb::DB::Open(
-      rocksdb_options_, path_,
-      DescribeFamilies(rocksdb_options_, space_.plan(), families), &handles,
-      &db);
-  if (!status.ok()) {
-    const absl::Status mapped = FromRocksDb(status, "RocksDB");
-    if (status.IsNoSpace()) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("store ", options_.dir, ": ", mapped.message()));
-    }
-    if (absl::StrContains(status.ToString(), "LOCK"))
-      return InUse(options_.dir);
-    if (IsTransient(status)) return mapped;
-    return options_.kind == DatabaseKind::kSessions
-               ? WouldNotOpen(options_.dir, mapped)
-               : absl::DataLossError(mapped.message());
+  const rocksdb::Status status =
+      rocksdb::DB::Open(rocksdb_options_, path_, &db);
+  if (status.ok()) return Live(db, Close);
+  const absl::Status mapped = FromRocksDb(status, "RocksDB");
+  if (status.IsNoSpace()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("store ", options_.dir, ": ", mapped.message()));
   }
-  auto live = std::make_shared<Live>();
-  live->db.reset(db);
-  for (rocksdb::ColumnFamilyHandle* handle : handles) live->Take(handle);
-  return live;
+  if (absl::StrContains(status.ToString(), "LOCK")) return InUse(options_.dir);
+  if (IsTransient(status)) return mapped;
+  return options_.kind == DatabaseKind::kSessions
+             ? WouldNotOpen(options_.dir, mapped)
+             : absl::DataLossError(mapped.message());
 }
 
-absl::Status Database::TakeOver(Live& live,
-                                std::span<const std::string> families) {
-  const auto failed = [this](const rocksdb::Status& status) {
-    return FromRocksDb(status, "cannot make " + path_);
-  };
-  const std::span<const Family> wanted = FamiliesOf(options_.kind);
-  for (const Family family : wanted) {
-    if (Contains(families, FamilyName(family))) continue;
-    rocksdb::ColumnFamilyHandle* handle = nullptr;
-    const rocksdb::Status created = live.db->CreateColumnFamily(
-        MakeFamilyOptions(rocksdb_options_, space_.plan(), FamilyName(family)),
-        std::string(FamilyName(family)), &handle);
-    if (!created.ok()) return failed(created);
-    live.Take(handle);
-  }
-  for (rocksdb::ColumnFamilyHandle* handle : live.handles) {
-    const bool is_ours = std::any_of(
-        wanted.begin(), wanted.end(),
-        [&](Family family) { return FamilyName(family) == handle->GetName(); });
-    if (is_ours) continue;
-    const rocksdb::Status dropped = live.db->DropColumnFamily(handle);
-    if (!dropped.ok()) return failed(dropped);
-  }
-  if (options_.kind != DatabaseKind::kSessions) return absl::OkStatus();
-  // RocksDB's repair knows a family by the files that it has: give it one.
-  for (const Family family : {Family::kSessions, Family::kSessionIndex}) {
-    rocksdb::Status marked =
-        live.db->Put({}, live.handle(family), std::string(FamilyMarker()), "");
-    if (marked.ok()) marked = live.db->Flush({}, live.handle(family));
-    if (!marked.ok()) return failed(marked);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Database::WriteFormat(Live& live) {
+absl::Status Database::WriteFormat(rocksdb::DB& db, const Format& format) {
   rocksdb::WriteOptions synced;
   synced.sync = true;
-  return FromRocksDb(
-      live.db->Put(synced, live.handle(Family::kMeta), FormatKey(),
-                   FormatRecord(options_.kind == DatabaseKind::kSessions
-                                    ? kSessionsFormat
-                                    : kPagesFormat)),
-      "cannot make " + path_);
+  return FromRocksDb(db.Put(synced, FormatKey(), FormatRecord(format)),
+                     "cannot make " + path_);
 }
 
 absl::Status Database::SetAside(const absl::Status& why) {

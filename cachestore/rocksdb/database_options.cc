@@ -1,48 +1,44 @@
-// RocksDB's options: bounded memory, bounded disk, families.
+// RocksDB's options: bounded memory, bounded disk, and where its log lines go.
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <utility>
 
 #include "cachestore/rocksdb/database.h"
+#include "engine/base/log.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/filter_policy.h"
 #include "rocksdb/table.h"
 
 namespace xcache {
+namespace {
 
-std::string_view FamilyName(Family family) {
-  switch (family) {
-    case Family::kMeta:
-      return "default";
-    case Family::kPages:
-      return "pages";
-    case Family::kPageIndex:
-      return "page_index";
-    case Family::kSessions:
-      return "sessions";
-    case Family::kSessionIndex:
-      return "session_index";
+// RocksDB's own log lines, in ours, of level debug: what is to be done about
+// them is said where it is done. It would write them to a file of its own
+// beside the data, and a build with assertions stops the process where that
+// file meets a full disk.
+class InfoLog : public rocksdb::Logger {
+ public:
+  explicit InfoLog(std::string path)
+      : Logger(rocksdb::InfoLogLevel::WARN_LEVEL), path_(std::move(path)) {}
+  ~InfoLog() override { Close().PermitUncheckedError(); }
+
+  using rocksdb::Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    std::array<char, 512> line;
+    std::vsnprintf(line.data(), line.size(), format, arguments);
+    XC_LOG_DEBUG("rocksdb", "path={} message={}", LogValue(path_),
+                 LogValue(std::string(line.data())));
   }
-  return "";
-}
+
+ private:
+  const std::string path_;
+};
+
+}  // namespace
 
 std::string_view DatabaseName(DatabaseKind kind) {
   return kind == DatabaseKind::kSessions ? "sessions" : "pages";
-}
-
-std::span<const Family> FamiliesOf(DatabaseKind kind) {
-  static constexpr Family kOfSessions[] = {Family::kMeta, Family::kSessions,
-                                           Family::kSessionIndex};
-  static constexpr Family kOfPages[] = {Family::kMeta, Family::kPages,
-                                        Family::kPageIndex};
-  if (kind == DatabaseKind::kSessions) return kOfSessions;
-  return kOfPages;
-}
-
-// No page key has this length, and no session key says a tenant of 255 bytes
-// and then ends.
-std::string_view FamilyMarker() {
-  return "\xff"
-         "family";
 }
 
 DatabaseResources::DatabaseResources(int64_t cache_bytes,
@@ -63,10 +59,12 @@ DatabaseResources::DatabaseResources(int64_t cache_bytes,
 
 rocksdb::Options MakeRocksDbOptions(DatabaseKind kind,
                                     const DatabaseResources& resources,
-                                    const DiskPlan& plan) {
+                                    const DiskPlan& plan,
+                                    const std::string& path) {
   const bool is_pages = kind == DatabaseKind::kPages;
   rocksdb::Options o;
   o.create_if_missing = true;
+  o.info_log = std::make_shared<InfoLog>(path);
   o.paranoid_checks = true;
   if (is_pages) {
     // What was not synced may be gone or torn. Each page says itself whether it
@@ -110,40 +108,22 @@ rocksdb::Options MakeRocksDbOptions(DatabaseKind kind,
   table.block_cache = resources.cache;
   table.cache_index_and_filter_blocks = true;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
-  table.format_version = 5;                         // table_check.h
-  table.checksum = rocksdb::ChecksumType::kCRC32c;  // table_check.h
+  table.format_version = 5;
   o.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  o.compression = rocksdb::CompressionType::kNoCompression;
-  return o;
-}
-
-rocksdb::ColumnFamilyOptions MakeFamilyOptions(const rocksdb::Options& options,
-                                               const DiskPlan& plan,
-                                               std::string_view family) {
-  rocksdb::ColumnFamilyOptions cf(options);
-  if (family == FamilyName(Family::kSessions)) {
-    cf.compression = rocksdb::CompressionType::kLZ4Compression;
+  if (!is_pages) {
+    o.compression = rocksdb::CompressionType::kLZ4Compression;
+    return o;
   }
-  if (family != FamilyName(Family::kPages)) return cf;
-  cf.enable_blob_files = true;
-  cf.min_blob_size = 1024;
-  cf.blob_file_size = static_cast<uint64_t>(plan.write_buffer);
   // Codes are dense: nothing to be gained.
-  cf.blob_compression_type = rocksdb::CompressionType::kNoCompression;
-  cf.enable_blob_garbage_collection = true;
-  cf.blob_garbage_collection_age_cutoff = plan.gc_cutoff;
-  cf.blob_garbage_collection_force_threshold = 0.5;
-  return cf;
-}
-
-std::vector<rocksdb::ColumnFamilyDescriptor> DescribeFamilies(
-    const rocksdb::Options& options, const DiskPlan& plan,
-    std::span<const std::string> names) {
-  std::vector<rocksdb::ColumnFamilyDescriptor> out;
-  for (const std::string& name : names) {
-    out.emplace_back(name, MakeFamilyOptions(options, plan, name));
-  }
-  return out;
+  o.compression = rocksdb::CompressionType::kNoCompression;
+  o.blob_compression_type = rocksdb::CompressionType::kNoCompression;
+  o.enable_blob_files = true;
+  o.min_blob_size = 1024;
+  o.blob_file_size = static_cast<uint64_t>(plan.write_buffer);
+  o.enable_blob_garbage_collection = true;
+  o.blob_garbage_collection_age_cutoff = plan.gc_cutoff;
+  o.blob_garbage_collection_force_threshold = 0.5;
+  return o;
 }
 
 }  // namespace xcache

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <optional>
 
-#include "absl/strings/str_cat.h"
 #include "cachestore/rocksdb/page_records.h"
 #include "engine/base/crc32c.h"
 #include "engine/base/log.h"
@@ -20,19 +19,19 @@ constexpr int64_t kIndexStep = 64 << 10;
 // Pages deleted by one write.
 constexpr size_t kEvictBatch = 64;
 
-uint64_t UnixMicros() {
-  return static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::microseconds>(
-          std::chrono::system_clock::now().time_since_epoch())
-          .count());
-}
-
 // A collection looks at a share of the files: this many see them all.
 int NumShares(const DiskPlan& plan) {
   return static_cast<int>(1.0 / plan.gc_cutoff) + 1;
 }
 
 }  // namespace
+
+uint64_t UnixMicros() {
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(
+          std::chrono::system_clock::now().time_since_epoch())
+          .count());
+}
 
 DiskPageStore::Held::Held(DiskPageStore& store, const PageKey& key)
     : store_(store) {
@@ -54,9 +53,10 @@ void DiskPageStore::Held::Add(const PageKey& key) {
 
 DiskPageStore::DiskPageStore(Database& db, MemoryBudget& budget,
                              std::function<void()> on_full)
-    : db_(db), budget_(budget), on_full_(std::move(on_full)) {}
-
-DiskPageStore::~DiskPageStore() = default;
+    : db_(db),
+      budget_(budget),
+      on_full_(std::move(on_full)),
+      index_memory_(*budget.Reserve(MemoryAccount::kStoreIndex, 0)) {}
 
 absl::StatusOr<std::unique_ptr<DiskPageStore>> DiskPageStore::Open(
     Database& db, MemoryBudget& budget, std::function<void()> on_full) {
@@ -67,9 +67,7 @@ absl::StatusOr<std::unique_ptr<DiskPageStore>> DiskPageStore::Open(
 }
 
 absl::Status DiskPageStore::Load() {
-  auto memory = budget_.Reserve(MemoryAccount::kStoreIndex, 0);
   MutexLock lock(mu_);
-  index_memory_ = *std::move(memory);
   std::vector<PageKey> dropped;
   int64_t damaged = 0;
   const absl::Status scanned = db_.Scan(
@@ -103,13 +101,10 @@ absl::Status DiskPageStore::Load() {
   }
   stats_.corrupt += damaged;
   if (!dropped.empty()) {
-    XC_LOG_WARN("dropped pages of the store at start", "pages={} damaged={}",
-                dropped.size(), damaged);
     const absl::Status deleted = DeleteRecords(dropped);
-    if (!deleted.ok()) {
-      XC_LOG_WARN("dropped pages stay on disk for now", "detail={}",
-                  LogValue(std::string(deleted.message())));
-    }
+    XC_LOG_WARN("dropped pages of the store at start",
+                "pages={} damaged={} deleted={}", dropped.size(), damaged,
+                LogValue(deleted.ToString()));
   }
   return absl::OkStatus();
 }
@@ -141,7 +136,7 @@ absl::StatusOr<PageHit> DiskPageStore::Get(const PageKey& key) {
   }
   auto memory = budget_.Reserve(
       MemoryAccount::kHostPages,
-      PageMemoryBytes(static_cast<size_t>(num_bytes) + kPageTrailerBytes));
+      PageMemoryBytes(static_cast<size_t>(num_bytes) + kPageEntryBytes));
   if (!memory) {
     return absl::ResourceExhaustedError("no memory to read a page into");
   }
@@ -164,16 +159,15 @@ absl::StatusOr<PageHit> DiskPageStore::Get(const PageKey& key) {
   return PageHit{
       std::make_shared<const Page>(key, value->parent, std::move(value->bytes),
                                    *std::move(memory)),
-      PageTier::kDisk};
+      tier()};
 }
 
 absl::StatusOr<DiskPageStore::Value> DiskPageStore::Read(const PageKey& key) {
   Value value;
   XC_RETURN_IF_ERROR(db_.Get(Family::kPages, KeyBytes(key), &value.bytes));
-  XC_ASSIGN_OR_RETURN(const PageTrailer trailer,
-                      CheckPageValue(key, value.bytes));
-  value.parent = trailer.parent;
-  value.bytes.resize(trailer.page_bytes);
+  XC_ASSIGN_OR_RETURN(const PageEntry entry, CheckPageValue(key, value.bytes));
+  value.parent = entry.parent;
+  value.bytes.resize(entry.num_bytes);
   return value;
 }
 
@@ -224,12 +218,10 @@ absl::Status DiskPageStore::Put(const PageRef& page) {
     }
     entry.put_us = Now();
   }
-  const std::string trailer =
-      EncodePageTrailer(key, page->parent(), page->bytes());
-  const std::string index_value = EncodePageEntry(key, entry);
+  const std::string bytes = EncodePageEntry(key, entry);
   const WriteOp ops[] = {
-      {Family::kPages, KeyBytes(key), {{page->bytes(), trailer}}},
-      {Family::kPageIndex, KeyBytes(key), {{index_value, {}}}}};
+      {Family::kPages, KeyBytes(key), {{page->bytes(), bytes}}},
+      {Family::kPageIndex, KeyBytes(key), {{bytes, {}}}}};
   const absl::Status written =
       db_.Write(ops, /*sync=*/false, Database::Room::kPage);
   if (!written.ok()) {
@@ -394,9 +386,7 @@ absl::Status DiskPageStore::CollectAll() {
 
 void DiskPageStore::MakeRoom() {
   const DiskPlan& plan = db_.space().plan();
-  // Every collection looks at a share of the files: this many see them all.
-  const int max_rounds = static_cast<int>(1.0 / plan.gc_cutoff) + 1;
-  for (int round = 0; round < max_rounds; ++round) {
+  for (int round = 0; round < NumShares(plan); ++round) {
     db_.space().Scan();
     int64_t live = 0;
     {

@@ -26,13 +26,14 @@
 
 namespace xcache {
 
+uint64_t UnixMicros();
+
 class DiskPageStore : public PageStore {
  public:
   // Reads the index of pages. Both must outlive the store. `on_full`, if given,
   // is called (on any thread) when a page was refused for want of room.
   static absl::StatusOr<std::unique_ptr<DiskPageStore>> Open(
       Database& db, MemoryBudget& budget, std::function<void()> on_full);
-  ~DiskPageStore() override;
 
   absl::StatusOr<PageHit> Get(const PageKey& key) override;
   // Written, not synced: a synced write that follows makes it durable.
@@ -40,6 +41,7 @@ class DiskPageStore : public PageStore {
   bool Contains(const PageKey& key) const override;
   absl::Status Erase(const PageKey& key) override;
   PageStoreStats stats() const override;
+  PageTier tier() const override { return PageTier::kDisk; }
 
   // Keeps a session's chain of pages from eviction: those of it that are here,
   // and those on their way; replaces its earlier claim. `used_us`: Unix time.

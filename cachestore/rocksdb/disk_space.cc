@@ -13,12 +13,7 @@
 namespace xcache {
 
 absl::Status FileStatus(const std::error_code& error, const std::string& what) {
-  if (!error) return absl::OkStatus();
-  const std::string message = absl::StrCat(what, ": ", error.message());
-  if (error == std::errc::no_space_on_device) {
-    return absl::ResourceExhaustedError(message);
-  }
-  return absl::UnavailableError(message);
+  return error ? absl::ErrnoToStatus(error.value(), what) : absl::OkStatus();
 }
 
 int64_t FolderBytes(const std::string& dir) {
@@ -102,11 +97,13 @@ void DiskSpace::ScanLocked() {
   const FileSystemBytes fs = FileSystemOf(dir_);
   free_bytes_ = fs.free;
   min_free_bytes_ = std::min(min_free_option_, fs.total / 20);
+  if (HasFreeSpaceLocked()) refused_bytes_ = 0;
 }
 
-absl::Status DiskSpace::Admit(int64_t bytes, Kind kind) {
+absl::Status DiskSpace::Admit(int64_t bytes, Room room) {
+  if (room == Room::kFrees) return absl::OkStatus();
   const int64_t limit =
-      kind == Kind::kPage ? plan_.pages_limit : plan_.records_limit;
+      room == Room::kPage ? plan_.pages_limit : plan_.records_limit;
   MutexLock lock(mu_);
   const auto over_cap = [&]() XC_REQUIRES(mu_) {
     return scanned_bytes_ + written_since_ + bytes > limit;
@@ -127,6 +124,7 @@ absl::Status DiskSpace::Admit(int64_t bytes, Kind kind) {
         " are in use (limit for this kind: ", limit, "), wanted ", bytes));
   }
   if (over_disk()) {
+    refused_bytes_ = std::max(refused_bytes_, bytes);
     return absl::ResourceExhaustedError(
         absl::StrCat("the file system of ", dir_, " has ", free_bytes_,
                      " bytes left, wanted ", 2 * bytes, " and ",
@@ -148,7 +146,11 @@ int64_t DiskSpace::free_bytes() const {
 
 bool DiskSpace::HasFreeSpace() const {
   MutexLock lock(mu_);
-  return free_bytes_ < 0 || free_bytes_ >= min_free_bytes_;
+  return HasFreeSpaceLocked();
+}
+
+bool DiskSpace::HasFreeSpaceLocked() const {
+  return free_bytes_ < 0 || free_bytes_ - 2 * refused_bytes_ >= min_free_bytes_;
 }
 
 }  // namespace xcache

@@ -12,8 +12,7 @@
 
 namespace xcache {
 
-// OK where `error` is none; else "what: reason", RESOURCE_EXHAUSTED where it is
-// the disk's end.
+// OK where `error`, of the system, is none; else "what: reason".
 absl::Status FileStatus(const std::error_code& error, const std::string& what);
 
 // The bytes that a folder's files take on disk, subfolders included.
@@ -61,21 +60,27 @@ class DiskSpace {
 
   const DiskPlan& plan() const { return plan_; }
 
-  enum class Kind { kPage, kRecord };
+  enum class Room {
+    kPage,    // refused first
+    kRecord,  // may use what pages may not
+    kFrees,   // makes room: always admitted
+  };
   // OK: `bytes` may be written now, and count as written. RESOURCE_EXHAUSTED
   // says which limit it would pass.
-  absl::Status Admit(int64_t bytes, Kind kind);
+  absl::Status Admit(int64_t bytes, Room room);
 
   // Looks at the folder and the file system.
   void Scan();
 
   int64_t used_bytes() const;
   int64_t free_bytes() const;
-  // Whether the file system has room (min_free_bytes) as of the last scan.
+  // Whether the file system has room (min_free_bytes), and for what was refused
+  // too, as of the last scan.
   bool HasFreeSpace() const;
 
  private:
   void ScanLocked() XC_REQUIRES(mu_);
+  bool HasFreeSpaceLocked() const XC_REQUIRES(mu_);
 
   const std::string dir_;
   const DiskPlan plan_;
@@ -85,6 +90,7 @@ class DiskSpace {
   int64_t written_since_ XC_GUARDED_BY(mu_) = 0;
   int64_t free_bytes_ XC_GUARDED_BY(mu_) = 0;
   int64_t min_free_bytes_ XC_GUARDED_BY(mu_) = 0;
+  int64_t refused_bytes_ XC_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace xcache

@@ -1,5 +1,6 @@
 #include "cachestore/rocksdb/file_system.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <string_view>
@@ -7,8 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "cachestore/rocksdb/table_check.h"
-#include "engine/base/crc32c.h"
+#include "cachestore/rocksdb/table_sums.h"
 #include "rocksdb/file_system.h"
 
 namespace xcache {
@@ -22,28 +22,23 @@ using rocksdb::IOOptions;
 using rocksdb::IOStatus;
 using rocksdb::Slice;
 
+bool IsTable(const std::string& path) { return absl::EndsWith(path, ".sst"); }
+
+IOStatus DamagedTable(const std::string& path, const std::string& what) {
+  return IOStatus::Corruption(absl::StrCat("table file ", path, " is damaged"),
+                              what);
+}
+
 // A MANIFEST that is being written.
 class WatchedManifest : public rocksdb::FSWritableFileOwnerWrapper {
  public:
   WatchedManifest(std::unique_ptr<FSWritableFile> file, uint64_t number,
                   std::string db_path, SyncLedger& ledger)
       : FSWritableFileOwnerWrapper(std::move(file)),
+        number_(number),
         db_path_(std::move(db_path)),
-        ledger_(ledger) {
-    mark_.number = number;
-  }
+        ledger_(ledger) {}
 
-  IOStatus Append(const Slice& data, const IOOptions& options,
-                  IODebugContext* dbg) override {
-    return Appended(data,
-                    FSWritableFileOwnerWrapper::Append(data, options, dbg));
-  }
-  IOStatus Append(const Slice& data, const IOOptions& options,
-                  const rocksdb::DataVerificationInfo& info,
-                  IODebugContext* dbg) override {
-    return Appended(
-        data, FSWritableFileOwnerWrapper::Append(data, options, info, dbg));
-  }
   IOStatus Sync(const IOOptions& options, IODebugContext* dbg) override {
     return Synced(FSWritableFileOwnerWrapper::Sync(options, dbg));
   }
@@ -52,54 +47,99 @@ class WatchedManifest : public rocksdb::FSWritableFileOwnerWrapper {
   }
 
  private:
-  IOStatus Appended(const Slice& data, IOStatus status) {
-    if (status.ok()) {
-      mark_.num_bytes += data.size();
-      mark_.crc = Crc32c(data.data(), data.size(), mark_.crc);
-    } else {
-      is_known_ = false;  // it may have got any part of it
-    }
-    return status;
-  }
   IOStatus Synced(IOStatus status) {
-    if (status.ok() && is_known_) {
-      ledger_.ManifestSynced(mark_, ReadCurrent(db_path_).value_or(0));
+    if (status.ok()) {
+      ledger_.ManifestSynced(MarkManifest(db_path_, number_),
+                             ReadCurrent(db_path_).value_or(0));
     }
     return status;
   }
 
+  const uint64_t number_;
   const std::string db_path_;
   SyncLedger& ledger_;
-  ManifestMark mark_;
-  bool is_known_ = true;
 };
 
-// A table: what is read of it is checked, where that is one of its blocks.
+// A table that is being written: its checksums follow it. RocksDB syncs it
+// once, when it is whole.
+class WatchedTable : public rocksdb::FSWritableFileOwnerWrapper {
+ public:
+  using Base = rocksdb::FSWritableFileOwnerWrapper;
+  using Base::Base;
+
+  IOStatus Append(const Slice& data, const IOOptions& options,
+                  IODebugContext* dbg) override {
+    sums_.Append({data.data(), data.size()});
+    return Base::Append(data, options, dbg);
+  }
+  IOStatus Append(const Slice& data, const IOOptions& options,
+                  const rocksdb::DataVerificationInfo& info,
+                  IODebugContext* dbg) override {
+    sums_.Append({data.data(), data.size()});
+    return Base::Append(data, options, info, dbg);
+  }
+  IOStatus Sync(const IOOptions& options, IODebugContext* dbg) override {
+    IOStatus status = Finish(options, dbg);
+    return status.ok() ? Base::Sync(options, dbg) : status;
+  }
+  IOStatus Fsync(const IOOptions& options, IODebugContext* dbg) override {
+    IOStatus status = Finish(options, dbg);
+    return status.ok() ? Base::Fsync(options, dbg) : status;
+  }
+
+ private:
+  IOStatus Finish(const IOOptions& options, IODebugContext* dbg) {
+    if (std::exchange(is_finished_, true)) return IOStatus::OK();
+    return Base::Append(sums_.Trailer(), options, dbg);
+  }
+
+  TableSums sums_;
+  bool is_finished_ = false;
+};
+
+// A table whose every read is checked.
 class CheckedTable : public rocksdb::FSRandomAccessFileOwnerWrapper {
  public:
   CheckedTable(std::unique_ptr<FSRandomAccessFile> file, std::string path,
-               TableBlocks blocks)
+               TableSums sums)
       : FSRandomAccessFileOwnerWrapper(std::move(file)),
         path_(std::move(path)),
-        blocks_(std::move(blocks)) {}
+        sums_(std::move(sums)) {}
 
   IOStatus Read(uint64_t offset, size_t num_bytes, const IOOptions& options,
                 Slice* result, char* scratch,
                 IODebugContext* dbg) const override {
+    constexpr uint64_t kChunk = TableSums::kChunkBytes;
+    const uint64_t table_bytes = sums_.table_bytes();
+    offset = std::min(offset, table_bytes);
+    num_bytes = static_cast<size_t>(
+        std::min<uint64_t>(num_bytes, table_bytes - offset));
+    // The chunks that it lies in.
+    const uint64_t from = offset / kChunk * kChunk;
+    const uint64_t to = std::min(
+        (offset + num_bytes + kChunk - 1) / kChunk * kChunk, table_bytes);
+    std::string chunks(static_cast<size_t>(to - from), '\0');
+    Slice got;
     IOStatus status = FSRandomAccessFileOwnerWrapper::Read(
-        offset, num_bytes, options, result, scratch, dbg);
-    if (!status.ok() ||
-        CheckTableRead(blocks_, offset, {result->data(), result->size()})) {
-      return status;
+        from, chunks.size(), options, &got, chunks.data(), dbg);
+    if (!status.ok()) return status;
+    if (got.size() != chunks.size() ||
+        !sums_.Check(from, {got.data(), got.size()})) {
+      return DamagedTable(path_, absl::StrCat(num_bytes, " bytes at ", offset));
     }
-    return IOStatus::Corruption(
-        absl::StrCat("table file ", path_, " is damaged"),
-        absl::StrCat("block at ", offset, ", ", num_bytes, " bytes"));
+    std::memcpy(scratch, got.data() + (offset - from), num_bytes);
+    *result = Slice(scratch, num_bytes);
+    return status;
+  }
+  // Through Read().
+  IOStatus MultiRead(rocksdb::FSReadRequest* requests, size_t num_requests,
+                     const IOOptions& options, IODebugContext* dbg) override {
+    return FSRandomAccessFile::MultiRead(requests, num_requests, options, dbg);
   }
 
  private:
   const std::string path_;
-  const TableBlocks blocks_;
+  const TableSums sums_;
 };
 
 class StoreFileSystem : public rocksdb::FileSystemWrapper {
@@ -114,7 +154,9 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
                            IODebugContext* dbg) override {
     IOStatus status =
         FileSystemWrapper::NewWritableFile(path, options, file, dbg);
-    if (ledger_ == nullptr || !status.ok()) return status;
+    if (!status.ok()) return status;
+    if (IsTable(path)) *file = std::make_unique<WatchedTable>(std::move(*file));
+    if (ledger_ == nullptr) return status;
     const size_t slash = path.rfind('/');
     if (slash == std::string::npos) return status;
     const auto number =
@@ -132,45 +174,35 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
                                IODebugContext* dbg) override {
     IOStatus status =
         FileSystemWrapper::NewRandomAccessFile(path, options, file, dbg);
-    if (!status.ok() || !absl::EndsWith(path, ".sst")) return status;
-    TableBlocks blocks;
-    status = Check(path, **file, &blocks, dbg);
-    if (status.ok()) {
-      *file = std::make_unique<CheckedTable>(std::move(*file), path,
-                                             std::move(blocks));
-    } else {
-      file->reset();
+    if (!status.ok() || !IsTable(path)) return status;
+    uint64_t file_bytes = 0;
+    status =
+        FileSystemWrapper::GetFileSize(path, IOOptions(), &file_bytes, dbg);
+    if (!status.ok()) return status;
+    const uint64_t table_bytes = TableSums::TableBytes(file_bytes);
+    std::string trailer(static_cast<size_t>(file_bytes - table_bytes), '\0');
+    Slice got;
+    status = (*file)->Read(table_bytes, trailer.size(), IOOptions(), &got,
+                           trailer.data(), dbg);
+    if (!status.ok()) return status;
+    auto sums = TableSums::Parse(table_bytes, {got.data(), got.size()});
+    if (!sums) return DamagedTable(path, "its checksums");
+    *file = std::make_unique<CheckedTable>(std::move(*file), path,
+                                           *std::move(sums));
+    return status;
+  }
+
+  IOStatus GetFileSize(const std::string& path, const IOOptions& options,
+                       uint64_t* num_bytes, IODebugContext* dbg) override {
+    IOStatus status =
+        FileSystemWrapper::GetFileSize(path, options, num_bytes, dbg);
+    if (status.ok() && IsTable(path)) {
+      *num_bytes = TableSums::TableBytes(*num_bytes);
     }
     return status;
   }
 
  private:
-  IOStatus Check(const std::string& path, FSRandomAccessFile& file,
-                 TableBlocks* blocks, IODebugContext* dbg) {
-    uint64_t size = 0;
-    IOStatus failed = GetFileSize(path, IOOptions(), &size, dbg);
-    if (!failed.ok()) return failed;
-    absl::StatusOr<TableBlocks> checked =
-        CheckTable(size, [&](uint64_t offset, size_t num_bytes, char* out) {
-          Slice got;
-          failed = file.Read(offset, num_bytes, IOOptions(), &got, out, dbg);
-          if (!failed.ok()) return absl::UnavailableError("cannot be read");
-          if (got.size() != num_bytes) {
-            return absl::DataLossError(absl::StrCat("ends at ", offset));
-          }
-          if (got.data() != out) std::memcpy(out, got.data(), num_bytes);
-          return absl::OkStatus();
-        });
-    if (checked.ok()) {
-      *blocks = *std::move(checked);
-      return IOStatus::OK();
-    }
-    if (!failed.ok()) return failed;
-    return IOStatus::Corruption(
-        absl::StrCat("table file ", path, " is damaged"),
-        std::string(checked.status().message()));
-  }
-
   SyncLedger* const ledger_;
 };
 

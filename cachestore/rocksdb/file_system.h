@@ -1,7 +1,7 @@
 // The file system that RocksDB gets. It passes everything on, and watches two
-// kinds of files: no table and no block of one reaches RocksDB that has not
-// been checked, and what is synced of a MANIFEST is noted in the ledger before
-// RocksDB relies on it.
+// kinds of files: no byte of a table reaches RocksDB that has not been checked,
+// and what is synced of a MANIFEST is noted in the ledger before RocksDB relies
+// on it.
 #ifndef XCACHE_CACHESTORE_ROCKSDB_FILE_SYSTEM_H_
 #define XCACHE_CACHESTORE_ROCKSDB_FILE_SYSTEM_H_
 

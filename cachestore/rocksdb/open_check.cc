@@ -1,6 +1,5 @@
 #include "cachestore/rocksdb/open_check.h"
 
-#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <system_error>
@@ -17,46 +16,135 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A database opened for reading, for as long as one looks at it.
-class ReadOnlyDb {
- public:
-  static absl::StatusOr<std::unique_ptr<ReadOnlyDb>> Open(
-      rocksdb::Options options, const DiskPlan& plan, const std::string& path,
-      const std::vector<std::string>& families, rocksdb::WALRecoveryMode mode) {
-    options.wal_recovery_mode = mode;
-    options.listeners.clear();
-    // Every table, not the first few: each is checked when it is opened.
-    options.max_open_files = -1;
-    auto out = std::make_unique<ReadOnlyDb>();
-    rocksdb::DB* db = nullptr;
-    const rocksdb::Status opened = rocksdb::DB::OpenForReadOnly(
-        options, path, DescribeFamilies(options, plan, families),
-        &out->handles_, &db);
-    if (!opened.ok()) return FromRocksDb(opened, "RocksDB");
-    out->db_.reset(db);
-    return out;
-  }
-  ~ReadOnlyDb() {
-    for (auto* handle : handles_) db_->DestroyColumnFamilyHandle(handle);
-  }
+using Mode = rocksdb::WALRecoveryMode;
 
-  uint64_t sequence() const { return db_->GetLatestSequenceNumber(); }
-  rocksdb::Status GetFormat(std::string* record) const {
-    return db_->Get({}, db_->DefaultColumnFamily(), FormatKey(), record);
+absl::StatusOr<OpenCheck> Check(const std::string& path, const Format& format,
+                                const rocksdb::Options& options,
+                                const std::optional<LedgerRecord>& ledger) {
+  OpenCheck check;
+  std::error_code error;
+  if (!fs::exists(path + "/CURRENT", error)) {
+    check.is_empty = !ledger && !HasData(path);
+    if (check.is_empty) return check;
+    return absl::DataLossError("the file CURRENT is missing");
   }
-  bool HasMetaKeys() const {
-    const std::unique_ptr<rocksdb::Iterator> it(
-        db_->NewIterator({}, db_->DefaultColumnFamily()));
-    it->SeekToFirst();
-    return it->Valid() || !it->status().ok();
+  if (ledger) XC_RETURN_IF_ERROR(CheckManifest(*ledger, path));
+  const auto open = [&](Mode mode) {
+    rocksdb::Options with_mode = options;
+    with_mode.wal_recovery_mode = mode;
+    return ReadOnlyDb::Open(with_mode, path);
+  };
+  auto db = open(check.recovery_mode);
+  if (absl::IsDataLoss(db.status())) {
+    // A power loss may leave rubbish behind what was synced. If no intact
+    // record follows the damage, that is what it is; if the log went further
+    // once, the ledger below knows.
+    const absl::Status strict = db.status();
+    db = open(Mode::kPointInTimeRecovery);
+    const auto beyond = open(Mode::kSkipAnyCorruptedRecords);
+    if (!db.ok() || !beyond.ok() ||
+        (*db)->sequence() != (*beyond)->sequence()) {
+      return strict;
+    }
+    XC_LOG_WARN("the log of the store has a torn end", "path={} detail={}",
+                LogValue(path), LogValue(std::string(strict.message())));
+    check.recovery_mode = Mode::kPointInTimeRecovery;
+    check.has_torn_log = true;
   }
-
- private:
-  std::unique_ptr<rocksdb::DB> db_;
-  std::vector<rocksdb::ColumnFamilyHandle*> handles_;
-};
+  if (!db.ok()) return db.status();
+  if (ledger && (*db)->sequence() < ledger->synced_sequence) {
+    return absl::DataLossError(
+        absl::StrCat("it was synced up to record ", ledger->synced_sequence,
+                     " and now ends at ", (*db)->sequence()));
+  }
+  std::string record;
+  const rocksdb::Status got = (*db)->GetFormat(&record);
+  if (got.ok()) {
+    XC_RETURN_IF_ERROR(CheckFormat(record, format));
+    return check;
+  }
+  if (ledger && !got.IsNotFound()) {
+    // It was whole once; what is around the damage is served.
+    XC_LOG_WARN("the store's format record is damaged", "path={} detail={}",
+                LogValue(path), LogValue(got.ToString()));
+    return check;
+  }
+  if (!got.IsNotFound() || ledger) return FromRocksDb(got, "format record");
+  // Its making was cut off before the last step: then it holds nothing yet.
+  if (!(*db)->IsEmpty()) {
+    return absl::FailedPreconditionError(
+        "it holds a RocksDB that is not a store of XCache");
+  }
+  check.is_empty = true;
+  return check;
+}
 
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<ReadOnlyDb>> ReadOnlyDb::Open(
+    rocksdb::Options options, const std::string& path) {
+  options.listeners.clear();
+  options.create_if_missing = false;
+  // Every table, not the first few: each is looked at when it is opened.
+  options.max_open_files = -1;
+  std::vector<std::string> names;
+  const rocksdb::Status listed =
+      rocksdb::DB::ListColumnFamilies(options, path, &names);
+  if (!listed.ok()) return FromRocksDb(listed, "MANIFEST");
+  std::vector<rocksdb::ColumnFamilyDescriptor> families;
+  for (const std::string& name : names) families.emplace_back(name, options);
+  auto out = std::make_unique<ReadOnlyDb>();
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status opened = rocksdb::DB::OpenForReadOnly(
+      options, path, families, &out->handles_, &db);
+  if (!opened.ok()) return FromRocksDb(opened, "RocksDB");
+  out->db_.reset(db);
+  return out;
+}
+
+ReadOnlyDb::~ReadOnlyDb() {
+  for (auto* handle : handles_) db_->DestroyColumnFamilyHandle(handle);
+}
+
+rocksdb::Status ReadOnlyDb::GetFormat(std::string* record) const {
+  return db_->Get({}, FormatKey(), record);
+}
+
+bool ReadOnlyDb::IsEmpty() const {
+  const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator({}));
+  it->SeekToFirst();
+  return !it->Valid() && it->status().ok();
+}
+
+void ReadOnlyDb::ForEachRecord(const RecordFn& fn) const {
+  rocksdb::ReadOptions options;
+  options.fill_cache = false;
+  for (auto* handle : handles_) {
+    const std::unique_ptr<rocksdb::Iterator> it(
+        db_->NewIterator(options, handle));
+    xcache::ForEachRecord(*it, handle->GetName(), fn);
+  }
+}
+
+void ForEachRecord(rocksdb::Iterator& it, std::string_view column_family,
+                   const RecordFn& fn) {
+  std::optional<Family> family;  // of all keys: in a store of format 1
+  if (column_family == "sessions") family = Family::kSessions;
+  if (column_family == "session_index") family = Family::kSessionIndex;
+  if (!family && column_family != "default") return;
+  const rocksdb::Status status =
+      ForEach(it, [&](std::string_view key, std::string_view value) {
+        if (family) {
+          fn(*family, key, value);
+        } else if (!key.empty()) {
+          fn(static_cast<Family>(key[0]), key.substr(1), value);
+        }
+      });
+  if (!status.ok()) {
+    XC_LOG_WARN("a part of a database cannot be read", "detail={}",
+                LogValue(status.ToString()));
+  }
+}
 
 std::string FormatKey() { return "format"; }
 
@@ -105,97 +193,16 @@ absl::Status WouldNotOpen(const std::string& dir, const absl::Status& why) {
 }
 
 absl::StatusOr<OpenCheck> CheckBeforeOpen(
-    const OpenCheckTarget& target, const rocksdb::Options& options,
-    const DiskPlan& plan, const std::optional<LedgerRecord>& ledger) {
-  using Mode = rocksdb::WALRecoveryMode;
-  const std::string& dir = target.dir;
-  const std::string& path = target.path;
-  const std::span<const Family> wanted = target.families;
-  OpenCheck check;
-  std::error_code error;
-  if (!fs::exists(path + "/CURRENT", error)) {
-    if (ledger || HasData(path)) {
-      return WouldNotOpen(dir,
-                          absl::DataLossError("the file CURRENT is missing"));
-    }
-    check.is_empty = true;
-    check.families = {"default"};
-    return check;
+    const std::string& dir, const std::string& path, const Format& format,
+    const rocksdb::Options& options,
+    const std::optional<LedgerRecord>& ledger) {
+  auto check = Check(path, format, options, ledger);
+  if (check.ok()) return check;
+  if (!absl::IsFailedPrecondition(check.status())) {
+    return WouldNotOpen(dir, check.status());
   }
-  if (ledger) {
-    const absl::Status checked = CheckManifest(*ledger, path);
-    if (!checked.ok()) return WouldNotOpen(dir, checked);
-  }
-  const rocksdb::Status listed =
-      rocksdb::DB::ListColumnFamilies(options, path, &check.families);
-  if (!listed.ok()) {
-    return WouldNotOpen(dir, FromRocksDb(listed, "MANIFEST"));
-  }
-
-  const auto open = [&](Mode mode) {
-    return ReadOnlyDb::Open(options, plan, path, check.families, mode);
-  };
-  auto db = open(check.recovery_mode);
-  if (absl::IsDataLoss(db.status())) {
-    // A power loss may leave rubbish behind what was synced. If no intact
-    // record follows the damage, that is what it is; if the log went further
-    // once, the ledger below knows.
-    const absl::Status strict = db.status();
-    db = open(Mode::kPointInTimeRecovery);
-    const auto beyond = open(Mode::kSkipAnyCorruptedRecords);
-    if (!db.ok() || !beyond.ok() ||
-        (*db)->sequence() != (*beyond)->sequence()) {
-      return WouldNotOpen(dir, strict);
-    }
-    XC_LOG_WARN("the log of the store has a torn end", "dir={} detail={}",
-                LogValue(dir), LogValue(std::string(strict.message())));
-    check.recovery_mode = Mode::kPointInTimeRecovery;
-    check.has_torn_log = true;
-  }
-  if (!db.ok()) return WouldNotOpen(dir, db.status());
-  if (ledger && (*db)->sequence() < ledger->synced_sequence) {
-    return WouldNotOpen(
-        dir, absl::DataLossError(absl::StrCat(
-                 "it was synced up to record ", ledger->synced_sequence,
-                 " and now ends at ", (*db)->sequence())));
-  }
-
-  std::string record;
-  const rocksdb::Status got = (*db)->GetFormat(&record);
-  if (got.ok()) {
-    const absl::Status checked = CheckFormat(record, target.format);
-    if (absl::IsDataLoss(checked)) return WouldNotOpen(dir, checked);
-    if (!checked.ok()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("store ", dir, ": ", checked.message()));
-    }
-    for (const Family family : wanted) {
-      if (std::find(check.families.begin(), check.families.end(),
-                    FamilyName(family)) == check.families.end()) {
-        return WouldNotOpen(
-            dir, absl::DataLossError(absl::StrCat(
-                     "column family ", std::string(FamilyName(family)),
-                     " is missing")));
-      }
-    }
-    return check;
-  }
-  if (!got.IsNotFound() || ledger) {
-    return WouldNotOpen(dir, FromRocksDb(got, "format record"));
-  }
-  // Its making was cut off before the last step: then it holds nothing yet.
-  check.is_empty = true;
-  const bool has_other = std::any_of(
-      check.families.begin(), check.families.end(),
-      [&](const std::string& name) {
-        return std::none_of(wanted.begin(), wanted.end(),
-                            [&](Family f) { return FamilyName(f) == name; });
-      });
-  if (has_other || (*db)->HasMetaKeys()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(path, " holds a RocksDB that is not a store of XCache"));
-  }
-  return check;
+  return absl::FailedPreconditionError(
+      absl::StrCat("store ", dir, ": ", check.status().message()));
 }
 
 }  // namespace xcache

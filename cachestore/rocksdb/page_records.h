@@ -17,28 +17,24 @@ std::string_view KeyBytes(const PageKey& key);
 // Nothing: not the length of a key.
 std::optional<PageKey> ParseKeyBytes(std::string_view bytes);
 
-// What follows a page's bytes in its value. It is at the end, so that a value
-// that was read becomes the page by cutting it off.
-inline constexpr size_t kPageTrailerBytes = 48;
-std::string EncodePageTrailer(const PageKey& key, const PageKey& parent,
-                              std::string_view page);
-struct PageTrailer {
-  PageKey parent{};
-  size_t page_bytes = 0;
-};
-// DATA_LOSS: not the value that was put under `key`.
-absl::StatusOr<PageTrailer> CheckPageValue(const PageKey& key,
-                                           std::string_view value);
-
+// What is known of a page. It stands in the index, and once more behind the
+// page's bytes in its value: at the end, so that a value that was read becomes
+// the page by cutting it off.
 struct PageEntry {
   PageKey parent{};
   uint32_t num_bytes = 0;
   uint32_t crc = 0;     // of the page's bytes
   uint64_t put_us = 0;  // Unix time
 };
+inline constexpr size_t kPageEntryBytes = 56;
 std::string EncodePageEntry(const PageKey& key, const PageEntry& entry);
+// DATA_LOSS: not the entry that was put under `key`.
 absl::StatusOr<PageEntry> DecodePageEntry(const PageKey& key,
                                           std::string_view bytes);
+// The entry in a page's value. DATA_LOSS: not the value that was put under
+// `key`.
+absl::StatusOr<PageEntry> CheckPageValue(const PageKey& key,
+                                         std::string_view value);
 
 }  // namespace xcache
 

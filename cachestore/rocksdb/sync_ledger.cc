@@ -6,13 +6,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/coding.h"
 #include "engine/base/crc32c.h"
+#include "engine/base/file.h"
 #include "engine/base/log.h"
 
 namespace xcache {
@@ -21,16 +19,15 @@ namespace {
 constexpr uint32_t kMagic = 0x3247444c;  // "LDG2"
 constexpr std::string_view kManifestPrefix = "MANIFEST-";
 
-// At most `num_bytes` from a file's beginning.
-std::string ReadFile(const std::string& path, uint64_t num_bytes) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  if (!in) return "";
-  const auto size = static_cast<uint64_t>(in.tellg());
-  std::string bytes(static_cast<size_t>(std::min(size, num_bytes)), '\0');
-  in.seekg(0);
-  in.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  bytes.resize(static_cast<size_t>(in.gcount()));
-  return bytes;
+// Empty where it cannot be read.
+std::string ReadFile(const std::string& path) {
+  constexpr size_t kMoreThanAnyHas = size_t{256} << 20;
+  return ReadSmallFile(path, kMoreThanAnyHas).value_or("");
+}
+
+std::string ManifestName(uint64_t number) {
+  return absl::StrCat(std::string(kManifestPrefix),
+                      absl::Dec(number, absl::kZeroPad6));
 }
 
 void WriteMark(FieldWriter& w, const ManifestMark& mark) {
@@ -76,12 +73,11 @@ std::optional<LedgerRecord> DecodeLedger(std::string_view bytes) {
 }
 
 std::string LedgerPath(const std::string& db_path) {
-  return db_path + ".ledger";
+  return db_path + "/LEDGER";
 }
 
 std::optional<LedgerRecord> ReadLedger(const std::string& ledger_path) {
-  constexpr uint64_t kMoreThanItHas = 1024;
-  return DecodeLedger(ReadFile(ledger_path, kMoreThanItHas));
+  return DecodeLedger(ReadFile(ledger_path));
 }
 
 std::optional<uint64_t> ParseManifestName(std::string_view name) {
@@ -95,10 +91,14 @@ std::optional<uint64_t> ParseManifestName(std::string_view name) {
 }
 
 std::optional<uint64_t> ReadCurrent(const std::string& db_path) {
-  constexpr uint64_t kMoreThanItHas = 1024;
-  const std::string line = ReadFile(db_path + "/CURRENT", kMoreThanItHas);
+  const std::string line = ReadFile(db_path + "/CURRENT");
   if (!line.ends_with('\n')) return std::nullopt;
   return ParseManifestName(std::string_view(line).substr(0, line.size() - 1));
+}
+
+ManifestMark MarkManifest(const std::string& db_path, uint64_t number) {
+  const std::string bytes = ReadFile(db_path + "/" + ManifestName(number));
+  return {number, bytes.size(), Crc32c(bytes)};
 }
 
 absl::Status CheckManifest(const LedgerRecord& record,
@@ -114,10 +114,10 @@ absl::Status CheckManifest(const LedgerRecord& record,
     return absl::DataLossError(absl::StrCat("CURRENT names MANIFEST ", *number,
                                             ", the last one was ", last));
   }
-  std::string name = absl::StrCat(*number);
-  name.insert(0, 6 - std::min<size_t>(name.size(), 6), '0');
-  name.insert(0, kManifestPrefix);
-  const std::string bytes = ReadFile(db_path + "/" + name, mark.num_bytes);
+  const std::string name = absl::StrCat(std::string(kManifestPrefix),
+                                        absl::Dec(*number, absl::kZeroPad6));
+  const std::string bytes =
+      ReadFile(db_path + "/" + name).substr(0, mark.num_bytes);
   if (bytes.size() < mark.num_bytes) {
     return absl::DataLossError(absl::StrCat(name, " was synced up to byte ",
                                             mark.num_bytes, " and now has ",
@@ -136,6 +136,11 @@ SyncLedger::~SyncLedger() {
   if (fd_ >= 0) ::close(fd_);
 }
 
+absl::Status SyncLedger::Failed(const char* what) const {
+  return absl::ErrnoToStatus(
+      errno, absl::StrCat("cannot ", what, " the ledger ", path_));
+}
+
 absl::Status SyncLedger::Write(bool sync) {
   if (fd_ < 0) return absl::OkStatus();
   const std::string bytes = EncodeLedger(record_);
@@ -146,8 +151,7 @@ absl::Status SyncLedger::Write(bool sync) {
       (!sync || ::fdatasync(fd_) == 0)) {
     return absl::OkStatus();
   }
-  const absl::Status status = absl::UnavailableError(absl::StrCat(
-      "cannot write the ledger ", path_, ": ", std::strerror(errno)));
+  const absl::Status status = Failed("write");
   if (!has_failed_) {
     XC_LOG_WARN("damage to the store may go unnoticed", "detail={}",
                 LogValue(std::string(status.message())));
@@ -159,19 +163,13 @@ absl::Status SyncLedger::Write(bool sync) {
 absl::Status SyncLedger::Start(const std::optional<LedgerRecord>& known) {
   MutexLock lock(mu_);
   fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-  if (fd_ < 0) {
-    return absl::UnavailableError(absl::StrCat("cannot open the ledger ", path_,
-                                               ": ", std::strerror(errno)));
-  }
+  if (fd_ < 0) return Failed("open");
   if (known) {
     record_ = *known;
     return absl::OkStatus();
   }
   // What is there is damaged.
-  if (::ftruncate(fd_, 0) != 0) {
-    return absl::UnavailableError(absl::StrCat(
-        "cannot empty the ledger ", path_, ": ", std::strerror(errno)));
-  }
+  if (::ftruncate(fd_, 0) != 0) return Failed("empty");
   return Write(/*sync=*/true);
 }
 

@@ -1,5 +1,5 @@
-// What a database must at least hold, in a small file beside it (the ledger,
-// FORMAT.md): how far its log is synced, and the bytes of the MANIFEST
+// What a database must at least hold, in a small file in its folder (the
+// ledger, FORMAT.md): how far its log is synced, and the bytes of the MANIFEST
 // in force. A log or a MANIFEST that lost its end reads like one that never
 // went further. RocksDB cannot tell these apart; with the ledger, a start can.
 #ifndef XCACHE_CACHESTORE_ROCKSDB_SYNC_LEDGER_H_
@@ -36,7 +36,7 @@ std::string EncodeLedger(const LedgerRecord& record);
 // Nothing: damaged.
 std::optional<LedgerRecord> DecodeLedger(std::string_view bytes);
 
-// Where the ledger of the database in the folder `db_path` is: beside it.
+// Where the ledger of the database in the folder `db_path` is: in it.
 std::string LedgerPath(const std::string& db_path);
 // Nothing: there is none, or it is damaged itself; then it is no evidence.
 std::optional<LedgerRecord> ReadLedger(const std::string& ledger_path);
@@ -47,6 +47,8 @@ std::optional<uint64_t> ReadCurrent(const std::string& db_path);
 // The number in a file name (without its folder) of a MANIFEST.
 std::optional<uint64_t> ParseManifestName(std::string_view name);
 
+// Of all that it has now.
+ManifestMark MarkManifest(const std::string& db_path, uint64_t number);
 // DATA_LOSS: the MANIFEST in force has not got what the record says that it
 // had, or is one from before it.
 absl::Status CheckManifest(const LedgerRecord& record,
@@ -74,6 +76,7 @@ class SyncLedger {
   void ManifestSynced(const ManifestMark& mark, uint64_t current);
 
  private:
+  absl::Status Failed(const char* what) const;
   absl::Status Write(bool sync) XC_REQUIRES(mu_);
 
   const std::string path_;

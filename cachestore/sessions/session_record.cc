@@ -3,12 +3,15 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/coding.h"
 #include "engine/base/crc32c.h"
+#include "engine/base/status_macros.h"
 
 namespace xcache {
 namespace {
 
 constexpr uint32_t kMagic = 0x53455358;  // "XSES"
-// Magic, version, reserved, length; the CRC at the end.
+// Magic, version, reserved, length of the record and, from version 2 on, of the
+// head; the CRC at the end of each.
+constexpr size_t kLengthAt = 8;
 constexpr size_t kHeaderBytes = 12;
 constexpr size_t kCrcBytes = 4;
 // The least that a message, and a setting, take.
@@ -20,20 +23,75 @@ absl::Status Damaged(std::string_view what) {
       "session record: ", absl::string_view(what.data(), what.size())));
 }
 
+void SetLength(std::string& out, size_t at) {
+  std::string length;
+  FieldWriter(length).Int(static_cast<uint32_t>(out.size() + kCrcBytes));
+  out.replace(at, length.size(), length);
+}
+
+// The fields of a head that every version has.
+void ReadHead(FieldReader& r, SessionHead* head) {
+  head->tenant = r.Bytes();
+  head->id = r.Bytes();
+  head->title = r.Bytes();
+  head->create_ms = r.Int<int64_t>();
+  head->update_ms = r.Int<int64_t>();
+  head->expire_ms = r.Int<int64_t>();
+  head->ttl_ms = r.Int<int64_t>();
+  head->codec = r.Bytes();
+  head->cache_fp = r.Hash();
+  head->model_fp = r.Hash();
+  head->numerics_id = r.Bytes();
+  head->turn = r.Int<uint64_t>();
+  const auto pinned = r.Int<uint8_t>();
+  if (pinned > 1) r.Fail();
+  head->pinned = pinned == 1;
+}
+
+absl::Status CheckKey(const SessionHead& head, std::string_view key) {
+  const bool is_its =
+      key.empty() || key == SessionKeyBytes(head.tenant, head.id);
+  return is_its ? absl::OkStatus() : Damaged("of another session");
+}
+
 }  // namespace
+
+SessionSummary SummaryOf(const SessionRecord& record) {
+  SessionSummary out;
+  static_cast<SessionHead&>(out) = record;
+  out.num_tokens = record.tokens.size();
+  out.num_messages = record.messages.size();
+  out.num_pages = record.page_keys.size();
+  if (!record.page_keys.empty()) out.last_page = record.page_keys.back();
+  return out;
+}
+
+std::string SessionKeyBytes(std::string_view tenant, std::string_view id) {
+  std::string key;
+  FieldWriter w(key);
+  w.Int(static_cast<uint8_t>(tenant.size()));
+  w.Raw(tenant);
+  w.Raw(id);
+  return key;
+}
+
+std::optional<SessionSummary> ParseSessionKey(std::string_view key) {
+  FieldReader r(key);
+  SessionSummary name;
+  name.tenant = r.Raw(r.Int<uint8_t>());
+  name.id = r.Raw(r.remaining());
+  if (!r.ok() || name.id.empty() || name.id.size() > 255) return std::nullopt;
+  return name;
+}
 
 std::string EncodeSessionRecord(const SessionRecord& record) {
   std::string out;
-  size_t size = 512 + 4 * record.tokens.size() + 32 * record.page_keys.size();
-  for (const SessionMessage& message : record.messages) {
-    size += kMinMessageBytes + message.content.size();
-  }
-  out.reserve(size);
   FieldWriter w(out);
   w.Int(kMagic);
   w.Int(kSessionFormatVersion);
   w.Int(uint16_t{0});
-  w.Int(uint32_t{0});  // the length, known at the end
+  w.Int(uint32_t{0});  // the lengths, known at the ends
+  w.Int(uint32_t{0});
   w.Bytes(record.tenant);
   w.Bytes(record.id);
   w.Bytes(record.title);
@@ -48,6 +106,14 @@ std::string EncodeSessionRecord(const SessionRecord& record) {
   w.Int(record.turn);
   w.Int(uint8_t{record.pinned});
   w.Int(static_cast<uint32_t>(record.tokens.size()));
+  w.Int(static_cast<uint32_t>(record.messages.size()));
+  w.Int(static_cast<uint32_t>(record.page_keys.size()));
+  w.Int(record.page_bytes);
+  w.Hash(SummaryOf(record).last_page);
+  SetLength(out, kHeaderBytes);
+  // Without the length of the whole, which is not known yet.
+  w.Int(Crc32c(std::string_view(out).substr(kHeaderBytes)));
+  w.Int(static_cast<uint32_t>(record.tokens.size()));
   for (int32_t token : record.tokens) w.Int(token);
   w.Int(static_cast<uint32_t>(record.messages.size()));
   for (const SessionMessage& message : record.messages) {
@@ -58,20 +124,18 @@ std::string EncodeSessionRecord(const SessionRecord& record) {
   }
   w.Int(static_cast<uint32_t>(record.page_keys.size()));
   for (const PageKey& key : record.page_keys) w.Hash(key);
-  w.Int(record.page_bytes);
   w.Int(static_cast<uint32_t>(record.settings.size()));
   for (const auto& [name, value] : record.settings) {
     w.Bytes(name);
     w.Bytes(value);
   }
-  std::string length;
-  FieldWriter(length).Int(static_cast<uint32_t>(out.size() + kCrcBytes));
-  out.replace(8, 4, length);
+  SetLength(out, kLengthAt);
   w.Int(Crc32c(out));
   return out;
 }
 
-absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes) {
+absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes,
+                                                  std::string_view key) {
   if (bytes.size() < kHeaderBytes + kCrcBytes) {
     return Damaged(absl::StrCat("expected at least ", kHeaderBytes + kCrcBytes,
                                 " bytes, found ", bytes.size()));
@@ -105,21 +169,14 @@ absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes) {
   FieldReader r(body);
   r.Raw(kHeaderBytes);
   SessionRecord record;
-  record.tenant = r.Bytes();
-  record.id = r.Bytes();
-  record.title = r.Bytes();
-  record.create_ms = r.Int<int64_t>();
-  record.update_ms = r.Int<int64_t>();
-  record.expire_ms = r.Int<int64_t>();
-  record.ttl_ms = r.Int<int64_t>();
-  record.codec = r.Bytes();
-  record.cache_fp = r.Hash();
-  record.model_fp = r.Hash();
-  record.numerics_id = r.Bytes();
-  record.turn = r.Int<uint64_t>();
-  const auto pinned = r.Int<uint8_t>();
-  if (pinned > 1) r.Fail();
-  record.pinned = pinned == 1;
+  SessionSummary head;
+  if (version == 1) {
+    ReadHead(r, &record);
+  } else {
+    XC_ASSIGN_OR_RETURN(head, DecodeSessionHead(body));
+    static_cast<SessionHead&>(record) = head;
+    r.Raw(HeadOf(body).size() - r.offset());
+  }
   record.tokens.resize(r.Count(4));
   for (int32_t& token : record.tokens) token = r.Int<int32_t>();
   record.messages.resize(r.Count(kMinMessageBytes));
@@ -134,8 +191,7 @@ absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes) {
     }
   }
   record.page_keys.resize(r.Count(sizeof(PageKey)));
-  for (PageKey& key : record.page_keys) key = r.Hash();
-  if (version >= 2) record.page_bytes = r.Int<uint64_t>();
+  for (PageKey& page : record.page_keys) page = r.Hash();
   record.settings.resize(r.Count(kMinSettingBytes));
   for (auto& [name, value] : record.settings) {
     name = r.Bytes();
@@ -147,7 +203,45 @@ absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes) {
   if (r.remaining() != 0) {
     return Damaged(absl::StrCat(r.remaining(), " bytes too many"));
   }
+  if (version >= 2 && head != SummaryOf(record)) {
+    return Damaged("its head says something else");
+  }
+  XC_RETURN_IF_ERROR(CheckKey(record, key));
   return record;
+}
+
+std::string_view HeadOf(std::string_view manifest) {
+  FieldReader r(manifest);
+  r.Raw(kHeaderBytes);
+  return manifest.substr(0, r.Int<uint32_t>());
+}
+
+absl::StatusOr<SessionSummary> DecodeSessionHead(std::string_view bytes,
+                                                 std::string_view key) {
+  FieldReader header(bytes);
+  const auto magic = header.Int<uint32_t>();
+  const auto version = header.Int<uint16_t>();
+  if (magic == kMagic && version != kSessionFormatVersion) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("session record of format version ", version));
+  }
+  FieldReader r(HeadOf(bytes));
+  r.Raw(kHeaderBytes + 4);
+  SessionSummary head;
+  ReadHead(r, &head);
+  head.num_tokens = r.Int<uint32_t>();
+  head.num_messages = r.Int<uint32_t>();
+  head.num_pages = r.Int<uint32_t>();
+  head.page_bytes = r.Int<uint64_t>();
+  head.last_page = r.Hash();
+  const std::string_view body = bytes.substr(0, r.offset());
+  const auto crc = r.Int<uint32_t>();
+  if (!r.ok() || r.remaining() != 0 || magic != kMagic ||
+      crc != Crc32c(body.substr(kHeaderBytes))) {
+    return Damaged("its head is damaged");
+  }
+  XC_RETURN_IF_ERROR(CheckKey(head, key));
+  return head;
 }
 
 }  // namespace xcache

@@ -1,9 +1,11 @@
 // A session's manifest: everything that a conversation is, but its pages'
-// bytes. One binary record (FORMAT.md), whole or not at all. Knows no database.
+// bytes. One binary record (FORMAT.md), whole or not at all; its beginning, the
+// head, can be read by itself. Knows no database.
 #ifndef XCACHE_CACHESTORE_SESSIONS_SESSION_RECORD_H_
 #define XCACHE_CACHESTORE_SESSIONS_SESSION_RECORD_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -27,7 +29,8 @@ struct SessionMessage {
   bool operator==(const SessionMessage&) const = default;
 };
 
-struct SessionRecord {
+// What its head says, and no more than that.
+struct SessionHead {
   std::string tenant;  // at most 255 bytes
   std::string id;      // 1 to 255 bytes
   std::string title;
@@ -41,22 +44,55 @@ struct SessionRecord {
   std::string numerics_id;
   uint64_t turn = 0;  // completed turns
   bool pinned = false;
+  uint64_t page_bytes = 0;  // of all its pages; 0: not known (format 1)
+
+  bool operator==(const SessionHead&) const = default;
+};
+
+struct SessionRecord : SessionHead {
   std::vector<int32_t> tokens;
   std::vector<SessionMessage> messages;
   std::vector<PageKey> page_keys;  // of the sealed blocks, in order
-  uint64_t page_bytes = 0;         // of these pages; 0: not known (format 1)
   // Whatever else the caller wants to keep, in its order.
   std::vector<std::pair<std::string, std::string>> settings;
 
   bool operator==(const SessionRecord&) const = default;
 };
 
+// A session without its tokens, messages and keys.
+struct SessionSummary : SessionHead {
+  uint64_t num_tokens = 0;
+  uint64_t num_messages = 0;
+  uint64_t num_pages = 0;
+  PageKey last_page{};   // the root's: it has none
+  bool durable = false;  // the manifest on disk is the latest one
+  bool damaged = false;  // the manifest on disk cannot be read: Load says why
+
+  bool operator==(const SessionSummary&) const = default;
+};
+// What there is to say of a record, wherever it is: not durable, not damaged.
+SessionSummary SummaryOf(const SessionRecord& record);
+
+// A session's key on disk. REQUIRES: tenant and id of at most 255 bytes.
+std::string SessionKeyBytes(std::string_view tenant, std::string_view id);
+// Tenant and id alone are set. Nothing: not the key of a session.
+std::optional<SessionSummary> ParseSessionKey(std::string_view key);
+
 std::string EncodeSessionRecord(const SessionRecord& record);
 
-// Reads format 1 too. DATA_LOSS: not the bytes of a whole record; says where
-// and what.
+// Reads format 1 too. DATA_LOSS: not the bytes of a whole record, or, where
+// `key` is given, of another session than that; says where and what.
 // FAILED_PRECONDITION: intact, but of another format version.
-absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes);
+absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes,
+                                                  std::string_view key = {});
+
+// The bytes of the head of a manifest of today's version; what comes of other
+// bytes, DecodeSessionHead() refuses.
+std::string_view HeadOf(std::string_view manifest);
+// Of a head, or of a manifest, whose head must be whole, no more. Errors as
+// above.
+absl::StatusOr<SessionSummary> DecodeSessionHead(std::string_view bytes,
+                                                 std::string_view key = {});
 
 }  // namespace xcache
 

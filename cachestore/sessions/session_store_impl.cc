@@ -1,7 +1,6 @@
 #include "cachestore/sessions/session_store_impl.h"
 
 #include <algorithm>
-#include <chrono>
 #include <optional>
 #include <vector>
 
@@ -16,17 +15,10 @@ namespace xcache {
 namespace {
 
 // A summary with its strings, its place in the map and in the order.
-constexpr int64_t kSummaryBytes = 768;
+constexpr int64_t kSummaryBytes = 896;
 constexpr int64_t kIndexStep = 64 << 10;
 constexpr size_t kMaxNameBytes = 255;
 constexpr size_t kMaxTitleBytes = 1024;
-
-uint64_t NowMicros() {
-  return static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::microseconds>(
-          std::chrono::system_clock::now().time_since_epoch())
-          .count());
-}
 
 absl::Status NoSession(std::string_view id) {
   return absl::NotFoundError(absl::StrCat("no session ", std::string(id)));
@@ -38,17 +30,15 @@ std::string MakePageToken(const std::pair<int64_t, std::string>& place) {
   FieldWriter w(bytes);
   w.Int(place.first);
   w.Raw(place.second);
-  return absl::BytesToHexString(bytes);
+  return absl::WebSafeBase64Escape(bytes);
 }
 
 std::optional<std::pair<int64_t, std::string>> ParsePageToken(
     std::string_view token) {
-  const bool is_hex = std::all_of(token.begin(), token.end(), [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
-  });
-  if (!is_hex || token.size() % 2 != 0) return std::nullopt;
-  const std::string bytes =
-      absl::HexStringToBytes(absl::string_view(token.data(), token.size()));
+  std::string bytes;
+  if (!absl::WebSafeBase64Unescape({token.data(), token.size()}, &bytes)) {
+    return std::nullopt;
+  }
   FieldReader r(bytes);
   std::pair<int64_t, std::string> place;
   place.first = r.Int<int64_t>();
@@ -60,7 +50,9 @@ std::optional<std::pair<int64_t, std::string>> ParsePageToken(
 }  // namespace
 
 SessionStoreImpl::SessionStoreImpl(Parts parts, MemoryBudget& budget)
-    : parts_(std::move(parts)), budget_(budget) {}
+    : parts_(std::move(parts)),
+      budget_(budget),
+      index_memory_(*budget.Reserve(MemoryAccount::kStoreIndex, 0)) {}
 
 absl::StatusOr<std::unique_ptr<SessionStoreImpl>> SessionStoreImpl::Open(
     Parts parts, MemoryBudget& budget) {
@@ -74,130 +66,86 @@ Mutex& SessionStoreImpl::WriteLock(const std::string& key) {
   return write_mu_[absl::Hash<std::string>()(key) % write_mu_.size()];
 }
 
-absl::StatusOr<SessionSummary> SessionStoreImpl::Summarize(
-    const std::string& key, const SessionName& name, PageKey* last_page) {
-  const auto record = Read(key);
-  if (record.ok()) {
-    SessionEntry entry = MakeSessionEntry(*record);
-    entry.summary.durable = true;
-    if (last_page != nullptr) *last_page = entry.last_page;
-    return entry.summary;
-  }
-  if (absl::IsNotFound(record.status()) ||
-      absl::IsUnavailable(record.status())) {
-    return record.status();
-  }
+SessionSummary SessionStoreImpl::Summarize(const std::string& key,
+                                           std::string_view bytes) {
+  const auto head = DecodeSessionHead(bytes, key);
+  if (head.ok()) return *head;
+  SessionSummary summary = ParseSessionKey(key).value_or(SessionSummary());
   XC_LOG_WARN("a session is damaged", "tenant={} session={} detail={}",
-              LogValue(name.tenant), LogValue(name.id),
-              LogValue(std::string(record.status().message())));
-  {
-    MutexLock lock(mu_);
-    ++stats_.corrupt;
-  }
-  SessionSummary summary;
-  summary.tenant = name.tenant;
-  summary.id = name.id;
+              LogValue(summary.tenant), LogValue(summary.id),
+              LogValue(std::string(head.status().message())));
   summary.damaged = true;
+  MutexLock lock(mu_);
+  ++stats_.corrupt;
   return summary;
 }
 
 absl::Status SessionStoreImpl::ReadIndex() {
   if (parts_.db == nullptr) return absl::OkStatus();
-  absl::Status full = absl::OkStatus();
-  const auto enter = [&](const std::string& key, SessionSummary summary,
-                         const PageKey& last_page) {
-    const bool pinned = summary.pinned;
-    const int64_t used_ms = std::max<int64_t>(summary.update_ms, 0);
+  absl::Status status;
+  const auto enter = [&](const std::string& key, SessionSummary summary) {
+    if (!status.ok()) return;
     if (!ReserveIndex(/*reclaim=*/false)) {
-      full = absl::ResourceExhaustedError(absl::StrCat(
-          "no memory for the index of sessions: ", budget_.used_bytes(), " of ",
-          budget_.cap_bytes(), " bytes are in use"));
+      status = NoMemory();
       return;
     }
+    const auto used_ms =
+        static_cast<uint64_t>(std::max<int64_t>(summary.update_ms, 0));
+    const size_t num_pages = summary.last_page == kRootPageKey ? 0 : 1;
+    parts_.pages->Claim(key, {&summary.last_page, num_pages}, summary.pinned,
+                        used_ms * 1000);
+    summary.durable = !summary.damaged;
     Enter(key, std::move(summary));
-    parts_.pages->Claim(key, {&last_page, last_page == kRootPageKey ? 0u : 1u},
-                        pinned, static_cast<uint64_t>(used_ms) * 1000);
   };
-  // Of a session whose entry does not say it, the manifest says it all.
-  const auto enter_from_manifest = [&](const std::string& key) {
-    const auto name = ParseSessionKey(key);
-    if (!name) return;
-    {
-      MutexLock lock(mu_);
-      if (summaries_.contains(key)) return;
-    }
-    PageKey last_page = kRootPageKey;
-    auto summary = Summarize(key, *name, &last_page);
-    if (absl::IsNotFound(summary.status())) {
-      // An entry, and nothing behind it.
-      summary = SessionSummary{};
-      summary->tenant = name->tenant;
-      summary->id = name->id;
-      summary->damaged = true;
-      MutexLock lock(mu_);
-      ++stats_.corrupt;
-    }
-    if (summary.ok()) enter(key, *std::move(summary), last_page);
-  };
-  std::vector<std::string> bad_entries;
+  std::vector<std::string> bad;
   const absl::Status scanned = parts_.db->Scan(
-      Family::kSessionIndex,
-      [&](std::string_view name, std::string_view value) {
-        if (!full.ok()) return;
-        std::string key(name);
-        auto entry = DecodeSessionEntry(key, value);
-        if (entry.ok()) {
-          enter(key, std::move(entry->summary), entry->last_page);
+      Family::kSessionIndex, [&](std::string_view name, std::string_view head) {
+        const std::string key(name);
+        if (const auto summary = DecodeSessionHead(head, key); summary.ok()) {
+          enter(key, *summary);
         } else {
-          bad_entries.push_back(std::move(key));
+          bad.push_back(key);
         }
       });
-  for (const std::string& key : bad_entries) {
-    if (full.ok()) enter_from_manifest(key);
+  if (scanned.ok() && bad.empty()) return status;
+  // The index is a hint. What it has lost, the manifests say.
+  XC_LOG_WARN("the index of sessions is damaged: the sessions are read",
+              "entries={} detail={}", bad.size(),
+              LogValue(std::string(scanned.message())));
+  if (!scanned.ok()) {
+    MutexLock lock(mu_);
+    ++stats_.corrupt;
   }
-  if (!scanned.ok() && full.ok()) {
-    // The index is a hint. What it has lost, the manifests' own keys say.
-    XC_LOG_WARN(
-        "the index of sessions is damaged; it is read from the sessions",
-        "detail={}", LogValue(std::string(scanned.message())));
-    {
-      MutexLock lock(mu_);
-      ++stats_.corrupt;
-    }
-    std::vector<std::string> keys;
-    parts_.db
-        ->Scan(Family::kSessions,
-               [&](std::string_view key, std::string_view) {
-                 keys.emplace_back(key);
-               })
-        .IgnoreError();  // what it cannot reach is found by its name
-    for (const std::string& key : keys) {
-      if (full.ok()) enter_from_manifest(key);
-    }
+  parts_.db
+      ->Scan(Family::kSessions,
+             [&](std::string_view name, std::string_view manifest) {
+               const std::string key(name);
+               if (!Known(key)) enter(key, Summarize(key, manifest));
+             })
+      .IgnoreError();  // what it cannot reach is found by its name
+  for (const std::string& key : bad) {
+    if (!Known(key)) enter(key, Summarize(key, ""));
   }
-  return full;
+  return status;
+}
+
+absl::Status SessionStoreImpl::NoMemory() const {
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "no memory for the index of sessions: ", budget_.used_bytes(), " of ",
+      budget_.cap_bytes(), " bytes are in use"));
 }
 
 bool SessionStoreImpl::ReserveIndex(bool reclaim) {
-  int64_t num_sessions = 0;
+  int64_t needed = kSummaryBytes;
   {
     MutexLock lock(mu_);
-    num_sessions = static_cast<int64_t>(summaries_.size()) + 1;
+    needed *= static_cast<int64_t>(summaries_.size()) + 1;
   }
-  const int64_t needed = num_sessions * kSummaryBytes;
   MutexLock lock(index_mu_);
   if (needed <= index_memory_.bytes()) return true;
   const int64_t wanted = (needed / kIndexStep + 1) * kIndexStep;
-  if (index_memory_.bytes() > 0) {
-    return reclaim ? index_memory_.Resize(wanted)
-                   : index_memory_.TryResize(wanted);
-  }
-  auto memory = reclaim
-                    ? budget_.Reserve(MemoryAccount::kStoreIndex, wanted)
-                    : budget_.TryReserve(MemoryAccount::kStoreIndex, wanted);
-  if (!memory) return false;
-  index_memory_ = *std::move(memory);
-  return true;
+  return reclaim ? index_memory_.Resize(wanted)
+                 : index_memory_.TryResize(wanted);
 }
 
 void SessionStoreImpl::Enter(const std::string& key, SessionSummary summary) {
@@ -220,30 +168,35 @@ void SessionStoreImpl::Leave(const std::string& key) {
   summaries_.erase(it);
 }
 
-absl::Status SessionStoreImpl::WriteRecord(const std::string& key,
-                                           std::string_view bytes,
-                                           std::string_view entry) {
-  const WriteOp ops[] = {{Family::kSessions, key, {{bytes, {}}}},
-                         {Family::kSessionIndex, key, {{entry, {}}}}};
+absl::Status SessionStoreImpl::WriteManifest(const std::string& key,
+                                             std::string_view manifest) {
+  const WriteOp ops[] = {
+      {Family::kSessions, key, {{manifest, {}}}},
+      {Family::kSessionIndex, key, {{HeadOf(manifest), {}}}}};
   return parts_.db->Write(ops, /*sync=*/true, Database::Room::kRecord);
 }
 
 absl::Status SessionStoreImpl::KeepInMemory(const std::string& key,
-                                            std::string bytes,
-                                            std::string entry) {
-  auto memory = budget_.Reserve(
-      MemoryAccount::kSessions,
-      static_cast<int64_t>(bytes.size() + entry.size() + key.size()));
+                                            std::string manifest) {
+  auto memory = budget_.Reserve(MemoryAccount::kSessions,
+                                static_cast<int64_t>(manifest.size()));
   if (!memory) {
     return absl::AbortedError(
         "no memory for a session that is not on disk; it stays at its last "
         "turn");
   }
   auto undurable = std::make_shared<const Undurable>(
-      Undurable{std::move(bytes), std::move(entry), *std::move(memory)});
+      Undurable{std::move(manifest), *std::move(memory)});
   MutexLock lock(mu_);
   undurable_[key] = std::move(undurable);
   return absl::OkStatus();
+}
+
+void SessionStoreImpl::Claim(const std::string& key,
+                             std::span<const PageKey> chain, bool pinned) {
+  if (parts_.pages != nullptr) {
+    parts_.pages->Claim(key, chain, pinned, UnixMicros());
+  }
 }
 
 absl::Status SessionStoreImpl::Commit(const SessionRecord& record) {
@@ -263,46 +216,36 @@ absl::Status SessionStoreImpl::Commit(const SessionRecord& record) {
           message.token_end, " in a session of ", record.tokens.size()));
     }
   }
-  const std::string key = SessionKey(record.tenant, record.id);
-  std::string bytes = EncodeSessionRecord(record);
-  SessionEntry entry = MakeSessionEntry(record);
-  std::string entry_bytes = EncodeSessionEntry(entry);
+  const std::string key = SessionKeyBytes(record.tenant, record.id);
+  std::string manifest = EncodeSessionRecord(record);
+  SessionSummary summary = SummaryOf(record);
 
   MutexLock write_lock(WriteLock(key));
   // First, so that what is acknowledged is found again.
   if (!ReserveIndex(/*reclaim=*/true)) {
-    return absl::AbortedError(
-        absl::StrCat("no memory for one more session: ", budget_.used_bytes(),
-                     " of ", budget_.cap_bytes(), " bytes are in use"));
+    return absl::AbortedError(NoMemory().message());
   }
   absl::Status written = absl::ResourceExhaustedError(
       "there is no store folder: sessions are in memory only");
-  if (parts_.db != nullptr) written = WriteRecord(key, bytes, entry_bytes);
+  if (parts_.db != nullptr) written = WriteManifest(key, manifest);
   if (!written.ok()) {
-    XC_RETURN_IF_ERROR(
-        KeepInMemory(key, std::move(bytes), std::move(entry_bytes)));
+    XC_RETURN_IF_ERROR(KeepInMemory(key, std::move(manifest)));
   }
-  entry.summary.durable = written.ok();
-  Enter(key, std::move(entry.summary));
+  summary.durable = written.ok();
+  Enter(key, std::move(summary));
   {
     MutexLock lock(mu_);
     if (written.ok()) undurable_.erase(key);
     written.ok() ? ++stats_.commits : ++stats_.commit_failures;
   }
-  if (parts_.pages != nullptr) {
-    parts_.pages->Claim(key, record.page_keys, record.pinned, NowMicros());
-  }
+  Claim(key, record.page_keys, record.pinned);
   return written;
 }
 
 absl::StatusOr<SessionRecord> SessionStoreImpl::Read(const std::string& key) {
   std::string bytes;
   XC_RETURN_IF_ERROR(parts_.db->Get(Family::kSessions, key, &bytes));
-  auto record = DecodeSessionRecord(bytes);
-  if (record.ok() && SessionKey(record->tenant, record->id) != key) {
-    return absl::DataLossError("session record: of another session");
-  }
-  return record;
+  return DecodeSessionRecord(bytes, key);
 }
 
 void SessionStoreImpl::MarkDamaged(const std::string& key) {
@@ -317,11 +260,9 @@ void SessionStoreImpl::MarkDamaged(const std::string& key) {
 
 absl::StatusOr<SessionRecord> SessionStoreImpl::Load(std::string_view tenant,
                                                      std::string_view id) {
-  if (id.empty() || id.size() > kMaxNameBytes ||
-      tenant.size() > kMaxNameBytes) {
-    return NoSession(id);
-  }
-  const std::string key = SessionKey(tenant, id);
+  // Also one that only its name leads to.
+  XC_RETURN_IF_ERROR(Find(tenant, id).status());
+  const std::string key = SessionKeyBytes(tenant, id);
   std::shared_ptr<const Undurable> undurable;
   {
     MutexLock lock(mu_);
@@ -331,44 +272,24 @@ absl::StatusOr<SessionRecord> SessionStoreImpl::Load(std::string_view tenant,
   }
   absl::StatusOr<SessionRecord> record = NoSession(id);
   if (undurable != nullptr) {
-    record = DecodeSessionRecord(undurable->bytes);
-  } else {
-    // Also one that only its name leads to.
-    XC_RETURN_IF_ERROR(
-        LookUp(key, {std::string(tenant), std::string(id)}).status());
-    if (parts_.db != nullptr) record = Read(key);
+    record = DecodeSessionRecord(undurable->manifest);
+  } else if (parts_.db != nullptr) {
+    record = Read(key);
     if (absl::IsNotFound(record.status())) {
       record = absl::DataLossError("session record: missing");
     }
   }
   if (absl::IsDataLoss(record.status())) MarkDamaged(key);
-  if (!record.ok()) return record;
-  if (parts_.pages != nullptr) {
-    parts_.pages->Claim(key, record->page_keys, record->pinned, NowMicros());
-  }
+  if (record.ok()) Claim(key, record->page_keys, record->pinned);
   return record;
 }
 
-absl::StatusOr<SessionSummary> SessionStoreImpl::LookUp(
-    const std::string& key, const SessionName& name) {
-  {
-    MutexLock lock(mu_);
-    const auto it = summaries_.find(key);
-    if (it != summaries_.end()) return it->second;
-  }
-  if (parts_.db == nullptr) return NoSession(name.id);
-  // So that no delete and no commit comes between looking and entering.
-  MutexLock write_lock(WriteLock(key));
-  {
-    MutexLock lock(mu_);
-    const auto it = summaries_.find(key);
-    if (it != summaries_.end()) return it->second;
-  }
-  auto summary = Summarize(key, name, nullptr);
-  if (absl::IsNotFound(summary.status())) return NoSession(name.id);
-  // Without memory it is in no list, and found by its name once more.
-  if (summary.ok() && ReserveIndex(/*reclaim=*/false)) Enter(key, *summary);
-  return summary;
+std::optional<SessionSummary> SessionStoreImpl::Known(
+    const std::string& key) const {
+  MutexLock lock(mu_);
+  const auto it = summaries_.find(key);
+  if (it == summaries_.end()) return std::nullopt;
+  return it->second;
 }
 
 absl::StatusOr<SessionSummary> SessionStoreImpl::Find(std::string_view tenant,
@@ -377,7 +298,21 @@ absl::StatusOr<SessionSummary> SessionStoreImpl::Find(std::string_view tenant,
       tenant.size() > kMaxNameBytes) {
     return NoSession(id);
   }
-  return LookUp(SessionKey(tenant, id), {std::string(tenant), std::string(id)});
+  const std::string key = SessionKeyBytes(tenant, id);
+  if (auto known = Known(key)) return *std::move(known);
+  if (parts_.db == nullptr) return NoSession(id);
+  // So that no delete and no commit comes between looking and entering.
+  MutexLock write_lock(WriteLock(key));
+  if (auto known = Known(key)) return *std::move(known);
+  std::string manifest;
+  const absl::Status got = parts_.db->Get(Family::kSessions, key, &manifest);
+  if (absl::IsNotFound(got)) return NoSession(id);
+  if (absl::IsUnavailable(got)) return got;
+  // Without memory it is in no list, and found by its name once more.
+  SessionSummary summary = Summarize(key, manifest);
+  summary.durable = !summary.damaged;
+  if (ReserveIndex(/*reclaim=*/false)) Enter(key, summary);
+  return summary;
 }
 
 absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
@@ -403,7 +338,7 @@ absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
       break;
     }
     page.sessions.push_back(
-        summaries_.find(SessionKey(tenant, it->second))->second);
+        summaries_.find(SessionKeyBytes(tenant, it->second))->second);
   }
   return page;
 }
@@ -421,7 +356,6 @@ absl::Status SessionStoreImpl::DeleteKey(const std::string& key, bool sync) {
     }
   }
   Leave(key);
-  MutexLock lock(mu_);
   ++num_deleted_;
   return absl::OkStatus();
 }
@@ -429,7 +363,7 @@ absl::Status SessionStoreImpl::DeleteKey(const std::string& key, bool sync) {
 absl::Status SessionStoreImpl::Delete(std::string_view tenant,
                                       std::string_view id) {
   XC_RETURN_IF_ERROR(Find(tenant, id).status());
-  const std::string key = SessionKey(tenant, id);
+  const std::string key = SessionKeyBytes(tenant, id);
   MutexLock write_lock(WriteLock(key));
   return DeleteKey(key, /*sync=*/true);
 }
@@ -450,14 +384,10 @@ int64_t SessionStoreImpl::Sweep(
   int64_t num_deleted = 0;
   for (const SessionSummary& summary : expired) {
     if (in_use && in_use(summary.tenant, summary.id)) continue;
-    const std::string key = SessionKey(summary.tenant, summary.id);
+    const std::string key = SessionKeyBytes(summary.tenant, summary.id);
     MutexLock write_lock(WriteLock(key));
-    {
-      MutexLock lock(mu_);
-      const auto it = summaries_.find(key);
-      // Used meanwhile.
-      if (it == summaries_.end() || !is_expired(it->second)) continue;
-    }
+    const auto known = Known(key);
+    if (!known || !is_expired(*known)) continue;  // used meanwhile
     // Not synced: what comes back after a power loss expires once more.
     if (!DeleteKey(key, /*sync=*/false).ok()) break;
     ++num_deleted;
@@ -483,7 +413,7 @@ void SessionStoreImpl::WriteUndurable() {
       if (it == undurable_.end()) continue;
       undurable = it->second;
     }
-    if (!WriteRecord(key, undurable->bytes, undurable->entry).ok()) return;
+    if (!WriteManifest(key, undurable->manifest).ok()) return;
     MutexLock lock(mu_);
     undurable_.erase(key);
     const auto it = summaries_.find(key);
@@ -503,11 +433,6 @@ SessionStoreStats SessionStoreImpl::stats() const {
   }
   if (parts_.pages != nullptr) stats.demoted = parts_.pages->num_demoted();
   return stats;
-}
-
-int64_t SessionStoreImpl::num_deleted() const {
-  MutexLock lock(mu_);
-  return num_deleted_;
 }
 
 }  // namespace xcache

@@ -3,10 +3,12 @@
 #define XCACHE_CACHESTORE_SESSIONS_SESSION_STORE_IMPL_H_
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -17,7 +19,6 @@
 #include "cachestore/rocksdb/database.h"
 #include "cachestore/rocksdb/disk_page_store.h"
 #include "cachestore/session_store.h"
-#include "cachestore/sessions/session_entry.h"
 #include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
 
@@ -54,37 +55,34 @@ class SessionStoreImpl : public SessionStore {
   // Writes the manifests that are in memory only.
   void WriteUndurable();
   // How many sessions were deleted since the start.
-  int64_t num_deleted() const;
+  int64_t num_deleted() const { return num_deleted_; }
 
  private:
   // The most recently updated first: (-update_ms, id).
   using Order = std::set<std::pair<int64_t, std::string>>;
   // A manifest that is not on disk.
   struct Undurable {
-    std::string bytes;
-    std::string entry;
+    std::string manifest;
     MemoryReservation memory;
   };
 
   SessionStoreImpl(Parts parts, MemoryBudget& budget);
   absl::Status ReadIndex();
-  // What the manifest itself says, for a session whose entry is missing or
-  // damaged. NOT_FOUND, UNAVAILABLE. `last_page` may be null.
-  absl::StatusOr<SessionSummary> Summarize(const std::string& key,
-                                           const SessionName& name,
-                                           PageKey* last_page);
-  // The summary in memory; looks for the manifest where there is none.
-  absl::StatusOr<SessionSummary> LookUp(const std::string& key,
-                                        const SessionName& name);
+  // What a head, or a manifest, says of a session; where it is damaged, no more
+  // than that, and it is counted.
+  SessionSummary Summarize(const std::string& key, std::string_view bytes);
+  // The summary in memory; nothing: it has none.
+  std::optional<SessionSummary> Known(const std::string& key) const;
   // Enters a summary, in place of the one before. REQUIRES: ReserveIndex().
   void Enter(const std::string& key, SessionSummary summary);
   void Leave(const std::string& key);
   // Memory for one more session; with `reclaim`, others may have to give way.
   bool ReserveIndex(bool reclaim);
-  absl::Status WriteRecord(const std::string& key, std::string_view bytes,
-                           std::string_view entry);
-  absl::Status KeepInMemory(const std::string& key, std::string bytes,
-                            std::string entry);
+  absl::Status NoMemory() const;
+  absl::Status WriteManifest(const std::string& key, std::string_view manifest);
+  absl::Status KeepInMemory(const std::string& key, std::string manifest);
+  void Claim(const std::string& key, std::span<const PageKey> chain,
+             bool pinned);
   absl::Status DeleteKey(const std::string& key, bool sync);
   absl::StatusOr<SessionRecord> Read(const std::string& key);
   void MarkDamaged(const std::string& key);
@@ -102,7 +100,7 @@ class SessionStoreImpl : public SessionStore {
   absl::flat_hash_map<std::string, std::shared_ptr<const Undurable>> undurable_
       XC_GUARDED_BY(mu_);
   SessionStoreStats stats_ XC_GUARDED_BY(mu_);
-  int64_t num_deleted_ XC_GUARDED_BY(mu_) = 0;
+  std::atomic<int64_t> num_deleted_{0};
 
   Mutex index_mu_;  // its memory is reserved without mu_: reclaimers may run
   MemoryReservation index_memory_ XC_GUARDED_BY(index_mu_);

@@ -1,7 +1,6 @@
 #include "cachestore/tiers/memory_page_store.h"
 
 #include <utility>
-#include <vector>
 
 namespace xcache {
 
@@ -24,7 +23,7 @@ absl::StatusOr<PageHit> MemoryPageStore::Get(const PageKey& key) {
   index_.Touch(key, Tick());
   ++stats_.hits;
   stats_.get_bytes += static_cast<int64_t>(it->second->bytes().size());
-  return PageHit{it->second, PageTier::kHost};
+  return PageHit{it->second, tier()};
 }
 
 absl::Status MemoryPageStore::Put(const PageRef& page) {

@@ -91,10 +91,4 @@ std::optional<PageKey> PageIndex::Victim(
   return std::nullopt;
 }
 
-void PageIndex::ForEach(const std::function<void(const PageKey&)>& fn) const {
-  for (const auto& [key, node] : nodes_) {
-    if (node.present) fn(key);
-  }
-}
-
 }  // namespace xcache

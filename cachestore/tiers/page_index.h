@@ -52,9 +52,6 @@ class PageIndex {
   std::optional<PageKey> Victim(
       const std::function<bool(const PageKey&)>& may_go) const;
 
-  // Calls fn(key) for each page, in no given order.
-  void ForEach(const std::function<void(const PageKey&)>& fn) const;
-
   int64_t num_pages() const { return num_pages_; }
   int64_t page_bytes() const { return page_bytes_; }
   // Pages that could be victims now.

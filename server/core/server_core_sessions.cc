@@ -228,18 +228,17 @@ absl::StatusOr<FlushResult> ServerCoreImpl::FlushSession(
                       sessions_.Begin(tenant, id, std::nullopt));
   const SessionRecord& record = lease->record();
   scheduler_.DropSession(lease->key(), record.page_keys);
-  const SpillStats before = deps_.store->stats().spill;
+  const PageStoreStats before = deps_.store->stats().tier(PageTier::kDisk);
   XC_RETURN_IF_ERROR(deps_.store->Flush());
-  const SpillStats after = deps_.store->stats().spill;
+  const PageStoreStats after = deps_.store->stats().tier(PageTier::kDisk);
   XC_RETURN_IF_ERROR(lease->Commit(record));
   deps_.store->DropFromHost(lease->record().page_keys);
   // Pages are written soon after they are sealed, so few are left to write now;
   // other sessions' among them.
   FlushResult result;
-  result.pages_written =
-      static_cast<uint64_t>(after.spilled_pages - before.spilled_pages);
+  result.pages_written = static_cast<uint64_t>(after.puts - before.puts);
   result.bytes_written =
-      static_cast<uint64_t>(after.spilled_bytes - before.spilled_bytes);
+      static_cast<uint64_t>(after.put_bytes - before.put_bytes);
   return result;
 }
 

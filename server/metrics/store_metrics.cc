@@ -51,17 +51,29 @@ void SampleFiles(const DiskStats& files, SampleWriter& writer) {
 }  // namespace
 
 void SampleStore(const StoreStats& stats, SampleWriter& writer) {
-  SampleTier(stats.host, "host", writer);
-  SampleTier(stats.disk, "disk", writer);
+  // A tier that this server has none of is there, with zeros.
+  for (const PageTier tier : {PageTier::kHost, PageTier::kDisk}) {
+    SampleTier(stats.tier(tier), tier.name, writer);
+  }
+  PageStoreStats below;  // all tiers but host memory
+  int64_t key_conflicts = 0;
+  for (const auto& [tier, pages] : stats.tiers) {
+    key_conflicts += pages.key_conflicts;
+    if (tier == PageTier::kHost) continue;
+    if (tier != PageTier::kDisk) SampleTier(pages, tier.name, writer);
+    below.put_bytes += pages.put_bytes;
+    below.get_bytes += pages.get_bytes;
+    below.put_failures += pages.put_failures;
+    below.queued_bytes += pages.queued_bytes;
+  }
   SampleFiles(stats.files, writer);
-  Set(writer, Metric::kSpillBytes, stats.spill.spilled_bytes);
-  Set(writer, Metric::kLoadBytes, stats.spill.loaded_bytes);
-  Set(writer, Metric::kSpillDroppedPages, stats.spill.dropped_pages);
-  Set(writer, Metric::kSpillQueueBytes, stats.spill.queued_bytes);
+  Set(writer, Metric::kSpillBytes, below.put_bytes);
+  Set(writer, Metric::kLoadBytes, below.get_bytes);
+  Set(writer, Metric::kSpillDroppedPages, below.put_failures);
+  Set(writer, Metric::kSpillQueueBytes, below.queued_bytes);
   Set(writer, Metric::kUndurableSessions, stats.sessions.num_undurable);
   Set(writer, Metric::kDemotedSessions, stats.sessions.demoted);
-  Set(writer, Metric::kMismatchedPages,
-      stats.host.key_conflicts + stats.disk.key_conflicts);
+  Set(writer, Metric::kMismatchedPages, key_conflicts);
 }
 
 void SampleMemory(const MemoryBudget& budget, SampleWriter& writer) {

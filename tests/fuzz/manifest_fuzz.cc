@@ -1,10 +1,9 @@
-// The records of the store, from bytes on disk: session manifests, index
-// entries, page values. What is taken for a record must mean exactly these
-// bytes.
+// The records of the store, from bytes on disk: session manifests and their
+// heads, page entries and values. What is taken for a record must mean exactly
+// these bytes.
 #include <string_view>
 
 #include "cachestore/rocksdb/page_records.h"
-#include "cachestore/sessions/session_entry.h"
 #include "cachestore/sessions/session_record.h"
 #include "engine/base/coding.h"
 #include "engine/base/crc32c.h"
@@ -34,29 +33,31 @@ void CheckManifest(std::string_view bytes) {
     XCACHE_FUZZ_CHECK(*xcache::DecodeSessionRecord(today) == *record);
   } else if (record.ok()) {
     XCACHE_FUZZ_CHECK(xcache::EncodeSessionRecord(*record) == bytes);
+    const auto head = xcache::DecodeSessionHead(xcache::HeadOf(bytes));
+    XCACHE_FUZZ_CHECK(head.ok() && head->num_tokens == record->tokens.size());
   } else {
     XCACHE_FUZZ_CHECK(!record.status().message().empty());
   }
 }
 
-void CheckEntries(const PageKey& page, const std::string& session,
-                  std::string_view bytes) {
+void CheckPage(const PageKey& page, std::string_view bytes) {
   const auto entry = xcache::DecodePageEntry(page, bytes);
   if (entry.ok()) {
     XCACHE_FUZZ_CHECK(xcache::EncodePageEntry(page, *entry) == bytes);
   }
-  const auto summary = xcache::DecodeSessionEntry(session, bytes);
-  if (summary.ok()) {
-    XCACHE_FUZZ_CHECK(xcache::EncodeSessionEntry(*summary) == bytes);
+  const auto value = xcache::CheckPageValue(page, bytes);
+  if (value.ok()) {
+    XCACHE_FUZZ_CHECK(bytes.substr(value->num_bytes) ==
+                      xcache::EncodePageEntry(page, *value));
   }
-  const auto trailer = xcache::CheckPageValue(page, bytes);
-  if (trailer.ok()) {
-    const std::string_view content = bytes.substr(0, trailer->page_bytes);
-    XCACHE_FUZZ_CHECK(
-        std::string(content) +
-            xcache::EncodePageTrailer(page, trailer->parent, content) ==
-        bytes);
-  }
+}
+
+// A head may have anything behind it; what it says of itself holds.
+void CheckHead(std::string_view bytes) {
+  const auto head = xcache::DecodeSessionHead(bytes);
+  if (!head.ok()) return;
+  const auto again = xcache::DecodeSessionHead(xcache::HeadOf(bytes));
+  XCACHE_FUZZ_CHECK(again.ok() && again->id == head->id);
 }
 
 }  // namespace
@@ -64,16 +65,15 @@ void CheckEntries(const PageKey& page, const std::string& session,
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
   const PageKey page = xcache::Sha256Of("page");
-  const std::string session = xcache::SessionKey("tenant", "id");
   CheckManifest(bytes);
-  CheckEntries(page, session, bytes);
+  CheckPage(page, bytes);
+  CheckHead(bytes);
   // Behind checksums that are right, so that mutations reach what they guard.
   CheckManifest(WithCrc(bytes, 0));
-  CheckEntries(page, session, WithCrc(bytes, Crc32c(xcache::KeyBytes(page))));
-  CheckEntries(page, session, WithCrc(bytes, Crc32c(session)));
+  CheckPage(page, WithCrc(bytes, Crc32c(xcache::KeyBytes(page))));
   const auto name = xcache::ParseSessionKey(bytes);
   if (name) {
-    XCACHE_FUZZ_CHECK(xcache::SessionKey(name->tenant, name->id) == bytes);
+    XCACHE_FUZZ_CHECK(xcache::SessionKeyBytes(name->tenant, name->id) == bytes);
   }
   return 0;
 }
@@ -94,12 +94,14 @@ std::vector<std::string> XcacheFuzzSeeds() {
   record.settings = {{"name", "value"}};
   const PageKey key = xcache::Sha256Of("page");
   const std::string content = "a page's bytes";
-  const std::string value =
-      content + xcache::EncodePageTrailer(key, xcache::kRootPageKey, content);
+  const std::string entry = xcache::EncodePageEntry(
+      key, {.num_bytes = static_cast<uint32_t>(content.size()),
+            .crc = Crc32c(content),
+            .put_us = 3});
   return {xcache::EncodeSessionRecord(record),
           xcache::EncodeSessionRecord({}),
-          xcache::EncodeSessionEntry(xcache::MakeSessionEntry(record)),
-          xcache::EncodePageEntry(key, {.num_bytes = 1, .crc = 2, .put_us = 3}),
-          value,
-          xcache::SessionKey("tenant", "id")};
+          std::string(xcache::HeadOf(xcache::EncodeSessionRecord(record))),
+          entry,
+          content + entry,
+          xcache::SessionKeyBytes("tenant", "id")};
 }

@@ -1,84 +1,30 @@
-// Table files of RocksDB, and the ledger, from bytes on disk. The check must
-// not read beyond the file, and a record that is taken must mean exactly these
-// bytes.
-#include <cstring>
+// The checksums of a table file, and the ledger, from bytes on disk. What is
+// taken must mean exactly these bytes.
 #include <string_view>
 
 #include "cachestore/rocksdb/sync_ledger.h"
-#include "cachestore/rocksdb/table_check.h"
+#include "cachestore/rocksdb/table_sums.h"
 #include "engine/base/coding.h"
 #include "engine/base/crc32c.h"
 #include "tests/fuzz/fuzz.h"
 
 namespace {
 
-using xcache::FieldWriter;
+using xcache::TableSums;
 
-constexpr size_t kDataBytes = 100;
-
-void AppendVarint(std::string& out, uint64_t value) {
-  for (; value >= 0x80; value >>= 7) {
-    out.push_back(static_cast<char>(value | 0x80));
-  }
-  out.push_back(static_cast<char>(value));
-}
-
-// A block with its trailer; its handle goes to `handle`.
-void AppendBlock(std::string& table, std::string_view block,
-                 std::string& handle) {
-  AppendVarint(handle, table.size());
-  AppendVarint(handle, block.size());
-  table.append(block);
-  table.push_back('\0');
-  const uint32_t crc = xcache::Crc32c(
-      std::string_view(table).substr(table.size() - block.size() - 1));
-  FieldWriter(table).Int(((crc >> 15) | (crc << 17)) + 0xa282ead8u);
-}
-
-// A table with these blocks, all its checksums right.
-std::string TableWith(std::string_view metaindex, std::string_view index) {
-  std::string table(kDataBytes, 'd');
-  std::string footer("\x01");
-  std::string index_handle;
-  AppendBlock(table, metaindex, footer);
-  AppendBlock(table, index, index_handle);
-  footer += index_handle;
-  footer.resize(41, '\0');
-  FieldWriter w(footer);
-  w.Int(uint32_t{5});
-  w.Int(uint64_t{0x88e241b785f4cff7});
-  return table + footer;
-}
-
-// Blocks that are found lie within the table, in order.
-bool Check(std::string_view table) {
-  const auto blocks = xcache::CheckTable(
-      table.size(), [&](uint64_t offset, size_t num_bytes, char* out) {
-        XCACHE_FUZZ_CHECK(offset <= table.size() &&
-                          num_bytes <= table.size() - offset);
-        std::memcpy(out, table.data() + offset, num_bytes);
-        return absl::OkStatus();
-      });
-  if (!blocks.ok()) return false;
-  uint64_t last = 0;
-  for (const xcache::TableBlock& block : *blocks) {
-    XCACHE_FUZZ_CHECK(block.offset >= last && block.offset <= table.size());
-    last = block.offset;
-    xcache::CheckTableRead(
-        *blocks, block.offset,
-        table.substr(block.offset,
-                     block.num_bytes + xcache::TableBlock::kTrailerBytes));
-  }
-  return true;
-}
-
-// `entries`, and one restart at their beginning.
-std::string Block(std::string_view entries) {
-  std::string block(entries);
-  FieldWriter w(block);
-  w.Int(uint32_t{0});
-  w.Int(uint32_t{1});
-  return block;
+// `file`: a table and its trailer.
+void Check(std::string_view file) {
+  const uint64_t table_bytes = TableSums::TableBytes(file.size());
+  XCACHE_FUZZ_CHECK(table_bytes <= file.size());
+  const std::string_view table =
+      file.substr(0, static_cast<size_t>(table_bytes));
+  const std::string_view trailer = file.substr(table.size());
+  const auto sums = TableSums::Parse(table_bytes, trailer);
+  if (!sums) return;
+  XCACHE_FUZZ_CHECK(sums->Trailer() == trailer);
+  TableSums written;
+  written.Append(table);
+  XCACHE_FUZZ_CHECK(sums->Check(0, table) == (written.Trailer() == trailer));
 }
 
 }  // namespace
@@ -86,8 +32,13 @@ std::string Block(std::string_view entries) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
   Check(bytes);
-  Check(TableWith(bytes, Block("")));
-  Check(TableWith(Block(""), bytes));
+  // Behind a checksum of the trailer that is right.
+  if (const uint64_t at = TableSums::TableBytes(size); size >= at + 4) {
+    std::string file(bytes.substr(0, size - 4));
+    xcache::FieldWriter(file).Int(
+        xcache::Crc32c(std::string_view(file).substr(at)));
+    Check(file);
+  }
   const auto record = xcache::DecodeLedger(bytes);
   if (record) XCACHE_FUZZ_CHECK(xcache::EncodeLedger(*record) == bytes);
   const auto number = xcache::ParseManifestName(bytes);
@@ -96,17 +47,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 }
 
 std::vector<std::string> XcacheFuzzSeeds() {
-  const std::string empty = Block("");
-  // Right in all, so that what is found wrong is the mutation.
-  XCACHE_FUZZ_CHECK(Check(TableWith(empty, empty)));
-  // "name" and the handle of the first 10 bytes, as a meta and as a data block.
-  const std::string_view meta("\0\4\2name\0\x0a", 9);
-  const std::string data = Block(std::string_view("\0\4name\0\x0a", 8));
-  XCACHE_FUZZ_CHECK(Check(TableWith(empty, data)));
-  return {TableWith(empty, data),
-          Block(meta),
-          data,
-          empty,
-          xcache::EncodeLedger({7, {1, 2, 3}, {4, 5, 6}}),
-          "MANIFEST-000007"};
+  std::vector<std::string> seeds = {
+      xcache::EncodeLedger({7, {1, 2, 3}, {4, 5, 6}}), "MANIFEST-000007"};
+  for (const size_t size : {0, 10, 1024, 1500}) {
+    const std::string table(size, 't');
+    TableSums sums;
+    sums.Append(table);
+    seeds.push_back(table + sums.Trailer());
+  }
+  return seeds;
 }

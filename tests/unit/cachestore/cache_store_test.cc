@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cachestore/rocksdb/database.h"
+#include "cachestore/rocksdb/file_system.h"
 #include "cachestore/rocksdb/open_check.h"
 #include "rocksdb/db.h"
 #include "tests/unit/cachestore/store_fixture.h"
@@ -39,7 +40,7 @@ TEST_F(CacheStoreTest, SessionsAndPagesComeBackAfterClosing) {
   EXPECT_EQ(store_->stats().sessions.commits, 5);
   Open();
   EXPECT_EQ(store_->stats().sessions.num_sessions, 5);
-  EXPECT_EQ(store_->stats().disk.num_pages, 20);
+  EXPECT_EQ(store_->stats().tier(PageTier::kDisk).num_pages, 20);
   for (const SessionRecord& record : records) {
     const auto loaded = store_->sessions().Load("tenant", record.id);
     ASSERT_TRUE(loaded.ok()) << loaded.status();
@@ -52,7 +53,7 @@ TEST_F(CacheStoreTest, SessionsAndPagesComeBackAfterClosing) {
       EXPECT_EQ(store_->pages().Get(key)->tier, PageTier::kHost);
     }
   }
-  EXPECT_EQ(store_->stats().spill.loaded_pages, 20);
+  EXPECT_EQ(store_->stats().tier(PageTier::kDisk).hits, 20);
 }
 
 TEST_F(CacheStoreTest, LaterCommitReplacesTheRecord) {
@@ -163,8 +164,8 @@ TEST_F(CacheStoreTest, DeletedSessionTakesThePagesThatOnlyItNeeded) {
     EXPECT_TRUE(store_->pages().Contains(two.page_keys[i])) << i;
   }
   ASSERT_TRUE(store_->sessions().Delete("t", "two").ok());
-  EXPECT_EQ(store_->stats().disk.num_pages, 0);
-  EXPECT_EQ(store_->stats().host.num_pages, 0);
+  EXPECT_EQ(store_->stats().tier(PageTier::kDisk).num_pages, 0);
+  EXPECT_EQ(store_->stats().tier(PageTier::kHost).num_pages, 0);
 }
 
 // Files of the store that hold `text`.
@@ -302,8 +303,8 @@ TEST_F(CacheStoreTest, DropFromHostLeavesPagesOnDisk) {
   ASSERT_TRUE(held.ok());
   EXPECT_GT(store_->DropFromHost(record.page_keys), 3 * 20'000);
   // The one that is held, and its ancestor.
-  EXPECT_EQ(store_->stats().host.num_pages, 2);
-  EXPECT_EQ(store_->stats().disk.num_pages, 5);
+  EXPECT_EQ(store_->stats().tier(PageTier::kHost).num_pages, 2);
+  EXPECT_EQ(store_->stats().tier(PageTier::kDisk).num_pages, 5);
   EXPECT_EQ(store_->pages().Get(record.page_keys[4])->tier, PageTier::kDisk);
 }
 
@@ -340,18 +341,22 @@ TEST_F(CacheStoreTest, StoreInUseIsOneClearLine) {
   EXPECT_TRUE(CommitTurn(RecordOf("t", "chat", 1)).ok());
 }
 
+// Says that the database in `path` is of that format.
+void PutFormat(const std::string& path, const Format& format) {
+  const std::unique_ptr<rocksdb::Env> env = MakeStoreEnv(nullptr, nullptr);
+  rocksdb::Options options;
+  options.env = env.get();
+  rocksdb::DB* raw = nullptr;
+  ASSERT_TRUE(rocksdb::DB::Open(options, path, &raw).ok());
+  const std::unique_ptr<rocksdb::DB> db(raw);
+  ASSERT_TRUE(db->Put({}, FormatKey(), FormatRecord(format)).ok());
+}
+
 TEST_F(CacheStoreTest, AnotherFormatVersionIsRefusedNamingBoth) {
   Open();
   ASSERT_TRUE(CommitTurn(RecordOf("t", "chat", 1)).ok());
   store_.reset();
-  {
-    LoneDatabase sessions(DatabaseKind::kSessions, options_.dir,
-                          options_.disk_bytes);
-    const std::string record = FormatRecord({kSessionsFormat.name, 7});
-    const std::string key = FormatKey();
-    const WriteOp ops[] = {{Family::kMeta, key, {{record, {}}}}};
-    ASSERT_TRUE(sessions->Write(ops, true, Database::Room::kRecord).ok());
-  }
+  PutFormat(options_.dir + "/sessions", {kSessionsFormat.name, 7});
   const absl::Status status = OpenStatus();
   EXPECT_THAT(status, HasCode(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(std::string(status.message()),
@@ -365,13 +370,7 @@ TEST_F(CacheStoreTest, PagesOfAnotherFormatVersionAreSetAside) {
   const SessionRecord chat = RecordOf("t", "chat", 1);
   ASSERT_TRUE(CommitTurn(chat).ok());
   store_.reset();
-  {
-    LoneDatabase pages(DatabaseKind::kPages, options_.dir, options_.disk_bytes);
-    const std::string record = FormatRecord({kPagesFormat.name, 7});
-    const std::string key = FormatKey();
-    const WriteOp ops[] = {{Family::kMeta, key, {{record, {}}}}};
-    ASSERT_TRUE(pages->Write(ops, true, Database::Room::kRecord).ok());
-  }
+  PutFormat(options_.dir + "/pages", {kPagesFormat.name, 7});
   Open();
   EXPECT_EQ(*store_->sessions().Load("t", "chat"), chat);
   EXPECT_FALSE(store_->pages().Contains(chat.page_keys[0]));
@@ -425,8 +424,8 @@ TEST_F(CacheStoreTest, StatsTellOfRocksDb) {
   EXPECT_GT(stats.files.memtable_bytes, 60'000);
   EXPECT_EQ(stats.files.live_bytes, 60'000);
   EXPECT_FALSE(stats.files.tickers.empty());
-  EXPECT_EQ(stats.spill.spilled_pages, 3);
-  EXPECT_EQ(stats.spill.queued_bytes, 0);
+  EXPECT_EQ(stats.tier(PageTier::kDisk).puts, 3);
+  EXPECT_EQ(stats.tier(PageTier::kDisk).queued_bytes, 0);
 }
 
 }  // namespace

@@ -55,8 +55,8 @@ class DiskFixture : public Fixture {
 class TieredFixture : public DiskFixture {
  public:
   TieredFixture()
-      : tiered_(
-            std::make_unique<TieredPageStore>(budget_, 0, *store_, 1 << 20)) {}
+      : tiered_(std::make_unique<TieredPageStore>(
+            budget_, 0, std::vector<PageStore*>{store_.get()}, 1 << 20)) {}
   PageStore& store() override { return *tiered_; }
 
  private:
@@ -107,6 +107,17 @@ TEST_P(PageStoreTest, UnknownKeyIsNotFoundAndAMiss) {
               HasCode(absl::StatusCode::kNotFound));
   EXPECT_EQ(store().stats().misses, 1);
   EXPECT_EQ(store().stats().corrupt, 0);
+}
+
+TEST_P(PageStoreTest, LongestPrefixEndsAtTheFirstPageThatIsMissing) {
+  std::vector<PageKey> keys;
+  for (int i = 0; i < 5; ++i) keys.push_back(KeyOf(i));
+  EXPECT_EQ(store().LongestPrefix(keys), 0);
+  for (int i : {0, 1, 2, 4}) ASSERT_TRUE(store().Put(Make(i)).ok());
+  EXPECT_EQ(store().LongestPrefix(keys), 3);
+  ASSERT_TRUE(store().Put(Make(3)).ok());
+  EXPECT_EQ(store().LongestPrefix(keys), 5);
+  EXPECT_EQ(store().LongestPrefix({}), 0);
 }
 
 TEST_P(PageStoreTest, EmptyAndSmallAndLargePages) {

@@ -36,13 +36,18 @@ TEST(SessionRecordTest, HasTheDocumentedBytes) {
   EXPECT_EQ(bytes.substr(0, 4), "XSES");
   EXPECT_EQ(bytes.substr(4, 4), std::string("\2\0\0\0", 4));
   EXPECT_EQ(static_cast<uint8_t>(bytes[8]), bytes.size() & 0xff);
-  EXPECT_EQ(bytes.substr(12, 11), std::string("\1\0\0\0t\2\0\0\0id", 11));
+  EXPECT_EQ(bytes.substr(16, 11), std::string("\1\0\0\0t\2\0\0\0id", 11));
   // title, times, codec, digests, numerics id, turn, pinned: all zero.
-  const size_t tokens_at = 23 + 4 + 32 + 4 + 64 + 4 + 8 + 1;
-  EXPECT_EQ(bytes.substr(23, tokens_at - 23),
-            std::string(tokens_at - 23, '\0'));
+  const size_t counts_at = 27 + 4 + 32 + 4 + 64 + 4 + 8 + 1;
+  EXPECT_EQ(bytes.substr(27, counts_at - 27),
+            std::string(counts_at - 27, '\0'));
+  EXPECT_EQ(bytes.substr(counts_at, 4), std::string("\1\0\0\0", 4));
+  // messages, pages, bytes of pages, the last page.
+  EXPECT_EQ(bytes.substr(counts_at + 4, 48), std::string(48, '\0'));
+  const size_t tokens_at = counts_at + 56;
+  EXPECT_EQ(static_cast<uint8_t>(bytes[12]), tokens_at);
   EXPECT_EQ(bytes.substr(tokens_at, 8), std::string("\1\0\0\0\2\1\0\0", 8));
-  EXPECT_EQ(bytes.size(), tokens_at + 8 + 4 + 4 + 8 + 4 + 4);
+  EXPECT_EQ(bytes.size(), tokens_at + 8 + 4 + 4 + 4 + 4);
 }
 
 TEST(SessionRecordTest, EveryFlippedByteIsDataLoss) {
@@ -99,6 +104,41 @@ TEST(SessionRecordTest, AnotherVersionIsNamedAndNoDamage) {
   EXPECT_THAT(std::string(decoded.status().message()),
               ::testing::AllOf(::testing::HasSubstr("version 9"),
                                ::testing::HasSubstr("versions 1 to 2")));
+}
+
+// By itself, and where the rest of its manifest is damaged.
+TEST(SessionRecordTest, HeadSaysWhatTheRecordDoes) {
+  SessionRecord record = RecordOf("tenant", "chat", 5);
+  record.page_bytes = 77;
+  record.pinned = true;
+  const std::string manifest = EncodeSessionRecord(record);
+  const std::string head(HeadOf(manifest));
+  EXPECT_LT(head.size(), manifest.size() / 2);
+  std::string damaged = manifest;
+  damaged[head.size() + 3] ^= 1;
+  for (const std::string& bytes : {head, manifest, damaged}) {
+    const auto summary = DecodeSessionHead(bytes);
+    ASSERT_TRUE(summary.ok()) << summary.status();
+    EXPECT_EQ(*summary, SummaryOf(record));
+    EXPECT_EQ(summary->num_pages, 5u);
+    EXPECT_EQ(summary->last_page, record.page_keys.back());
+  }
+}
+
+TEST(SessionRecordTest, EveryDamageToAHeadIsFound) {
+  const std::string manifest = EncodeSessionRecord(RecordOf("t", "chat", 2));
+  const std::string head(HeadOf(manifest));
+  for (size_t i = 0; i < head.size(); ++i) {
+    EXPECT_FALSE(DecodeSessionHead(head.substr(0, i)).ok()) << i;
+    // What is behind it, and its own length of the whole, it does not need.
+    if (i >= 6 && i < 12) continue;
+    std::string bad = head;
+    bad[i] = static_cast<char>(bad[i] ^ 0x10);
+    EXPECT_FALSE(DecodeSessionHead(bad).ok()) << i;
+  }
+  EXPECT_THAT(DecodeSessionHead(EncodeSessionRecord1(RecordOf("t", "chat", 2)))
+                  .status(),
+              HasCode(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST(SessionRecordTest, RecordsOfFormat1AreRead) {

@@ -11,7 +11,6 @@
 #include "cachestore/cache_store.h"
 #include "cachestore/rocksdb/database.h"
 #include "cachestore/rocksdb/page_records.h"
-#include "cachestore/sessions/session_entry.h"
 #include "tests/unit/cachestore/store_fixture.h"
 #include "tests/unit/cachestore/store_test_util.h"
 
@@ -141,7 +140,8 @@ Outcome Examine(const std::string& dir, const std::string& what) {
   if (stats.files.degraded_reason.find("--repair") != std::string::npos) {
     outcome.degraded = true;
   }
-  outcome.counted += stats.sessions.corrupt + stats.disk.corrupt +
+  outcome.counted += stats.sessions.corrupt +
+                     stats.tier(PageTier::kDisk).corrupt +
                      stats.files.background_errors + stats.files.torn_logs +
                      stats.files.pages_set_aside;
   if (!outcome.degraded) return outcome;
@@ -270,29 +270,35 @@ TEST_F(StoreCorruptionTest, TableFiles) { DamageEach(".sst", 3); }
 // Pages are read without RocksDB's checksums: ours must see every block.
 TEST_F(StoreCorruptionTest, TablesDamagedWhileTheStoreIsOpen) {
   const std::string dir = dir_.path() + "/small";
-  const SessionRecord record = RecordOf("t", "s", 3);
+  const SessionRecord record = RecordOf("t", "s", 200);
   MemoryBudget budget(kMemory);
   auto store = CacheStore::Open(OptionsFor(dir), budget);
   ASSERT_TRUE(store.ok()) << store.status();
-  ASSERT_TRUE(CommitTurn(**store, record, kPageBytes).ok());
+  ASSERT_TRUE(CommitTurn(**store, record, 2000).ok());
   store->reset();
   // What was in the log is in tables then, and they are too few for a
   // compaction.
   store = CacheStore::Open(OptionsFor(dir), budget);
   ASSERT_TRUE(store.ok()) << store.status();
+  // The last page in the order of keys: where it is, no block was read yet.
+  const PageKey key =
+      *std::max_element(record.page_keys.begin(), record.page_keys.end());
   for (const auto& file : fs::directory_iterator(dir + "/pages")) {
-    if (file.path().extension() == ".sst") {
-      FlipByte(file.path().string(), 20);  // in the first data block
+    if (file.path().extension() != ".sst") continue;
+    std::ifstream in(file.path(), std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(in)), {});
+    // Wherever it stands; how it begins, the key before it may say.
+    const std::string_view end = KeyBytes(key).substr(8);
+    for (size_t at = bytes.find(end); at != std::string::npos;
+         at = bytes.find(end, at + 1)) {
+      FlipByte(file.path().string(), at);
     }
   }
-  for (const PageKey& key : record.page_keys) {
-    const auto hit = (*store)->pages().Get(key);
-    EXPECT_THAT(hit.status(), HasCode(absl::StatusCode::kDataLoss));
-    EXPECT_THAT(std::string(hit.status().message()),
-                HasSubstr(".sst is damaged: block at 0"));
-  }
-  EXPECT_EQ((*store)->stats().disk.corrupt,
-            static_cast<int64_t>(record.page_keys.size()));
+  const auto hit = (*store)->pages().Get(key);
+  EXPECT_THAT(hit.status(), HasCode(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(std::string(hit.status().message()),
+              HasSubstr(".sst is damaged: "));
+  EXPECT_EQ((*store)->stats().tier(PageTier::kDisk).corrupt, 1);
 }
 
 // All tables at once, in random places: what RocksDB is given of them must not
@@ -373,7 +379,6 @@ TEST_F(StoreCorruptionTest, RepairWithoutManifestKeepsSessionsAndPages) {
 TEST_F(StoreCorruptionTest, RepairCutOffBetweenItsRenamesIsFinishedByOpen) {
   const std::string dir = Copy();
   fs::rename(dir + "/sessions", dir + "/sessions.new");
-  fs::remove(dir + "/sessions.ledger");
   const Outcome outcome = Examine(dir, "sessions.new");
   EXPECT_FALSE(outcome.repaired);
   EXPECT_EQ(outcome.sessions_lost + outcome.pages_lost, 0);
@@ -449,7 +454,7 @@ TEST_F(DamagedRecordTest, IndexEntryOfAPageIsDroppedAndCounted) {
 
 TEST_F(DamagedRecordTest, ManifestIsDataLossForThatSessionAlone) {
   const std::string dir = Copy();
-  Rewrite(dir, Family::kSessions, SessionKey("t", IdOf(3)),
+  Rewrite(dir, Family::kSessions, SessionKeyBytes("t", IdOf(3)),
           [](std::string& value) { value[100] ^= 1; });
   {
     MemoryBudget budget(kMemory);
@@ -472,7 +477,7 @@ TEST_F(DamagedRecordTest, ManifestIsDataLossForThatSessionAlone) {
 
 TEST_F(DamagedRecordTest, IndexEntryOfASessionIsMadeFromItsManifest) {
   const std::string dir = Copy();
-  Rewrite(dir, Family::kSessionIndex, SessionKey("t", IdOf(3)),
+  Rewrite(dir, Family::kSessionIndex, SessionKeyBytes("t", IdOf(3)),
           [](std::string& value) { value[20] ^= 1; });
   {
     MemoryBudget budget(kMemory);
@@ -482,7 +487,7 @@ TEST_F(DamagedRecordTest, IndexEntryOfASessionIsMadeFromItsManifest) {
     EXPECT_EQ((*store)->stats().sessions.corrupt, 0);
   }
   // Both damaged: this session is known to be lost, at once.
-  Rewrite(dir, Family::kSessions, SessionKey("t", IdOf(3)),
+  Rewrite(dir, Family::kSessions, SessionKeyBytes("t", IdOf(3)),
           [](std::string& value) { value[100] ^= 1; });
   MemoryBudget budget(kMemory);
   auto store = CacheStore::Open(OptionsFor(dir), budget);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cachestore/cache_store.h"
+#include "cachestore/rocksdb/sync_ledger.h"
 #include "engine/base/mutex.h"
 #include "rocksdb/env.h"
 #include "rocksdb/file_system.h"
@@ -180,8 +181,9 @@ class StoreDurabilityTest : public ::testing::Test {
     for (const char* folder : {"/sessions", "/pages"}) {
       fs::create_directories(to + folder);
     }
-    if (fs::exists(from + "/sessions.ledger")) {
-      fs::copy_file(from + "/sessions.ledger", to + "/sessions.ledger",
+    if (fs::exists(LedgerPath(from + "/sessions"))) {
+      fs::copy_file(LedgerPath(from + "/sessions"),
+                    LedgerPath(to + "/sessions"),
                     fs::copy_options::overwrite_existing);
     }
     MutexLock lock(log_.names_mu());
@@ -276,7 +278,7 @@ TEST_F(StoreDurabilityTest, WhatWasCommittedSurvivesAPowerLossAtAnyTurn) {
         }
       }
     }
-    EXPECT_EQ((*after)->stats().disk.corrupt, 0);
+    EXPECT_EQ((*after)->stats().tier(PageTier::kDisk).corrupt, 0);
     EXPECT_EQ((*after)->stats().sessions.corrupt, 0);
   }
   EXPECT_GT((*store)->stats().files.blob_bytes, 0) << "the test needs flushes";

@@ -37,11 +37,11 @@ void CopyStore(const std::string& from, const std::string& to) {
     if (fs::exists(from + name)) fs::copy_file(from + name, to + name);
   };
   fs::create_directories(to);
-  copy("/sessions.ledger");
   for (const std::string db : {"/sessions/", "/pages/"}) {
     std::error_code gone;
     if (!fs::exists(from + db)) continue;
     fs::create_directories(to + db);
+    copy(db + "LEDGER");
     copy(db + "CURRENT");
     for (const auto& file : fs::directory_iterator(from + db, gone)) {
       const std::string name = file.path().filename().string();
@@ -49,7 +49,8 @@ void CopyStore(const std::string& from, const std::string& to) {
     }
     for (const auto& file : fs::directory_iterator(from + db, gone)) {
       const std::string name = file.path().filename().string();
-      if (ParseManifestName(name) || name == "CURRENT" || name == "LOCK") {
+      if (ParseManifestName(name) || name == "CURRENT" || name == "LOCK" ||
+          name == "LEDGER") {
         continue;
       }
       const std::string extension = file.path().extension().string();
@@ -227,7 +228,7 @@ TEST_F(StoreKillTest, KillAtAnyStepLeavesAStoreThatOpensWhole) {
         EXPECT_THAT(hit.status(), HasCode(absl::StatusCode::kNotFound));
       }
     }
-    EXPECT_EQ((*opened)->stats().disk.corrupt, 0);
+    EXPECT_EQ((*opened)->stats().tier(PageTier::kDisk).corrupt, 0);
     EXPECT_EQ((*opened)->stats().sessions.corrupt, 0);
     opened->reset();
     fs::remove_all(snapshot.dir);

@@ -67,13 +67,13 @@ TEST(DiskSpaceTest, CountsFilesSubfoldersAndWhatIsAdmitted) {
   const DiskPlan plan = PlanDisk(kMinDiskBytes, 64 * kMiB);
   DiskSpace space(dir.path(), plan, 0);
   EXPECT_EQ(space.used_bytes(), bytes);
-  EXPECT_TRUE(space.Admit(1000, DiskSpace::Kind::kPage).ok());
+  EXPECT_TRUE(space.Admit(1000, DiskSpace::Room::kPage).ok());
   EXPECT_EQ(space.used_bytes(), bytes + 1000);
-  EXPECT_THAT(space.Admit(plan.pages_limit, DiskSpace::Kind::kPage),
+  EXPECT_THAT(space.Admit(plan.pages_limit, DiskSpace::Room::kPage),
               HasCode(absl::StatusCode::kResourceExhausted));
   EXPECT_TRUE(
-      space.Admit(plan.pages_limit - bytes + 1, DiskSpace::Kind::kRecord).ok());
-  EXPECT_THAT(space.Admit(plan.records_limit, DiskSpace::Kind::kRecord),
+      space.Admit(plan.pages_limit - bytes + 1, DiskSpace::Room::kRecord).ok());
+  EXPECT_THAT(space.Admit(plan.records_limit, DiskSpace::Room::kRecord),
               HasCode(absl::StatusCode::kResourceExhausted));
 }
 
@@ -391,7 +391,7 @@ class TmpfsTest : public StoreFixture {
     EXPECT_TRUE(Eventually([&] { return store_->stats().files.degraded; }));
     EXPECT_FALSE(store_->stats().files.degraded_reason.empty());
     EXPECT_EQ(store_->stats().sessions.num_undurable, 2);
-    EXPECT_GT(store_->stats().spill.dropped_pages, 0);
+    EXPECT_GT(store_->stats().tier(PageTier::kDisk).put_failures, 0);
 
     Unfill();
     EXPECT_TRUE(Eventually([&] { return !store_->stats().files.degraded; }));
@@ -414,7 +414,7 @@ class TmpfsTest : public StoreFixture {
         EXPECT_THAT(hit.status(), HasCode(absl::StatusCode::kNotFound));
       }
     }
-    EXPECT_EQ(store_->stats().disk.corrupt, 0);
+    EXPECT_EQ(store_->stats().tier(PageTier::kDisk).corrupt, 0);
   }
 
   std::string mount_point_;

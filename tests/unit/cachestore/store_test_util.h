@@ -131,12 +131,9 @@ inline SessionRecord RecordOf(const std::string& tenant, const std::string& id,
 // The same record as a program of format 1 wrote it. REQUIRES: no page_bytes.
 inline std::string EncodeSessionRecord1(const SessionRecord& record) {
   std::string bytes = EncodeSessionRecord(record);
-  // Behind the page keys: page_bytes, the settings' count, the CRC.
-  size_t settings_bytes = 4;
-  for (const auto& [name, value] : record.settings) {
-    settings_bytes += 8 + name.size() + value.size();
-  }
-  bytes.erase(bytes.size() - 4 - settings_bytes - 8, 8);
+  // The end of the head: three counts, page_bytes, the last page's key, a CRC.
+  bytes.erase(HeadOf(bytes).size() - 56, 56);
+  bytes.erase(12, 4);  // its length
   bytes[4] = 1;
   std::string length;
   FieldWriter(length).Int(static_cast<uint32_t>(bytes.size()));

@@ -61,7 +61,7 @@ class SyncLedgerTest : public ::testing::Test {
   }
 
   TempDir dir_;
-  const std::string path_ = LedgerPath(dir_.path() + "/db");
+  const std::string path_ = LedgerPath(dir_.path());
 };
 
 TEST_F(SyncLedgerTest, ManifestMustHaveWhatWasSyncedAndMayHaveMore) {

@@ -16,10 +16,12 @@ namespace xcache {
 namespace {
 
 constexpr size_t kPageBytes = 1000;
+constexpr PageTier kShared{"shared"};
 
 class FakeDisk : public PageStore {
  public:
-  explicit FakeDisk(MemoryBudget& budget) : budget_(budget) {}
+  explicit FakeDisk(MemoryBudget& budget, PageTier tier = PageTier::kDisk)
+      : budget_(budget), tier_(tier) {}
 
   absl::StatusOr<PageHit> Get(const PageKey& key) override {
     std::pair<PageKey, std::string> found;
@@ -31,16 +33,23 @@ class FakeDisk : public PageStore {
     }
     auto page = MakePage(budget_, key, found.first, found.second);
     if (!page.ok()) return page.status();
-    return PageHit{*page, PageTier::kDisk};
+    {
+      MutexLock lock(mu_);
+      ++stats_.hits;
+    }
+    return PageHit{*page, tier_};
   }
   absl::Status Put(const PageRef& page) override {
     MutexLock lock(mu_);
-    ++num_puts_;
     while (waits_) changed_.Wait(mu_);
-    if (is_full_) return absl::ResourceExhaustedError("full");
+    if (is_full_) {
+      ++stats_.put_failures;
+      return absl::ResourceExhaustedError("full");
+    }
     const auto [it, is_new] = pages_.try_emplace(page->key(), page->parent(),
                                                  std::string(page->bytes()));
-    if (!is_new && it->second.second != page->bytes()) ++num_conflicts_;
+    if (is_new) ++stats_.puts;
+    if (it->second.second != page->bytes()) ++stats_.key_conflicts;
     return absl::OkStatus();
   }
   bool Contains(const PageKey& key) const override {
@@ -54,11 +63,11 @@ class FakeDisk : public PageStore {
   }
   PageStoreStats stats() const override {
     MutexLock lock(mu_);
-    PageStoreStats stats;
+    PageStoreStats stats = stats_;
     stats.num_pages = static_cast<int64_t>(pages_.size());
-    stats.key_conflicts = num_conflicts_;
     return stats;
   }
+  PageTier tier() const override { return tier_; }
 
   void SetFull(bool is_full) {
     MutexLock lock(mu_);
@@ -69,20 +78,16 @@ class FakeDisk : public PageStore {
     waits_ = waits;
     changed_.SignalAll();
   }
-  int num_puts() const {
-    MutexLock lock(mu_);
-    return num_puts_;
-  }
 
  private:
   MemoryBudget& budget_;
+  const PageTier tier_;
   mutable Mutex mu_;
   CondVar changed_;
   std::map<PageKey, std::pair<PageKey, std::string>> pages_ XC_GUARDED_BY(mu_);
   bool is_full_ XC_GUARDED_BY(mu_) = false;
   bool waits_ XC_GUARDED_BY(mu_) = false;
-  int num_puts_ XC_GUARDED_BY(mu_) = 0;
-  int64_t num_conflicts_ XC_GUARDED_BY(mu_) = 0;
+  PageStoreStats stats_ XC_GUARDED_BY(mu_);
 };
 
 PageRef Make(MemoryBudget& budget, int i) {
@@ -144,13 +149,22 @@ class TieredPageStoreTest : public ::testing::Test {
   void Start(int num_pages, int queue_pages) {
     budget_ = std::make_unique<MemoryBudget>(Room(num_pages));
     disk_ = std::make_unique<FakeDisk>(*budget_);
+    shared_ = std::make_unique<FakeDisk>(*budget_, kShared);
     store_ = std::make_unique<TieredPageStore>(
-        *budget_, 0, *disk_, queue_pages * static_cast<int64_t>(kPageBytes));
+        *budget_, 0, std::vector<PageStore*>{disk_.get(), shared_.get()},
+        queue_pages * static_cast<int64_t>(kPageBytes));
+  }
+  PageStoreStats StatsOf(PageTier tier) const {
+    for (const TierStats& stats : store_->tier_stats()) {
+      if (stats.tier == tier) return stats.pages;
+    }
+    return {};
   }
   PageRef Page(int i) { return Make(*budget_, i); }
 
   std::unique_ptr<MemoryBudget> budget_;
   std::unique_ptr<FakeDisk> disk_;
+  std::unique_ptr<FakeDisk> shared_;  // a tier below the disk
   std::unique_ptr<TieredPageStore> store_;
 };
 
@@ -159,12 +173,12 @@ TEST_F(TieredPageStoreTest, WritesBehindAndWaitsWhenAskedTo) {
   disk_->SetWaits(true);
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(store_->Put(Page(i)).ok());
   EXPECT_EQ(disk_->stats().num_pages, 0);
-  EXPECT_GE(store_->spill_stats().queued_pages, 9);
+  EXPECT_GE(StatsOf(PageTier::kDisk).queued_pages, 9);
   EXPECT_TRUE(store_->Get(KeyOf(9)).ok());
   std::atomic<bool> done{false};
   const PageKey wanted[] = {KeyOf(7), KeyOf(8)};
   std::thread waiter([&] {
-    store_->WriteOut(wanted);
+    store_->DropFromHost(wanted);
     done = true;
   });
   EXPECT_FALSE(done);
@@ -174,8 +188,8 @@ TEST_F(TieredPageStoreTest, WritesBehindAndWaitsWhenAskedTo) {
   EXPECT_TRUE(disk_->Contains(KeyOf(8)));
   store_->Flush();
   EXPECT_EQ(disk_->stats().num_pages, 10);
-  EXPECT_EQ(store_->spill_stats().spilled_pages, 10);
-  EXPECT_EQ(store_->spill_stats().queued_bytes, 0);
+  EXPECT_EQ(StatsOf(PageTier::kDisk).puts, 10);
+  EXPECT_EQ(StatsOf(PageTier::kDisk).queued_bytes, 0);
 }
 
 TEST_F(TieredPageStoreTest, QueueIsBounded) {
@@ -184,7 +198,7 @@ TEST_F(TieredPageStoreTest, QueueIsBounded) {
   std::thread putter([&] {
     for (int i = 0; i < 20; ++i) {
       ASSERT_TRUE(store_->Put(Page(i)).ok());
-      EXPECT_LE(store_->spill_stats().queued_pages, 3);
+      EXPECT_LE(StatsOf(PageTier::kDisk).queued_pages, 3);
     }
   });
   disk_->SetWaits(false);
@@ -209,9 +223,37 @@ TEST_F(TieredPageStoreTest, PageFoundOnDiskMovesUp) {
   EXPECT_TRUE(store_->Contains(KeyOf(1)));
   EXPECT_EQ(store_->Get(KeyOf(1))->tier, PageTier::kDisk);
   EXPECT_EQ(store_->Get(KeyOf(1))->tier, PageTier::kHost);
-  EXPECT_EQ(store_->spill_stats().loaded_pages, 1);
+  EXPECT_EQ(StatsOf(PageTier::kDisk).hits, 1);
   store_->Flush();
-  EXPECT_EQ(store_->spill_stats().spilled_pages, 0);  // it came from there
+  EXPECT_EQ(StatsOf(PageTier::kDisk).puts, 1);  // it came from there
+}
+
+// Nothing counts two: each tier below has what was put, and is asked in turn.
+TEST_F(TieredPageStoreTest, TiersAreAList) {
+  Start(100, 100);
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(store_->Put(Page(i)).ok());
+  store_->Flush();
+  EXPECT_EQ(disk_->stats().num_pages, 4);
+  EXPECT_EQ(shared_->stats().num_pages, 4);
+  ASSERT_TRUE(shared_->Put(Page(4)).ok());
+  ASSERT_TRUE(disk_->Put(Page(5)).ok());
+  std::vector<PageKey> keys;
+  for (int i = 0; i < 7; ++i) keys.push_back(KeyOf(i));
+  EXPECT_EQ(store_->LongestPrefix(keys), 6);
+  EXPECT_EQ(store_->Get(KeyOf(3))->tier, PageTier::kHost);
+  EXPECT_EQ(store_->Get(KeyOf(4))->tier, kShared);
+  EXPECT_EQ(store_->Get(KeyOf(4))->tier, PageTier::kHost);
+  EXPECT_EQ(store_->Get(KeyOf(5))->tier, PageTier::kDisk);
+  EXPECT_THAT(store_->Get(KeyOf(6)).status(),
+              HasCode(absl::StatusCode::kNotFound));
+  EXPECT_EQ(StatsOf(kShared).hits, 1);
+  ASSERT_TRUE(store_->Erase(KeyOf(3)).ok());
+  EXPECT_FALSE(disk_->Contains(KeyOf(3)) || shared_->Contains(KeyOf(3)));
+  std::vector<std::string_view> names;
+  for (const TierStats& stats : store_->tier_stats()) {
+    names.push_back(stats.tier.name);
+  }
+  EXPECT_EQ(names, (std::vector<std::string_view>{"host", "disk", "shared"}));
 }
 
 TEST_F(TieredPageStoreTest, EvictedPagesAreFoundOnDisk) {
@@ -220,7 +262,7 @@ TEST_F(TieredPageStoreTest, EvictedPagesAreFoundOnDisk) {
     ASSERT_TRUE(store_->Put(Page(i)).ok());
     store_->Flush();
   }
-  EXPECT_GT(store_->host().stats().evictions, 40);
+  EXPECT_GT(StatsOf(PageTier::kHost).evictions, 40);
   for (int i = 0; i < 50; ++i) {
     const auto hit = store_->Get(KeyOf(i));
     ASSERT_TRUE(hit.ok()) << i << hit.status();
@@ -233,7 +275,7 @@ TEST_F(TieredPageStoreTest, RefusedPageIsOfferedAgainWhenMemoryEvictsIt) {
   disk_->SetFull(true);
   for (int i = 0; i < 5; ++i) ASSERT_TRUE(store_->Put(Page(i)).ok());
   store_->Flush();
-  EXPECT_EQ(store_->spill_stats().dropped_pages, 5);
+  EXPECT_EQ(StatsOf(PageTier::kDisk).put_failures, 5);
   EXPECT_TRUE(store_->Get(KeyOf(4)).ok()) << "it is still in memory";
   disk_->SetFull(false);
   {
@@ -269,7 +311,7 @@ TEST_F(TieredPageStoreTest, StressWithEvictionsAndFailures) {
           }
           case 3: {
             const PageKey keys[] = {KeyOf(i), KeyOf(i + 1)};
-            store_->WriteOut(keys);
+            store_->DropFromHost(keys);
             break;
           }
           case 4:

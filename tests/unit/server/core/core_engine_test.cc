@@ -350,7 +350,8 @@ TEST_F(CoreEngineTest, SharedSystemPromptIsSealedAndStoredOnce) {
   }
   ASSERT_TRUE(core.store().Flush().ok());
   const uint64_t sealed = core.metrics.counter(CoreCounter::kBlocksSealed);
-  EXPECT_EQ(core.store().stats().disk.num_pages, static_cast<int64_t>(sealed));
+  EXPECT_EQ(core.store().stats().tier(PageTier::kDisk).num_pages,
+            static_cast<int64_t>(sealed));
   const uint64_t shared =
       core.core().GetSession("t", "s0", false)->num_tokens / 64 - 1;
   EXPECT_GE(shared, 8u);
