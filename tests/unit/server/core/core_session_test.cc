@@ -570,7 +570,8 @@ TEST(CoreSessionTest, AnIdThatNoSessionMayHaveIsSaidByEveryMethod) {
           h.core->DeleteSession("t", id),
           h.core->ForkSession(Fork("t", id, "new", 0)).status(),
           h.core->ForkSession(Fork("t", "s", id, 0)).status(),
-          h.core->MigrateSession({.tenant = "t", .id = id}).status(),
+          h.core->MigrateSession({.tenant = "t", .id = id, .codec = ""})
+              .status(),
           h.core->ExportSession("t", id, false).status(),
           h.core->UpdateSession("t", id, Pinned(true)).status(),
           h.core->FlushSession("t", id).status(),
