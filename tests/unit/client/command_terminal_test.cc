@@ -48,6 +48,7 @@ TEST_F(TerminalTest, CtrlCCancelsTheAnswerAndNotTheChat) {
   // One at the prompt only warns.
   terminal.Type(std::string("half a line") + kCtrlC);
   ASSERT_TRUE(terminal.Expect("Ctrl-C again")) << terminal.all();
+  ASSERT_TRUE(terminal.Expect(kPrompt)) << terminal.all();
   terminal.Type("third\n");
   ASSERT_TRUE(terminal.Expect("You said: third")) << terminal.all();
   ASSERT_TRUE(terminal.Expect("first after")) << terminal.all();

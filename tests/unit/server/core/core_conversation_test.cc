@@ -304,8 +304,8 @@ TEST(CoreConversationTest, ImportChecksWhatADocumentHolds) {
   refused(R"("messages":[{"role":"user","content":"a"},)"
           R"({"role":"user","content":"b"}])",
           "a", "out of place");
-  refused(R"("messages":[],"id":"a/b")", "", "a session's id is");
-  refused(R"("messages":[])", "a b", "a session's id is");
+  refused(R"("messages":[],"id":"a/b")", "", "a session's id must be");
+  refused(R"("messages":[])", "a b", "a session's id must be");
   refused(R"("messages":[],"ttl_ms":9000000000000000)", "a", "ttl is");
   refused(absl::StrCat(R"("messages":[{"role":"user","content":")",
                        Letters(8192, 1), R"("}])"),
