@@ -106,7 +106,7 @@ class ServerAppImpl final : public ServerApp {
     RpcServerOptions options;
     options.request_memory =
         RequestMemory::Of(static_cast<int64_t>(config_.memory_bytes));
-    auto reserved = budget_->Reserve(MemoryAccount::kOther,
+    auto reserved = budget_->Reserve(MemoryAccount::kRequests,
                                      options.request_memory.total_bytes);
     if (!reserved.has_value()) {
       return absl::InvalidArgumentError(

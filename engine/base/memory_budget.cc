@@ -22,8 +22,8 @@ std::string_view MemoryAccountName(MemoryAccount account) {
       return "sessions";
     case MemoryAccount::kCodecs:
       return "codecs";
-    case MemoryAccount::kOther:
-      return "other";
+    case MemoryAccount::kRequests:
+      return "requests";
   }
   return "unknown";
 }

@@ -34,7 +34,7 @@ enum class MemoryAccount {
   kStoreIndex,   // the store's indexes of pages and sessions
   kSessions,     // manifests that are not on disk (yet)
   kCodecs,       // matrices and profiles of open codecs
-  kOther,
+  kRequests,     // what clients send, until it is answered
 };
 inline constexpr int kNumMemoryAccounts = 8;
 std::string_view MemoryAccountName(MemoryAccount account);  // "host_pages", ...
@@ -67,7 +67,7 @@ class MemoryReservation {
   bool ResizeTo(int64_t bytes, bool reclaim);
 
   MemoryBudget* budget_ = nullptr;
-  MemoryAccount account_ = MemoryAccount::kOther;
+  MemoryAccount account_ = MemoryAccount::kRequests;
   int64_t bytes_ = 0;
 };
 

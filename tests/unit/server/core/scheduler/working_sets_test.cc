@@ -72,7 +72,7 @@ TEST(WorkingSetsTest, TheYoungestIsPutBackWhereItAsksItself) {
 
 TEST(WorkingSetsTest, AloneItTriesAgainOrIsToldThatItNeverFits) {
   Parts parts({}, 10000);
-  auto others = parts.memory.TryReserve(MemoryAccount::kOther, 8000);
+  auto others = parts.memory.TryReserve(MemoryAccount::kRequests, 8000);
   const auto alone = Holder(parts, 1000);
   EXPECT_TRUE(
       absl::IsUnavailable(parts.working_sets.Reserve(*alone, 2000).status()));
@@ -93,8 +93,10 @@ TEST(WorkingSetsTest, AnotherThreadGetsBlocksAtOnceAndSequencesLater) {
   parts.Answer(parts.Raw(80, 2));                 // a block that nobody holds
   EXPECT_EQ(parts.memory.used_bytes(), 2500);
   std::thread other([&] {
-    EXPECT_TRUE(parts.memory.Reserve(MemoryAccount::kOther, 8500).has_value());
-    EXPECT_FALSE(parts.memory.Reserve(MemoryAccount::kOther, 9000).has_value());
+    EXPECT_TRUE(
+        parts.memory.Reserve(MemoryAccount::kRequests, 8500).has_value());
+    EXPECT_FALSE(
+        parts.memory.Reserve(MemoryAccount::kRequests, 9000).has_value());
   });
   other.join();
   EXPECT_TRUE(parts.working_sets.InMemory({"t", "s"}));
