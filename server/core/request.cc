@@ -1,9 +1,6 @@
 // Cancellation.
 #include "server/core/request.h"
 
-#include <functional>
-#include <utility>
-
 namespace xcache {
 
 void Cancellation::Cancel() {

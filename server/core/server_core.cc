@@ -1,17 +1,7 @@
 // Requests: checked, rendered and tokenized, then handed to the scheduler.
-#include "server/core/server_core.h"
-
 #include <algorithm>
-#include <chrono>
-#include <cstdint>
-#include <memory>
-#include <random>
-#include <string>
 #include <utility>
-#include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"

@@ -1,18 +1,9 @@
 // Session operations that make a conversation of another one: fork, migrate,
 // export and import.
 #include <algorithm>
-#include <chrono>
-#include <cstdint>
-#include <memory>
 #include <numeric>
-#include <optional>
-#include <string>
-#include <string_view>
 #include <utility>
-#include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"

@@ -1,20 +1,8 @@
 // K/V blocks in the engine's memory, shared by key.
 #include "server/core/cache/blocks.h"
 
-#include <cstddef>
-#include <cstdint>
 #include <limits>
-#include <memory>
-#include <optional>
-#include <span>
 #include <utility>
-#include <vector>
-
-#include "cachestore/page_key.h"
-#include "engine/base/memory_budget.h"
-#include "engine/base/mutex.h"
-#include "engine/engine.h"
-#include "server/core/core_metrics.h"
 
 namespace xcache {
 

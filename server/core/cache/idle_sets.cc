@@ -1,13 +1,8 @@
 // Sequences that sessions leave behind.
 #include "server/core/cache/idle_sets.h"
 
-#include <cstddef>
-#include <cstdint>
 #include <limits>
-#include <optional>
-#include <utility>
 
-#include "engine/base/mutex.h"
 #include "engine/types.h"
 
 namespace xcache {

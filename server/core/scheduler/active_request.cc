@@ -2,15 +2,8 @@
 #include "server/core/scheduler/active_request.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cstdint>
-#include <span>
-#include <string>
 #include <string_view>
-#include <vector>
 
-#include "absl/status/statusor.h"
-#include "cachestore/page_key.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
 #include "engine/types.h"

@@ -2,15 +2,10 @@
 #include "server/core/scheduler/prefix_planner.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <optional>
 #include <utility>
-#include <vector>
 
-#include "cachestore/page_key.h"
 #include "engine/types.h"
-#include "server/core/core_metrics.h"
-#include "server/core/scheduler/active_request.h"
 
 namespace xcache {
 namespace {

@@ -1,9 +1,6 @@
 // Running averages of the machine's rates.
 #include "server/core/scheduler/rates.h"
 
-#include <cstdint>
-
-#include "engine/base/mutex.h"
 #include "engine/types.h"
 
 namespace xcache {

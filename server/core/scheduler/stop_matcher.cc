@@ -2,11 +2,7 @@
 #include "server/core/scheduler/stop_matcher.h"
 
 #include <algorithm>
-#include <cstddef>
-#include <string>
-#include <string_view>
 #include <utility>
-#include <vector>
 
 #include "engine/base/utf8.h"
 

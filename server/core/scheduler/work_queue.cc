@@ -1,11 +1,7 @@
 // Threads that run posted functions.
 #include "server/core/scheduler/work_queue.h"
 
-#include <functional>
-#include <thread>
 #include <utility>
-
-#include "engine/base/mutex.h"
 
 namespace xcache {
 

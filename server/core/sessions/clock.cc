@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "engine/base/log.h"
-#include "engine/base/mutex.h"
 
 namespace xcache {
 namespace {

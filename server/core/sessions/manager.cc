@@ -2,28 +2,16 @@
 #include "server/core/sessions/manager.h"
 
 #include <algorithm>
-#include <cstdint>
-#include <functional>
-#include <memory>
-#include <optional>
 #include <random>
-#include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
-#include "cachestore/session_store.h"
-#include "cachestore/sessions/session_record.h"
 #include "engine/base/log.h"
-#include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
-#include "server/core/core_metrics.h"
 #include "server/core/reason.h"
 
 namespace xcache {
