@@ -174,6 +174,7 @@ TEST_F(TieredPageStoreTest, WritesBehindAndWaitsWhenAskedTo) {
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(store_->Put(Page(i)).ok());
   EXPECT_EQ(disk_->stats().num_pages, 0);
   EXPECT_GE(StatsOf(PageTier::kDisk).queued_pages, 9);
+  EXPECT_GT(StatsOf(PageTier::kDisk).queued_bytes, 0);
   EXPECT_TRUE(store_->Get(KeyOf(9)).ok());
   std::atomic<bool> done{false};
   const PageKey wanted[] = {KeyOf(7), KeyOf(8)};
