@@ -1,6 +1,7 @@
 #include "server/frontend/listener.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -68,11 +69,19 @@ Peer PeerOf(const sockaddr_storage& from) {
   return {text, absl::StrCat(text, ":", ntohs(port))};
 }
 
-// What tells one socket from another: numbers of descriptors are used again.
+// What tells one socket from another: connections belong to their owner, who
+// closes them at any time, and numbers of descriptors are used again.
 std::optional<ino_t> SocketInode(int fd) {
   struct stat info {};
   if (fstat(fd, &info) != 0 || !S_ISSOCK(info.st_mode)) return std::nullopt;
   return info.st_ino;
+}
+
+// A descriptor of ours for the socket, or none where its owner has closed it.
+UniqueFd Share(int fd, ino_t inode) {
+  UniqueFd shared(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  if (SocketInode(shared.get()) != inode) return UniqueFd();
+  return shared;
 }
 
 class ListenerImpl final : public Listener {
@@ -298,23 +307,20 @@ class ListenerImpl final : public Listener {
         steady_clock::now() - oldest->second.since < options_.grace) {
       return false;
     }
-    // Its owner reads the end of the stream and closes the descriptor. Looked
-    // at just before: the number could be another file's by now.
-    if (SocketInode(oldest->second.fd) == oldest->second.inode) {
-      (void)shutdown(oldest->second.fd, SHUT_RDWR);
-    }
+    // Its owner reads the end of the stream and closes the descriptor.
+    (void)shutdown(Share(oldest->second.fd, oldest->second.inode).get(),
+                   SHUT_RDWR);
     Forget(oldest);
     ++stats_.evicted;
     return true;
   }
 
   void CutOff(Connections::iterator it) XC_REQUIRES(mu_) {
-    if (SocketInode(it->second.fd) == it->second.inode) {
-      // Unlike shutdown, this drops what was received and not read yet.
-      sockaddr nobody{};
-      nobody.sa_family = AF_UNSPEC;
-      (void)connect(it->second.fd, &nobody, sizeof(nobody));
-    }
+    // Unlike shutdown, this drops what was received and not read yet.
+    sockaddr nobody{};
+    nobody.sa_family = AF_UNSPEC;
+    (void)connect(Share(it->second.fd, it->second.inode).get(), &nobody,
+                  sizeof(nobody));
     ++stats_.cut_off;
     Report("connections cut off", "a flood of calls", it->second.host);
     Forget(it);

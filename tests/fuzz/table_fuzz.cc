@@ -49,7 +49,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 std::vector<std::string> XcacheFuzzSeeds() {
   std::vector<std::string> seeds = {
       xcache::EncodeLedger({7, {1, 2, 3}, {4, 5, 6}}), "MANIFEST-000007"};
-  for (const size_t size : {0, 10, 1024, 1500}) {
+  for (const size_t size : {0u, 10u, 1024u, 1500u}) {
     const std::string table(size, 't');
     TableSums sums;
     sums.Append(table);
