@@ -132,7 +132,7 @@ integration() {
 # Findings go to files: a server's own output is a test's, and what it says as it
 # is killed would be lost there.
 asan() {
-  build asan-ubsan -- asan_tests
+  build asan-ubsan -- asan_tests fuzzers
   local found=$ROOT/build/asan-ubsan/findings
   rm -rf "$found"
   mkdir -p "$found"
@@ -163,11 +163,10 @@ tsan() {
     run_ctest tsan -L 'tsan' -j "$JOBS"
 }
 
-# clang checks the lock annotations and drives the fuzzers. XCACHE_FUZZ_SECONDS,
-# for each of them: some here, some hundreds for a campaign.
+# XCACHE_FUZZ_SECONDS, for each of them: some here, some hundreds for a campaign.
 fuzz() {
-  build fuzz -- fuzzers
-  tests/fuzz/run.sh build/fuzz "${XCACHE_FUZZ_SECONDS:-25}"
+  build asan-ubsan -- fuzzers
+  tests/fuzz/run.sh build/asan-ubsan "${XCACHE_FUZZ_SECONDS:-25}"
 }
 
 if [ $QUICK = 1 ]; then
