@@ -178,7 +178,7 @@ TEST(CoreConversationTest, FullContextGoesOnInAForkOfItsLastMessages) {
   const SessionRecord record = h.Record("f");
   // Token for token what the source has of these messages.
   std::vector<TokenId> expected;
-  for (const size_t i : {0, 5, 6, 7, 8}) {
+  for (const size_t i : {0u, 5u, 6u, 7u, 8u}) {
     const SessionMessage& m = before.messages[i];
     expected.insert(expected.end(), before.tokens.begin() + m.token_begin,
                     before.tokens.begin() + m.token_end);
