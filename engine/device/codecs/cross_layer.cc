@@ -150,7 +150,9 @@ class CrossLayer final : public MatrixCodec {
     return plan_.layer(layer).prediction != Prediction::kNone;
   }
 
+  // Null without a basis.
   const uint16_t* BasisOf(int layer) const {
+    if (!has_basis()) return nullptr;
     return bases_.as<uint16_t>() + int64_t{layer} * d_ * m_;
   }
 

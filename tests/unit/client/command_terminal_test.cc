@@ -175,7 +175,7 @@ TEST_F(TerminalTest, StatsRedrawsAtAnyWidth) {
     }
     EXPECT_THAT(all, HasSubstr("\x1b[" + std::to_string(lines) + "A\x1b[J"));
     terminal.Type(kCtrlC);
-    EXPECT_EQ(terminal.Wait(), 0);
+    EXPECT_EQ(terminal.Wait(), 0) << terminal.all();
   }
 }
 
