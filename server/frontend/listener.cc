@@ -78,7 +78,7 @@ std::optional<ino_t> SocketInode(int fd) {
 }
 
 // A descriptor of ours for the socket, or none where its owner has closed it.
-UniqueFd Share(int fd, ino_t inode) {
+UniqueFd ShareSocket(int fd, ino_t inode) {
   UniqueFd shared(fcntl(fd, F_DUPFD_CLOEXEC, 0));
   if (SocketInode(shared.get()) != inode) return UniqueFd();
   return shared;
@@ -308,7 +308,7 @@ class ListenerImpl final : public Listener {
       return false;
     }
     // Its owner reads the end of the stream and closes the descriptor.
-    (void)shutdown(Share(oldest->second.fd, oldest->second.inode).get(),
+    (void)shutdown(ShareSocket(oldest->second.fd, oldest->second.inode).get(),
                    SHUT_RDWR);
     Forget(oldest);
     ++stats_.evicted;
@@ -319,7 +319,7 @@ class ListenerImpl final : public Listener {
     // Unlike shutdown, this drops what was received and not read yet.
     sockaddr nobody{};
     nobody.sa_family = AF_UNSPEC;
-    (void)connect(Share(it->second.fd, it->second.inode).get(), &nobody,
+    (void)connect(ShareSocket(it->second.fd, it->second.inode).get(), &nobody,
                   sizeof(nobody));
     ++stats_.cut_off;
     Report("connections cut off", "a flood of calls", it->second.host);

@@ -52,7 +52,7 @@ void FuzzChat(const uint8_t* data, size_t size) {
   const auto turn = ToChatTurn(request);
   if (!turn.ok()) return CheckRefusal(turn.status());
   CheckOptions(turn->options);
-  XCACHE_FUZZ_CHECK(!turn->messages.empty());
+  XCACHE_FUZZ_CHECK(turn->regenerate || !turn->messages.empty());
   for (const ChatMessage& message : turn->messages) {
     XCACHE_FUZZ_CHECK(IsUtf8(message.content));
   }

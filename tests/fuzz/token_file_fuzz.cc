@@ -2,6 +2,7 @@
 // token that is found and the tenant that stands behind it.
 #include <sstream>
 #include <string>
+#include <string_view>
 
 #include "server/frontend/auth.h"
 #include "tests/fuzz/fuzz.h"
@@ -15,7 +16,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     XCACHE_FUZZ_CHECK(absl::IsInvalidArgument(table.status()));
     return 0;
   }
-  std::istringstream in(text);
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  std::istringstream in(text.starts_with(kByteOrderMark)
+                            ? text.substr(kByteOrderMark.size())
+                            : text);
   size_t found = 0;
   for (std::string line; std::getline(in, line);) {
     std::istringstream words(line.substr(0, line.find('#')));
@@ -33,5 +37,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 std::vector<std::string> XcacheFuzzSeeds() {
   return {"# tokens\n\n  abc  alice # hers\nd-e_f.g bob\r\n#x y\n",
-          "old t\nnew t", "a a\na b\n"};
+          "old t\nnew t",
+          "\xEF\xBB\xBF"
+          "abc alice\n",
+          "a a\na b\n"};
 }

@@ -118,14 +118,26 @@ class Client(threading.Thread):
         if conversation.tokens > 1500:
             with self.may_be_refused():
                 assert conversation.check_after_crash(client)
-                client.sessions.DeleteSession(
-                    spb.DeleteSessionRequest(
-                        id=conversation.name))
                 self.open.remove(conversation)
+                self.delete(client, conversation.name)
             return
         self.ask(client, conversation, self.words(self.rng.randrange(4, 60)),
                  params(max_tokens=self.rng.randrange(1, 40), temperature=0.9,
                         seed=self.rng.randrange(1 << 30)))
+
+    def delete(self, client, name):
+        """A call that was refused in its midst may have deleted it."""
+        while not self.stop.is_set():
+            try:
+                client.sessions.DeleteSession(spb.DeleteSessionRequest(id=name))
+                return
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.NOT_FOUND:
+                    return
+                if error.code() not in REFUSALS:
+                    raise
+                self.stats.add(refused=1)
+                time.sleep(0.05)
 
     def ask(self, client, conversation, text, request_params):
         """One turn, if it takes several calls. A call that was refused in its
