@@ -1,5 +1,6 @@
 #include "engine/base/thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
 
 #if defined(__x86_64__)
@@ -20,31 +21,42 @@ void CpuRelax() {
 #endif
 }
 
-// Waits until `value` is no longer `old`; polls first.
-template <typename T>
-void AwaitChange(const std::atomic<T>& value, T old) {
+// The state of a loop: its number, a bit that says that no worker may enter any
+// more, and how many are in it.
+constexpr uint32_t kWorkers = (1u << 11) - 1;
+constexpr uint32_t kClosed = 1u << 11;
+constexpr uint32_t kNextLoop = 1u << 12;
+
+// Returns the first value that is as wanted; polls first.
+template <typename Wanted>
+uint32_t Await(const std::atomic<uint32_t>& value, const Wanted& wanted) {
   const auto until = std::chrono::steady_clock::now() + kSpin;
   do {
     for (int i = 0; i < 64; ++i) {
-      if (value.load(std::memory_order_acquire) != old) return;
+      const uint32_t now = value.load(std::memory_order_acquire);
+      if (wanted(now)) return now;
       CpuRelax();
     }
   } while (std::chrono::steady_clock::now() < until);
-  value.wait(old, std::memory_order_acquire);
+  for (;;) {
+    const uint32_t now = value.load(std::memory_order_acquire);
+    if (wanted(now)) return now;
+    value.wait(now, std::memory_order_acquire);
+  }
 }
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
-  for (int i = 1; i < num_threads; ++i) {
+ThreadPool::ThreadPool(int num_threads) : state_(kClosed) {
+  for (int i = 1; i < std::min<int>(num_threads, kWorkers); ++i) {
     workers_.emplace_back([this, i] { WorkerLoop(i); });
   }
 }
 
 ThreadPool::~ThreadPool() {
   stop_.store(true, std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  state_.fetch_add(kNextLoop, std::memory_order_release);
+  state_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
@@ -61,30 +73,32 @@ void ThreadPool::Run(int64_t num_tasks, RawFn fn, const void* context) {
   context_ = context;
   num_tasks_ = num_tasks;
   next_task_.store(0, std::memory_order_relaxed);
-  running_workers_.store(static_cast<int>(workers_.size()),
-                         std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  // It is closed, and nobody is in it: the next one, open.
+  state_.fetch_add(kNextLoop - kClosed, std::memory_order_release);
+  state_.notify_all();
   Drain(0);
-  for (;;) {
-    const int running = running_workers_.load(std::memory_order_acquire);
-    if (running == 0) return;
-    AwaitChange(running_workers_, running);
-  }
+  state_.fetch_or(kClosed, std::memory_order_relaxed);
+  Await(state_, [](uint32_t now) { return (now & kWorkers) == 0; });
 }
 
 void ThreadPool::WorkerLoop(int thread) {
-  uint32_t seen = 0;
-  for (;;) {
-    AwaitChange(generation_, seen);
-    // Every worker takes part in every loop, so none is ever skipped and the
-    // generation grows by one at a time.
-    ++seen;
+  // A loop that opened and closed while this one did not run is missed.
+  for (uint32_t seen = kClosed;;) {
+    uint32_t now = Await(state_, [&](uint32_t value) {
+      return value / kNextLoop != seen / kNextLoop;
+    });
+    seen = now;
     if (stop_.load(std::memory_order_relaxed)) return;
-    Drain(thread);
-    if (running_workers_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      running_workers_.notify_all();
+    bool entered = false;
+    while (!entered && (now & kClosed) == 0) {
+      entered = state_.compare_exchange_weak(now, now + 1,
+                                             std::memory_order_acquire);
+      seen = now;
     }
+    if (!entered) continue;
+    Drain(thread);
+    const uint32_t left = state_.fetch_sub(1, std::memory_order_release) - 1;
+    if ((left & kClosed) != 0 && (left & kWorkers) == 0) state_.notify_all();
   }
 }
 

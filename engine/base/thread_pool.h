@@ -25,8 +25,9 @@ class ThreadPool {
   // Calls fn(task, thread) once for each task in [0, num_tasks), in no given
   // order, `thread` in [0, num_threads()). Returns when all are done; what they
   // wrote is visible to the caller. Tasks are handed out one by one, so uneven
-  // ones balance. Call from one thread at a time; must not be nested. `fn` must
-  // not throw.
+  // ones balance, and a worker that the system does not let run is not waited
+  // for, unless it has a task in hand. Call from one thread at a time; must not
+  // be nested. `fn` must not throw.
   template <typename Fn>
   void ParallelFor(int64_t num_tasks, const Fn& fn) {
     static_assert(std::is_invocable_v<const Fn&, int64_t, int>);
@@ -49,14 +50,14 @@ class ThreadPool {
   void WorkerLoop(int thread);
   void Drain(int thread);
 
-  // The loop at hand. Written by Run before `generation_` is raised.
+  // The loop at hand. Written by Run while no worker is in it.
   RawFn fn_ = nullptr;
   const void* context_ = nullptr;
   int64_t num_tasks_ = 0;
 
   alignas(64) std::atomic<int64_t> next_task_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int> running_workers_{0};
+  // Which loop it is, whether it is closed, and how many workers are in it.
+  alignas(64) std::atomic<uint32_t> state_;
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };

@@ -1,6 +1,10 @@
 #include "engine/base/thread_pool.h"
 
+#include <pthread.h>
+
+#include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -49,6 +53,50 @@ TEST(ThreadPoolTest, WakesAfterASleep) {
     });
     for (int count : runs) EXPECT_EQ(count, 1);
   }
+}
+
+std::atomic<bool> g_held{false}, g_release{false};
+
+// Keeps the thread that gets the signal from running.
+void Hold(int) {
+  g_held = true;
+  while (!g_release) {
+  }
+  g_held = false;
+}
+
+TEST(ThreadPoolTest, AWorkerThatDoesNotRunIsNotWaitedFor) {
+  ThreadPool pool(2);
+  std::atomic<bool> known{false};
+  pthread_t worker{};
+  // Both threads are needed for it to end.
+  pool.ParallelFor(2, [&](int64_t, int thread) {
+    if (thread == 1) {
+      worker = pthread_self();
+      known = true;
+    }
+    while (!known) {
+    }
+  });
+  std::signal(SIGUSR1, &Hold);
+  ASSERT_EQ(pthread_kill(worker, SIGUSR1), 0);
+  while (!g_held) {
+  }
+  std::vector<int> threads(100, -1);
+  pool.ParallelFor(100, [&](int64_t task, int thread) {
+    threads[static_cast<size_t>(task)] = thread;
+  });
+  EXPECT_TRUE(g_held);
+  EXPECT_EQ(threads, std::vector<int>(100, 0));
+  g_release = true;
+  // It takes part again.
+  known = false;
+  pool.ParallelFor(2, [&](int64_t, int thread) {
+    if (thread == 1) known = true;
+    while (!known) {
+    }
+  });
+  std::signal(SIGUSR1, SIG_DFL);
 }
 
 }  // namespace
