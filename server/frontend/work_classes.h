@@ -49,8 +49,9 @@ class WorkClasses {
   WorkerPool lookup_{2, 1024};
   WorkerPool store_{2, 1024};
   WorkerPool text_{2, 1024};
-  // One book at a time: its neighbours are the forward pass's threads.
-  WorkerPool large_text_{1, 64};
+  // One book at a time, and behind its neighbours, which are the forward pass's
+  // threads.
+  WorkerPool large_text_{1, 64, /*nice=*/15};
 };
 
 }  // namespace xcache

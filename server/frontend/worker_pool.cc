@@ -1,13 +1,15 @@
 #include "server/frontend/worker_pool.h"
 
+#include <sys/resource.h>
+
 #include <utility>
 
 namespace xcache {
 
-WorkerPool::WorkerPool(int num_threads, size_t max_queued)
+WorkerPool::WorkerPool(int num_threads, size_t max_queued, int nice)
     : max_queued_(max_queued) {
   for (int i = 0; i < num_threads; ++i) {
-    threads_.emplace_back([this] { Run(); });
+    threads_.emplace_back([this, nice] { Run(nice); });
   }
 }
 
@@ -30,7 +32,9 @@ bool WorkerPool::Submit(std::function<void()> task) {
   return true;
 }
 
-void WorkerPool::Run() {
+void WorkerPool::Run(int nice) {
+  // On Linux it is the calling thread's alone.
+  if (nice > 0) (void)setpriority(PRIO_PROCESS, 0, nice);
   while (true) {
     std::function<void()> task;
     {

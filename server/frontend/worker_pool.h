@@ -16,7 +16,9 @@ namespace xcache {
 // Thread-safe.
 class WorkerPool {
  public:
-  WorkerPool(int num_threads, size_t max_queued);
+  // `nice`, 0 to 19: how far its threads give way to others where there are too
+  // few cores.
+  WorkerPool(int num_threads, size_t max_queued, int nice = 0);
   // Runs what is queued, then ends.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
@@ -27,7 +29,7 @@ class WorkerPool {
   [[nodiscard]] bool Submit(std::function<void()> task) XC_EXCLUDES(mu_);
 
  private:
-  void Run() XC_EXCLUDES(mu_);
+  void Run(int nice) XC_EXCLUDES(mu_);
 
   const size_t max_queued_;
   Mutex mu_;
