@@ -1,8 +1,13 @@
 """Files of the store are damaged between two runs. Whatever was hit, the server
 never gives a wrong answer and never fails a request because of a page: what is
 damaged is counted, dropped and computed again, or it is DATA_LOSS for that one
-session, or the store says in one line that it wants --repair."""
+session, or the store says in one line that it wants --repair.
 
+XCACHE_DAMAGE_ROUNDS (4) is how many stores get damage of any kind anywhere; a
+campaign takes 1500. XCACHE_FLIP_ROUNDS (1), of 400 bits each, is for pages that
+are damaged while they are served; a campaign takes 50."""
+
+import os
 import random
 import shutil
 
@@ -17,6 +22,8 @@ from harness import params
 
 Code = grpc.StatusCode
 SESSIONS = 3
+DAMAGE_ROUNDS = int(harness.campaign("DAMAGE_ROUNDS", 4))
+FLIP_ROUNDS = int(harness.campaign("FLIP_ROUNDS", 1))
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +241,95 @@ def test_damaged_profile_is_made_anew(medium_model, pristine, tmp_path, seed):
                  for p in files_of(store / "profiles", "*")}
         assert after == before
         shutil.rmtree(copy)
+
+
+def damage(path, rng, others):
+    """Of a kind that a disk, a file system or a person might do."""
+    size = path.stat().st_size
+    start = rng.randrange(size)
+    kind = rng.choice(["flip", "cut", "zero", "repeat", "append", "swap",
+                       "remove"])
+    if kind == "flip":
+        flip(path, rng, count=rng.randrange(1, 9))
+    elif kind == "cut":
+        os.truncate(path, start)
+    elif kind == "remove":
+        path.unlink()
+    elif kind == "swap":
+        path.write_bytes(rng.choice(others).read_bytes())
+    else:
+        data = path.read_bytes()
+        end = min(size, start + rng.randrange(1, 4096))
+        new = {"zero": data[:start] + bytes(end - start) + data[end:],
+               "repeat": data[:end] + data[start:],
+               "append": data + rng.randbytes(end - start)}[kind]
+        path.write_bytes(new)
+    return kind
+
+
+def test_any_damage_anywhere(medium_model, pristine, tmp_path, seed):
+    folder, conversations = pristine
+    rng = random.Random(f"{seed}anywhere")
+    outcome = Outcome()
+    for i in range(DAMAGE_ROUNDS):
+        copy, store = damaged_copy(folder, tmp_path, f"any{i}")
+        done = []
+        for _ in range(rng.choice([1, 1, 1, 2, 3])):
+            files = files_of(store, "*")
+            path = rng.choice(files)
+            done.append((path.relative_to(store), damage(path, rng, files)))
+        try:
+            run_damaged(medium_model, copy, conversations, outcome)
+        except BaseException:
+            print(f"round {i}: {done}")
+            raise
+        shutil.rmtree(copy)
+    print(f"{DAMAGE_ROUNDS} damaged stores: counted or refused "
+          f"{outcome.damage_seen}, repaired {outcome.repaired}, sessions lost "
+          f"{outcome.lost_sessions} of {DAMAGE_ROUNDS * SESSIONS}")
+
+
+def test_pages_flip_while_they_are_served(medium_model, pristine, tmp_path,
+                                          seed):
+    """Little memory, so that pages are read from disk over and over. Nothing is
+    lost, nothing is refused, no bit is another."""
+    folder, conversations = pristine
+    rng = random.Random(f"{seed}served")
+    dropped = 0
+    for i in range(FLIP_ROUNDS):
+        copy, store = damaged_copy(folder, tmp_path, f"live{i}")
+        talks = [copy_of(c) for c in conversations]
+        with harness.Server(medium_model, copy, "--memory-bytes",
+                            "32MiB") as server:
+            client = server.client()
+            for _ in range(20):
+                files = files_of(store / "pages", "*")
+                for path in rng.choices(
+                        files, [p.stat().st_size for p in files], k=20):
+                    try:
+                        with open(path, "r+b") as f:
+                            f.seek(rng.randrange(path.stat().st_size))
+                            byte = f.read(1)[0] ^ 1 << rng.randrange(8)
+                            f.seek(-1, os.SEEK_CUR)
+                            f.write(bytes([byte]))
+                    except FileNotFoundError:
+                        pass  # set aside, or rewritten
+                talk = rng.choice(talks)
+                talk.check_answer(client)
+                talk.ask(client, str(rng.random()) * 8, params(max_tokens=4))
+            metrics = server.metrics()
+            dropped += (metrics.corrupt_pages() +
+                        metrics.sum("xcache_missing_pages_total"))
+            assert {code for (_, code), n in metrics.requests().items()
+                    if n} == {"OK"}
+            server.kill() if i % 2 else server.stop()
+        with harness.Server(medium_model, copy) as server:
+            client = server.client()
+            for talk in talks:
+                assert talk.check_after_crash(client)
+                talk.check_answer(client)
+            server.stop()
+        shutil.rmtree(copy)
+    print(f"{400 * FLIP_ROUNDS} bits in {FLIP_ROUNDS} stores; pages dropped: "
+          f"{dropped:.0f}")
+    assert dropped > 0, "flips in pages went unnoticed"
