@@ -205,12 +205,14 @@ TokenId Draw(std::span<const float> logits, const SamplingParams& p,
   return last;
 }
 
-absl::Status BadParam(std::string_view name, std::string_view range,
-                      double value) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      absl::string_view(name.data(), name.size()), " must be ",
-      absl::string_view(range.data(), range.size()), ", is ", value));
-}
+// `low` and `high` inclusive, or `low` not; NaN is out of every range.
+struct Range {
+  std::string_view name;
+  float value = 0.0f;
+  float low = 0.0f;
+  float high = 0.0f;
+  bool low_is_in = true;
+};
 
 }  // namespace
 
@@ -221,32 +223,26 @@ bool HasPenalty(const SamplingParams& p) {
 }
 
 absl::Status ValidateSampling(const SamplingParams& p) {
-  // Written so that NaN fails every check.
-  if (!(p.temperature >= 0.0f && std::isfinite(p.temperature))) {
-    return BadParam("temperature", "at least 0 and finite",
-                    static_cast<double>(p.temperature));
+  for (const Range& r : {
+           Range{"temperature", p.temperature, 0.0f, 100.0f},
+           Range{"top_p", p.top_p, 0.0f, 1.0f, false},
+           Range{"min_p", p.min_p, 0.0f, 1.0f},
+           Range{"repetition_penalty", p.repetition_penalty, 0.0f, 100.0f,
+                 false},
+           Range{"presence_penalty", p.presence_penalty, -100.0f, 100.0f},
+           Range{"frequency_penalty", p.frequency_penalty, -100.0f, 100.0f},
+       }) {
+    const bool above = r.low_is_in ? r.value >= r.low : r.value > r.low;
+    if (above && r.value <= r.high) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        std::string(r.name), " must be in ", r.low_is_in ? "[" : "(", r.low,
+        ", ", r.high, "], not ", r.value));
   }
-  if (p.top_k < 0) return BadParam("top_k", "at least 0", p.top_k);
-  if (!(p.top_p > 0.0f && p.top_p <= 1.0f)) {
-    return BadParam("top_p", "in (0, 1]", static_cast<double>(p.top_p));
-  }
-  if (!(p.min_p >= 0.0f && p.min_p <= 1.0f)) {
-    return BadParam("min_p", "in [0, 1]", static_cast<double>(p.min_p));
-  }
-  if (!(p.repetition_penalty > 0.0f && std::isfinite(p.repetition_penalty))) {
-    return BadParam("repetition_penalty", "above 0 and finite",
-                    static_cast<double>(p.repetition_penalty));
-  }
-  if (!std::isfinite(p.presence_penalty)) {
-    return BadParam("presence_penalty", "finite",
-                    static_cast<double>(p.presence_penalty));
-  }
-  if (!std::isfinite(p.frequency_penalty)) {
-    return BadParam("frequency_penalty", "finite",
-                    static_cast<double>(p.frequency_penalty));
-  }
-  if (p.penalty_last_n < 0) {
-    return BadParam("penalty_last_n", "at least 0", p.penalty_last_n);
+  for (const auto& [name, value] :
+       {std::pair("top_k", p.top_k), {"penalty_last_n", p.penalty_last_n}}) {
+    if (value >= 0) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " must be at least 0, not ", value));
   }
   return absl::OkStatus();
 }

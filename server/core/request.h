@@ -51,13 +51,18 @@ struct RequestBase {
   std::shared_ptr<Cancellation> cancellation;  // may be null
 };
 
+inline constexpr size_t kMaxStops = 16;
+inline constexpr size_t kMaxStopBytes = 256;
+inline constexpr int kMaxLogprobs = 21;     // the token's own and 20 others
+inline constexpr int kMaxTopLogprobs = 20;  // of ScoreRequest
+
 struct GenerationOptions {
   SamplingParams sampling;        // its seed is not looked at
   std::optional<uint64_t> seed;   // unset: chosen, and returned
   int64_t max_tokens = 512;       // at least 1
-  std::vector<std::string> stop;  // at most 16, 1 to 256 bytes each
+  std::vector<std::string> stop;  // at most kMaxStops, 1 to kMaxStopBytes each
   // 0: none; n: each token's log-probability and its n - 1 best alternatives'.
-  int num_logprobs = 0;     // at most 21
+  int num_logprobs = 0;     // at most kMaxLogprobs
   bool no_cache = false;    // neither look up nor keep any page
   bool ignore_eos = false;  // go on at the end token
 };
@@ -85,13 +90,19 @@ struct GenerateRequest : RequestBase {
   GenerationOptions options;
 };
 
-// Log-probabilities of given tokens, from max(first, 1) on.
+// Log-probabilities of given tokens, at least 2, from max(first, 1) on.
 struct ScoreRequest : RequestBase {
   std::vector<TokenId> tokens;
   int64_t first = 0;
-  int top_logprobs = 0;  // at most 20
+  int top_logprobs = 0;  // at most kMaxTopLogprobs
   bool no_cache = false;
 };
+
+// INVALID_ARGUMENT names the field, what it may be and what it is. What tokens
+// there may be depends on the model: that is checked where a request is
+// submitted.
+absl::Status CheckOptions(const GenerationOptions& options);
+absl::Status CheckScore(const ScoreRequest& request);
 
 // Tokens by where their rows came from (rule R7).
 struct ReusedCounts {

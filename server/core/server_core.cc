@@ -17,10 +17,6 @@
 namespace xcache {
 namespace {
 
-constexpr size_t kMaxStops = 16;
-constexpr size_t kMaxStopBytes = 256;
-constexpr int kMaxLogprobs = 21;
-constexpr int kMaxScoreLogprobs = 20;
 // Tokens of a short conversation: a server without room for one is no server.
 constexpr int64_t kLeastContext = 512;
 
@@ -151,26 +147,7 @@ std::shared_ptr<ActiveRequest> ServerCoreImpl::NewRequest(
 
 absl::Status ServerCoreImpl::SetOptions(ActiveRequest& active,
                                         GenerationOptions options) {
-  XC_RETURN_IF_ERROR(ValidateSampling(options.sampling));
-  if (options.max_tokens < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_tokens is at least 1, not ", options.max_tokens));
-  }
-  if (options.num_logprobs < 0 || options.num_logprobs > kMaxLogprobs) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "logprobs is 0 to ", kMaxLogprobs, ", not ", options.num_logprobs));
-  }
-  if (options.stop.size() > kMaxStops) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "at most ", kMaxStops, " stop strings, not ", options.stop.size()));
-  }
-  for (const std::string& stop : options.stop) {
-    if (stop.empty() || stop.size() > kMaxStopBytes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("a stop string has 1 to ", kMaxStopBytes, " bytes, not ",
-                       stop.size()));
-    }
-  }
+  XC_RETURN_IF_ERROR(CheckOptions(options));
   options.sampling.seed =
       options.seed.has_value() ? *options.seed : RandomSeed();
   active.final.seed = options.sampling.seed;
@@ -340,25 +317,15 @@ void ServerCoreImpl::SubmitScore(ScoreRequest request,
                                  std::shared_ptr<RequestSink> sink) {
   const std::shared_ptr<ActiveRequest> active =
       NewRequest(RequestKind::kScore, request, std::move(sink));
+  absl::Status status = CheckScore(request);
   active->tokens = std::move(request.tokens);
   active->prompt_tokens = static_cast<int64_t>(active->tokens.size());
   active->final.prompt_tokens = active->tokens.size();
   active->options.no_cache = request.no_cache;
   active->top_logprobs = request.top_logprobs;
   active->next_score = std::max<int64_t>(request.first, 1);
-  absl::Status status = CheckPrompt(*active);
-  if (status.ok() &&
-      (request.top_logprobs < 0 || request.top_logprobs > kMaxScoreLogprobs)) {
-    status = absl::InvalidArgumentError(
-        absl::StrCat("top_logprobs is 0 to ", kMaxScoreLogprobs, ", not ",
-                     request.top_logprobs));
-  }
-  if (status.ok() && request.first < 0) {
-    status = absl::InvalidArgumentError(
-        absl::StrCat("first is not negative: ", request.first));
-  }
-  // Nothing to score is no error; it is done at once.
-  if (!status.ok() || active->next_score >= active->prompt_tokens) {
+  if (status.ok()) status = CheckPrompt(*active);
+  if (!status.ok()) {
     scheduler_.Refuse(*active, status);
     return;
   }

@@ -22,16 +22,6 @@ absl::Status Bad(std::string_view field, std::string_view takes,
       std::string(field), " must be ", std::string(takes), ", not ", found));
 }
 
-// `low` and `high` inclusive; NaN is out of every range.
-absl::Status CheckFloat(std::string_view field, float value, float low,
-                        float high, bool low_is_in = true) {
-  const bool ok = low_is_in ? value >= low : value > low;
-  if (ok && value <= high) return absl::OkStatus();
-  return Bad(field,
-             absl::StrCat("in ", low_is_in ? "[" : "(", low, ", ", high, "]"),
-             value);
-}
-
 absl::Status CheckText(std::string_view field, const std::string& text,
                        size_t max_bytes) {
   if (text.size() > max_bytes) {
@@ -43,36 +33,24 @@ absl::Status CheckText(std::string_view field, const std::string& text,
   return absl::OkStatus();
 }
 
-// The largest of what the sampler takes as an int.
-constexpr uint32_t kMaxInt = 0x7fffffff;
+// More than an int holds is as much as it holds.
+int ToInt(uint32_t value) {
+  return static_cast<int>(std::min<uint32_t>(value, 0x7fffffff));
+}
 
-absl::StatusOr<SamplingParams> ToSampling(const v1::SamplingParams& params) {
+SamplingParams ToSampling(const v1::SamplingParams& params) {
   SamplingParams out;
   out.temperature = params.has_temperature() ? params.temperature() : 0.7f;
-  XC_RETURN_IF_ERROR(
-      CheckFloat("params.sampling.temperature", out.temperature, 0.0f, 100.0f));
-  // More than the vocabulary is as good as off, and no error.
-  out.top_k = static_cast<int>(std::min(params.top_k(), kMaxInt));
+  out.top_k = ToInt(params.top_k());
   if (params.has_top_p()) out.top_p = params.top_p();
-  XC_RETURN_IF_ERROR(
-      CheckFloat("params.sampling.top_p", out.top_p, 0.0f, 1.0f, false));
   if (params.has_min_p()) out.min_p = params.min_p();
-  XC_RETURN_IF_ERROR(
-      CheckFloat("params.sampling.min_p", out.min_p, 0.0f, 1.0f));
   if (params.has_repetition_penalty()) {
     out.repetition_penalty = params.repetition_penalty();
   }
-  XC_RETURN_IF_ERROR(CheckFloat("params.sampling.repetition_penalty",
-                                out.repetition_penalty, 0.0f, 100.0f, false));
   out.presence_penalty = params.presence_penalty();
-  XC_RETURN_IF_ERROR(CheckFloat("params.sampling.presence_penalty",
-                                out.presence_penalty, -100.0f, 100.0f));
   out.frequency_penalty = params.frequency_penalty();
-  XC_RETURN_IF_ERROR(CheckFloat("params.sampling.frequency_penalty",
-                                out.frequency_penalty, -100.0f, 100.0f));
   if (params.has_penalty_last_n()) {
-    out.penalty_last_n =
-        static_cast<int>(std::min(params.penalty_last_n(), kMaxInt));
+    out.penalty_last_n = ToInt(params.penalty_last_n());
   }
   return out;
 }
@@ -181,31 +159,13 @@ absl::StatusOr<std::vector<TokenId>> ToPrompt(const Request& request,
 
 }  // namespace
 
-absl::StatusOr<GenerationOptions> ToOptions(
-    const v1::GenerationParams& params) {
+GenerationOptions ToOptions(const v1::GenerationParams& params) {
   GenerationOptions out;
-  XC_ASSIGN_OR_RETURN(out.sampling, ToSampling(params.sampling()));
+  out.sampling = ToSampling(params.sampling());
   if (params.sampling().has_seed()) out.seed = params.sampling().seed();
   if (params.has_max_tokens()) out.max_tokens = params.max_tokens();
-  if (out.max_tokens < 1) {
-    return Bad("params.max_tokens", "at least 1", out.max_tokens);
-  }
-  if (params.stop_size() > kMaxStops) {
-    return Bad("params.stop", absl::StrCat("at most ", kMaxStops, " strings"),
-               params.stop_size());
-  }
-  for (int i = 0; i < params.stop_size(); ++i) {
-    const std::string field = absl::StrCat("params.stop[", i, "]");
-    const std::string& stop = params.stop(i);
-    if (stop.empty()) return Bad(field, "at least 1 byte", "empty");
-    XC_RETURN_IF_ERROR(CheckText(field, stop, kMaxStopBytes));
-    out.stop.push_back(stop);
-  }
-  if (params.logprobs() > kMaxLogprobs) {
-    return Bad("params.logprobs", absl::StrCat("in [0, ", kMaxLogprobs, "]"),
-               params.logprobs());
-  }
-  out.num_logprobs = static_cast<int>(params.logprobs());
+  out.stop.assign(params.stop().begin(), params.stop().end());
+  out.num_logprobs = ToInt(params.logprobs());
   out.no_cache = params.no_cache();
   out.ignore_eos = params.ignore_eos();
   return out;
@@ -291,45 +251,26 @@ absl::StatusOr<ChatTurn> ToChatTurn(const v1::ChatRequest& request) {
   out.regenerate = request.regenerate();
   out.keep_partial = request.keep_partial();
   if (request.has_expected_turn()) out.expected_turn = request.expected_turn();
-  XC_ASSIGN_OR_RETURN(out.options, ToOptions(request.params()));
+  out.options = ToOptions(request.params());
   return out;
 }
 
 absl::StatusOr<GenerateRequest> ToGenerate(const v1::GenerateRequest& request,
                                            const Tokenizer& tokenizer) {
   GenerateRequest out;
-  XC_ASSIGN_OR_RETURN(out.options, ToOptions(request.params()));
+  out.options = ToOptions(request.params());
   XC_ASSIGN_OR_RETURN(out.prompt,
                       ToPrompt(request, request.parse_special(), tokenizer));
-  if (out.prompt.empty()) {
-    return absl::InvalidArgumentError(
-        "prompt must have at least 1 token, not 0");
-  }
   return out;
 }
 
 absl::StatusOr<ScoreRequest> ToScore(const v1::ScoreRequest& request,
                                      const Tokenizer& tokenizer) {
   ScoreRequest out;
-  if (request.top_logprobs() > kMaxTopLogprobs) {
-    return Bad("top_logprobs", absl::StrCat("in [0, ", kMaxTopLogprobs, "]"),
-               request.top_logprobs());
-  }
-  out.top_logprobs = static_cast<int>(request.top_logprobs());
-  out.no_cache = request.no_cache();
   XC_ASSIGN_OR_RETURN(out.tokens, ToPrompt(request, false, tokenizer));
-  if (out.tokens.size() < 2) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("prompt must have at least 2 tokens, not ",
-                     out.tokens.size(), ": the first one has no probability"));
-  }
   out.first = request.first();
-  if (request.first() >= out.tokens.size()) {
-    return Bad(
-        "first",
-        absl::StrCat("below the prompt's ", out.tokens.size(), " tokens"),
-        request.first());
-  }
+  out.top_logprobs = ToInt(request.top_logprobs());
+  out.no_cache = request.no_cache();
   return out;
 }
 

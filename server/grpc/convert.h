@@ -1,7 +1,7 @@
 // Between the wire's messages and the core's values. What the wire alone knows
 // is checked here: INVALID_ARGUMENT names the field, what it may be and what it
-// was. What a session may be is checked by the core. Nothing here blocks, and
-// nothing here trusts a byte.
+// was. What a session, an answer's options and a score may be is checked by the
+// core. Nothing here blocks, and nothing here trusts a byte.
 #ifndef XCACHE_SERVER_GRPC_CONVERT_H_
 #define XCACHE_SERVER_GRPC_CONVERT_H_
 
@@ -25,16 +25,12 @@ namespace xcache {
 inline constexpr size_t kMaxTextBytes = size_t{4} << 20;  // one text
 inline constexpr int kMaxMessages = 4096;
 inline constexpr int kMaxTokenIds = 1 << 20;
-inline constexpr int kMaxStops = 16;
-inline constexpr size_t kMaxStopBytes = 256;
-inline constexpr int kMaxLogprobs = 21;     // the token's own and 20 others
-inline constexpr int kMaxTopLogprobs = 20;  // of Score
 inline constexpr size_t kMaxPageTokenBytes = 1024;
 inline constexpr int kMaxPageSize = 1000;
 
 // --- Requests. The fields of RequestBase are left to the caller.
 
-absl::StatusOr<GenerationOptions> ToOptions(const v1::GenerationParams& params);
+GenerationOptions ToOptions(const v1::GenerationParams& params);
 absl::StatusOr<ChatTurn> ToChatTurn(const v1::ChatRequest& request);
 absl::StatusOr<GenerateRequest> ToGenerate(const v1::GenerateRequest& request,
                                            const Tokenizer& tokenizer);

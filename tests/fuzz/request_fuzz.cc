@@ -17,12 +17,19 @@ namespace {
 
 using namespace xcache;
 
-void CheckOptions(const GenerationOptions& options) {
-  XCACHE_FUZZ_CHECK(ValidateSampling(options.sampling).ok());
+// A refusal must be INVALID_ARGUMENT, and fit to be sent.
+void CheckRefusal(const absl::Status& status) {
+  XCACHE_FUZZ_CHECK(absl::IsInvalidArgument(status));
+  XCACHE_FUZZ_CHECK(IsUtf8(ToGrpcStatus(status).error_message()));
+}
+
+void FuzzOptions(const GenerationOptions& options) {
+  const absl::Status status = CheckOptions(options);
+  if (!status.ok()) return CheckRefusal(status);
   XCACHE_FUZZ_CHECK(options.max_tokens >= 1);
   XCACHE_FUZZ_CHECK(options.num_logprobs >= 0 &&
                     options.num_logprobs <= kMaxLogprobs);
-  XCACHE_FUZZ_CHECK(options.stop.size() <= static_cast<size_t>(kMaxStops));
+  XCACHE_FUZZ_CHECK(options.stop.size() <= kMaxStops);
   for (const std::string& stop : options.stop) {
     XCACHE_FUZZ_CHECK(!stop.empty() && stop.size() <= kMaxStopBytes);
   }
@@ -35,12 +42,6 @@ void CheckTokens(const std::vector<TokenId>& tokens,
   }
 }
 
-// A refusal must be INVALID_ARGUMENT, and fit to be sent.
-void CheckRefusal(const absl::Status& status) {
-  XCACHE_FUZZ_CHECK(absl::IsInvalidArgument(status));
-  XCACHE_FUZZ_CHECK(IsUtf8(ToGrpcStatus(status).error_message()));
-}
-
 template <typename Request>
 bool Parse(const uint8_t* data, size_t size, Request* request) {
   return request->ParseFromArray(data, static_cast<int>(size));
@@ -51,7 +52,7 @@ void FuzzChat(const uint8_t* data, size_t size) {
   if (!Parse(data, size, &request)) return;
   const auto turn = ToChatTurn(request);
   if (!turn.ok()) return CheckRefusal(turn.status());
-  CheckOptions(turn->options);
+  FuzzOptions(turn->options);
   XCACHE_FUZZ_CHECK(turn->regenerate || !turn->messages.empty());
   for (const ChatMessage& message : turn->messages) {
     XCACHE_FUZZ_CHECK(IsUtf8(message.content));
@@ -64,8 +65,7 @@ void FuzzGenerate(const uint8_t* data, size_t size) {
   if (!Parse(data, size, &request)) return;
   const auto generate = ToGenerate(request, tokenizer);
   if (!generate.ok()) return CheckRefusal(generate.status());
-  CheckOptions(generate->options);
-  XCACHE_FUZZ_CHECK(!generate->prompt.empty());
+  FuzzOptions(generate->options);
   CheckTokens(generate->prompt, tokenizer);
 }
 
@@ -75,12 +75,14 @@ void FuzzScore(const uint8_t* data, size_t size) {
   if (!Parse(data, size, &request)) return;
   const auto score = ToScore(request, tokenizer);
   if (!score.ok()) return CheckRefusal(score.status());
+  CheckTokens(score->tokens, tokenizer);
+  const absl::Status status = CheckScore(*score);
+  if (!status.ok()) return CheckRefusal(status);
   XCACHE_FUZZ_CHECK(score->tokens.size() >= 2);
   XCACHE_FUZZ_CHECK(score->first >= 0 &&
                     static_cast<size_t>(score->first) < score->tokens.size());
   XCACHE_FUZZ_CHECK(score->top_logprobs >= 0 &&
                     score->top_logprobs <= kMaxTopLogprobs);
-  CheckTokens(score->tokens, tokenizer);
 }
 
 void FuzzCreateSession(const uint8_t* data, size_t size) {
