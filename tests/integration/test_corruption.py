@@ -7,6 +7,7 @@ XCACHE_DAMAGE_ROUNDS (4) is how many stores get damage of any kind anywhere; a
 campaign takes 1500. XCACHE_FLIP_ROUNDS (1), of 400 bits each, is for pages that
 are damaged while they are served; a campaign takes 50."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -289,6 +290,22 @@ def test_any_damage_anywhere(medium_model, pristine, tmp_path, seed):
           f"{outcome.lost_sessions} of {DAMAGE_ROUNDS * SESSIONS}")
 
 
+def flip_served(folder, rng):
+    """One bit in place, of any file of a server that runs: each of its bytes is
+    as likely. A file may be gone meanwhile."""
+    sizes = {}
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            sizes[path] = path.stat().st_size
+    [path] = rng.choices(list(sizes), list(sizes.values()))
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as f:
+        f.seek(rng.randrange(sizes[path]))
+        byte = f.read(1)
+        if byte:
+            f.seek(-1, os.SEEK_CUR)
+            f.write(bytes([byte[0] ^ 1 << rng.randrange(8)]))
+
+
 def test_pages_flip_while_they_are_served(medium_model, pristine, tmp_path,
                                           seed):
     """Little memory, so that pages are read from disk over and over. Nothing is
@@ -303,17 +320,8 @@ def test_pages_flip_while_they_are_served(medium_model, pristine, tmp_path,
                             "32MiB") as server:
             client = server.client()
             for _ in range(20):
-                files = files_of(store / "pages", "*")
-                for path in rng.choices(
-                        files, [p.stat().st_size for p in files], k=20):
-                    try:
-                        with open(path, "r+b") as f:
-                            f.seek(rng.randrange(path.stat().st_size))
-                            byte = f.read(1)[0] ^ 1 << rng.randrange(8)
-                            f.seek(-1, os.SEEK_CUR)
-                            f.write(bytes([byte]))
-                    except FileNotFoundError:
-                        pass  # set aside, or rewritten
+                for _ in range(20):
+                    flip_served(store / "pages", rng)
                 talk = rng.choice(talks)
                 talk.check_answer(client)
                 talk.ask(client, str(rng.random()) * 8, params(max_tokens=4))
