@@ -16,13 +16,12 @@ namespace {
 
 using rocksdb::FileOptions;
 using rocksdb::FSRandomAccessFile;
+using rocksdb::FSSequentialFile;
 using rocksdb::FSWritableFile;
 using rocksdb::IODebugContext;
 using rocksdb::IOOptions;
 using rocksdb::IOStatus;
 using rocksdb::Slice;
-
-bool IsTable(const std::string& path) { return absl::EndsWith(path, ".sst"); }
 
 IOStatus DamagedTable(const std::string& path, const std::string& what) {
   return IOStatus::Corruption(absl::StrCat("table file ", path, " is damaged"),
@@ -142,11 +141,41 @@ class CheckedTable : public rocksdb::FSRandomAccessFileOwnerWrapper {
   const TableSums sums_;
 };
 
+// A log that is read. What is read of damage may look like a record of a
+// recycled log: we write none, and RocksDB, where it is to skip damage, reads
+// the same one for ever. So it becomes a record of no kind, which is skipped.
+class CheckedLog : public rocksdb::FSSequentialFileOwnerWrapper {
+ public:
+  using Base = rocksdb::FSSequentialFileOwnerWrapper;
+  using Base::Base;
+
+  // RocksDB reads a block at a time, and records end with their block.
+  IOStatus Read(size_t num_bytes, const IOOptions& options, Slice* result,
+                char* scratch, IODebugContext* dbg) override {
+    IOStatus status = Base::Read(num_bytes, options, result, scratch, dbg);
+    if (!status.ok()) return status;
+    std::memmove(scratch, result->data(), result->size());
+    *result = Slice(scratch, result->size());
+    // A record: CRC (4), length (2), type, and so many bytes.
+    constexpr size_t kHeader = 7, kLengthAt = 4, kTypeAt = 6;
+    constexpr char kFirstRecycled = 5, kLastRecycled = 8, kNone = 127;
+    for (size_t at = 0; at + kHeader <= result->size();) {
+      char& type = scratch[at + kTypeAt];
+      if (type >= kFirstRecycled && type <= kLastRecycled) type = kNone;
+      at += kHeader + static_cast<uint8_t>(scratch[at + kLengthAt]) +
+            256 * static_cast<uint8_t>(scratch[at + kLengthAt + 1]);
+    }
+    return status;
+  }
+};
+
 class StoreFileSystem : public rocksdb::FileSystemWrapper {
  public:
   StoreFileSystem(const std::shared_ptr<rocksdb::FileSystem>& base,
-                  SyncLedger* ledger)
-      : FileSystemWrapper(base), ledger_(ledger) {}
+                  SyncLedger* ledger, bool tables_have_sums)
+      : FileSystemWrapper(base),
+        ledger_(ledger),
+        tables_have_sums_(tables_have_sums) {}
   const char* Name() const override { return "XCacheStoreFileSystem"; }
 
   IOStatus NewWritableFile(const std::string& path, const FileOptions& options,
@@ -155,7 +184,7 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
     IOStatus status =
         FileSystemWrapper::NewWritableFile(path, options, file, dbg);
     if (!status.ok()) return status;
-    if (IsTable(path)) *file = std::make_unique<WatchedTable>(std::move(*file));
+    if (HasSums(path)) *file = std::make_unique<WatchedTable>(std::move(*file));
     if (ledger_ == nullptr) return status;
     const size_t slash = path.rfind('/');
     if (slash == std::string::npos) return status;
@@ -168,13 +197,25 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
     return status;
   }
 
+  IOStatus NewSequentialFile(const std::string& path,
+                             const FileOptions& options,
+                             std::unique_ptr<FSSequentialFile>* file,
+                             IODebugContext* dbg) override {
+    IOStatus status =
+        FileSystemWrapper::NewSequentialFile(path, options, file, dbg);
+    if (status.ok() && absl::EndsWith(path, ".log")) {
+      *file = std::make_unique<CheckedLog>(std::move(*file));
+    }
+    return status;
+  }
+
   IOStatus NewRandomAccessFile(const std::string& path,
                                const FileOptions& options,
                                std::unique_ptr<FSRandomAccessFile>* file,
                                IODebugContext* dbg) override {
     IOStatus status =
         FileSystemWrapper::NewRandomAccessFile(path, options, file, dbg);
-    if (!status.ok() || !IsTable(path)) return status;
+    if (!status.ok() || !HasSums(path)) return status;
     uint64_t file_bytes = 0;
     status =
         FileSystemWrapper::GetFileSize(path, IOOptions(), &file_bytes, dbg);
@@ -196,23 +237,29 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
                        uint64_t* num_bytes, IODebugContext* dbg) override {
     IOStatus status =
         FileSystemWrapper::GetFileSize(path, options, num_bytes, dbg);
-    if (status.ok() && IsTable(path)) {
+    if (status.ok() && HasSums(path)) {
       *num_bytes = TableSums::TableBytes(*num_bytes);
     }
     return status;
   }
 
  private:
+  bool HasSums(const std::string& path) const {
+    return tables_have_sums_ && absl::EndsWith(path, ".sst");
+  }
+
   SyncLedger* const ledger_;
+  const bool tables_have_sums_;
 };
 
 }  // namespace
 
 std::unique_ptr<rocksdb::Env> MakeStoreEnv(rocksdb::Env* base,
-                                           SyncLedger* ledger) {
+                                           SyncLedger* ledger,
+                                           bool tables_have_sums) {
   if (base == nullptr) base = rocksdb::Env::Default();
-  return rocksdb::NewCompositeEnv(
-      std::make_shared<StoreFileSystem>(base->GetFileSystem(), ledger));
+  return rocksdb::NewCompositeEnv(std::make_shared<StoreFileSystem>(
+      base->GetFileSystem(), ledger, tables_have_sums));
 }
 
 }  // namespace xcache

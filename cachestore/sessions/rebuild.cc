@@ -141,14 +141,11 @@ class Rebuild {
   // Opens the copy as it is, where its MANIFEST is what the ledger says and
   // every table is fit for it; else after RocksDB's own repair.
   void ReadAll(const std::string& scratch) {
-    // Tables of format 1 have no checksums of ours.
-    const std::unique_ptr<rocksdb::Env> checking =
-        MakeStoreEnv(env_, /*ledger=*/nullptr);
-    rocksdb::Env* const plain =
-        env_ != nullptr ? env_ : rocksdb::Env::Default();
+    const std::unique_ptr<rocksdb::Env> env =
+        MakeStoreEnv(env_, /*ledger=*/nullptr, !source_.is_format_1);
     rocksdb::Options options =
         MakeRocksDbOptions(DatabaseKind::kSessions, resources_, plan_, scratch);
-    options.env = source_.is_format_1 ? plain : checking.get();
+    options.env = env.get();
     options.wal_recovery_mode =
         rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
     const auto read = [&]() -> absl::Status {
