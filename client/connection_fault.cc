@@ -39,6 +39,7 @@ constexpr std::array kSigns = {
     Sign{"connect() timed out", ConnectionFault::kUnreachable},
     Sign{"eadline", ConnectionFault::kSilent},
     Sign{"handshake timeout", ConnectionFault::kSilent},
+    Sign{"before receiving SETTINGS", ConnectionFault::kSilent},
     Sign{"andshake timed out", ConnectionFault::kSilent},
 };
 
