@@ -40,6 +40,8 @@ DOORS = [
     ("cachestore/tiers/", rf"{OUTSIDE_STORE}|rocksdb/|"
                           r"cachestore/(rocksdb|sessions)/"),
     ("cachestore/rocksdb/", rf"{OUTSIDE_STORE}|cachestore/sessions/"),
+    ("cachestore/shared/", rf"{OUTSIDE_STORE}|rocksdb/|"
+                           r"cachestore/(rocksdb|sessions|tiers)/"),
     ("cachestore/", OUTSIDE_STORE),
     # A room of the core, which of the others it stands on, and their ground.
     *((f"server/core/{room}/",
