@@ -23,7 +23,7 @@ struct HttpOptions {
   // A try in which no byte moves for so long, in either direction, is lost.
   std::chrono::milliseconds stall_timeout{5000};
   int64_t bytes_per_s = 0;  // of bodies, both directions together; 0: no limit
-  std::string ca_file;      // PEM; empty: the system's
+  std::string ca_file{};    // PEM; empty: the system's
 };
 
 struct HttpRequest {

@@ -47,7 +47,7 @@ namespace xcache {
 
 struct GetOptions {
   // An etag: an object that still has it is not sent. Empty: send it.
-  std::string if_none_match;
+  std::string if_none_match{};
   std::chrono::milliseconds timeout{0};  // 0: the store's own
 };
 
@@ -60,23 +60,23 @@ struct StoredObject {
 struct PutCondition {
   enum class Kind { kNone, kAbsent, kEtag };
   Kind kind = Kind::kNone;
-  std::string etag;  // of kEtag
+  std::string etag{};  // of kEtag
 
-  static PutCondition IfAbsent() { return {.kind = Kind::kAbsent, .etag = {}}; }
+  static PutCondition IfAbsent() { return {.kind = Kind::kAbsent}; }
   static PutCondition IfEtag(std::string etag) {
     return {.kind = Kind::kEtag, .etag = std::move(etag)};
   }
 };
 
 struct PutOptions {
-  PutCondition condition;
+  PutCondition condition{};
   std::chrono::milliseconds timeout{0};
 };
 
 struct ListOptions {
-  std::string prefix;       // of keys; empty: all
-  std::string start_after;  // a key: only those behind it
-  int max_keys = 1000;      // 1 to 1000
+  std::string prefix{};       // of keys; empty: all
+  std::string start_after{};  // a key: only those behind it
+  int max_keys = 1000;        // 1 to 1000
   std::chrono::milliseconds timeout{0};
 };
 

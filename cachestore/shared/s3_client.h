@@ -22,10 +22,10 @@ namespace xcache {
 
 struct S3Request {
   std::string method;
-  std::string key;  // whole; empty: the bucket
-  NameValues query;
-  NameValues headers;
-  std::shared_ptr<const std::string> body;
+  std::string key{};  // whole; empty: the bucket
+  NameValues query{};
+  NameValues headers{};
+  std::shared_ptr<const std::string> body{};
   size_t max_answer_bytes = size_t{64} << 10;
   // What a second try may do wrong where the first one was done unseen.
   bool is_safe_to_repeat = true;

@@ -13,7 +13,7 @@ namespace xcache {
 
 struct S3Location {
   std::string bucket;
-  std::string prefix;  // empty, or a key that ends in "/"
+  std::string prefix{};  // empty, or a key that ends in "/"
 };
 
 // "s3://bucket", "s3://bucket/a/b", with a slash at the end or without.
@@ -23,7 +23,7 @@ absl::StatusOr<S3Location> ParseS3Location(std::string_view text);
 struct HttpEndpoint {
   bool tls = true;
   // As the Host header has it: the port only where it is not the scheme's own.
-  std::string host;
+  std::string host{};
 
   std::string Url() const { return (tls ? "https://" : "http://") + host; }
 };

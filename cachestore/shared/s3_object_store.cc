@@ -168,9 +168,6 @@ void S3ObjectStore::Get(const std::string& key, const GetOptions& options,
 
   S3Request request{.method = "GET",
                     .key = options_.location.prefix + key,
-                    .query = {},
-                    .headers = {},
-                    .body = nullptr,
                     .max_answer_bytes = options_.max_object_bytes,
                     .is_safe_to_repeat = true,
                     .deadline = DeadlineOf(options.timeout)};
@@ -226,8 +223,6 @@ void S3ObjectStore::Put(const std::string& key, std::string bytes,
   S3Request request{
       .method = "PUT",
       .key = call->key,
-      .query = {},
-      .headers = {},
       .body = std::make_shared<const std::string>(std::move(bytes)),
       .is_safe_to_repeat = call->condition.kind != Kind::kNone,
       .deadline = call->deadline};
@@ -270,12 +265,8 @@ void S3ObjectStore::AfterPut(const std::shared_ptr<PutCall>& call,
 }
 
 void S3ObjectStore::Recognise(const std::shared_ptr<PutCall>& call) {
-  S3Request request{.method = "HEAD",
-                    .key = call->key,
-                    .query = {},
-                    .headers = {},
-                    .body = nullptr,
-                    .deadline = call->deadline};
+  S3Request request{
+      .method = "HEAD", .key = call->key, .deadline = call->deadline};
   client_.Send(std::move(request), [this, call](S3Reply reply) {
     const absl::Status& status = reply.verdict.status;
     if (!status.ok() && !absl::IsNotFound(status)) {
@@ -316,9 +307,6 @@ void S3ObjectStore::Delete(const std::string& key, milliseconds timeout,
   if (!status.ok()) return done(status);
   S3Request request{.method = "DELETE",
                     .key = options_.location.prefix + key,
-                    .query = {},
-                    .headers = {},
-                    .body = nullptr,
                     .deadline = DeadlineOf(timeout)};
   client_.Send(
       std::move(request), [this, done = std::move(done)](const S3Reply& reply) {
@@ -349,11 +337,8 @@ void S3ObjectStore::List(const ListOptions& options, ListDone done) {
   if (!status.ok()) return done(status);
 
   S3Request request{.method = "GET",
-                    .key = "",
                     .query = {{"list-type", "2"},
                               {"max-keys", absl::StrCat(options.max_keys)}},
-                    .headers = {},
-                    .body = nullptr,
                     .max_answer_bytes = kMaxListBytes,
                     .deadline = DeadlineOf(options.timeout)};
   const std::string whole_prefix = options_.location.prefix + options.prefix;

@@ -23,10 +23,10 @@
 namespace xcache {
 
 struct S3Options {
-  S3Location location;
+  S3Location location{};
   // Without a host: AWS's of the region, with the bucket in the host's name;
   // the bucket is in the path of any other.
-  HttpEndpoint endpoint;
+  HttpEndpoint endpoint{};
   std::string region = "us-east-1";
   std::chrono::milliseconds timeout{10000};  // of a call that names none
   // Larger objects are neither put nor got.
@@ -37,8 +37,8 @@ struct S3Options {
   int64_t max_calls = 4096;
   // What objects are to be encrypted with on the server: "", "AES256",
   // "aws:kms"; and the key of the latter, empty: the bucket's.
-  std::string server_side_encryption;
-  std::string kms_key_id;
+  std::string server_side_encryption{};
+  std::string kms_key_id{};
 };
 
 // INVALID_ARGUMENT: the region, or the encryption. `http` is stopped with the

@@ -28,8 +28,8 @@ std::string SigV4Time(int64_t unix_s);
 
 struct SigV4Request {
   std::string method;
-  std::string path;  // of the URL, encoded, as it is sent: "/bucket/a%20b"
-  NameValues query;  // not encoded
+  std::string path;    // of the URL, encoded, as it is sent: "/bucket/a%20b"
+  NameValues query{};  // not encoded
   // All that is signed: at least Host. Names in lower case, values without
   // space at either end.
   NameValues headers;

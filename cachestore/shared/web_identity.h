@@ -15,10 +15,10 @@
 namespace xcache {
 
 struct WebIdentityOptions {
-  std::string token_file;  // read at each refresh: the platform replaces it
-  std::string role_arn;
+  std::string token_file{};  // read at each refresh: the platform replaces it
+  std::string role_arn{};
   std::string session_name = "xcache";
-  HttpEndpoint endpoint;  // of STS
+  HttpEndpoint endpoint{};  // of STS
   std::chrono::milliseconds timeout{10000};
   // They are refreshed when less than a fifth of their life, or this, is left:
   // beside the calls, which go on with those in force.
