@@ -73,6 +73,8 @@ class S3ServerTest : public testing::Test {
     server_ = std::make_unique<WeedServer>(program, folder_);
     ASSERT_TRUE(server_->Start()) << folder_ << "/log says why";
     MakeBucket();
+    // The first object takes it seconds.
+    AwaitReady(*Open(server_->port(), {.bucket = kBucket}));
   }
   static void TearDownTestSuite() {
     server_.reset();
@@ -393,9 +395,30 @@ TEST_F(S3ServerTest, ABucketThatIsNotThereIsNotFound) {
   }
 }
 
+TEST_F(S3ServerTest, OverTlsACertificateIsChecked) {
+  const auto open = [this](const HttpOptions& http_options) {
+    S3Options options;
+    options.location = location_;
+    options.endpoint = {
+        .tls = true, .host = absl::StrCat("127.0.0.1:", server_->tls_port())};
+    return *OpenS3ObjectStore(options, *HttpClient::Create(http_options),
+                              FixedCredentials(Ours()));
+  };
+  auto store = open({.ca_file = server_->ca_file()});
+  const auto etag = store->Put("a", "over TLS");
+  ASSERT_TRUE(etag.ok()) << etag.status();
+  EXPECT_EQ(store->Get("a")->bytes, "over TLS");
+  // The system knows nobody who vouches for this one.
+  auto distrustful = open({});
+  const auto status =
+      distrustful->Get("a", {.timeout = milliseconds(300)}).status();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("certificate"));
+}
+
 TEST_F(S3ServerTest, MoreRequestsThanConnectionsAllGetTheirAnswer) {
   auto store = Open(server_->port(), location_, Ours(), {.max_connections = 3});
-  const auto run = [&store](int n, const auto& start) {
+  const auto run = [](int n, const auto& start) {
     std::vector<std::future<absl::Status>> results;
     for (int i = 0; i < n; ++i) {
       auto promise = std::make_shared<std::promise<absl::Status>>();

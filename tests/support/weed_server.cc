@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -63,7 +64,7 @@ std::string Identity(const std::string& id, const std::string& secret,
 WeedServer::WeedServer(std::string program, std::string folder)
     : program_(std::move(program)),
       folder_(std::move(folder)),
-      ports_(FreePorts<8>()) {
+      ports_(FreePorts<9>()) {
   std::filesystem::create_directories(folder_ + "/data");
   std::ofstream(folder_ + "/s3.json")
       << "{\"identities\":["
@@ -76,13 +77,23 @@ WeedServer::WeedServer(std::string program, std::string folder)
 WeedServer::~WeedServer() { Kill(); }
 
 bool WeedServer::Start() {
+  if (!std::filesystem::exists(ca_file())) {
+    const std::string command =
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 "
+        "-nodes -days 2 -subj /CN=xcache-test "
+        "-addext subjectAltName=IP:127.0.0.1 -keyout '" +
+        folder_ + "/key.pem' -out '" + ca_file() + "' 2>'" + folder_ +
+        "/openssl.log'";
+    if (std::system(command.c_str()) != 0) return false;
+  }
   const auto port = [this](const char* name, size_t i) {
     return std::string(name) + "=" + std::to_string(ports_[i]);
   };
   std::vector<std::string> arguments = {
       program_, "server", "-dir=" + folder_ + "/data", "-ip=127.0.0.1",
-      "-ip.bind=127.0.0.1", "-master.telemetry=false", "-volume.max=50",
-      "-master.volumeSizeLimitMB=64", "-s3",
+      "-ip.bind=127.0.0.1", "-master.telemetry=false",
+      "-master.electionTimeout=1s",  // of one; it is waited for after a kill
+      "-volume.max=50", "-master.volumeSizeLimitMB=64", "-s3",
       "-s3.config=" + folder_ + "/s3.json",
       // What else it would listen on.
       "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false",
@@ -91,7 +102,8 @@ bool WeedServer::Start() {
       port("-s3.port.grpc", 1), port("-master.port", 2),
       port("-master.port.grpc", 3), port("-volume.port", 4),
       port("-volume.port.grpc", 5), port("-filer.port", 6),
-      port("-filer.port.grpc", 7)};
+      port("-filer.port.grpc", 7), port("-s3.port.https", 8),
+      "-s3.cert.file=" + ca_file(), "-s3.key.file=" + folder_ + "/key.pem"};
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);

@@ -30,11 +30,14 @@ class WeedServer {
   void Resume();
 
   int port() const { return ports_[0]; }
+  int tls_port() const { return ports_[8]; }
+  // What its certificate, of 127.0.0.1, is checked with.
+  std::string ca_file() const { return folder_ + "/cert.pem"; }
 
  private:
   const std::string program_;
   const std::string folder_;
-  std::array<int, 8> ports_{};
+  std::array<int, 9> ports_{};
   pid_t pid_ = -1;
 };
 
