@@ -127,7 +127,7 @@ class ObjectStore {
   // these bytes are no part of what led to the object that is there now.
   // UNKNOWN: they may have been written by a try whose answer was lost, and
   // another writer went on from there, or deleted them: read and compare. An
-  // error but ABORTED may come although the bytes were written.
+  // error but ABORTED may come although the bytes were written, or still are.
   virtual void Put(const std::string& key, std::string bytes,
                    const PutOptions& options, PutDone done) = 0;
 
