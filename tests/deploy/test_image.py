@@ -127,8 +127,12 @@ def test_the_dockerfile_copies_what_there_is():
 def test_the_image_and_the_manifests_agree(render):
     pod, container = render().server()
     user = pod["securityContext"]
-    assert re.findall(r"^USER (\S+)$", DOCKERFILE, re.M) == [
-        f"{user['runAsUser']}:{user['runAsGroup']}"]
+    # However each of the images came about, whose it is in the end.
+    for stage in ("cpu", "cuda"):
+        text = re.search(rf"^FROM \S+ AS {stage}$(.*?)^FROM ", DOCKERFILE,
+                         re.M | re.S)[1]
+        assert re.findall(r"^USER (\S+)$", text, re.M)[-1] == (
+            f"{user['runAsUser']}:{user['runAsGroup']}")
     assert json.loads(re.search(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.M)[1]) == (
         container["command"])
     ports = {str(p["containerPort"]) for p in container["ports"]}

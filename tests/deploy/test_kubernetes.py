@@ -73,17 +73,21 @@ def test_a_misspelt_field_is_found(render):
             validate(resource, "1.33")
 
 
-def test_the_first_example(tmp_path):
-    """README's kustomization, in a folder beside deploy/."""
-    text = textwrap.dedent(re.search(r"^ *```yaml\n(.*?)^ *```",
-                                     manifests.README, re.M | re.S)[1])
+@pytest.mark.parametrize("page", ["README.md", "deploy/kubernetes/README.md"])
+def test_the_example(page, tmp_path):
+    """The page's kustomization, in a folder beside deploy/."""
+    text = textwrap.dedent(re.search(
+        r"^ *```yaml\n(.*?)^ *```", (harness.SOURCE / page).read_text(),
+        re.M | re.S)[1])
     folder = os.path.relpath(manifests.DEPLOY, tmp_path)
     resources = manifests.Resources(manifests.build(
         tmp_path, text.replace("../deploy", folder)))
     for resource in resources:
+        assert resource["metadata"]["namespace"] == "xcache"
         for version in VERSIONS:
             validate(resource, version)
-    assert resources.config_map("xcache-settings")["XCACHE_QUALITY"]
+    assert set(resources.config_map("xcache-model")) == {
+        "MODEL_URL", "MODEL_SHA256"}
     _, container = resources.server()
     assert container["image"].startswith("registry.example.com/xcache:")
 
