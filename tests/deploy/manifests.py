@@ -11,7 +11,8 @@ import harness
 DEPLOY = harness.SOURCE / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 README = (KUBERNETES / "README.md").read_text()
-COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
+COMPONENTS = sorted(path.name
+                    for path in (KUBERNETES / "components").iterdir())
 
 # What whoever deploys brings for a component.
 BROUGHT = {"model-download": {
@@ -69,8 +70,10 @@ class Resources(list):
 
     def config_map(self, name):
         """By its name without the hash that kustomize appends."""
-        found = [r for r in self.of("ConfigMap")
-                 if re.sub(r"-[a-z0-9]{10}$", "", r["metadata"]["name"]) == name]
+        found = [
+            r for r in self.of("ConfigMap")
+            if re.sub(r"-[a-z0-9]{10}$", "", r["metadata"]["name"]) == name
+        ]
         assert len(found) == 1, f"{len(found)} config maps {name}"
         return found[0]["data"]
 

@@ -1,6 +1,7 @@
-"""deploy/Dockerfile and the systemd unit. No engine for images runs here, so what an
-image rests on is tested: that the packages of the section "run" are those that the
-programs need, and that the server serves in a root with nothing but them."""
+"""deploy/Dockerfile and the systemd unit. No engine for images runs here, so
+what an image rests on is tested: that the packages of the section "run" are
+those that the programs need, and that the server serves in a root with nothing
+but them."""
 
 import json
 import os
@@ -26,7 +27,9 @@ NOT_LINKED = {"ca-certificates"}
 
 
 def run(*words, **more):
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True,
+    done = subprocess.run([str(w) for w in words],
+                          capture_output=True,
+                          text=True,
                           **more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -39,7 +42,8 @@ def section(name):
 
 
 def needed_directly(program):
-    return set(re.findall(r"\(NEEDED\).*\[(.*)\]", run("readelf", "-d", program)))
+    return set(
+        re.findall(r"\(NEEDED\).*\[(.*)\]", run("readelf", "-d", program)))
 
 
 def libraries(program):
@@ -73,7 +77,8 @@ def closure(packages):
     for line in out.splitlines():
         name, provided, wanted = line.split("\t")
         depends[name] = [
-            [re.split(r"[ :(]", choice.strip())[0] for choice in one.split("|")]
+            [re.match(r"[^ :(]+", choice.strip())[0]
+             for choice in one.split("|")]
             for one in wanted.split(",") if one.strip()]
         for other in provided.split(","):
             provides.setdefault(other.split("(")[0].strip(), name)
@@ -133,10 +138,11 @@ def test_the_image_and_the_manifests_agree(render):
                          re.M | re.S)[1]
         assert re.findall(r"^USER (\S+)$", text, re.M)[-1] == (
             f"{user['runAsUser']}:{user['runAsGroup']}")
-    assert json.loads(re.search(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.M)[1]) == (
-        container["command"])
+    entry = re.search(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.M)[1]
+    assert json.loads(entry) == container["command"]
     ports = {str(p["containerPort"]) for p in container["ports"]}
-    assert set(re.search(r"^EXPOSE (.*)$", DOCKERFILE, re.M)[1].split()) == ports
+    exposed = re.search(r"^EXPOSE (.*)$", DOCKERFILE, re.M)[1]
+    assert set(exposed.split()) == ports
     # The version of the label, and of the tags that the comment shows.
     version = container["image"].partition(":")[2]
     assert re.search(r"^ARG VERSION=(.*)$", DOCKERFILE, re.M)[1] == version
@@ -162,13 +168,14 @@ def test_checkov_finds_nothing_in_the_dockerfile():
 
 @pytest.fixture
 def root(tmp_path):
-    """A root with the files of the run packages, of what these depend on, and of
-    what the probes and hooks run; and the programs, where the image has them."""
+    """A root with the files of the run packages, of what these depend on, and
+    of what the probes and hooks run; and the programs, where the image has
+    them."""
     if os.geteuid() != 0:
         pytest.skip("chroot is for root")
     root = tmp_path / "root"
-    for folder in ("usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "tmp", "models",
-                   "usr/local/bin", "var/lib/xcache"):
+    for folder in ("usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "tmp",
+                   "models", "usr/local/bin", "var/lib/xcache"):
         (root / folder).mkdir(parents=True)
     for link in ("bin", "lib", "lib64", "sbin"):
         (root / link).symlink_to(f"usr/{link}")
@@ -202,23 +209,29 @@ def test_the_server_serves_in_a_root_of_run_packages(root, render, tiny_model):
     pod, container = render().server()
     shutil.copy2(tiny_model, root / "models/model.gguf")
     (root / "models/model.gguf").chmod(0o444)
-    settings = {**render().config_map("xcache-settings"), "PATH": "/usr/local/bin:/bin",
-                "XCACHE_LISTEN": "127.0.0.1:0", "XCACHE_METRICS_LISTEN": "none",
+    settings = {**render().config_map("xcache-settings"),
+                "PATH": "/usr/local/bin:/bin",
+                "XCACHE_LISTEN": "127.0.0.1:0",
+                "XCACHE_METRICS_LISTEN": "none",
                 "XCACHE_READY_FILE": "/var/lib/xcache/ready.json"}
     user = pod["securityContext"]["runAsUser"]
-    inside = ["chroot", f"--userspec={user}:{user}", root, "/usr/bin/env", "-i",
-              *(f"{k}={v}" for k, v in settings.items())]
+    inside = [
+        "chroot", f"--userspec={user}:{user}", root, "/usr/bin/env", "-i",
+        *(f"{k}={v}" for k, v in settings.items())
+    ]
     ready = root / "var/lib/xcache/ready.json"
 
     def start():
         process = subprocess.Popen(inside + container["command"],
                                    stderr=subprocess.PIPE, text=True)
         harness.wait_until(
-            lambda: ready.exists() or process.poll() is not None, 60, "the server")
+            lambda: ready.exists() or process.poll() is not None, 60,
+            "the server")
         assert process.poll() is None, process.stderr.read()
         address = json.loads(ready.read_text())["listen"]
-        channel = grpc.insecure_channel(address, [
-            ("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)])
+        channel = grpc.insecure_channel(
+            address, [("grpc.enable_http_proxy", 0),
+                      ("grpc.use_local_subchannel_pool", 1)])
         return process, address, harness.Client(channel)
 
     process, address, client = start()

@@ -1,6 +1,6 @@
-"""deploy/kubernetes: what kustomize makes of base, of each component and of every
-combination that README names is valid for each version of Kubernetes, and hangs
-together: names that refer to something, times and sizes that agree."""
+"""deploy/kubernetes: what kustomize makes of base, of each component and of
+every combination that README names is valid for each version of Kubernetes, and
+hangs together: names that refer to something, times and sizes that agree."""
 
 import json
 import os
@@ -48,7 +48,8 @@ def test_readme_names_every_component():
 
 @each
 def test_is_valid_for_every_version(render, components):
-    since = max([VERSIONS[0], *(SINCE.get(c, VERSIONS[0]) for c in components)])
+    since = max(
+        [VERSIONS[0], *(SINCE.get(c, VERSIONS[0]) for c in components)])
     for version in VERSIONS[VERSIONS.index(since):]:
         for resource in render(*components):
             validate(resource, version)
@@ -170,8 +171,8 @@ def test_pods_are_confined(render, components):
             assert own["allowPrivilegeEscalation"] is False
             assert own["capabilities"] == {"drop": ["ALL"]}
             assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
-        # Followed when they change, which a subPath is not; and readable by the
-        # server's group alone, as the server demands.
+        # Followed when they change, which a subPath is not; and readable by
+        # the server's group alone, as the server demands.
         for volume in pod["volumes"]:
             if "secret" not in volume:
                 continue
@@ -225,7 +226,8 @@ def test_probes_fit_the_server(render, components):
     _, container = resources.server()
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
     # The ports of every document and default.
-    assert ports["grpc"] == int(setting(resources, "listen").rpartition(":")[2])
+    assert ports["grpc"] == int(
+        setting(resources, "listen").rpartition(":")[2])
     assert ports["grpc"] == int(re.search(r"--listen \w+=[^ ]*:(\d+)",
                                           help_text())[1])
     assert ports["metrics"] == int(
@@ -259,7 +261,8 @@ def test_sizes_agree(render, components):
     assert container["resources"]["requests"] == limits
     assert (quantity(limits["memory"]) >=
             1.15 * quantity(setting(resources, "memory-bytes")) + (4 << 30))
-    assert quantity(limits["cpu"]) >= quantity(setting(resources, "threads")) + 1
+    threads = quantity(setting(resources, "threads"))
+    assert quantity(limits["cpu"]) >= threads + 1
     claim, = server["spec"]["volumeClaimTemplates"]
     assert (quantity(claim["spec"]["resources"]["requests"]["storage"]) >=
             1.2 * quantity(setting(resources, "disk-bytes")))
@@ -282,8 +285,10 @@ def test_both_scalers_say_the_same(render):
     # prometheus-adapter makes what the autoscaler asks for.
     rules = yaml.safe_load((manifests.KUBERNETES /
                             "components/hpa/adapter-rules.yaml").read_text())
-    made = {r.get("name", {}).get("as") or re.match(r"\w+", r["seriesQuery"])[0]
-            for r in rules["rules"]}
+    made = {
+        r.get("name", {}).get("as") or re.match(r"\w+", r["seriesQuery"])[0]
+        for r in rules["rules"]
+    }
     assert made == {m["pods"]["metric"]["name"] for m in hpa["metrics"]}
 
 
@@ -296,12 +301,13 @@ def test_images_are_of_this_version(render):
 
 def test_no_envoy_config_differs_by_more_than_tls():
     def config(component):
-        return yaml.safe_load((manifests.KUBERNETES / "components" / component /
-                               "config.yaml").read_text())
+        return yaml.safe_load((manifests.KUBERNETES / "components" /
+                               component / "config.yaml").read_text())
 
     plain, tls = config("envoy"), config("envoy-tls")
     resources = tls["static_resources"]
-    assert resources["listeners"][0]["filter_chains"][0].pop("transport_socket")
+    assert resources["listeners"][0]["filter_chains"][0].pop(
+        "transport_socket")
     assert resources["clusters"][0].pop("transport_socket")
     assert tls == plain
 
@@ -312,7 +318,8 @@ def test_checkov_finds_nothing(render, tmp_path):
         (tmp_path / f"{name}.yaml").write_text(render(*components).text)
     done = subprocess.run(
         ["checkov", "--directory", tmp_path, "--framework", "kubernetes",
-         "--skip-download", "--output", "json"], capture_output=True, text=True)
+         "--skip-download", "--output", "json"],
+        capture_output=True, text=True)
     report = json.loads(done.stdout)
     results = report["results"]
     assert not report["summary"]["parsing_errors"]

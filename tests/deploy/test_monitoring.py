@@ -1,6 +1,6 @@
-"""deploy/prometheus, deploy/grafana and RUNBOOK.md: rules that promtool takes, alerts
-that fire when they should, no name of a metric that the server does not have, and
-answers from a real Prometheus before a server at work."""
+"""deploy/prometheus, deploy/grafana and RUNBOOK.md: rules that promtool takes,
+alerts that fire when they should, no name of a metric that the server does not
+have, and answers from a real Prometheus before servers at work."""
 
 import contextlib
 import json
@@ -31,10 +31,12 @@ RUNBOOK = (manifests.DEPLOY / "RUNBOOK.md").read_text()
 # What Prometheus makes itself.
 PROMETHEUS_OWN = {"up", "ALERTS"}
 # What PromQL is made of, and the labels that expressions group and match by.
-PROMQL = {"sum", "avg", "min", "max", "count", "by", "without", "on", "and", "or",
-          "group_left", "rate", "increase", "histogram_quantile", "absent", "abs",
-          "predict_linear", "deriv", "changes", "clamp", "clamp_min", "vector",
-          "time", "avg_over_time"}
+PROMQL = {
+    "sum", "avg", "min", "max", "count", "by", "without", "on", "and", "or",
+    "group_left", "rate", "increase", "histogram_quantile", "absent", "abs",
+    "predict_linear", "deriv", "changes", "clamp", "clamp_min", "vector",
+    "time", "avg_over_time"
+}
 
 
 def metrics():
@@ -55,7 +57,8 @@ def expressions():
             for target in panel["targets"]:
                 yield f"{name}: {panel['title']}", target["expr"]
     components = manifests.KUBERNETES / "components"
-    scaled = yaml.safe_load((components / "keda/scaledobject.yaml").read_text())
+    scaled = yaml.safe_load(
+        (components / "keda/scaledobject.yaml").read_text())
     for trigger in scaled["spec"]["triggers"]:
         yield "keda", trigger["metadata"]["query"]
     rules = yaml.safe_load((components / "hpa/adapter-rules.yaml").read_text())
@@ -64,7 +67,7 @@ def expressions():
 
 
 def words(expression):
-    """Names that an expression uses, without strings, durations and numbers."""
+    """Names that it uses: no strings, durations or numbers."""
     bare = re.sub(r'"[^"]*"|\[[^\]]*\]', " ", expression)
     return set(re.findall(r"(?<![\w.])[a-zA-Z_][\w:]*", bare))
 
@@ -121,8 +124,9 @@ def test_promtool_takes_the_rules():
 
 
 def test_each_alert_fires_and_is_silent():
-    """Unit tests: of every alert one that it fires, and one that it does not."""
-    tests = yaml.safe_load((PROMETHEUS / "rules_test.yaml").read_text())["tests"]
+    """Of every alert one test that it fires, and one that it does not."""
+    tests = yaml.safe_load(
+        (PROMETHEUS / "rules_test.yaml").read_text())["tests"]
     fires, silent = set(), set()
     for test in tests:
         for case in test["alert_rule_test"]:
@@ -206,7 +210,8 @@ def prometheus(targets, folder):
         ["prometheus", f"--config.file={folder}/prometheus.yml",
          f"--storage.tsdb.path={folder}/data",
          f"--web.listen-address=127.0.0.1:{port}"],
-        stdout=subprocess.DEVNULL, stderr=open(folder / "prometheus.log", "wb"))
+        stdout=subprocess.DEVNULL,
+        stderr=open(folder / "prometheus.log", "wb"))
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -236,8 +241,8 @@ def as_grafana_asks(expression):
 
 @pytest.mark.timeout(180)
 def test_every_query_has_an_answer(tiny_model, tmp_path):
-    """Of two servers that chat, fail, spill and restore: panels with numbers in
-    them, and expressions of alerts that are silent as they should be."""
+    """Of two servers that chat, fail, spill and restore: panels with numbers
+    in them, and alerts that have something to compare and are silent."""
     panels = {f"{name}: {panel['title']}: {target['expr']}":
               as_grafana_asks(target["expr"])
               for name, board in BOARDS.items() for panel in board["panels"]

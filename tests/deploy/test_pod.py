@@ -1,6 +1,6 @@
-"""What the manifests say is what programs do: the server starts with the settings of
-each combination, its probes tell its states, the model's script fetches, and Envoy
-keeps a session with its server."""
+"""What the manifests say is what programs do: the server starts with the
+settings of each combination, its probes tell its states, the model's script
+fetches, and Envoy keeps a session with its server."""
 
 import contextlib
 import hashlib
@@ -24,8 +24,8 @@ import manifests
 
 
 def make_certificate(folder):
-    """An authority's certificate for `xcache`, in the folder of a secret: as the
-    kubelet does it, all files change at once, by one symbolic link."""
+    """An authority's certificate for `xcache`, in the folder of a secret: as
+    the kubelet does it, all files change at once, by one symbolic link."""
     new = folder / f"..{time.time_ns()}"
     new.mkdir(parents=True)
 
@@ -33,7 +33,9 @@ def make_certificate(folder):
         subprocess.run(["openssl", *words], cwd=new, check=True,
                        capture_output=True)
 
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    key = [
+        "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"
+    ]
     authority = folder.parent / "authority"
     if not authority.exists():
         authority.mkdir()
@@ -80,7 +82,8 @@ def environment(resources, model, secrets, folder):
 
 @contextlib.contextmanager
 def server(resources, model, secrets, folder):
-    """The pod's program in its environment, which is (address, process, log)."""
+    """The pod's program in its environment; (port, process, file of the
+    log)."""
     folder.mkdir(exist_ok=True)
     log = folder / "log"
     _, container = resources.server()
@@ -102,7 +105,8 @@ def server(resources, model, secrets, folder):
 
 
 @pytest.mark.parametrize(
-    "components", [c for c in [(), *manifests.combinations()] if "gpu" not in c],
+    "components",
+    [c for c in [(), *manifests.combinations()] if "gpu" not in c],
     ids=lambda names: "+".join(names) or "base")
 def test_the_server_takes_the_settings(render, tiny_model, secrets, tmp_path,
                                        components):
@@ -111,10 +115,12 @@ def test_the_server_takes_the_settings(render, tiny_model, secrets, tmp_path,
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
     # Nor does it warn, of a setting that it does not know for one.
-    assert not re.search(r" (warning|error) ", log.read_text()), log.read_text()
+    assert not re.search(r" (warning|error) ",
+                         log.read_text()), log.read_text()
 
 
-def test_a_gpu_that_is_missing_is_an_error(render, tiny_model, secrets, tmp_path):
+def test_a_gpu_that_is_missing_is_an_error(render, tiny_model, secrets,
+                                           tmp_path):
     """Not a server on the CPU, thought to be on the GPU."""
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU")
@@ -147,7 +153,8 @@ def test_the_probe_over_tls_tells_the_states(render, slow_model, secrets,
     _, container = resources.server()
     probe = container["readinessProbe"]
     assert probe["exec"] == container["startupProbe"]["exec"]
-    with server(resources, slow_model, secrets, tmp_path) as (port, process, _):
+    with server(resources, slow_model, secrets,
+                tmp_path) as (port, process, _):
         assert run_probe(probe, secrets, port) == 0
         # Another authority's server is not ours.
         elsewhere = tmp_path / "etc"
@@ -197,7 +204,8 @@ def web(tmp_path):
 
 def test_the_model_is_fetched_once_and_checked(render, web, tmp_path):
     site, source, asked = web
-    script = render("model-download").config_map("xcache-model-fetch")["fetch.sh"]
+    script = render("model-download").config_map(
+        "xcache-model-fetch")["fetch.sh"]
     (tmp_path / "fetch.sh").write_text(script)
     place = tmp_path / "models"
     place.mkdir()
@@ -236,8 +244,9 @@ def envoy(resources, secrets, folder, ports):
     own, admin, status = (harness.free_port() for _ in range(3))
     etc = folder / "envoy"
     etc.mkdir()
-    endpoint = ("- endpoint:\n            address:\n              socket_address: "
-                "{address: xcache-replicas, port_value: 50051}")
+    endpoint = (
+        "- endpoint:\n            address:\n              socket_address: "
+        "{address: xcache-replicas, port_value: 50051}")
     for name, text in resources.config_map("xcache-envoy").items():
         if name == "config.yaml":
             assert text.count(endpoint) == 1
@@ -253,7 +262,8 @@ def envoy(resources, secrets, folder, ports):
         (etc / name).write_text(text.replace("/etc/envoy", str(etc))
                                 .replace("/etc/xcache", str(secrets)))
     container = resources.one(
-        "Deployment", "xcache-envoy")["spec"]["template"]["spec"]["containers"][0]
+        "Deployment",
+        "xcache-envoy")["spec"]["template"]["spec"]["containers"][0]
     words = container["command"] + [
         word.replace("/etc/envoy", str(etc)) for word in container["args"]]
     process = subprocess.Popen(words, stderr=open(folder / "envoy.log", "wb"))
@@ -280,7 +290,8 @@ def envoy(resources, secrets, folder, ports):
         process.wait()
 
 
-@pytest.mark.parametrize("components", [("envoy",), ("tls", "envoy", "envoy-tls")],
+@pytest.mark.parametrize("components", [("envoy", ),
+                                        ("tls", "envoy", "envoy-tls")],
                          ids=lambda names: "+".join(names))
 def test_a_session_stays_with_its_server(render, tiny_model, secrets, tmp_path,
                                          components):
@@ -338,8 +349,10 @@ def healthy(status):
     """Servers that Envoy sends calls to."""
     url = f"http://127.0.0.1:{status}/stats/prometheus"
     page = harness.NO_PROXY.open(url, timeout=5).read().decode()
-    return int(re.search(r"^envoy_cluster_membership_healthy\{"
-                         r'envoy_cluster_name="xcache"\} (\d+)', page, re.M)[1])
+    return int(
+        re.search(
+            r"^envoy_cluster_membership_healthy\{"
+            r'envoy_cluster_name="xcache"\} (\d+)', page, re.M)[1])
 
 
 def certificate(port):
