@@ -3,6 +3,7 @@ what an image rests on is tested: that the packages of the section "run" are
 those that the programs need, and that the server serves in a root with nothing
 but them."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -221,40 +222,47 @@ def test_the_server_serves_in_a_root_of_run_packages(root, render, tiny_model):
     ]
     ready = root / "var/lib/xcache/ready.json"
 
-    def start():
+    def start(stack):
         process = subprocess.Popen(inside + container["command"],
-                                   stderr=subprocess.PIPE, text=True)
+                                   stderr=open(root.parent / "log", "wb"))
+        stack.callback(process.wait)
+        stack.callback(process.kill)
         harness.wait_until(
             lambda: ready.exists() or process.poll() is not None, 60,
             "the server")
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, (root.parent / "log").read_text()
         address = json.loads(ready.read_text())["listen"]
-        channel = grpc.insecure_channel(
+        channel = stack.enter_context(grpc.insecure_channel(
             address, [("grpc.enable_http_proxy", 0),
-                      ("grpc.use_local_subchannel_pool", 1)])
+                      ("grpc.use_local_subchannel_pool", 1)]))
         return process, address, harness.Client(channel)
 
-    process, address, client = start()
-    client.sessions.CreateSession(sessions_pb2.CreateSessionRequest(id="s"))
-    assert client.chat("s", "hello").final.turn == 1
-    # The probe of the image, and the hook, by the same user in the same root.
-    health = re.search(r"CMD (xcache .*)$", DOCKERFILE, re.M)[1]
-    health = health.replace("xcache", f"xcache --address {address}", 1)
-    assert subprocess.run(inside + ["sh", "-c", health]).returncode == 0
-    assert subprocess.run(inside + ["sleep", "0"]).returncode == 0
-    # Nothing is written but in its own folder.
-    assert subprocess.run(inside + ["touch", "/models/x"],
-                          capture_output=True).returncode != 0
-    # kill -9, and the conversation goes on.
-    process.kill()
-    process.wait()
-    ready.unlink()
-    process, address, client = start()
-    assert client.chat("s", "go on").final.turn == 2
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 0
-    assert subprocess.run(inside + ["sh", "-c", health],
-                          capture_output=True).returncode == 1
+    def healthy(address):
+        """What the image's probe says, by the same user in the same root."""
+        health = re.search(r"CMD (xcache .*)$", DOCKERFILE, re.M)[1]
+        health = health.replace("xcache", f"xcache --address {address}", 1)
+        return subprocess.run(inside + ["sh", "-c", health],
+                              capture_output=True).returncode == 0
+
+    with contextlib.ExitStack() as stack:
+        process, address, client = start(stack)
+        client.sessions.CreateSession(
+            sessions_pb2.CreateSessionRequest(id="s"))
+        assert client.chat("s", "hello").final.turn == 1
+        assert healthy(address)
+        # The hook of the pod's end; and nothing is written elsewhere.
+        assert subprocess.run(inside + ["sleep", "0"]).returncode == 0
+        assert subprocess.run(inside + ["touch", "/models/x"],
+                              capture_output=True).returncode != 0
+        # kill -9, and the conversation goes on.
+        process.kill()
+        process.wait()
+        assert not healthy(address)
+        ready.unlink()
+        process, address, client = start(stack)
+        assert client.chat("s", "go on").final.turn == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
 
 
 def test_the_unit_is_right(tmp_path):
