@@ -212,8 +212,18 @@ def prometheus(targets, folder):
          f"--web.listen-address=127.0.0.1:{port}"],
         stdout=subprocess.DEVNULL,
         stderr=open(folder / "prometheus.log", "wb"))
+    address = f"http://127.0.0.1:{port}"
+
+    def ready():
+        try:
+            url = f"{address}/-/ready"
+            return harness.NO_PROXY.open(url, timeout=5).status == 200
+        except OSError:
+            return False
+
     try:
-        yield f"http://127.0.0.1:{port}"
+        harness.wait_until(ready, 60, "Prometheus")
+        yield address
     finally:
         process.kill()
         process.wait()
@@ -227,8 +237,6 @@ def query(address, expression):
             body = json.load(answer)
     except harness.urllib.error.HTTPError as error:
         raise AssertionError(f"{expression}: {error.read()}") from error
-    except OSError:
-        return []
     return [float(r["value"][1]) for r in body["data"]["result"]]
 
 
