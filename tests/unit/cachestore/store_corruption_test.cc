@@ -383,6 +383,23 @@ TEST_F(StoreCorruptionTest, Manifest) {
   EXPECT_GT(num_repairs_, 0);
 }
 
+// What would tell that the MANIFEST was cut is damaged too.
+TEST_F(StoreCorruptionTest, ManifestAndLedger) {
+  std::string manifest;
+  for (const std::string& name : FilesLike("MANIFEST")) {
+    if (name.starts_with("sessions/")) manifest = name;
+  }
+  for (const uint64_t part : {0u, 1u, 2u, 3u}) {
+    const std::string dir = Copy();
+    fs::resize_file(dir + "/" + manifest, SizeOf(manifest) * part / 4);
+    FlipByte(dir + "/sessions/LEDGER", 20);
+    const std::string what = absl::StrCat(part, " quarters of the MANIFEST");
+    const Outcome outcome = Examine(dir, what);
+    EXPECT_TRUE(outcome.repaired) << what;
+    EXPECT_EQ(outcome.sessions_lost + outcome.sessions_behind, 0) << what;
+  }
+}
+
 TEST_F(StoreCorruptionTest, Current) {
   DamageEach("CURRENT", 4);
   EXPECT_GT(num_repairs_, 0);
