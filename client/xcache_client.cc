@@ -1,3 +1,4 @@
+// Long, because each call of the API is a method of the client.
 #include "client/xcache_client.h"
 
 #include <grpcpp/grpcpp.h>
