@@ -1,3 +1,4 @@
+// Long, because each call of the API is a method of the client.
 #include "client/xcache_client.h"
 
 #include <grpcpp/grpcpp.h>
@@ -10,6 +11,8 @@
 #include <set>
 #include <utility>
 
+#include "absl/algorithm/container.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -48,6 +51,22 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) return absl::NotFoundError(absl::StrCat("cannot read ", path));
   return std::string(std::istreambuf_iterator<char>(in), {});
+}
+
+// Says which session a call is of, for load balancers that keep a session with
+// its server (deploy/kubernetes). An id that the server will refuse is not
+// sent, as gRPC would stop at what no header may hold.
+template <typename Request>
+void NameSession(const Request& request, grpc::ClientContext& context) {
+  std::string id;
+  if constexpr (requires { request.session_id(); }) {
+    id = request.session_id();
+  } else if constexpr (requires { request.id(); }) {
+    id = request.id();
+  }
+  if (!id.empty() && absl::c_all_of(id, absl::ascii_isgraph)) {
+    context.AddMetadata("x-session-id", id);
+  }
 }
 
 // Who may try a call again, and when.
@@ -194,6 +213,7 @@ struct Client::Impl {
         WithRetries(repeat, Deadline(std::nullopt), nullptr,
                     [&](grpc::ClientContext& context) {
                       response.Clear();
+                      NameSession(request, context);
                       const grpc::Status status =
                           (stub.*method)(&context, request, &response);
                       return ToAbslStatus(status, context, options.address);
@@ -414,6 +434,7 @@ absl::StatusOr<Answer> Client::Chat(const ChatRequest& request,
                             : Repeat::kIfRefused;
   return impl_->Stream<v1::ChatResponse>(
       repeat, stream, [&](grpc::ClientContext& context) {
+        NameSession(proto, context);
         return impl_->inference->Chat(&context, proto);
       });
 }

@@ -10,6 +10,9 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CODE = (".h", ".cc", ".cu", ".cuh")
 MAX_LINES = 700
+# Of production code: from here on the first comment says "Long, because ...".
+REASON_LINES = 500
+PRODUCTION = ("engine/", "cachestore/", "server/", "client/")
 TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md",
              "proto", "server", "engine", "cachestore", "client", "deploy",
              "tests"}
@@ -107,6 +110,11 @@ def main():
                 breaches.append(f"{f}:{line}: {m.group(0)}")
         if not f.endswith(CODE):
             continue
+        first = re.match(r"(//.*\n)*", text).group(0).replace("\n//", "")
+        if (f.startswith(PRODUCTION) and lines > REASON_LINES and
+                "Long, because" not in first):
+            breaches.append(f"{f}: {lines} lines; over {REASON_LINES}, its "
+                            "first comment says 'Long, because ...'")
         includes = re.findall(r'^\s*#\s*include\s+[<"]([^">]+)[">]', text,
                               re.MULTILINE)
         for folder, forbidden in DOORS:

@@ -127,6 +127,7 @@ integration() {
   # One seed, so that a change is judged by what it changes; other seeds find
   # more.
   XCACHE_SEED=${XCACHE_SEED:-1} tests/integration/run.sh build/release
+  tests/deploy/run.sh build/release
 }
 
 # Findings go to files: a server's own output is a test's, and what it says as it

@@ -28,6 +28,10 @@ IOStatus DamagedTable(const std::string& path, const std::string& what) {
                               what);
 }
 
+bool IsManifest(const std::string& path) {
+  return absl::StrContains(path, "/MANIFEST-");
+}
+
 // A MANIFEST that is being written.
 class WatchedManifest : public rocksdb::FSWritableFileOwnerWrapper {
  public:
@@ -141,32 +145,90 @@ class CheckedTable : public rocksdb::FSRandomAccessFileOwnerWrapper {
   const TableSums sums_;
 };
 
-// A log that is read. What is read of damage may look like a record of a
-// recycled log: we write none, and RocksDB, where it is to skip damage, reads
-// the same one for ever. So it becomes a record of no kind, which is skipped.
+// A log or a MANIFEST that is read. Neither of two things that damage makes of
+// them reaches RocksDB. A record of a recycled log: we write none, and where
+// damage is to be skipped the same one would be read for ever; it becomes one
+// of no kind. A MANIFEST whose sequence numbers go back, as where a part of it
+// stands twice: an assertion would end the process.
 class CheckedLog : public rocksdb::FSSequentialFileOwnerWrapper {
  public:
-  using Base = rocksdb::FSSequentialFileOwnerWrapper;
-  using Base::Base;
+  CheckedLog(std::unique_ptr<FSSequentialFile> file, std::string path)
+      : FSSequentialFileOwnerWrapper(std::move(file)), path_(std::move(path)) {}
 
   // RocksDB reads a block at a time, and records end with their block.
   IOStatus Read(size_t num_bytes, const IOOptions& options, Slice* result,
                 char* scratch, IODebugContext* dbg) override {
-    IOStatus status = Base::Read(num_bytes, options, result, scratch, dbg);
+    IOStatus status = FSSequentialFileOwnerWrapper::Read(num_bytes, options,
+                                                         result, scratch, dbg);
     if (!status.ok()) return status;
-    std::memmove(scratch, result->data(), result->size());
-    *result = Slice(scratch, result->size());
+    const size_t size = result->size();
+    std::memmove(scratch, result->data(), size);
+    *result = Slice(scratch, size);
     // A record: CRC (4), length (2), type, and so many bytes.
     constexpr size_t kHeader = 7, kLengthAt = 4, kTypeAt = 6;
-    constexpr char kFirstRecycled = 5, kLastRecycled = 8, kNone = 127;
-    for (size_t at = 0; at + kHeader <= result->size();) {
+    constexpr char kFull = 1, kFirst = 2, kRecycled = 5, kLastRecycled = 8;
+    constexpr char kNone = 127;
+    for (size_t at = 0; at + kHeader <= size;) {
       char& type = scratch[at + kTypeAt];
-      if (type >= kFirstRecycled && type <= kLastRecycled) type = kNone;
-      at += kHeader + static_cast<uint8_t>(scratch[at + kLengthAt]) +
-            256 * static_cast<uint8_t>(scratch[at + kLengthAt + 1]);
+      if (type >= kRecycled && type <= kLastRecycled) type = kNone;
+      const size_t length =
+          static_cast<uint8_t>(scratch[at + kLengthAt]) +
+          256u * static_cast<uint8_t>(scratch[at + kLengthAt + 1]);
+      at += kHeader;
+      if (is_manifest_ && (type == kFull || type == kFirst) &&
+          at + length <= size) {
+        const uint64_t sequence = LastSequence({scratch + at, length});
+        if (sequence < last_sequence_) {
+          return IOStatus::Corruption(path_, "sequence numbers go back");
+        }
+        last_sequence_ = sequence;
+      }
+      at += length;
     }
     return status;
   }
+
+ private:
+  // Of a version edit (db/version_edit.cc in RocksDB): a tag, and a number or a
+  // string; the last sequence stands before anything else. What was last, where
+  // there is none.
+  uint64_t LastSequence(std::string_view edit) const {
+    const auto varint = [&edit] {
+      uint64_t value = 0;
+      for (int shift = 0; !edit.empty() && shift < 64; shift += 7) {
+        const auto byte = static_cast<uint8_t>(edit.front());
+        edit.remove_prefix(1);
+        value |= uint64_t{byte & 127u} << shift;
+        if (byte < 128) return value;
+      }
+      edit = {};
+      return value;
+    };
+    while (!edit.empty()) {
+      switch (varint()) {
+        case 1:     // comparator
+        case 8193:  // the database's id
+          edit.remove_prefix(std::min<uint64_t>(varint(), edit.size()));
+          break;
+        case 2:    // log
+        case 3:    // next file
+        case 9:    // previous log
+        case 10:   // least log
+        case 203:  // column families
+          varint();
+          break;
+        case 4:
+          return varint();
+        default:
+          return last_sequence_;
+      }
+    }
+    return last_sequence_;
+  }
+
+  const std::string path_;
+  const bool is_manifest_ = IsManifest(path_);
+  uint64_t last_sequence_ = 0;
 };
 
 class StoreFileSystem : public rocksdb::FileSystemWrapper {
@@ -203,8 +265,8 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
                              IODebugContext* dbg) override {
     IOStatus status =
         FileSystemWrapper::NewSequentialFile(path, options, file, dbg);
-    if (status.ok() && absl::EndsWith(path, ".log")) {
-      *file = std::make_unique<CheckedLog>(std::move(*file));
+    if (status.ok() && (absl::EndsWith(path, ".log") || IsManifest(path))) {
+      *file = std::make_unique<CheckedLog>(std::move(*file), path);
     }
     return status;
   }

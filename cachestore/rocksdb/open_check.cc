@@ -1,5 +1,6 @@
 #include "cachestore/rocksdb/open_check.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <system_error>
@@ -52,6 +53,15 @@ absl::StatusOr<OpenCheck> Check(const std::string& path, const Format& format,
     check.has_torn_log = true;
   }
   if (!db.ok()) return db.status();
+  if (!ledger) {
+    // A start would delete what its MANIFEST does not name.
+    const std::string left_out = (*db)->TableLeftOut(path);
+    if (!left_out.empty()) {
+      return absl::DataLossError(
+          absl::StrCat("its MANIFEST does not name the table ", left_out,
+                       ", and there is no whole ledger that says why"));
+    }
+  }
   if (ledger && (*db)->sequence() < ledger->synced_sequence) {
     return absl::DataLossError(
         absl::StrCat("it was synced up to record ", ledger->synced_sequence,
@@ -108,6 +118,22 @@ ReadOnlyDb::~ReadOnlyDb() {
 
 rocksdb::Status ReadOnlyDb::GetFormat(std::string* record) const {
   return db_->Get({}, FormatKey(), record);
+}
+
+std::string ReadOnlyDb::TableLeftOut(const std::string& path) const {
+  std::vector<rocksdb::LiveFileMetaData> live;
+  db_->GetLiveFilesMetaData(&live);
+  std::error_code error;
+  for (const auto& file : fs::directory_iterator(path, error)) {
+    const std::string name = file.path().filename().string();
+    if (file.path().extension() == ".sst" &&
+        std::none_of(live.begin(), live.end(), [&](const auto& table) {
+          return table.relative_filename == name;
+        })) {
+      return name;
+    }
+  }
+  return "";
 }
 
 bool ReadOnlyDb::IsEmpty() const {

@@ -59,6 +59,8 @@ class ReadOnlyDb {
 
   uint64_t sequence() const { return db_->GetLatestSequenceNumber(); }
   rocksdb::Status GetFormat(std::string* record) const;
+  // A table in the folder that is none of its; empty: there is none.
+  std::string TableLeftOut(const std::string& path) const;
   // Whether there are no keys of today's.
   bool IsEmpty() const;
   void ForEachRecord(const RecordFn& fn) const;

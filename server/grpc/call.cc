@@ -91,15 +91,14 @@ std::string PeerAddress(std::string_view grpc_peer) {
   return out;
 }
 
-SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
-                    std::chrono::system_clock::time_point system_now,
+SteadyTime ToSteady(gpr_timespec deadline, gpr_timespec now,
                     SteadyTime steady_now) {
+  const gpr_timespec left = gpr_time_sub(deadline, now);
   // Beyond a year is no deadline, and would overflow further on.
-  if (deadline > system_now + std::chrono::hours(24 * 365)) {
-    return SteadyTime::max();
-  }
-  return steady_now + std::chrono::duration_cast<SteadyTime::duration>(
-                          deadline - system_now);
+  constexpr int64_t kYear = int64_t{365} * 24 * 3600;
+  if (left.tv_sec > kYear) return SteadyTime::max();
+  return steady_now + std::chrono::seconds(left.tv_sec) +
+         std::chrono::nanoseconds(left.tv_nsec);
 }
 
 bool AtDeadline(SteadyTime start, SteadyTime deadline, SteadyTime now) {
@@ -117,8 +116,8 @@ Call::Call(const ServiceDeps& deps, Method method,
       context_(context),
       request_(request),
       start_(std::chrono::steady_clock::now()),
-      deadline_(ToSteady(context->deadline(), std::chrono::system_clock::now(),
-                         start_)),
+      deadline_(ToSteady(context->raw_deadline(),
+                         gpr_now(context->raw_deadline().clock_type), start_)),
       request_id_(RequestId(*context)) {}
 
 absl::Status Call::Admit() {

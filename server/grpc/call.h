@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "google/protobuf/message.h"
+#include "grpc/support/time.h"
 #include "grpcpp/server_context.h"
 #include "server/core/request.h"
 #include "server/core/server_core.h"
@@ -91,9 +92,10 @@ class Call {
   RequestBytes::Held held_;
 };
 
-// `deadline` on the steady clock; max() where there is none.
-SteadyTime ToSteady(std::chrono::system_clock::time_point deadline,
-                    std::chrono::system_clock::time_point system_now,
+// gRPC's `deadline` on the steady clock; max() where there is none. `now` is of
+// the deadline's own clock, which is a monotonic one: a wall clock may jump
+// between two readings.
+SteadyTime ToSteady(gpr_timespec deadline, gpr_timespec now,
                     SteadyTime steady_now);
 
 // gRPC's name of a peer ("ipv6:%5B::1%5D:5") as the listener knows it

@@ -1,3 +1,4 @@
+// The table of metrics. Long, because each of them is a row of it.
 #include "server/metrics/metrics.h"
 
 #include <algorithm>

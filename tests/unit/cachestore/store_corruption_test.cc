@@ -359,9 +359,45 @@ TEST_F(StoreCorruptionTest, RecordsOfEveryKindInALog) {
   EXPECT_GT(num_repairs_, 0);
 }
 
+// A file system may give a part of a file twice.
+TEST_F(StoreCorruptionTest, ManifestWithRecordsThatStandTwice) {
+  for (const std::string& name : FilesLike("MANIFEST")) {
+    const std::string dir = Copy();
+    std::ifstream in(dir + "/" + name, std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(in)), {});
+    // Every place where a record begins, up to which the file is repeated.
+    for (size_t at = 0; at + 7 < bytes.size();) {
+      const std::string copy = Copy();
+      std::ofstream(copy + "/" + name, std::ios::binary | std::ios::trunc)
+          << bytes << bytes.substr(at);
+      const std::string what = absl::StrCat(name, " again from ", at);
+      Check(Examine(copy, what), what);
+      at += 7 + static_cast<uint8_t>(bytes[at + 4]) +
+            256u * static_cast<uint8_t>(bytes[at + 5]);
+    }
+  }
+}
+
 TEST_F(StoreCorruptionTest, Manifest) {
   DamageEach("MANIFEST", 8);
   EXPECT_GT(num_repairs_, 0);
+}
+
+// What would tell that the MANIFEST was cut is damaged too.
+TEST_F(StoreCorruptionTest, ManifestAndLedger) {
+  std::string manifest;
+  for (const std::string& name : FilesLike("MANIFEST")) {
+    if (name.starts_with("sessions/")) manifest = name;
+  }
+  for (const uint64_t part : {0u, 1u, 2u, 3u}) {
+    const std::string dir = Copy();
+    fs::resize_file(dir + "/" + manifest, SizeOf(manifest) * part / 4);
+    FlipByte(dir + "/sessions/LEDGER", 20);
+    const std::string what = absl::StrCat(part, " quarters of the MANIFEST");
+    const Outcome outcome = Examine(dir, what);
+    EXPECT_TRUE(outcome.repaired) << what;
+    EXPECT_EQ(outcome.sessions_lost + outcome.sessions_behind, 0) << what;
+  }
 }
 
 TEST_F(StoreCorruptionTest, Current) {

@@ -79,6 +79,11 @@ class FakeService final : public v1::Inference::Service,
 
   int calls() const { return calls_; }
   int cancelled() const { return cancelled_; }
+  // What the last call named in its metadata x-session-id.
+  std::string last_session() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return last_session_;
+  }
   v1::ChatRequest last_chat() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return last_chat_;
@@ -441,9 +446,14 @@ class FakeService final : public v1::Inference::Service,
       context->AddTrailingMetadata("loading-what", "making a profile");
       return {grpc::StatusCode::UNAVAILABLE, "loading"};
     }
+    const auto& metadata = context->client_metadata();
     std::lock_guard<std::mutex> lock(mutex_);
+    const auto session = metadata.find("x-session-id");
+    last_session_ =
+        session == metadata.end()
+            ? ""
+            : std::string(session->second.data(), session->second.size());
     if (!options_.token.empty()) {
-      const auto& metadata = context->client_metadata();
       const auto it = metadata.find("authorization");
       if (it == metadata.end() || it->second != "Bearer " + options_.token) {
         return {grpc::StatusCode::UNAUTHENTICATED, "no such token"};
@@ -485,6 +495,7 @@ class FakeService final : public v1::Inference::Service,
   grpc::Status fail_status_;
   grpc::Status midway_;
   int made_ = 0;
+  std::string last_session_;
   v1::ChatRequest last_chat_;
   v1::ScoreRequest last_score_;
   std::map<std::string, v1::Session> sessions_;

@@ -61,6 +61,21 @@ TEST_F(ClientTest, ChatStreamsDeltasAndFillsTheAnswer) {
   EXPECT_GT(answer->client_ttft, absl::ZeroDuration());
 }
 
+TEST_F(ClientTest, CallsOfASessionNameItForLoadBalancers) {
+  auto client = Connect();
+  ASSERT_TRUE(client->CreateSession({.id = "a-session"}).ok());
+  EXPECT_EQ(service_.last_session(), "a-session");
+  ASSERT_TRUE(client->GetModelInfo().ok());
+  EXPECT_EQ(service_.last_session(), "");
+  ASSERT_TRUE(
+      client
+          ->Chat({.session_id = "a-session", .messages = {{Role::kUser, "hi"}}})
+          .ok());
+  EXPECT_EQ(service_.last_session(), "a-session");
+  // The server says what is wrong with it, not gRPC.
+  EXPECT_TRUE(absl::IsNotFound(client->GetSession("two\nlines").status()));
+}
+
 TEST_F(ClientTest, OnlyFieldsThatWereSetAreSent) {
   auto client = Connect();
   ChatRequest request{.messages = {{Role::kSystem, "a"}, {Role::kUser, "b"}}};

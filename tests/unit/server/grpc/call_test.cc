@@ -14,10 +14,13 @@ using std::chrono::seconds;
 const SteadyTime kStart = SteadyTime() + hours(1);
 
 TEST(ToSteadyTest, KeepsTheTimeThatIsLeft) {
-  const auto now = std::chrono::system_clock::now();
-  EXPECT_EQ(ToSteady(now + seconds(3), now, kStart), kStart + seconds(3));
-  EXPECT_EQ(ToSteady(now - seconds(3), now, kStart), kStart - seconds(3));
-  EXPECT_EQ(ToSteady(std::chrono::system_clock::time_point::max(), now, kStart),
+  const gpr_timespec now = gpr_now(GPR_CLOCK_MONOTONIC);
+  const gpr_timespec three = gpr_time_from_millis(3250, GPR_TIMESPAN);
+  EXPECT_EQ(ToSteady(gpr_time_add(now, three), now, kStart),
+            kStart + milliseconds(3250));
+  EXPECT_EQ(ToSteady(gpr_time_sub(now, three), now, kStart),
+            kStart - milliseconds(3250));
+  EXPECT_EQ(ToSteady(gpr_inf_future(GPR_CLOCK_MONOTONIC), now, kStart),
             SteadyTime::max());
 }
 
