@@ -412,7 +412,9 @@ TEST_F(S3ServerTest, OverTlsACertificateIsChecked) {
   auto distrustful = open({});
   const auto status =
       distrustful->Get("a", {.timeout = milliseconds(300)}).status();
-  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  // The last try may be the one that the deadline ends.
+  EXPECT_TRUE(absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status))
+      << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("certificate"));
 }
 

@@ -74,7 +74,17 @@ WeedServer::WeedServer(std::string program, std::string folder)
       << "]}";
 }
 
-WeedServer::~WeedServer() { Kill(); }
+WeedServer::~WeedServer() {
+  Kill();
+  // Sockets that no flag puts elsewhere.
+  const char* const names[] = {"s3", "master", "volume", "filer"};
+  for (size_t i = 0; i < 4; ++i) {
+    const std::string socket = std::string("/tmp/seaweedfs-") + names[i] +
+                               "-grpc-" + std::to_string(ports_[2 * i + 1]) +
+                               ".sock";
+    ::unlink(socket.c_str());
+  }
+}
 
 bool WeedServer::Start() {
   if (!std::filesystem::exists(ca_file())) {
