@@ -155,8 +155,14 @@ absl::StatusOr<HttpEndpoint> ParseHttpEndpoint(std::string_view text) {
   if (text.find('@') != text.npos) {
     return refused("a user or a password: credentials are given elsewhere");
   }
-  // curl takes "http:///host" for "http://host".
-  if (text.find(":///") != text.npos) return refused("no host");
+  // curl takes "http:///host" and "http:/host" for "http://host", and decodes a
+  // name.
+  if (text.find("://") == text.npos || text.find(":///") != text.npos) {
+    return refused("no host");
+  }
+  if (text.find('%') != text.npos && text.find('[') == text.npos) {
+    return refused("a host's name with escaped characters");
+  }
   const std::string path = UrlPart(url.get(), CURLUPART_PATH);
   if ((!path.empty() && path != "/") || text.find('?') != text.npos ||
       text.find('#') != text.npos) {

@@ -42,5 +42,6 @@ std::vector<std::string> XcacheFuzzSeeds() {
           "http://[fe80::1%25eth0]:8333/",
           "http://127.1:80",
           "http://user:pass@host/path?query#fragment",
-          "http://0x7f.1"};
+          "http://0x7f.1",
+          "http:/%31"};
 }

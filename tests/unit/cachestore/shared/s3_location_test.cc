@@ -80,12 +80,27 @@ TEST(HttpEndpointTest, SchemeHostAndPort) {
 }
 
 TEST(HttpEndpointTest, AnythingElseIsRefused) {
-  for (const char* text :
-       {"", "localhost", "localhost:8333", "ftp://host", "file:///etc",
-        "http://", "http:///x", "http://host/path", "http://host?query",
-        "http://host/?", "http://host#x", "http://ho st", "http://host:0",
-        "http://host:99999", "http://host:x", "http://h\xC3\xB6st",
-        "http://a%2fb", "http://host\n", "//host"}) {
+  for (const char* text : {"",
+                           "localhost",
+                           "localhost:8333",
+                           "ftp://host",
+                           "file:///etc",
+                           "http://",
+                           "http:///x",
+                           "http:/x",
+                           "http://%31",
+                           "http://host/path",
+                           "http://host?query",
+                           "http://host/?",
+                           "http://host#x",
+                           "http://ho st",
+                           "http://host:0",
+                           "http://host:99999",
+                           "http://host:x",
+                           "http://h\xC3\xB6st",
+                           "http://a%2fb",
+                           "http://host\n",
+                           "//host"}) {
     const auto endpoint = ParseHttpEndpoint(text);
     EXPECT_TRUE(absl::IsInvalidArgument(endpoint.status()))
         << text << ": " << (endpoint.ok() ? endpoint->host : "");
