@@ -182,11 +182,15 @@ class Watch(threading.Thread):
         super().__init__()
         self.server = server
         self.most = 0
+        self.most_at = 0  # seconds after the start: late, where it grows
         self.stop = threading.Event()
 
     def run(self):
+        start = time.monotonic()
         while not self.stop.wait(0.05) and self.server.process.poll() is None:
-            self.most = max(self.most, self.server.resident_bytes())
+            now = self.server.resident_bytes()
+            if now > self.most:
+                self.most, self.most_at = now, time.monotonic() - start
 
 
 @pytest.fixture
@@ -278,7 +282,7 @@ def test_everything_at_once(tiny_model, tmp_path, tokens, seed):
             print(f"{stats.turns} turns, {stats.not_durable} of them in memory "
                   f"alone, {stats.sessions} sessions, {stats.refused} refusals; "
                   f"resident at most {watch.most / MIB:.0f} MiB of "
-                  f"{limit / MIB:.0f}")
+                  f"{limit / MIB:.0f}, after {watch.most_at:.0f} s")
             assert stats.turns > 0
             assert harness.sanitized() or watch.most <= limit
             # The disk has room again: all is durable after the next turn.
