@@ -284,7 +284,7 @@ def test_everything_at_once(tiny_model, tmp_path, tokens, seed):
                   f"resident at most {watch.most / MIB:.0f} MiB of "
                   f"{limit / MIB:.0f}, after {watch.most_at:.0f} s")
             assert stats.turns > 0
-            # Each flood alone: test_memory.py, in every run.
+            # In every run: test_memory.py and test_floods.py.
             assert (SECONDS < 600 or harness.sanitized() or
                     watch.most <= limit)
             # The disk has room again: all is durable after the next turn.
