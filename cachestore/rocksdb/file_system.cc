@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -28,8 +29,8 @@ IOStatus DamagedTable(const std::string& path, const std::string& what) {
                               what);
 }
 
-bool IsManifest(const std::string& path) {
-  return absl::StrContains(path, "/MANIFEST-");
+std::optional<uint64_t> ManifestNumber(std::string_view path) {
+  return ParseManifestName(path.substr(path.rfind('/') + 1));
 }
 
 // A MANIFEST that is being written.
@@ -227,7 +228,7 @@ class CheckedLog : public rocksdb::FSSequentialFileOwnerWrapper {
   }
 
   const std::string path_;
-  const bool is_manifest_ = IsManifest(path_);
+  const bool is_manifest_ = ManifestNumber(path_).has_value();
   uint64_t last_sequence_ = 0;
 };
 
@@ -248,13 +249,9 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
     if (!status.ok()) return status;
     if (HasSums(path)) *file = std::make_unique<WatchedTable>(std::move(*file));
     if (ledger_ == nullptr) return status;
-    const size_t slash = path.rfind('/');
-    if (slash == std::string::npos) return status;
-    const auto number =
-        ParseManifestName(std::string_view(path).substr(slash + 1));
-    if (number) {
+    if (const auto number = ManifestNumber(path)) {
       *file = std::make_unique<WatchedManifest>(
-          std::move(*file), *number, path.substr(0, slash), *ledger_);
+          std::move(*file), *number, path.substr(0, path.rfind('/')), *ledger_);
     }
     return status;
   }
@@ -265,7 +262,7 @@ class StoreFileSystem : public rocksdb::FileSystemWrapper {
                              IODebugContext* dbg) override {
     IOStatus status =
         FileSystemWrapper::NewSequentialFile(path, options, file, dbg);
-    if (status.ok() && (absl::EndsWith(path, ".log") || IsManifest(path))) {
+    if (status.ok() && (absl::EndsWith(path, ".log") || ManifestNumber(path))) {
       *file = std::make_unique<CheckedLog>(std::move(*file), path);
     }
     return status;

@@ -218,8 +218,9 @@ int Run(const Context& context, const Options& options) {
   const bool rewrite = IsTerminal(STDOUT_FILENO) && !context.json();
   while (true) {
     const auto text = HttpGet(context.globals().metrics_address, "/metrics");
-    if (!text.ok() && Interrupts::Pending()) return kExitOk;
-    if (!text.ok()) return Fail(context, text.status());
+    if (!text.ok()) {
+      return Interrupts::Pending() ? kExitOk : Fail(context, text.status());
+    }
     auto page = MetricsText::Parse(*text);
     if (!page.ok()) return Fail(context, page.status());
     const absl::Time now = absl::Now();

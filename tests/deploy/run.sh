@@ -10,23 +10,10 @@ BUILD=$(cd "${1:?usage: $0 BUILD_DIR [pytest arguments...]}" && pwd)
 shift
 
 WORK=$BUILD/deploy
-VENV=$WORK/venv
-WANTED=$ROOT/tests/deploy/requirements.txt
-mkdir -p "$WORK"
-if ! cmp -s "$WANTED" "$VENV/installed.txt"; then
-  rm -rf "$VENV"
-  python3 -m venv "$VENV"
-  "$VENV/bin/pip" install --quiet --disable-pip-version-check -r "$WANTED"
-  cp "$WANTED" "$VENV/installed.txt"
-fi
-
+source tests/support/python_env.sh
+make_venv "$WORK" tests/deploy/requirements.txt
 # tests/integration/harness.py starts servers and speaks to them.
-STUBS=$WORK/stubs
-rm -rf "$STUBS"
-mkdir -p "$STUBS"
-"$VENV/bin/python" -m grpc_tools.protoc -I "$ROOT/proto" \
-  --python_out="$STUBS" --grpc_python_out="$STUBS" \
-  "$ROOT"/proto/xcache/v1/*.proto
+make_stubs "$WORK" "$ROOT"
 
 # Whatever else is configured on this machine must not steer the tests.
 for name in $(compgen -e | grep '^XCACHE_'); do

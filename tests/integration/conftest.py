@@ -2,28 +2,12 @@
 
 import os
 import random
-import subprocess
 
 import pytest
 
 import harness
-
-
-def make_model(path, *options):
-    subprocess.run([harness.BUILD / "tests/xcache-tiny-model", path, *options],
-                   check=True)
-    return path
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="session")
-def tiny_model(models):
-    """Random weights, real in every part; thousands of tokens a second."""
-    return make_model(models / "tiny.gguf", "context=4096")
+from model_fixtures import (  # noqa: F401
+    make_model, models, slow_model, tiny_model)
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +21,6 @@ def medium_model(models):
     return make_model(models / "medium.gguf", "layers=4", "d_model=256",
                       "n_heads=4", "n_kv_heads=2", "head_dim=64", "d_ff=512",
                       "context=4096")
-
-
-@pytest.fixture(scope="session")
-def slow_model(models):
-    """Large enough for an answer to take seconds, so that it can be cancelled
-    and queued behind."""
-    return make_model(models / "slow.gguf", "layers=8", "d_model=512",
-                      "n_heads=8", "n_kv_heads=2", "head_dim=64", "d_ff=2048",
-                      "context=8192")
 
 
 @pytest.fixture(scope="session")

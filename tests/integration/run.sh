@@ -19,23 +19,9 @@ for program in bin/xcache-server bin/xcache bin/xcache-quickstart \
 done
 
 WORK=$BUILD/integration
-VENV=$WORK/venv
-WANTED=$ROOT/tests/integration/requirements.txt
-mkdir -p "$WORK"
-if ! cmp -s "$WANTED" "$VENV/installed.txt"; then
-  rm -rf "$VENV"
-  python3 -m venv "$VENV"
-  "$VENV/bin/pip" install --quiet --disable-pip-version-check -r "$WANTED"
-  cp "$WANTED" "$VENV/installed.txt"
-fi
-
-# The stubs are made from the proto files, as any foreign client's are.
-STUBS=$WORK/stubs
-rm -rf "$STUBS"
-mkdir -p "$STUBS"
-"$VENV/bin/python" -m grpc_tools.protoc -I "$ROOT/proto" \
-  --python_out="$STUBS" --grpc_python_out="$STUBS" \
-  "$ROOT"/proto/xcache/v1/*.proto
+source tests/support/python_env.sh
+make_venv "$WORK" tests/integration/requirements.txt
+make_stubs "$WORK" "$ROOT"
 
 export XCACHE_BUILD=$BUILD
 export XCACHE_SOURCE_DIR=$ROOT

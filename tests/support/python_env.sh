@@ -1,0 +1,23 @@
+# For scripts to source: the virtual environment and the stubs that Python tests
+# take. Both leave them below WORK, and names of this file are theirs to use.
+
+# make_venv WORK REQUIREMENTS: $VENV, made anew where the requirements changed.
+make_venv() {
+  VENV=$1/venv
+  mkdir -p "$1"
+  if ! cmp -s "$2" "$VENV/installed.txt"; then
+    rm -rf "$VENV"
+    python3 -m venv "$VENV"
+    "$VENV/bin/pip" install --quiet --disable-pip-version-check -r "$2"
+    cp "$2" "$VENV/installed.txt"
+  fi
+}
+
+# make_stubs WORK ROOT: $STUBS, of the proto files, as any foreign client's are.
+make_stubs() {
+  STUBS=$1/stubs
+  rm -rf "$STUBS"
+  mkdir -p "$STUBS"
+  "$VENV/bin/python" -m grpc_tools.protoc -I "$2/proto" \
+    --python_out="$STUBS" --grpc_python_out="$STUBS" "$2"/proto/xcache/v1/*.proto
+}
