@@ -12,6 +12,7 @@
 #include "cachestore/rocksdb/disk_space.h"
 #include "cachestore/sessions/rebuild.h"
 #include "cachestore/sessions/session_store_impl.h"
+#include "cachestore/sessions/shared_session_store.h"
 #include "cachestore/tiers/tiered_page_store.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
@@ -59,6 +60,7 @@ class CacheStoreImpl : public CacheStore {
     if (sessions_db_ != nullptr) sessions_db_->StopCompactions();
     if (pages_db_ != nullptr) pages_db_->StopCompactions();
     if (housekeeper_.joinable()) housekeeper_.join();
+    shared_sessions_.reset();
     if (tiers_ != nullptr) tiers_->Flush();
     if (sessions_ != nullptr) sessions_->WriteUndurable();
   }
@@ -80,6 +82,11 @@ class CacheStoreImpl : public CacheStore {
         Share(budget_.cap_bytes(), options_.write_queue_bytes));
     XC_ASSIGN_OR_RETURN(sessions_,
                         SessionStoreImpl::Open(std::move(parts), budget_));
+    if (options_.shared_sessions != nullptr) {
+      shared_sessions_ = std::make_unique<SharedSessionStore>(
+          *options_.shared_sessions, *sessions_, budget_,
+          SharedSessionStore::Options{.policy = options_.shared_policy});
+    }
     if (sessions_db_ != nullptr) {
       housekeeper_ = std::thread([this] { HousekeepingLoop(); });
     }
@@ -87,7 +94,10 @@ class CacheStoreImpl : public CacheStore {
   }
 
   PageStore& pages() override { return *tiers_; }
-  SessionStore& sessions() override { return *sessions_; }
+  SessionStore& sessions() override {
+    if (shared_sessions_ != nullptr) return *shared_sessions_;
+    return *sessions_;
+  }
 
   absl::Status PutPage(const PageKey& key, const PageKey& parent,
                        std::string bytes) override {
@@ -114,7 +124,8 @@ class CacheStoreImpl : public CacheStore {
 
   StoreStats stats() const override {
     StoreStats stats;
-    stats.sessions = sessions_->stats();
+    stats.sessions = shared_sessions_ != nullptr ? shared_sessions_->stats()
+                                                 : sessions_->stats();
     stats.tiers = tiers_->tier_stats();
     if (disk_ == nullptr) return stats;
     DiskStats& files = stats.files;
@@ -243,6 +254,7 @@ class CacheStoreImpl : public CacheStore {
   std::unique_ptr<DiskPageStore> disk_;
   std::unique_ptr<TieredPageStore> tiers_;
   std::unique_ptr<SessionStoreImpl> sessions_;
+  std::unique_ptr<SharedSessionStore> shared_sessions_;
   PurgeTimer purge_sessions_{options_.purge_sessions_after};
   PurgeTimer purge_pages_{options_.purge_pages_after};
   std::thread housekeeper_;
