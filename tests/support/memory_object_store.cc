@@ -163,7 +163,7 @@ void MemoryObjectStore::Put(const std::string& key, std::string bytes,
   Start(Call::kPut, options.timeout,
         [this, key, condition = options.condition, bytes = std::move(bytes),
          done = std::move(done)](const absl::Status& status, bool do_it) {
-          absl::StatusOr<std::string> etag = status;
+          absl::StatusOr<std::string> etag = absl::UnknownError("not done");
           if (do_it) etag = bucket_->Put(key, bytes, condition);
           if (!status.ok()) etag = status;
           done(std::move(etag));
