@@ -132,6 +132,7 @@ absl::Status TieredPageStore::Erase(const PageKey& key) {
 
 void TieredPageStore::EraseHere(const PageKey& key) {
   for (const auto& lower : lower_) lower->queue.Forget(key);
+  if (remote_ != nullptr) remote_->queue.Forget(key);
   host_.Erase(key).IgnoreError();
   for (const auto& lower : lower_) lower->store.Erase(key).IgnoreError();
 }

@@ -57,7 +57,8 @@ class TieredPageStore : public PageStore {
   PageStoreStats stats() const override { return host_.stats(); }
   PageTier tier() const override { return host_.tier(); }
 
-  // Erases from this machine's tiers: others may have use for the page.
+  // Erases from this machine's tiers: others may have use for the page. Nor is
+  // it sent to the remote one, where it was to be.
   void EraseHere(const PageKey& key);
 
   // Null: there is no remote tier, or it is away.
