@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <future>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "cachestore/shared/page_object.h"
 #include "cachestore/shared/page_sweep.h"
 #include "cachestore/shared/recent_keys.h"
+#include "engine/base/crc32c.h"
 #include "engine/base/log.h"
 #include "engine/base/mutex.h"
 #include "engine/base/sha256.h"
@@ -44,6 +46,8 @@ struct SharedPageStore::State {
   struct Known {
     int64_t put_unix_ms = 0;
     int64_t num_bytes = 0;
+    // Of the page's bytes; nothing: another machine's, never read here.
+    std::optional<uint32_t> crc;
   };
 
   explicit State(const SharedPageOptions& o)
@@ -179,8 +183,9 @@ absl::StatusOr<PageRef> SharedPageStore::Accept(const PageKey& key,
   }
   arrival.bytes.erase(0, kPageEnvelopeBytes);
   const auto num_bytes = static_cast<int64_t>(arrival.bytes.size());
-  state_->SetKnown(
-      key, {.put_unix_ms = envelope->put_unix_ms, .num_bytes = num_bytes});
+  state_->SetKnown(key, {.put_unix_ms = envelope->put_unix_ms,
+                         .num_bytes = num_bytes,
+                         .crc = Crc32c(arrival.bytes)});
   XC_ASSIGN_OR_RETURN(PageRef page, MakePage(budget_, key, envelope->parent,
                                              std::move(arrival.bytes)));
   MutexLock lock(state_->mu);
@@ -200,11 +205,17 @@ absl::StatusOr<PageHit> SharedPageStore::Get(const PageKey& key) {
 absl::Status SharedPageStore::Put(const PageRef& page) {
   const PageKey& key = page->key();
   PutOptions options{.timeout = state_->options.put_timeout};
+  const uint32_t crc = Crc32c(page->bytes());
   bool is_refresh = false;
   {
     MutexLock lock(state_->mu);
+    const State::Known* known = state_->known.Find(key);
+    if (known != nullptr && known->crc && *known->crc != crc) {
+      ++state_->stats.key_conflicts;
+      return absl::OkStatus();
+    }
     if (!state_->WantsLocked(key)) return absl::OkStatus();
-    is_refresh = state_->known.Find(key) != nullptr;
+    is_refresh = known != nullptr;
     if (const std::string* damaged = state_->damaged.Find(key)) {
       // This object, and not one that somebody put in its place since.
       options.condition = PutCondition::IfEtag(*damaged);
@@ -235,7 +246,8 @@ absl::Status SharedPageStore::Put(const PageRef& page) {
       options);
   state_->breaker.End(*ticket, etag.status(), Clock::now());
   if (etag.ok()) {
-    state_->SetKnown(key, {.put_unix_ms = now_ms, .num_bytes = num_bytes});
+    state_->SetKnown(
+        key, {.put_unix_ms = now_ms, .num_bytes = num_bytes, .crc = crc});
     MutexLock lock(state_->mu);
     ++(is_refresh ? state_->shared.refreshed : state_->stats.puts);
     state_->stats.put_bytes += num_bytes;
@@ -248,7 +260,8 @@ absl::Status SharedPageStore::Put(const PageRef& page) {
     // wanted again in time, and not just now, so that it is not at once.
     state_->SetKnown(
         key, {.put_unix_ms = now_ms - state_->options.page_life.count() / 4,
-              .num_bytes = num_bytes});
+              .num_bytes = num_bytes,
+              .crc = std::nullopt});
     return absl::OkStatus();
   }
   return refused(etag.status());
