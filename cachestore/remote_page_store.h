@@ -40,6 +40,8 @@ class RemotePageStore : public PageStore {
 
   // False while it is known to be away, and calls fail at once.
   virtual bool IsReachable() const = 0;
+  // From now on every Get and Put that waits, or comes, ends with CANCELLED.
+  virtual void Cancel() = 0;
   // To be called about once a second: while it is away it is asked now and then
   // whether it is back. Does not wait for that.
   virtual void Housekeep() = 0;

@@ -83,6 +83,7 @@ class SharedPageStore final : public RemotePageStore {
   absl::StatusOr<PageRef> Accept(const PageKey& key, Arrival arrival) override;
   bool Wants(const PageKey& key) const override;
   bool IsReachable() const override;
+  void Cancel() override;
   void Housekeep() override;
 
   // Has the pages of one folder deleted that nobody put for all of their life,

@@ -42,7 +42,12 @@ TieredPageStore::TieredPageStore(MemoryBudget& budget, int reclaim_priority,
       [this](const PageKey& key) { return Contains(key); });
 }
 
-TieredPageStore::~TieredPageStore() = default;
+TieredPageStore::~TieredPageStore() {
+  if (remote_ == nullptr) return;
+  // What it does not take in time it does not get.
+  remote_->queue.Flush();
+  remote_->store.Cancel();
+}
 
 absl::StatusOr<PageHit> TieredPageStore::Get(const PageKey& key) {
   absl::StatusOr<PageHit> hit = host_.Get(key);
