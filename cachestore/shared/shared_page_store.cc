@@ -82,6 +82,21 @@ struct SharedPageStore::State {
     known.Erase(key);
     absent.Set(key, Clock::now() + options.absent_for);
   }
+  // What a listing of the page's name says.
+  void NoteListed(const PageKey& key, const std::string& name,
+                  const ObjectList& list) {
+    if (list.objects.empty() || list.objects.front().key != name) {
+      MutexLock lock(mu);
+      known.Erase(key);
+      return;
+    }
+    const ListedObject& object = list.objects.front();
+    if (object.num_bytes < kPageEnvelopeBytes) return;  // Get finds out
+    SetKnown(key, {.put_unix_ms = object.modified_unix_ms,
+                   .num_bytes = static_cast<int64_t>(object.num_bytes -
+                                                     kPageEnvelopeBytes),
+                   .crc = std::nullopt});
+  }
   void SetKnown(const PageKey& key, Known page) {
     MutexLock lock(mu);
     absent.Erase(key);
@@ -313,6 +328,21 @@ bool SharedPageStore::Contains(const PageKey& key) const {
 bool SharedPageStore::Wants(const PageKey& key) const {
   MutexLock lock(state_->mu);
   return state_->WantsLocked(key);
+}
+
+void SharedPageStore::Look(const PageKey& key, std::function<void()> done) {
+  const auto ticket = state_->breaker.Begin(Clock::now());
+  if (!ticket) return;
+  const std::string name = PageObjectName(key);
+  objects_->List(
+      {.prefix = name, .max_keys = 1, .timeout = state_->options.get_timeout},
+      [state = state_, key, name, ticket = *ticket,
+       done = std::move(done)](absl::StatusOr<ObjectList> list) {
+        state->breaker.End(ticket, list.status(), Clock::now());
+        if (!list.ok()) return;
+        state->NoteListed(key, name, *list);
+        done();
+      });
 }
 
 bool SharedPageStore::IsReachable() const {
