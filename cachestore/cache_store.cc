@@ -176,15 +176,14 @@ class CacheStoreImpl : public CacheStore {
  private:
   absl::Status OpenShared(RemoteTierOptions* remote) {
     XC_ASSIGN_OR_RETURN(
-        shared_, SharedPageStore::Open(
-                     options_.shared_pages, budget_,
-                     {.page_life = options_.shared_page_life,
-                      .breaker = {},
-                      .unix_ms = nullptr}));
+        shared_, SharedPageStore::Open(options_.shared_pages, budget_,
+                                       {.page_life = options_.shared_page_life,
+                                        .breaker = {},
+                                        .unix_ms = nullptr}));
     remote->store = shared_.get();
     auto memory = budget_.Reserve(
         MemoryAccount::kStoreIndex,
-        static_cast<int64_t>(remote->max_owed * OwedPages::kKeyBytes));
+        static_cast<int64_t>(2 * remote->max_owed * OwedPages::kKeyBytes));
     if (!memory) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "--memory-bytes leaves no room for the shared tier: ",

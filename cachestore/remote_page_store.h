@@ -38,8 +38,15 @@ class RemotePageStore : public PageStore {
   // there for so long that it is to be put again. Cheap.
   virtual bool Wants(const PageKey& key) const = 0;
 
+  // Finds out whether the page is there and since when, for Wants, without
+  // getting it. `done` is called once it is known, in any thread, and not where
+  // it cannot be: quick, as that of Fetch.
+  virtual void Look(const PageKey& key, std::function<void()> done) = 0;
+
   // False while it is known to be away, and calls fail at once.
   virtual bool IsReachable() const = 0;
+  // From now on every Get and Put that waits, or comes, ends with CANCELLED.
+  virtual void Cancel() = 0;
   // To be called about once a second: while it is away it is asked now and then
   // whether it is back. Does not wait for that.
   virtual void Housekeep() = 0;

@@ -1,7 +1,7 @@
 #include "cachestore/shared/shared_page_store.h"
 
 #include <algorithm>
-#include <future>
+#include <functional>
 #include <optional>
 #include <random>
 #include <string>
@@ -38,6 +38,10 @@ int64_t SystemUnixMs() {
 absl::Status Away() {
   return absl::UnavailableError(
       "the shared store did not answer just now, and is not asked for a while");
+}
+
+absl::Status Closed() {
+  return absl::CancelledError("the shared store is closed");
 }
 
 }  // namespace
@@ -78,6 +82,21 @@ struct SharedPageStore::State {
     known.Erase(key);
     absent.Set(key, Clock::now() + options.absent_for);
   }
+  // What a listing of the page's name says.
+  void NoteListed(const PageKey& key, const std::string& name,
+                  const ObjectList& list) {
+    if (list.objects.empty() || list.objects.front().key != name) {
+      MutexLock lock(mu);
+      known.Erase(key);
+      return;
+    }
+    const ListedObject& object = list.objects.front();
+    if (object.num_bytes < kPageEnvelopeBytes) return;  // Get finds out
+    SetKnown(key, {.put_unix_ms = object.modified_unix_ms,
+                   .num_bytes = static_cast<int64_t>(object.num_bytes -
+                                                     kPageEnvelopeBytes),
+                   .crc = std::nullopt});
+  }
   void SetKnown(const PageKey& key, Known page) {
     MutexLock lock(mu);
     absent.Erase(key);
@@ -85,9 +104,31 @@ struct SharedPageStore::State {
     known.Set(key, page);
   }
 
+  // Starts a call, and waits for its result. Nothing: nobody is to wait any
+  // more.
+  template <typename Result>
+  static std::optional<Result> Wait(
+      const std::shared_ptr<State>& state,
+      const std::function<void(std::function<void(Result)>)>& start) {
+    struct Slot {
+      std::optional<Result> result;  // guarded by the state's lock
+    };
+    auto slot = std::make_shared<Slot>();
+    start([state, slot](Result result) {
+      MutexLock lock(state->mu);
+      slot->result = std::move(result);
+      state->ended.SignalAll();
+    });
+    MutexLock lock(state->mu);
+    while (!slot->result && !state->is_cancelled) state->ended.Wait(state->mu);
+    return std::move(slot->result);
+  }
+
   const SharedPageOptions options;
   CircuitBreaker breaker;
   mutable Mutex mu;
+  CondVar ended;  // some call that somebody waits for
+  bool is_cancelled XC_GUARDED_BY(mu) = false;
   RecentKeys<Known> known XC_GUARDED_BY(mu);
   // Until when each is not asked for.
   RecentKeys<Clock::time_point> absent XC_GUARDED_BY(mu);
@@ -195,10 +236,10 @@ absl::StatusOr<PageRef> SharedPageStore::Accept(const PageKey& key,
 }
 
 absl::StatusOr<PageHit> SharedPageStore::Get(const PageKey& key) {
-  auto promise = std::make_shared<std::promise<Arrival>>();
-  auto arrival = promise->get_future();
-  Fetch(key, [promise](Arrival a) { promise->set_value(std::move(a)); });
-  XC_ASSIGN_OR_RETURN(PageRef page, Accept(key, arrival.get()));
+  auto arrival = State::Wait<Arrival>(
+      state_, [&](Arrived done) { Fetch(key, std::move(done)); });
+  if (!arrival) return Closed();
+  XC_ASSIGN_OR_RETURN(PageRef page, Accept(key, *std::move(arrival)));
   return PageHit{std::move(page), tier()};
 }
 
@@ -239,12 +280,23 @@ absl::Status SharedPageStore::Put(const PageRef& page) {
   const auto ticket = state_->breaker.Begin(Clock::now());
   if (!ticket) return refused(Away());
   const int64_t now_ms = state_->UnixMs();
-  const auto etag = objects_->Put(
-      PageObjectName(key),
-      WrapPage({.key = key, .parent = page->parent(), .put_unix_ms = now_ms},
-               page->bytes()),
-      options);
-  state_->breaker.End(*ticket, etag.status(), Clock::now());
+  using Etag = absl::StatusOr<std::string>;
+  const auto answer =
+      State::Wait<Etag>(state_, [&](std::function<void(Etag)> done) {
+        objects_->Put(
+            PageObjectName(key),
+            WrapPage(
+                {.key = key, .parent = page->parent(), .put_unix_ms = now_ms},
+                page->bytes()),
+            options,
+            [state = state_, ticket = *ticket,
+             done = std::move(done)](Etag etag) {
+              state->breaker.End(ticket, etag.status(), Clock::now());
+              done(std::move(etag));
+            });
+      });
+  if (!answer) return refused(Closed());
+  const Etag& etag = *answer;
   if (etag.ok()) {
     state_->SetKnown(
         key, {.put_unix_ms = now_ms, .num_bytes = num_bytes, .crc = crc});
@@ -278,8 +330,29 @@ bool SharedPageStore::Wants(const PageKey& key) const {
   return state_->WantsLocked(key);
 }
 
+void SharedPageStore::Look(const PageKey& key, std::function<void()> done) {
+  const auto ticket = state_->breaker.Begin(Clock::now());
+  if (!ticket) return;
+  const std::string name = PageObjectName(key);
+  objects_->List(
+      {.prefix = name, .max_keys = 1, .timeout = state_->options.get_timeout},
+      [state = state_, key, name, ticket = *ticket,
+       done = std::move(done)](absl::StatusOr<ObjectList> list) {
+        state->breaker.End(ticket, list.status(), Clock::now());
+        if (!list.ok()) return;
+        state->NoteListed(key, name, *list);
+        done();
+      });
+}
+
 bool SharedPageStore::IsReachable() const {
   return state_->breaker.state() == CircuitBreaker::State::kClosed;
+}
+
+void SharedPageStore::Cancel() {
+  MutexLock lock(state_->mu);
+  state_->is_cancelled = true;
+  state_->ended.SignalAll();
 }
 
 void SharedPageStore::Housekeep() {

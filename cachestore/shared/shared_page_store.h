@@ -82,7 +82,9 @@ class SharedPageStore final : public RemotePageStore {
   void Fetch(const PageKey& key, Arrived done) override;
   absl::StatusOr<PageRef> Accept(const PageKey& key, Arrival arrival) override;
   bool Wants(const PageKey& key) const override;
+  void Look(const PageKey& key, std::function<void()> done) override;
   bool IsReachable() const override;
+  void Cancel() override;
   void Housekeep() override;
 
   // Has the pages of one folder deleted that nobody put for all of their life,

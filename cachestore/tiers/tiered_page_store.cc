@@ -11,18 +11,21 @@ namespace {
 // Pages that are owed and looked for in one go, so that the disk is not kept
 // from other work.
 constexpr int kOwedAtOnce = 256;
+// Pages that are looked for there in one go: each a request.
+constexpr int kLooksAtOnce = 32;
 
 }  // namespace
 
 TieredPageStore::Remote::Remote(const RemoteTierOptions& options,
                                 int64_t queue_bytes)
     : store(*options.store),
-      owed(options.max_owed),
+      owed(std::make_shared<OwedPages>(options.max_owed)),
+      used(std::make_shared<OwedPages>(options.max_owed)),
       queue(*options.store,
             {.queue_bytes = queue_bytes,
              .num_writers = options.num_writers,
              .is_remote = true,
-             .dropped = [this](const PageKey& key) { owed.Add(key); }}) {}
+             .dropped = [this](const PageKey& key) { owed->Add(key); }}) {}
 
 TieredPageStore::TieredPageStore(MemoryBudget& budget, int reclaim_priority,
                                  const std::vector<PageStore*>& lower,
@@ -42,10 +45,16 @@ TieredPageStore::TieredPageStore(MemoryBudget& budget, int reclaim_priority,
       [this](const PageKey& key) { return Contains(key); });
 }
 
-TieredPageStore::~TieredPageStore() = default;
+TieredPageStore::~TieredPageStore() {
+  if (remote_ == nullptr) return;
+  // What it does not take in time it does not get.
+  remote_->queue.Flush();
+  remote_->store.Cancel();
+}
 
 absl::StatusOr<PageHit> TieredPageStore::Get(const PageKey& key) {
   absl::StatusOr<PageHit> hit = host_.Get(key);
+  if (hit.ok()) NoteUse(key);
   for (const auto& lower : lower_) {
     if (hit.ok()) return hit;
     const auto begin = std::chrono::steady_clock::now();
@@ -55,8 +64,13 @@ absl::StatusOr<PageHit> TieredPageStore::Get(const PageKey& key) {
                          std::chrono::steady_clock::now() - begin)
                          .count();
     hit->page = host_.PutOrGet(hit->page);
+    NoteUse(key);
   }
   return hit;
+}
+
+void TieredPageStore::NoteUse(const PageKey& key) {
+  if (remote_ != nullptr && remote_->store.Wants(key)) remote_->used->Add(key);
 }
 
 absl::Status TieredPageStore::Put(const PageRef& offered) {
@@ -151,16 +165,23 @@ void TieredPageStore::Housekeep() {
   remote_->store.Housekeep();
   for (int i = 0; i < kOwedAtOnce; ++i) {
     if (!remote_->store.IsReachable() || !remote_->queue.HasRoom()) return;
-    const std::optional<PageKey> key = remote_->owed.Take();
-    if (!key) return;
+    const std::optional<PageKey> key = remote_->owed->Take();
+    if (!key) break;
     if (!remote_->store.Wants(*key)) continue;
     // One that is nowhere any more cannot be sent.
     if (const PageRef page = Find(*key)) remote_->queue.Put(page);
   }
+  for (int i = 0; i < kLooksAtOnce; ++i) {
+    const std::optional<PageKey> key = remote_->used->Take();
+    if (!key) return;
+    if (!remote_->store.Wants(*key)) continue;
+    remote_->store.Look(*key,
+                        [owed = remote_->owed, key = *key] { owed->Add(key); });
+  }
 }
 
 int64_t TieredPageStore::num_owed() const {
-  return remote_ == nullptr ? 0 : static_cast<int64_t>(remote_->owed.size());
+  return remote_ == nullptr ? 0 : static_cast<int64_t>(remote_->owed->size());
 }
 
 std::vector<TierStats> TieredPageStore::tier_stats() const {
@@ -206,7 +227,7 @@ void TieredPageStore::OnEvict(const PageRef& page) {
     if (!lower->store.Contains(page->key())) lower->queue.Write(page);
   }
   if (remote_ != nullptr && remote_->store.Wants(page->key())) {
-    remote_->owed.Add(page->key());
+    remote_->owed->Add(page->key());
   }
 }
 

@@ -64,8 +64,8 @@ class TieredPageStore : public PageStore {
   // Null: there is no remote tier, or it is away.
   std::unique_ptr<PagePrefetch> Prefetch(PrefetchRequest request);
 
-  // Sends some of what is owed to the remote tier, where that is there. To be
-  // called about once a second.
+  // Sends some of what is owed to the remote tier, where that is there, and has
+  // it looked for some of what was used. To be called about once a second.
   void Housekeep();
   // Pages that the remote tier is still to get, beside those that wait.
   int64_t num_owed() const;
@@ -91,11 +91,14 @@ class TieredPageStore : public PageStore {
   struct Remote {
     Remote(const RemoteTierOptions& options, int64_t queue_bytes);
     RemotePageStore& store;
-    OwedPages owed;
+    // Those to be sent; and those that were used here and are to be looked for
+    // there, so that a page in use stays. Shared with calls that are under way.
+    const std::shared_ptr<OwedPages> owed, used;
     WriteBehind queue;
   };
 
   void OnEvict(const PageRef& page);
+  void NoteUse(const PageKey& key);
   // A page that came from the remote tier.
   void TakeUp(const PageRef& page);
   // Of this machine's tiers. Null: none has it.

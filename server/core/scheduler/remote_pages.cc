@@ -20,13 +20,17 @@ void RemotePages::Ask(ActiveRequest& request, const Digest& cache_fp) {
   }
   request.remote.asked = true;
   const std::vector<PageKey>* promised = nullptr;
+  int64_t end = request.reusable_blocks();
   if (request.lease != nullptr) {
     const SessionRecord& record = request.lease->record();
     // Of another model: it will be refused.
     if (record.cache_fp != cache_fp && !record.page_keys.empty()) return;
     promised = &record.page_keys;
+    // What comes behind a session's history is new.
+    if (!promised->empty()) {
+      end = std::min(end, static_cast<int64_t>(promised->size()));
+    }
   }
-  const int64_t end = request.reusable_blocks();
   int64_t first = 0;
   for (; first < end; ++first) {
     const PageKey& key = request.KeyOfBlock(first, cache_fp);
@@ -64,8 +68,9 @@ bool RemotePages::MustWait(ActiveRequest& request, const PageKey& key) {
   const double waited =
       remote.waited_seconds +
       (remote.began == SteadyTime() ? 0.0 : SecondsBetween(remote.began, now));
-  const auto bound =
-      remote.prefetch->IsPromised(key) ? kLongestWait : kLongestWaitForUnknown;
+  const bool is_likely = remote.prefetch->IsPromised(key) ||
+                         remote.prefetch->timing().num_pages > 0;
+  const auto bound = is_likely ? kLongestWait : kLongestWaitForUnknown;
   const double left = std::chrono::duration<double>(bound).count() +
                       remote.saved_seconds - waited;
   if (left <= 0) return false;

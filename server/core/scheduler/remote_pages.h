@@ -24,8 +24,8 @@ class RemotePages {
   // How long a request waits for pages, all in all, beside what those that came
   // have saved it. A store in the same region answers in a tenth of it.
   static constexpr std::chrono::milliseconds kLongestWait{250};
-  // The same for pages that nobody said are there: a prompt that is new waits
-  // for the answer that they are not.
+  // The same for pages that nobody said are there, before the first one came: a
+  // prompt that is new waits for the answer that they are not.
   static constexpr std::chrono::milliseconds kLongestWaitForUnknown{50};
 
   // `wake` is called, on any thread, when a page came or will not come.

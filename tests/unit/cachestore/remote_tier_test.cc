@@ -43,8 +43,8 @@ class RemoteTierTest : public ::testing::Test {
                       .longest_pause = milliseconds(100)};
     shared_ = *SharedPageStore::Open(objects_, budget_, shared);
     options.store = shared_.get();
-    tiers_ = std::make_unique<TieredPageStore>(
-        budget_, 0, std::vector<PageStore*>{}, queue_bytes, options);
+    tiers_ = std::make_unique<TieredPageStore>(budget_, 0, lower_, queue_bytes,
+                                               options);
   }
   PageRef Make(int i) {
     return PageOf(budget_, KeyOf(i), i == 0 ? kRootPageKey : KeyOf(i - 1),
@@ -76,6 +76,7 @@ class RemoteTierTest : public ::testing::Test {
   int64_t puts() const { return objects_->num_calls(Call::kPut); }
 
   std::atomic<int> wakes_{0};
+  std::vector<PageStore*> lower_;  // tiers between host memory and this one
   MemoryBudget budget_{64 << 20};
   std::shared_ptr<MemoryBucket> bucket_ = std::make_shared<MemoryBucket>();
   std::shared_ptr<MemoryObjectStore> objects_;
@@ -115,6 +116,36 @@ TEST_F(RemoteTierTest, NobodyWaitsForAStoreThatHangsAndWhatItMissedComesLater) {
     return tiers_->num_owed() == 0;
   }));
   EXPECT_GT(tiers_->tier_stats()[1].pages.put_failures, 25);
+}
+
+// After a restart nothing is known of what is there.
+TEST_F(RemoteTierTest, APageThatIsUsedHereStaysThere) {
+  MemoryPageStore disk(budget_, 1);
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(disk.Put(Make(i)).ok());
+  lower_ = {&disk};
+  Start({});
+  // One is there, one is old, one has gone; and one that nobody uses.
+  PutElsewhere(0, 1);
+  constexpr int64_t kLongAgo = 1'600'000'000'000;
+  bucket_->set_clock([] { return kLongAgo; });
+  PutElsewhere(1, 2);
+  bucket_->set_clock(nullptr);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(tiers_->Get(KeyOf(i)).ok());
+  ASSERT_TRUE(Eventually([&] {
+    tiers_->Housekeep();
+    return bucket_->objects().size() == 3 && puts() == 2;
+  }));
+  EXPECT_GT(bucket_->Find(PageObjectName(KeyOf(1)))->modified_unix_ms,
+            kLongAgo);
+  EXPECT_EQ(shared_->shared_stats().refreshed, 1);
+  EXPECT_TRUE(bucket_->Find(PageObjectName(KeyOf(2))));
+  EXPECT_EQ(objects_->num_calls(Call::kList), 3);
+  EXPECT_EQ(gets(), 0);
+  // It is known now.
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(tiers_->Get(KeyOf(i)).ok());
+  tiers_->Housekeep();
+  EXPECT_EQ(objects_->num_calls(Call::kList), 3);
+  tiers_.reset();
 }
 
 TEST_F(RemoteTierTest, EvictionsWriteNothing) {

@@ -89,8 +89,7 @@ struct Replica {
   void TakeSessionFrom(Replica& other, const std::string& id) {
     const auto record = other.store->sessions().Load("t", id);
     ASSERT_TRUE(record.ok()) << record.status();
-    // Without a disk it is kept in memory.
-    EXPECT_TRUE(absl::IsResourceExhausted(store->sessions().Commit(*record)));
+    EXPECT_TRUE(store->sessions().Commit(*record).ok());
     num_pages = record->page_keys.size();
   }
   PageStoreStats shared() const {
@@ -179,7 +178,7 @@ TEST_F(CoreSharedTest, OneSystemPromptIsStoredOnceInTheFleet) {
   // Each was sent once: B found what A had made.
   EXPECT_EQ(a.objects->num_calls(Call::kPut) + b.objects->num_calls(Call::kPut),
             static_cast<int64_t>(keys.size()));
-  EXPECT_GE(b.metrics->counter(CoreCounter::kReusedRemote), 15u * kBlockTokens);
+  EXPECT_GE(b.metrics->counter(CoreCounter::kReusedRemote), 10u * kBlockTokens);
 }
 
 TEST_F(CoreSharedTest, AStoreThatHangsCostsNoMoreThanTheBound) {
