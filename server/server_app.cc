@@ -18,6 +18,7 @@
 #include "engine/model/chat_template.h"
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
+#include "server/allocator.h"
 #include "server/core/cache/quality.h"
 #include "server/core/server_core.h"
 #include "server/core/sessions/remat_setting.h"
@@ -38,6 +39,11 @@ namespace {
 
 // How long answers that are finished may take to reach their clients.
 constexpr std::chrono::seconds kLastWords(5);
+
+// How often it is looked whether the process has grown, and by which part of
+// --memory-bytes it may have before it gives back what is free in its heaps.
+constexpr std::chrono::milliseconds kTrimInterval(250);
+constexpr int64_t kTrimShare = 32;
 
 // How often the model's file is looked at.
 constexpr std::chrono::seconds kModelWatchInterval(2);
@@ -139,6 +145,8 @@ class ServerAppImpl final : public ServerApp {
     options.tls = tls_;
     options.metrics = metrics_.get();
     options.auth = auth_.get();
+    heap_trimmer_ = std::make_unique<HeapTrimmer>(
+        kTrimInterval, budget_->cap_bytes() / kTrimShare);
     process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleProcess(writer);
       writer.Set(Metric::kReady, ready_ ? 1 : 0);
@@ -331,6 +339,7 @@ class ServerAppImpl final : public ServerApp {
   std::unique_ptr<const ChatTemplate> template_;
   std::unique_ptr<MemoryBudget> budget_;
   MemoryReservation request_memory_;
+  std::unique_ptr<HeapTrimmer> heap_trimmer_;
   std::unique_ptr<CacheStore> store_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ServerCore> core_;
