@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/rocksdb/disk_space.h"
+#include "cachestore/rocksdb/pinned_files.h"
 #include "cachestore/rocksdb/sync_ledger.h"
 #include "cachestore/store_stats.h"
 #include "engine/base/mutex.h"
@@ -118,6 +119,15 @@ class Database : private rocksdb::EventListener {
   absl::Status Scan(
       Family family,
       const std::function<void(std::string_view, std::string_view)>& fn);
+
+  // The same of at most `limit` records, in order, from behind the key `after`
+  // (empty: the first). Returns how many there were.
+  absl::StatusOr<int> ScanSome(
+      Family family, std::string_view after, int limit,
+      const std::function<void(std::string_view, std::string_view)>& fn);
+
+  // The files that make up what has been written by now. UNAVAILABLE: not now.
+  absl::StatusOr<std::unique_ptr<PinnedFiles>> PinFiles();
 
   // Syncs all that was written.
   absl::Status Sync();
