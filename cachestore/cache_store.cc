@@ -156,9 +156,9 @@ class CacheStoreImpl : public CacheStore {
   }
 
   absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) override {
-    return WithUpkeep<VerifyReport>(
-        options.bytes_per_s,
-        [&](Upkeep& upkeep) { return upkeep.Verify(options); });
+    return WithUpkeep<VerifyReport>(options.bytes_per_s, [&](Upkeep& upkeep) {
+      return upkeep.Verify(options);
+    });
   }
 
  private:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cachestore/rocksdb/open_check.h"
 #include "cachestore/rocksdb/page_records.h"
 #include "cachestore/rocksdb/pinned_files.h"
 #include "engine/base/status_macros.h"
@@ -77,12 +78,12 @@ absl::Status Upkeep::SendFiles(Database& db, const std::string& folder,
 absl::StatusOr<BackupReport> Upkeep::Backup(bool sessions_only,
                                             BackupSink& sink) {
   BackupReport report;
-  report.store_format = kSessionFormatVersion;
+  report.store_format = kSessionsFormat.version;
   if (!sessions_only) {
     report.pages = parts_.pages->stats().num_pages;
-    XC_RETURN_IF_ERROR(SendFiles(
-        *parts_.pages_db, std::string(DatabaseName(DatabaseKind::kPages)),
-        sink));
+    XC_RETURN_IF_ERROR(
+        SendFiles(*parts_.pages_db,
+                  std::string(DatabaseName(DatabaseKind::kPages)), sink));
   }
   // Last, so that turns that came meanwhile are in it too.
   parts_.sessions->WriteUndurable();
@@ -90,18 +91,17 @@ absl::StatusOr<BackupReport> Upkeep::Backup(bool sessions_only,
   const SessionStoreStats stats = parts_.sessions->stats();
   report.sessions = stats.num_sessions - stats.num_undurable;
   report.missing_sessions = stats.num_undurable;
-  XC_RETURN_IF_ERROR(SendFiles(
-      *parts_.sessions_db, std::string(DatabaseName(DatabaseKind::kSessions)),
-      sink));
+  XC_RETURN_IF_ERROR(
+      SendFiles(*parts_.sessions_db,
+                std::string(DatabaseName(DatabaseKind::kSessions)), sink));
   return report;
 }
 
 absl::StatusOr<VerifyReport> Upkeep::Verify(const VerifyOptions& options) {
-  XC_RETURN_IF_ERROR(VerifyTables(*parts_.sessions_db,
-                                  DatabaseName(DatabaseKind::kSessions),
-                                  options));
   XC_RETURN_IF_ERROR(VerifyTables(
-      *parts_.pages_db, DatabaseName(DatabaseKind::kPages), options));
+      *parts_.sessions_db, DatabaseName(DatabaseKind::kSessions), options));
+  XC_RETURN_IF_ERROR(VerifyTables(*parts_.pages_db,
+                                  DatabaseName(DatabaseKind::kPages), options));
   XC_RETURN_IF_ERROR(VerifySessions(options));
   XC_RETURN_IF_ERROR(VerifyPages(options));
   return found_;
@@ -172,12 +172,12 @@ absl::Status Upkeep::VerifyPages(const VerifyOptions& options) {
     std::vector<PageKey> keys;
     XC_ASSIGN_OR_RETURN(
         const int count,
-        parts_.pages_db->ScanSome(
-            Family::kPageIndex, after, kBatch,
-            [&](std::string_view name, std::string_view) {
-              after = std::string(name);
-              if (const auto key = ParseKeyBytes(name)) keys.push_back(*key);
-            }));
+        parts_.pages_db->ScanSome(Family::kPageIndex, after, kBatch,
+                                  [&](std::string_view name, std::string_view) {
+                                    after = std::string(name);
+                                    if (const auto key = ParseKeyBytes(name))
+                                      keys.push_back(*key);
+                                  }));
     for (const PageKey& key : keys) {
       const auto bytes = parts_.pages->Check(key);
       if (absl::IsNotFound(bytes.status())) continue;  // evicted meanwhile

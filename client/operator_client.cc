@@ -28,8 +28,8 @@ std::string UriOf(const std::string& socket) {
         std::strchr("/-._~", c) != nullptr) {
       uri.push_back(c);
     } else {
-      absl::StrAppend(&uri, "%",
-                      absl::Hex(static_cast<unsigned char>(c), absl::kZeroPad2));
+      absl::StrAppend(
+          &uri, "%", absl::Hex(static_cast<unsigned char>(c), absl::kZeroPad2));
     }
   }
   return uri;
@@ -75,9 +75,9 @@ absl::StatusOr<std::unique_ptr<OperatorClient>> OperatorClient::Connect(
     const std::string& socket) {
   constexpr size_t kMaxBytes = sizeof(sockaddr_un::sun_path) - 1;
   if (socket.size() > kMaxBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the path of a socket has at most ", kMaxBytes, " bytes, this one has ",
-        socket.size(), ": ", socket));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the path of a socket has at most ", kMaxBytes,
+                     " bytes, this one has ", socket.size(), ": ", socket));
   }
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);

@@ -1,6 +1,6 @@
 // Compares what an operator wrote with what there is to be set. Finds what
-// nothing reads: a misspelled key or variable would otherwise leave a setting at
-// its default without a word. And tells of each setting who set it.
+// nothing reads: a misspelled key or variable would otherwise leave a setting
+// at its default without a word. And tells of each setting who set it.
 #ifndef XCACHE_SERVER_CONFIG_CHECK_H_
 #define XCACHE_SERVER_CONFIG_CHECK_H_
 
@@ -31,8 +31,8 @@ std::vector<std::string> UnknownVariables(const CLI::App& app,
                                           const char* const* environment);
 
 // All of `app`'s settings as the command line `words`, the file and the
-// environment leave them; of those in `worked_out`, by name without dashes, that
-// value, where it is empty "none". REQUIRES: `app` has parsed them.
+// environment leave them; of those in `worked_out`, by name without dashes,
+// that value, where it is empty "none". REQUIRES: `app` has parsed them.
 std::vector<Setting> SettingsOf(
     const CLI::App& app, std::span<const char* const> words,
     const std::map<std::string_view, std::string>& worked_out);

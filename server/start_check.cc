@@ -35,6 +35,7 @@
 #include "server/frontend/request_bytes.h"
 #include "server/frontend/unique_fd.h"
 #include "server/grpc/tls.h"
+#include "server/shared_stores.h"
 
 namespace xcache {
 namespace {
@@ -46,16 +47,15 @@ std::string_view Text(const absl::Status& status) {
 }
 
 absl::Status Errno(std::string_view flag, const std::string& path) {
-  return absl::ErrnoToStatus(
-      errno, absl::StrCat(std::string(flag), ": ", path));
+  return absl::ErrnoToStatus(errno,
+                             absl::StrCat(std::string(flag), ": ", path));
 }
 
 // A file's bytes, mapped: a model is too large to be read for its first part.
 class Mapping {
  public:
   static absl::StatusOr<Mapping> Of(const std::string& path) {
-    const UniqueFd fd(
-        open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     struct stat info {};
     if (fd.get() < 0 || fstat(fd.get(), &info) != 0) {
       return Errno("--model", path);
@@ -67,8 +67,8 @@ class Mapping {
     }
     Mapping mapping;
     mapping.size_ = static_cast<size_t>(info.st_size);
-    mapping.data_ = mmap(nullptr, mapping.size_, PROT_READ, MAP_PRIVATE,
-                         fd.get(), 0);
+    mapping.data_ =
+        mmap(nullptr, mapping.size_, PROT_READ, MAP_PRIVATE, fd.get(), 0);
     if (mapping.data_ == MAP_FAILED) return Errno("--model", path);
     return mapping;
   }
@@ -104,6 +104,7 @@ class Check {
       Add(Resolves("--metrics-listen", config_.metrics_listen));
     }
     Store();
+    Shared();
     if (!config_.ready_file.empty()) {
       Add(CanWriteBeside("--ready-file", config_.ready_file));
     }
@@ -139,15 +140,15 @@ class Check {
       XC_ASSIGN_OR_RETURN(
           const auto chat_template,
           ChatTemplate::Create(*gguf, *tokenizer, config_.chat_template));
-      chat = absl::StrCat("chat template ",
-                          std::string(chat_template->family()));
+      chat =
+          absl::StrCat("chat template ", std::string(chat_template->family()));
     }
-    out_.notes.push_back(absl::StrCat(
-        "model: ", params.name.empty() ? "(no name)" : params.name, ", ",
-        std::string(architecture->name), ", ", params.num_layers,
-        " layers of width ", params.d_model, ", context ",
-        params.context_length, ", ", chat, ", ", model_bytes_,
-        " bytes; its weights were not read"));
+    out_.notes.push_back(
+        absl::StrCat("model: ", params.name.empty() ? "(no name)" : params.name,
+                     ", ", std::string(architecture->name), ", ",
+                     params.num_layers, " layers of width ", params.d_model,
+                     ", context ", params.context_length, ", ", chat, ", ",
+                     model_bytes_, " bytes; its weights were not read"));
     return absl::OkStatus();
   }
 
@@ -244,8 +245,8 @@ class Check {
       return absl::OkStatus();  // the store's own check
     }
     if (!fs::is_directory(folder, error)) {
-      return absl::NotFoundError(absl::StrCat(std::string(flag), ": there is ",
-                                              "no folder ", folder));
+      return absl::NotFoundError(
+          absl::StrCat(std::string(flag), ": there is ", "no folder ", folder));
     }
     return FolderFits(flag, folder);
   }
@@ -305,6 +306,13 @@ class Check {
       return 0;
     }
     return lock.l_pid;
+  }
+
+  // Its client is made, and asks for nothing.
+  void Shared() {
+    if (!config_.shared.enabled()) return;
+    Add(OpenSharedStores(config_.shared).status(), "--shared");
+    out_.notes.emplace_back("shared tier: it was not asked for anything");
   }
 
   void Memory() {

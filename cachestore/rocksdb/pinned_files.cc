@@ -88,9 +88,9 @@ absl::Status PinnedFiles::CheckTable(const PinnedFile& file,
   return Read(file, [&](std::string_view piece) -> absl::Status {
     XC_RETURN_IF_ERROR(spend(piece));
     if (at < table_bytes) {
-      const std::string_view of_table = piece.substr(
-          0, static_cast<size_t>(
-                 std::min<uint64_t>(piece.size(), table_bytes - at)));
+      const std::string_view of_table =
+          piece.substr(0, static_cast<size_t>(std::min<uint64_t>(
+                              piece.size(), table_bytes - at)));
       if (!sums->Check(at, of_table)) {
         return absl::DataLossError(
             absl::StrCat("file ", file.name, " is damaged within ",

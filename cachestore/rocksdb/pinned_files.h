@@ -1,6 +1,6 @@
 // The files of a database at an instant, to be read while it goes on: a backup
-// copies them, a check looks at their checksums. Until this goes RocksDB deletes
-// none of its files, these or others.
+// copies them, a check looks at their checksums. Until this goes RocksDB
+// deletes none of its files, these or others.
 #ifndef XCACHE_CACHESTORE_ROCKSDB_PINNED_FILES_H_
 #define XCACHE_CACHESTORE_ROCKSDB_PINNED_FILES_H_
 

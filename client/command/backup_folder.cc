@@ -71,17 +71,16 @@ bool IsBackupPath(std::string_view path) {
 }
 
 std::string EncodeBackupInfo(const BackupInfo& info) {
-  return nlohmann::ordered_json(
-             {{"format", kFormat},
-              {"version", kVersion},
-              {"store_format", info.store_format},
-              {"as_of", info.as_of},
-              {"server_version", info.server_version},
-              {"sessions", info.sessions},
-              {"missing_sessions", info.missing_sessions},
-              {"pages", info.pages},
-              {"files", info.num_files},
-              {"bytes", info.num_bytes}})
+  return nlohmann::ordered_json({{"format", kFormat},
+                                 {"version", kVersion},
+                                 {"store_format", info.store_format},
+                                 {"as_of", info.as_of},
+                                 {"server_version", info.server_version},
+                                 {"sessions", info.sessions},
+                                 {"missing_sessions", info.missing_sessions},
+                                 {"pages", info.pages},
+                                 {"files", info.num_files},
+                                 {"bytes", info.num_bytes}})
              .dump(2) +
          "\n";
 }
@@ -94,14 +93,13 @@ absl::StatusOr<BackupInfo> ParseBackupInfo(std::string_view text) {
   }
   XC_ASSIGN_OR_RETURN(const std::string format, Words(document, "format"));
   if (format != kFormat) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        kInfoName, ": expected the format \"", kFormat, "\""));
+    return absl::InvalidArgumentError(
+        absl::StrCat(kInfoName, ": expected the format \"", kFormat, "\""));
   }
   XC_ASSIGN_OR_RETURN(const uint64_t version, Number(document, "version"));
   if (version != kVersion) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(kInfoName, ": of version ", version, "; this xcache knows ",
-                     kVersion));
+    return absl::InvalidArgumentError(absl::StrCat(
+        kInfoName, ": of version ", version, "; this xcache knows ", kVersion));
   }
   BackupInfo info;
   XC_ASSIGN_OR_RETURN(const uint64_t store, Number(document, "store_format"));
@@ -138,9 +136,8 @@ absl::StatusOr<std::vector<SummedFile>> ParseSums(std::string_view text) {
           ": expected a SHA-256, two spaces and the name of a backup's file"));
     }
     if (!paths.insert(file.path).second) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(kSumsName, ":", number, ": ", file.path,
-                       " is there a second time"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          kSumsName, ":", number, ": ", file.path, " is there a second time"));
     }
     files.push_back(std::move(file));
   }
@@ -162,9 +159,10 @@ absl::StatusOr<std::unique_ptr<BackupWriter>> BackupWriter::Create(
   if (::mkdir(writer->partial_.c_str(), 0700) != 0) {
     const absl::Status failed = Errno("cannot make " + writer->partial_);
     if (!absl::IsAlreadyExists(failed)) return failed;
-    return absl::AlreadyExistsError(absl::StrCat(
-        writer->partial_, " is there already: another backup is under way, or "
-                          "was cut off; delete it then"));
+    return absl::AlreadyExistsError(
+        absl::StrCat(writer->partial_,
+                     " is there already: another backup is under way, or "
+                     "was cut off; delete it then"));
   }
   writer->is_made_ = true;
   return writer;
@@ -217,7 +215,8 @@ absl::Status BackupWriter::End() {
         absl::StrCat("the server sent ", left_, " bytes too few of ", path_));
   }
   if (::fsync(fd_) != 0) return Errno("cannot sync " + path_);
-  if (::close(std::exchange(fd_, -1)) != 0) return Errno("cannot close " + path_);
+  if (::close(std::exchange(fd_, -1)) != 0)
+    return Errno("cannot close " + path_);
   sums_.push_back({path_, ToHex(sum_->Finish())});
   return absl::OkStatus();
 }
@@ -245,8 +244,7 @@ absl::Status BackupWriter::Finish(const client::BackupDone& done) {
                                  absl::UTCTimeZone()),
        .server_version = done.server_version});
   XC_RETURN_IF_ERROR(WriteWhole(kInfoName, info));
-  std::string sums =
-      absl::StrCat(ToHex(Sha256Of(info)), "  ", kInfoName, "\n");
+  std::string sums = absl::StrCat(ToHex(Sha256Of(info)), "  ", kInfoName, "\n");
   for (const SummedFile& file : sums_) {
     absl::StrAppend(&sums, file.hex, "  ", file.path, "\n");
   }

@@ -1,6 +1,7 @@
-// A backup as a folder (cachestore/FORMAT.md): the files of a store, BACKUP.json
-// that says what it is, and SHA256SUMS, which `sha256sum -c` reads, of them all.
-// It gets its name once it is whole and on disk. No server is asked here.
+// A backup as a folder (cachestore/FORMAT.md): the files of a store,
+// BACKUP.json that says what it is, and SHA256SUMS, which `sha256sum -c` reads,
+// of them all. It gets its name once it is whole and on disk. No server is
+// asked here.
 #ifndef XCACHE_CLIENT_COMMAND_BACKUP_FOLDER_H_
 #define XCACHE_CLIENT_COMMAND_BACKUP_FOLDER_H_
 
@@ -70,8 +71,8 @@ class BackupWriter final : public client::BackupTaker {
   const std::string dir_, partial_;
   bool is_made_ = false;
   int fd_ = -1;
-  std::string path_;       // of the file that was begun
-  uint64_t left_ = 0;      // of it
+  std::string path_;   // of the file that was begun
+  uint64_t left_ = 0;  // of it
   std::unique_ptr<Sha256> sum_;
   std::vector<SummedFile> sums_;
   uint64_t num_bytes_ = 0;

@@ -64,14 +64,14 @@ absl::Status CheckFile(const std::string& dir, const SummedFile& file,
     copy = std::make_unique<File>(target, O_WRONLY | O_CREAT | O_EXCL);
     if (copy->get() < 0) return Errno("cannot make " + target);
   }
-  const absl::Status read = ReadPieces(
-      absl::StrCat(dir, "/", file.path),
-      [&](std::string_view piece) -> absl::Status {
-        sum.Update(piece);
-        *num_bytes += piece.size();
-        if (copy == nullptr) return absl::OkStatus();
-        return WriteAll(copy->get(), piece, target);
-      });
+  const absl::Status read =
+      ReadPieces(absl::StrCat(dir, "/", file.path),
+                 [&](std::string_view piece) -> absl::Status {
+                   sum.Update(piece);
+                   *num_bytes += piece.size();
+                   if (copy == nullptr) return absl::OkStatus();
+                   return WriteAll(copy->get(), piece, target);
+                 });
   if (absl::IsNotFound(read)) {
     return absl::DataLossError(
         absl::StrCat("backup ", dir, ": ", file.path, " is missing"));
@@ -91,12 +91,12 @@ absl::Status CheckFile(const std::string& dir, const SummedFile& file,
 }  // namespace
 
 absl::StatusOr<CheckedBackup> CheckBackup(const std::string& dir) {
-  const auto sums = ReadSmallFile(absl::StrCat(dir, "/", kSumsName),
-                                  kMaxSumsBytes);
+  const auto sums =
+      ReadSmallFile(absl::StrCat(dir, "/", kSumsName), kMaxSumsBytes);
   if (!sums.ok()) {
-    return absl::Status(sums.status().code(),
-                        absl::StrCat(dir, " is no whole backup: ",
-                                     sums.status().message()));
+    return absl::Status(
+        sums.status().code(),
+        absl::StrCat(dir, " is no whole backup: ", sums.status().message()));
   }
   const auto damaged = [&](const absl::Status& why) {
     return absl::DataLossError(
@@ -153,8 +153,9 @@ absl::StatusOr<Restored> RestoreBackup(const std::string& dir,
   if (is_there) {
     if (!replace) {
       return absl::AlreadyExistsError(absl::StrCat(
-          store, " is there already, and stays as it is; --replace keeps it "
-                 "beside the restored one"));
+          store,
+          " is there already, and stays as it is; --replace keeps it "
+          "beside the restored one"));
     }
     XC_ASSIGN_OR_RETURN(lock, StoreLock::Take(store));
   }
@@ -188,12 +189,12 @@ absl::StatusOr<Restored> RestoreBackup(const std::string& dir,
   }
   Restored out{.info = backup.info, .kept_as = ""};
   if (is_there) {
-    out.kept_as = absl::StrCat(store, ".replaced-",
-                               absl::ToUnixSeconds(absl::Now()));
+    out.kept_as =
+        absl::StrCat(store, ".replaced-", absl::ToUnixSeconds(absl::Now()));
     if (::rename(store.c_str(), out.kept_as.c_str()) != 0) {
-      const absl::Status failed = Errno(absl::StrCat(
-          "cannot rename ", store, " to ", out.kept_as,
-          " (a mount point cannot be: name a folder in it)"));
+      const absl::Status failed = Errno(
+          absl::StrCat("cannot rename ", store, " to ", out.kept_as,
+                       " (a mount point cannot be: name a folder in it)"));
       fs::remove_all(fresh, error);
       return failed;
     }

@@ -49,7 +49,8 @@ absl::StatusOr<std::unique_ptr<OperatorClient>> Connect(const Options& o) {
     return OperatorClient::Connect(absl::StrCat(o.store_dir, "/operator.sock"));
   }
   return absl::InvalidArgumentError(
-      "which store? Give the server's --store-dir (or XCACHE_STORE_DIR), or its "
+      "which store? Give the server's --store-dir (or XCACHE_STORE_DIR), or "
+      "its "
       "--operator-socket as --socket");
 }
 
@@ -81,7 +82,8 @@ absl::Status Stats(const Context& context, const Options& o) {
                 {"tiers", tiers},
                 {"disk", nullptr}};
     if (s.newest_update) {
-      out["sessions"]["newest_update_ms"] = absl::ToUnixMillis(*s.newest_update);
+      out["sessions"]["newest_update_ms"] =
+          absl::ToUnixMillis(*s.newest_update);
     }
     if (s.disk) {
       out["disk"] = {{"cap_bytes", s.disk->cap_bytes},
@@ -103,8 +105,7 @@ absl::Status Stats(const Context& context, const Options& o) {
                     HumanAgo(*s.newest_update, absl::Now()));
   }
   if (s.sessions_in_memory_only > 0) {
-    absl::StrAppend(&sessions, ", ", s.sessions_in_memory_only,
-                    " NOT on disk");
+    absl::StrAppend(&sessions, ", ", s.sessions_in_memory_only, " NOT on disk");
   }
   if (s.damaged_sessions > 0) {
     absl::StrAppend(&sessions, ", ", s.damaged_sessions, " damaged");
@@ -126,8 +127,9 @@ absl::Status Stats(const Context& context, const Options& o) {
       rows.push_back({"NOT WRITING", OneLine(d.stopped_writing)});
     }
     if (d.pages_set_aside > 0) {
-      rows.push_back({"set aside", absl::StrCat(d.pages_set_aside,
-                                                " damaged databases of pages")});
+      rows.push_back(
+          {"set aside",
+           absl::StrCat(d.pages_set_aside, " damaged databases of pages")});
     }
   }
   std::fputs(Table(rows).c_str(), stdout);
@@ -135,11 +137,10 @@ absl::Status Stats(const Context& context, const Options& o) {
       {"TIER", "PAGES", "BYTES", "HITS", "MISSES", "PUTS", "EVICTED", "DAMAGED",
        "QUEUED"}};
   for (const auto& tier : s.tiers) {
-    tiers.push_back({OneLine(tier.name), Count(tier.pages),
-                     HumanSize(tier.bytes), Count(tier.hits),
-                     Count(tier.misses), Count(tier.puts),
-                     Count(tier.evictions), Count(tier.damaged),
-                     Count(tier.queued_pages)});
+    tiers.push_back(
+        {OneLine(tier.name), Count(tier.pages), HumanSize(tier.bytes),
+         Count(tier.hits), Count(tier.misses), Count(tier.puts),
+         Count(tier.evictions), Count(tier.damaged), Count(tier.queued_pages)});
   }
   std::printf("\n%s", Table(tiers, {1, 2, 3, 4, 5, 6, 7, 8}).c_str());
   return absl::OkStatus();
@@ -187,8 +188,9 @@ absl::Status VerifyStore(const Context& context, const Options& o) {
       std::printf("damaged: table %s\n", OneLine(file).c_str());
     }
     if (result.damaged_pages > 0) {
-      std::printf("%s damaged pages were dropped: they will be computed again\n",
-                  Count(result.damaged_pages).c_str());
+      std::printf(
+          "%s damaged pages were dropped: they will be computed again\n",
+          Count(result.damaged_pages).c_str());
     }
     if (result.unreadable > 0) {
       std::printf("%s records could not be read now\n",
@@ -196,9 +198,9 @@ absl::Status VerifyStore(const Context& context, const Options& o) {
     }
   }
   if (result.damaged_sessions > 0 || !result.damaged_files.empty()) {
-    return absl::DataLossError(absl::StrCat(
-        "the store is damaged: ", result.damaged_sessions, " sessions, ",
-        result.damaged_files.size(), " tables"));
+    return absl::DataLossError(
+        absl::StrCat("the store is damaged: ", result.damaged_sessions,
+                     " sessions, ", result.damaged_files.size(), " tables"));
   }
   return absl::OkStatus();
 }
@@ -235,8 +237,8 @@ absl::Status Backup(const Context& context, const Options& o) {
   {
     Taker taker(*writer);
     XC_ASSIGN_OR_RETURN(
-        done, operator_client->Backup(o.sessions_only, o.bytes_per_second(),
-                                      taker));
+        done,
+        operator_client->Backup(o.sessions_only, o.bytes_per_second(), taker));
   }
   XC_RETURN_IF_ERROR(writer->Finish(done));
   if (context.json()) {
@@ -287,11 +289,11 @@ absl::Status Restore(const Context& context, const Options& o) {
   XC_ASSIGN_OR_RETURN(const Restored restored,
                       RestoreBackup(o.dir, o.store_dir, o.replace));
   if (context.json()) {
-    context.PrintJson({{"store_dir", o.store_dir},
-                       {"restored", InfoJson(restored.info)},
-                       {"kept_as", restored.kept_as.empty()
-                                       ? json(nullptr)
-                                       : json(restored.kept_as)}});
+    context.PrintJson(
+        {{"store_dir", o.store_dir},
+         {"restored", InfoJson(restored.info)},
+         {"kept_as",
+          restored.kept_as.empty() ? json(nullptr) : json(restored.kept_as)}});
     return absl::OkStatus();
   }
   std::printf("%s: %s sessions and %s pages, as of %s\n",
@@ -319,8 +321,9 @@ void AddStore(CLI::App* app, Action* action) {
                    "The server's --store-dir: its operator socket is in it")
       ->envname("XCACHE_STORE_DIR");
   store
-      ->add_option("--socket", options->socket,
-                   "The server's --operator-socket, where it has one of its own")
+      ->add_option(
+          "--socket", options->socket,
+          "The server's --operator-socket, where it has one of its own")
       ->envname("XCACHE_OPERATOR_SOCKET");
   const auto add = [&](const char* name, const char* help,
                        absl::Status (*run)(const Context&, const Options&)) {
@@ -340,17 +343,15 @@ void AddStore(CLI::App* app, Action* action) {
     return sub;
   };
   add("stats", "What is in it, by tier", &Stats);
-  with_rate(add("verify",
-                "Check every record's checksum while the server runs",
+  with_rate(add("verify", "Check every record's checksum while the server runs",
                 &VerifyStore));
   CLI::App* backup =
       with_rate(add("backup", "A copy of it while the server runs", &Backup));
   backup->add_option("dir", options->dir, "The folder to make")->required();
   backup->add_flag("--sessions-only", options->sessions_only,
                    "Without pages, which the server can compute again");
-  CLI::App* restore =
-      add("restore", "Make a store of a backup; the server must not run",
-          &Restore);
+  CLI::App* restore = add(
+      "restore", "Make a store of a backup; the server must not run", &Restore);
   restore->add_option("dir", options->dir, "The backup")->required();
   restore->add_flag("--replace", options->replace,
                     "Where there is a store: put it aside under another name");

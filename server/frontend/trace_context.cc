@@ -36,8 +36,8 @@ std::optional<TraceContext> ParseTraceparent(std::string_view value) {
     return std::nullopt;
   }
   // The last bit, of an odd last digit.
-  const bool sampled = std::string_view("13579bdf").find(flags[1]) !=
-                       std::string_view::npos;
+  const bool sampled =
+      std::string_view("13579bdf").find(flags[1]) != std::string_view::npos;
   return TraceContext{std::string(trace), std::string(span), sampled};
 }
 

@@ -58,7 +58,8 @@ std::string RequestId(const grpc::CallbackServerContext& context) {
 }
 
 // A call that names two traces is of neither.
-std::optional<TraceContext> TraceOf(const grpc::CallbackServerContext& context) {
+std::optional<TraceContext> TraceOf(
+    const grpc::CallbackServerContext& context) {
   const auto& metadata = context.client_metadata();
   const auto found = metadata.find(kTraceparentHeader);
   if (found == metadata.end() || metadata.count(kTraceparentHeader) != 1) {
@@ -214,8 +215,8 @@ std::string Call::DescribeIds() const {
   if (const std::string session = SessionOf(request_); !session.empty()) {
     absl::StrAppend(&out, " session=", Loggable(session));
     if (!tenant_.empty()) {
-      absl::StrAppend(&out, " session_hash=",
-                      LogValue(SessionHash(tenant_, session)));
+      absl::StrAppend(
+          &out, " session_hash=", LogValue(SessionHash(tenant_, session)));
     }
   }
   return out;

@@ -270,9 +270,9 @@ absl::StatusOr<std::unique_ptr<OperatorServer>> OperatorServer::Listen(
     CacheStore& store) {
   constexpr size_t kMaxBytes = sizeof(sockaddr_un::sun_path) - 1;
   if (socket.size() > kMaxBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the path of a socket has at most ", kMaxBytes, " bytes, this one has ",
-        socket.size(), ": ", socket));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the path of a socket has at most ", kMaxBytes,
+                     " bytes, this one has ", socket.size(), ": ", socket));
   }
   auto server = std::make_unique<OperatorServerImpl>(store_dir, store);
   XC_RETURN_IF_ERROR(server->Start(socket));

@@ -24,9 +24,8 @@ nlohmann::json Read(const std::string& line) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string bytes(reinterpret_cast<const char*>(data), size);
   Read(bytes);
-  const nlohmann::json line =
-      Read("event a=" + xcache::LogValue(bytes) + " b=" +
-           xcache::LogValue(bytes));
+  const nlohmann::json line = Read("event a=" + xcache::LogValue(bytes) +
+                                   " b=" + xcache::LogValue(bytes));
   XCACHE_FUZZ_CHECK(line.size() == 5 && line["event"] == "event");
   std::string wanted = bytes;
   for (char& c : wanted) {
@@ -40,5 +39,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 std::vector<std::string> XcacheFuzzSeeds() {
   return {"request method=Chat code=OK ms=412.0 peer=\"a \\\"b\\\"\" turn=3",
-          "a=b=c \"d", "\xc3\x28 \x1b[0m", "12", "-1.5e3", "key=\"\\"};
+          "a=b=c \"d",
+          "\xc3\x28 \x1b[0m",
+          "12",
+          "-1.5e3",
+          "key=\"\\"};
 }

@@ -1,9 +1,8 @@
 // Headers of any bytes: what is taken has the form that the specification
 // gives it, and is in the header where it says.
-#include "server/frontend/trace_context.h"
-
 #include <string>
 
+#include "server/frontend/trace_context.h"
 #include "tests/fuzz/fuzz.h"
 
 namespace {

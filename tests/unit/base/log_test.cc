@@ -72,8 +72,8 @@ TEST(JsonLogTest, AnyBytesOfAValueComeBackAsText) {
       ASSERT_EQ(line.size(), 5u) << line;
       EXPECT_EQ(line["b"], 2) << line;
       EXPECT_EQ(line["level"], "info");
-      const bool kept = first >= ' ' || first == '\n' || first == '\r' ||
-                        first == '\t';
+      const bool kept =
+          first >= ' ' || first == '\n' || first == '\r' || first == '\t';
       const std::string wanted =
           ToUtf8(kept && first != 0x7f ? value : "?" + tail);
       EXPECT_EQ(line["a"], wanted);

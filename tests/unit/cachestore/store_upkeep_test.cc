@@ -261,9 +261,9 @@ TEST_F(StoreUpkeepTest, ARateIsKept) {
   const auto report =
       store_->Backup({.sessions_only = false, .bytes_per_s = 4 << 20}, sink);
   ASSERT_TRUE(report.ok()) << report.status();
-  const double seconds = std::chrono::duration<double>(
-                             std::chrono::steady_clock::now() - start)
-                             .count();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
+          .count();
   // The last piece is not waited for.
   EXPECT_GE(seconds, (static_cast<double>(sink.num_bytes_) - (256 << 10) -
                       (4 << 20) / 20.0) /

@@ -2,10 +2,9 @@
 // them has changed, and never put over a store.
 #include "client/command/backup_folder.h"
 
+#include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include <fcntl.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -57,7 +56,8 @@ class BackupFolderTest : public ::testing::Test {
     auto writer = BackupWriter::Create(dir_);
     ASSERT_TRUE(writer.ok()) << writer.status();
     for (const auto& [path, text] :
-         {std::pair<std::string, std::string>{"sessions/CURRENT", "MANIFEST-4\n"},
+         {std::pair<std::string, std::string>{"sessions/CURRENT",
+                                              "MANIFEST-4\n"},
           {"sessions/000007.sst", std::string(3'000'000, 'x') + "y"},
           {"sessions/000008.log", ""},
           {"pages/000009.blob", std::string("\0\1\2", 3)}}) {
@@ -184,8 +184,8 @@ TEST_F(BackupFolderTest, NoOtherFolderIsWrittenInto) {
 TEST_F(BackupFolderTest, NamesFromElsewhereLeadNowhereElse) {
   for (const char* bad :
        {"", "CURRENT", "sessions/", "sessions/..", "sessions/../../x",
-        "/sessions/x", "sessions//x", "sessions/a/b", "sessions/.x",
-        "other/x", "sessions/a b", "sessions/a\nb", "BACKUP.json"}) {
+        "/sessions/x", "sessions//x", "sessions/a/b", "sessions/.x", "other/x",
+        "sessions/a b", "sessions/a\nb", "BACKUP.json"}) {
     EXPECT_FALSE(IsBackupPath(bad)) << bad;
     auto writer = BackupWriter::Create(dir_);
     ASSERT_TRUE(writer.ok());
