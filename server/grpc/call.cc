@@ -206,12 +206,17 @@ void Call::Start(std::function<void()> body, const RefuseFn& refuse) {
   }
 }
 
-std::string Call::DescribeIds() const {
+std::string Call::DescribeRequest() const {
   std::string out = absl::StrCat(" request_id=", LogValue(request_id_));
   if (trace_.has_value()) {
     absl::StrAppend(&out, " trace_id=", LogValue(trace_->trace_id),
                     " span_id=", LogValue(trace_->span_id));
   }
+  return out;
+}
+
+std::string Call::DescribeIds() const {
+  std::string out = DescribeRequest();
   if (const std::string session = SessionOf(request_); !session.empty()) {
     absl::StrAppend(&out, " session=", Loggable(session));
     if (!tenant_.empty()) {
@@ -227,6 +232,7 @@ void Call::SetBase(const std::shared_ptr<Cancellation>& cancellation,
   base->tenant = tenant_;
   base->deadline = deadline_;
   base->cancellation = cancellation;
+  base->log_ids = DescribeRequest();
 }
 
 grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,

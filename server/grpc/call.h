@@ -80,6 +80,9 @@ class Call {
  private:
   absl::Status Admit();
   WorkClass work_class() const;
+  // For log lines, " key=value"s: the request and its trace; the same and its
+  // session.
+  std::string DescribeRequest() const;
   std::string DescribeIds() const;
 
   const ServiceDeps& deps_;
