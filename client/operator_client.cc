@@ -1,6 +1,7 @@
 #include "client/operator_client.h"
 
 #include <grpcpp/grpcpp.h>
+#include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -35,6 +36,21 @@ std::string UriOf(const std::string& socket) {
   return uri;
 }
 
+// Why the socket cannot be opened, as errno says it; 0: it can.
+int Knock(const std::string& socket) {
+  sockaddr_un to{};
+  to.sun_family = AF_UNIX;
+  socket.copy(to.sun_path, sizeof(to.sun_path) - 1);
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return errno;
+  const int error =
+      ::connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0
+          ? 0
+          : errno;
+  ::close(fd);
+  return error;
+}
+
 absl::Time TimeOf(const google::protobuf::Timestamp& time) {
   return absl::FromUnixSeconds(time.seconds()) +
          absl::Nanoseconds(time.nanos());
@@ -51,15 +67,16 @@ struct OperatorClient::Impl {
   absl::Status ToStatus(const grpc::Status& status) const {
     if (status.ok()) return absl::OkStatus();
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
-      if (::access(socket.c_str(), F_OK) != 0) {
+      if (const int error = Knock(socket); error != 0) {
+        const std::string what = absl::StrCat(
+            "cannot open the operator socket ", socket, ": ",
+            std::strerror(error));
+        if (error == EACCES || error == EPERM) {
+          return absl::PermissionDeniedError(absl::StrCat(
+              what, "; it is for the server's own user, and root"));
+        }
         return absl::UnavailableError(absl::StrCat(
-            "there is no operator socket ", socket, ": ", std::strerror(errno),
-            "; is xcache-server running, with this store?"));
-      }
-      if (::access(socket.c_str(), W_OK) != 0) {
-        return absl::PermissionDeniedError(absl::StrCat(
-            "the operator socket ", socket, ": ", std::strerror(errno),
-            "; it is for the server's own user, and root"));
+            what, "; is xcache-server running, with this store?"));
       }
     }
     return absl::Status(static_cast<absl::StatusCode>(status.error_code()),

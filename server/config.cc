@@ -23,7 +23,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kMaxSocketPathBytes = sizeof(sockaddr_un::sun_path) - 1;
+static_assert(kMaxSocketPathBytes == sizeof(sockaddr_un::sun_path) - 1);
 
 absl::string_view ToAbsl(std::string_view s) { return {s.data(), s.size()}; }
 

@@ -260,8 +260,13 @@ class Check {
     if (!config_.profile_dir.empty()) {
       Add(CanWriteBeside("--profile-dir", config_.profile_dir));
     }
-    if (!config_.operator_socket.empty()) {
-      Add(CanWriteBeside("--operator-socket", config_.operator_socket));
+    const std::string& socket = config_.operator_socket;
+    if (!socket.empty()) Add(CanWriteBeside("--operator-socket", socket));
+    if (socket.size() > kMaxSocketPathBytes) {
+      out_.warnings.push_back(absl::StrCat(
+          "--operator-socket: ", socket, " is longer than the ",
+          kMaxSocketPathBytes,
+          " bytes of a socket's path: `xcache store` could not reach it"));
     }
   }
 

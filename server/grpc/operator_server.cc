@@ -1,7 +1,6 @@
 #include "server/grpc/operator_server.h"
 
 #include <sys/stat.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <chrono>

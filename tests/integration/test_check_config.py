@@ -101,12 +101,10 @@ def test_beside_a_server(tiny_model, tmp_path):
     assert "with conversations" in done.stdout and "in use" not in done.stderr
 
 
-def test_a_model_that_needs_a_template(models, tmp_path):
-    # What only the model's own content tells.
-    model = tmp_path / "cut.gguf"
-    whole = pathlib.Path(next(models.glob("*.gguf"))).read_bytes()
-    model.write_bytes(whole[:len(whole) // 2])
-    assert "cut.gguf" in faults(check("--model", model, code=1))[0]
-    done = check("--model", next(models.glob("*.gguf")), "--chat-template",
-                 "nonsense", code=1)
+def test_a_models_description_is_read(tiny_model, tmp_path):
+    cut = tmp_path / "cut.gguf"
+    whole = pathlib.Path(tiny_model).read_bytes()
+    cut.write_bytes(whole[:len(whole) // 2])
+    assert "cut.gguf" in faults(check("--model", cut, code=1))[0]
+    done = check("--model", tiny_model, "--chat-template", "nonsense", code=1)
     assert "nonsense" in faults(done)[0]

@@ -89,16 +89,17 @@ def test_what_clients_send_stays_a_value(json_server):
 
 
 def test_text_and_json_have_the_same_keys(json_server, server):
-    want = request_line(json_server, "123")
-    server.client().sessions.CreateSession(spb.CreateSessionRequest(id="keys"))
-    harness.Answer(server.client().inference.Chat(
-        pb.ChatRequest(session_id="keys", messages=[harness.user("hello")],
-                       params=params(max_tokens=4)),
-        metadata=(("x-request-id", "keys"),)))
+    for running, token in ((json_server, "secret"), (server, None)):
+        harness.Answer(running.client(token).inference.Chat(
+            pb.ChatRequest(messages=[harness.user("hello")],
+                           params=params(max_tokens=4)),
+            metadata=(("x-request-id", "keys"),
+                      ("traceparent", f"00-{TRACE}-{SPAN}-01"))))
     line = [text for text in server.log().splitlines()
             if "request_id=keys" in text][0]
     keys = re.findall(r' ([a-z_]+)=(?:"(?:[^"\\]|\\.)*"|\S*)', line)
-    assert keys == list(want)[3:]
+    assert keys == list(request_line(json_server, "keys"))[3:]
+    assert {"trace_id", "span_id", "generated_tokens"} <= set(keys)
 
 
 def test_a_server_that_does_not_start_says_so_in_json(tmp_path):
@@ -120,7 +121,7 @@ def test_a_server_that_does_not_start_says_so_in_json(tmp_path):
     ("", False)])
 def test_a_call_is_of_the_trace_that_its_header_names(json_server, header,
                                                       is_taken):
-    request_id = f"trace {header}"
+    request_id = f"trace-{header}"
     _, call = json_server.client("secret").sessions.ListSessions.with_call(
         spb.ListSessionsRequest(), metadata=(("x-request-id", request_id),
                                              ("traceparent", header)))
