@@ -19,6 +19,7 @@
 #include "grpcpp/server_builder.h"
 #include "server/config.h"
 #include "server/grpc/status.h"
+#include "server/metrics/metrics.h"
 #include "xcache/v1/operator.grpc.pb.h"
 
 namespace xcache {
