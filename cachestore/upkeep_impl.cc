@@ -34,8 +34,10 @@ absl::Status Upkeep::MayGoOn(Database& db) const {
   if (db.degraded()) {
     return absl::UnavailableError("the store has stopped writing");
   }
-  if (!space.HasFreeSpace() ||
-      space.used_bytes() > space.plan().records_limit) {
+  // Pages are refused by now. Turns must not be.
+  const int64_t limit =
+      (space.plan().pages_limit + space.plan().records_limit) / 2;
+  if (!space.HasFreeSpace() || space.used_bytes() > limit) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "the store needs room, and a backup keeps it from deleting files: ",
         space.used_bytes(), " of ", space.plan().cap, " bytes are in use, ",

@@ -68,15 +68,15 @@ struct OperatorClient::Impl {
     if (status.ok()) return absl::OkStatus();
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
       if (const int error = Knock(socket); error != 0) {
-        const std::string what = absl::StrCat(
-            "cannot open the operator socket ", socket, ": ",
-            std::strerror(error));
+        const std::string what =
+            absl::StrCat("cannot open the operator socket ", socket, ": ",
+                         std::strerror(error));
         if (error == EACCES || error == EPERM) {
           return absl::PermissionDeniedError(absl::StrCat(
               what, "; it is for the server's own user, and root"));
         }
-        return absl::UnavailableError(absl::StrCat(
-            what, "; is xcache-server running, with this store?"));
+        return absl::UnavailableError(
+            absl::StrCat(what, "; is xcache-server running, with this store?"));
       }
     }
     return absl::Status(static_cast<absl::StatusCode>(status.error_code()),

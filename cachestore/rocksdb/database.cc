@@ -277,7 +277,14 @@ absl::StatusOr<std::unique_ptr<PinnedFiles>> Database::PinFiles() {
     return absl::UnavailableError("the database has stopped writing");
   }
   XC_ASSIGN_OR_RETURN(Live live, Acquire());
-  return PinnedFiles::Of(std::move(live));
+  std::shared_ptr<void> token;
+  {
+    MutexLock lock(mu_);
+    token = pin_.lock();
+    if (token == nullptr) token = std::make_shared<int>();
+    pin_ = token;
+  }
+  return PinnedFiles::Of(std::move(live), std::move(token));
 }
 
 absl::Status Database::Sync() {
@@ -291,6 +298,12 @@ absl::Status Database::Sync() {
 absl::Status Database::Compact(double blob_cutoff) {
   XC_ASSIGN_OR_RETURN(const Live live, Acquire());
   if (stop_compactions_) return absl::CancelledError("the store is closing");
+  {
+    MutexLock lock(mu_);
+    if (!pin_.expired()) {
+      return absl::CancelledError("its files are being read as they are");
+    }
+  }
   ++num_compactions_;
   // First, or the log would still have what it had.
   rocksdb::Status status = live->Flush({});

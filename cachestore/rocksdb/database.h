@@ -127,6 +127,8 @@ class Database : private rocksdb::EventListener {
       const std::function<void(std::string_view, std::string_view)>& fn);
 
   // The files that make up what has been written by now. UNAVAILABLE: not now.
+  // While they are pinned there is no Purge and no CollectGarbage (CANCELLED):
+  // what these write anew comes on top of what they cannot delete.
   absl::StatusOr<std::unique_ptr<PinnedFiles>> PinFiles();
 
   // Syncs all that was written.
@@ -201,6 +203,7 @@ class Database : private rocksdb::EventListener {
 
   mutable Mutex mu_;
   Live live_ XC_GUARDED_BY(mu_);
+  std::weak_ptr<void> pin_ XC_GUARDED_BY(mu_);  // lives while files are pinned
   // Writes have stopped; empty: they have not.
   std::string degraded_ XC_GUARDED_BY(mu_);
   Cure cure_ XC_GUARDED_BY(mu_) = Cure::kResume;

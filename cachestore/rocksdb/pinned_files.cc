@@ -23,9 +23,10 @@ static_assert(kPieceBytes % TableSums::kChunkBytes == 0);
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PinnedFiles>> PinnedFiles::Of(
-    std::shared_ptr<rocksdb::DB> db) {
+    std::shared_ptr<rocksdb::DB> db, std::shared_ptr<void> token) {
   XC_RETURN_IF_ERROR(FromRocksDb(db->DisableFileDeletions(), "pin files"));
-  std::unique_ptr<PinnedFiles> pinned(new PinnedFiles(std::move(db)));
+  std::unique_ptr<PinnedFiles> pinned(
+      new PinnedFiles(std::move(db), std::move(token)));
   rocksdb::LiveFilesStorageInfoOptions options;
   // The log is copied: a flush would be work for nothing.
   options.wal_size_for_flush = std::numeric_limits<uint64_t>::max();

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -29,9 +30,9 @@ struct PinnedFile {
 
 class PinnedFiles {
  public:
-  // As UNAVAILABLE or DATA_LOSS: RocksDB's reason.
+  // As UNAVAILABLE or DATA_LOSS: RocksDB's reason. `token` lives as long.
   static absl::StatusOr<std::unique_ptr<PinnedFiles>> Of(
-      std::shared_ptr<rocksdb::DB> db);
+      std::shared_ptr<rocksdb::DB> db, std::shared_ptr<void> token);
   ~PinnedFiles();
   PinnedFiles(const PinnedFiles&) = delete;
   PinnedFiles& operator=(const PinnedFiles&) = delete;
@@ -49,9 +50,11 @@ class PinnedFiles {
   absl::Status CheckTable(const PinnedFile& file, const TakeFn& spend) const;
 
  private:
-  explicit PinnedFiles(std::shared_ptr<rocksdb::DB> db) : db_(std::move(db)) {}
+  PinnedFiles(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<void> token)
+      : db_(std::move(db)), token_(std::move(token)) {}
 
   const std::shared_ptr<rocksdb::DB> db_;
+  const std::shared_ptr<void> token_;
   std::vector<PinnedFile> files_;
 };
 

@@ -253,6 +253,38 @@ TEST_F(StoreUpkeepTest, WhatTheSinkSaysEndsIt) {
   EXPECT_TRUE(store_->Flush().ok());
 }
 
+// A backup keeps files from deletion. Where that fills the disk it ends, before
+// a turn would be refused.
+TEST_F(StoreUpkeepTest, ABackupGivesWayToTurns) {
+  options_.disk_bytes = kMinDiskBytes;
+  Open();
+  Commit(0, 4, 1);
+  FolderSink sink(BackupDir());
+  // Each piece of it waits for so many turns that no disk holds them.
+  int next = 100;
+  sink.on_append_ = [&] {
+    for (int i = 0; i < 100; ++i, ++next) {
+      const absl::Status kept = CommitTurn(RecordOf("tenant", IdOf(next), 5));
+      // A page may be refused, and then the turn was not tried.
+      if (!kept.ok()) {
+        EXPECT_TRUE(
+            CommitDurably(*store_, RecordOf("tenant", IdOf(next), 5)).ok());
+      }
+    }
+  };
+  absl::Status status = absl::OkStatus();
+  for (int round = 0; round < 20 && status.ok(); ++round) {
+    sink.paths_.clear();
+    fs::remove_all(BackupDir());
+    sink.left_ = 0;
+    status = Backup(sink).status();
+  }
+  EXPECT_THAT(status, HasCode(absl::StatusCode::kResourceExhausted));
+  // The disk is the store's again.
+  EXPECT_TRUE(Eventually(
+      [&] { return CommitTurn(RecordOf("tenant", "after", 3)).ok(); }));
+}
+
 TEST_F(StoreUpkeepTest, ARateIsKept) {
   Open();
   Commit(0, 10, 5);  // a megabyte of pages
