@@ -1,6 +1,7 @@
 #include "cachestore/cache_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "cachestore/sessions/shared_session_store.h"
 #include "cachestore/shared/shared_page_store.h"
 #include "cachestore/tiers/tiered_page_store.h"
+#include "cachestore/upkeep_impl.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
 
@@ -173,6 +175,20 @@ class CacheStoreImpl : public CacheStore {
     return stats;
   }
 
+  absl::StatusOr<BackupReport> Backup(const BackupOptions& options,
+                                      BackupSink& sink) override {
+    tiers_->Flush();
+    return WithUpkeep<BackupReport>(options.bytes_per_s, [&](Upkeep& upkeep) {
+      return upkeep.Backup(options.sessions_only, sink);
+    });
+  }
+
+  absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) override {
+    return WithUpkeep<VerifyReport>(options.bytes_per_s, [&](Upkeep& upkeep) {
+      return upkeep.Verify(options);
+    });
+  }
+
  private:
   absl::Status OpenShared(RemoteTierOptions* remote) {
     XC_ASSIGN_OR_RETURN(
@@ -196,6 +212,27 @@ class CacheStoreImpl : public CacheStore {
     remote->prefetch.ahead_bytes =
         std::min(remote->prefetch.ahead_bytes, budget_.cap_bytes() / 8);
     return absl::OkStatus();
+  }
+
+  // One at a time: each reads the whole disk.
+  template <typename Report, typename Fn>
+  absl::StatusOr<Report> WithUpkeep(int64_t bytes_per_s, const Fn& fn) {
+    if (sessions_db_ == nullptr) {
+      return absl::FailedPreconditionError(
+          "there is no store on disk (--store-dir none)");
+    }
+    if (upkeep_runs_.exchange(true)) {
+      return absl::AbortedError(
+          "a backup or a look at the store is under way: one at a time");
+    }
+    Upkeep upkeep({.sessions_db = sessions_db_.get(),
+                   .pages_db = pages_db_.get(),
+                   .sessions = sessions_.get(),
+                   .pages = disk_.get()},
+                  bytes_per_s);
+    absl::StatusOr<Report> report = fn(upkeep);
+    upkeep_runs_ = false;
+    return report;
   }
 
   absl::Status OpenDisk() {
@@ -302,6 +339,7 @@ class CacheStoreImpl : public CacheStore {
   std::unique_ptr<SharedSessionStore> shared_sessions_;
   PurgeTimer purge_sessions_{options_.purge_sessions_after};
   PurgeTimer purge_pages_{options_.purge_pages_after};
+  std::atomic<bool> upkeep_runs_{false};
   std::thread housekeeper_;
 };
 

@@ -76,6 +76,13 @@ class CallScope {
       context_.AddMetadata("authorization",
                            absl::StrCat("Bearer ", options.token));
     }
+    if (options.traceparent != nullptr) {
+      // gRPC stops at what no header may hold.
+      const std::string trace = options.traceparent();
+      if (!trace.empty() && absl::c_all_of(trace, absl::ascii_isgraph)) {
+        context_.AddMetadata("traceparent", trace);
+      }
+    }
     if (deadline != absl::InfiniteFuture()) {
       context_.set_deadline(absl::ToChronoTime(deadline));
     }

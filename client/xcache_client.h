@@ -50,6 +50,10 @@ struct ClientOptions {
   // step.
   absl::Duration deadline = absl::InfiniteDuration();
   int max_attempts = 3;  // of a call that may be repeated; at least 1
+  // Asked at each call for the trace that it belongs to, as W3C Trace Context's
+  // `traceparent` (of the span that is the thread's own, say). Where it is
+  // null, or what it gives is not of that form, the call belongs to none.
+  std::function<std::string()> traceparent = nullptr;
 };
 
 // Ends calls from another thread. Each call that was given the handle ends with

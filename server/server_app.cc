@@ -26,6 +26,7 @@
 #include "server/frontend/descriptors.h"
 #include "server/frontend/file_watcher.h"
 #include "server/frontend/request_bytes.h"
+#include "server/grpc/operator_server.h"
 #include "server/grpc/rpc_server.h"
 #include "server/grpc/tls.h"
 #include "server/metrics/metrics_endpoint.h"
@@ -205,6 +206,7 @@ class ServerAppImpl final : public ServerApp {
             engine_->info())),
         progress));
     AddSources();
+    OpenOperatorSocket();
     model_watch_ = std::make_unique<ModelWatch>(
         config_.model_path, *model_->gguf().stamp(), kModelWatchInterval);
     ready_ = true;
@@ -232,6 +234,7 @@ class ServerAppImpl final : public ServerApp {
       cut_short = core_->Drain(std::chrono::steady_clock::now() + drain);
     }
     rpc_->Shutdown(std::chrono::system_clock::now() + kLastWords);
+    operator_.reset();
     frontend_source_ = {};
     credentials_watcher_.reset();
     rpc_.reset();
@@ -313,6 +316,20 @@ class ServerAppImpl final : public ServerApp {
     return absl::OkStatus();
   }
 
+  // Serving does not hang on it.
+  void OpenOperatorSocket() {
+    if (config_.operator_socket.empty()) return;
+    auto opened = OperatorServer::Listen(config_.operator_socket,
+                                         config_.store_dir, *store_);
+    if (opened.ok()) {
+      operator_ = *std::move(opened);
+      return;
+    }
+    XC_LOG_WARN("no operator socket: `xcache store` cannot reach this server",
+                "socket={} error={}", LogValue(config_.operator_socket),
+                LogValue(std::string(opened.status().message())));
+  }
+
   void AddSources() {
     core_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleCore(core_->Snapshot(), writer);
@@ -346,6 +363,7 @@ class ServerAppImpl final : public ServerApp {
   Metrics::SourceHandle process_source_, frontend_source_, core_source_,
       build_source_;
   std::unique_ptr<RpcServer> rpc_;
+  std::unique_ptr<OperatorServer> operator_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::string address_, metrics_address_;
 };

@@ -392,6 +392,39 @@ void SessionStoreImpl::WriteUndurable() {
   }
 }
 
+std::vector<std::string> SessionStoreImpl::tenants() const {
+  std::vector<std::string> tenants;
+  MutexLock lock(mu_);
+  for (const auto& [tenant, order] : orders_) tenants.push_back(tenant);
+  return tenants;
+}
+
+absl::StatusOr<int64_t> SessionStoreImpl::Check(std::string_view tenant,
+                                                std::string_view id) {
+  const std::string key = SessionKeyBytes(tenant, id);
+  // So that its two records are of one write.
+  MutexLock write_lock(WriteLock(key));
+  std::string manifest, head;
+  absl::Status status = parts_.db->Get(Family::kSessions, key, &manifest);
+  if (status.ok()) status = DecodeSessionRecord(manifest, key).status();
+  if (absl::IsNotFound(status) && Known(key)) {
+    MutexLock lock(mu_);
+    if (undurable_.contains(key)) return 0;  // there is none to look at
+    status = absl::DataLossError("session record: missing");
+  }
+  if (absl::IsDataLoss(status)) MarkDamaged(key);
+  XC_RETURN_IF_ERROR(status);
+  status = parts_.db->Get(Family::kSessionIndex, key, &head);
+  if (status.ok()) status = DecodeSessionHead(head, key).status();
+  if (!status.ok() && !absl::IsUnavailable(status)) {
+    // No turn is lost with it: a start reads the manifest instead.
+    return absl::DataLossError(
+        absl::StrCat("its entry in the index alone: ", status.message()));
+  }
+  XC_RETURN_IF_ERROR(status);
+  return static_cast<int64_t>(manifest.size() + head.size());
+}
+
 SessionStoreStats SessionStoreImpl::stats() const {
   MutexLock lock(mu_);
   SessionStoreStats stats = stats_;

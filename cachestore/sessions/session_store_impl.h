@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "cachestore/rocksdb/database.h"
@@ -65,6 +66,12 @@ class SessionStoreImpl : public SessionStore {
 
   // Writes the manifests that are in memory only.
   void WriteUndurable();
+  // Those that have sessions.
+  std::vector<std::string> tenants() const;
+  // Reads what is on disk of a session and checks it, its entry in the index
+  // too. Returns how many bytes that was. NOT_FOUND, DATA_LOSS, UNAVAILABLE: as
+  // Load.
+  absl::StatusOr<int64_t> Check(std::string_view tenant, std::string_view id);
   // How many sessions were deleted since the start.
   int64_t num_deleted() const { return num_deleted_; }
 

@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import struct
+import subprocess
+import sys
 import time
 
 import grpc
@@ -50,6 +53,34 @@ def test_every_published_query_has_an_answer(client, address):
             break
         time.sleep(0.2)
     assert not silent, silent
+
+
+def test_the_boards_are_drawn_without_a_grafana(client, address, tmp_path):
+    client.chat(messages="hello")
+    harness.wait_until(
+        lambda: query(address, "sum(xcache_requests_total) > 0"),
+        what="the chat to be scraped")
+    picture = tmp_path / "boards.png"
+    # Below the build, so that the packages are got once.
+    words = [sys.executable, harness.SOURCE / "deploy/preview_dashboards.py",
+             "--prometheus", address, "--out", picture, "--minutes", "1",
+             "--work", harness.BUILD / "integration"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    empty = json.loads(done.stdout)["empty"]
+    # There are no recording rules here, and so no figures of theirs.
+    assert "XCache: users: Requests that fail" in empty
+    assert "XCache: fleet: Servers" not in empty
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    assert width > 1000 and height > 1000
+    # A picture with holes is no success where that is asked.
+    strict = subprocess.run([*words, "--strict"], capture_output=True,
+                            timeout=300)
+    assert strict.returncode == 1
+    wrong = subprocess.run([*words, "--boards", "nothing"],
+                           capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2 and "cache, fleet, users" in wrong.stderr
 
 
 def test_prometheus_scrapes_and_answers(client, address):

@@ -121,9 +121,9 @@ void TurnFinisher::FailOrCut(ActiveRequest& request,
     return;
   }
   XC_LOG_WARN("answer ended for lack of memory",
-              "context_tokens={} generated_tokens={} why={}",
+              "context_tokens={} generated_tokens={} why={}{}",
               request.tokens.size(), request.generated(),
-              LogValue(std::string(status.message())));
+              LogValue(std::string(status.message())), request.base.log_ids);
   Finish(request, FinishReason::kContext);
 }
 
