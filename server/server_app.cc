@@ -21,6 +21,7 @@
 #include "server/core/cache/quality.h"
 #include "server/core/server_core.h"
 #include "server/core/sessions/remat_setting.h"
+#include "server/core/tenants/tenant_ledger.h"
 #include "server/frontend/auth.h"
 #include "server/frontend/descriptors.h"
 #include "server/frontend/file_watcher.h"
@@ -30,6 +31,7 @@
 #include "server/metrics/metrics_endpoint.h"
 #include "server/metrics/process_metrics.h"
 #include "server/metrics/store_metrics.h"
+#include "server/metrics/tenant_metrics.h"
 #include "server/model_watch.h"
 
 namespace xcache {
@@ -117,7 +119,8 @@ class ServerAppImpl final : public ServerApp {
                        "and for a conversation"));
     }
     request_memory_ = *std::move(reserved);
-    XC_ASSIGN_OR_RETURN(auth_, Authenticator::Create(config_.token_file));
+    XC_ASSIGN_OR_RETURN(auth_,
+                        Authenticator::Create(config_.token_file, &tenants_));
     if (!config_.tls_cert.empty()) {
       XC_ASSIGN_OR_RETURN(tls_,
                           TlsIdentity::Load({config_.tls_cert, config_.tls_key,
@@ -133,6 +136,7 @@ class ServerAppImpl final : public ServerApp {
     options.tls = tls_;
     options.metrics = metrics_.get();
     options.auth = auth_.get();
+    options.tenants = &tenants_;
     process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleProcess(writer);
       writer.Set(Metric::kReady, ready_ ? 1 : 0);
@@ -280,6 +284,7 @@ class ServerAppImpl final : public ServerApp {
     deps.store = store_.get();
     deps.memory = budget_.get();
     deps.metrics = metrics_.get();
+    deps.tenants = &tenants_;
     ServerCoreOptions options;
     options.default_codec = codec;
     options.step_rows = config_.batch_rows;
@@ -302,6 +307,7 @@ class ServerAppImpl final : public ServerApp {
       SampleCore(core_->Snapshot(), writer);
       SampleStore(store_->stats(), writer);
       SampleMemory(*budget_, writer);
+      SampleTenants(tenants_, store_->sessions(), writer);
     });
     build_source_ = metrics_->AddSource(
         [name = engine_->info().name, id = engine_->info().numerics_id,
@@ -314,6 +320,7 @@ class ServerAppImpl final : public ServerApp {
   const Config config_;
   const std::shared_ptr<Metrics> metrics_;
   std::atomic<bool> ready_{false};
+  TenantLedger tenants_;
   std::unique_ptr<Authenticator> auth_;
   std::shared_ptr<TlsIdentity> tls_;
   std::unique_ptr<FileWatcher> credentials_watcher_;

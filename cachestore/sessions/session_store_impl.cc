@@ -154,6 +154,8 @@ void SessionStoreImpl::Enter(const std::string& key, SessionSummary summary) {
   Order& order = orders_[summary.tenant];
   if (!is_new) order.erase({-it->second.update_ms, it->second.id});
   order.insert({-summary.update_ms, summary.id});
+  page_bytes_[summary.tenant] += static_cast<int64_t>(summary.page_bytes) -
+                                 static_cast<int64_t>(it->second.page_bytes);
   it->second = std::move(summary);
 }
 
@@ -164,7 +166,11 @@ void SessionStoreImpl::Leave(const std::string& key) {
   if (it == summaries_.end()) return;
   const auto order = orders_.find(it->second.tenant);
   order->second.erase({-it->second.update_ms, it->second.id});
-  if (order->second.empty()) orders_.erase(order);
+  page_bytes_[it->second.tenant] -= static_cast<int64_t>(it->second.page_bytes);
+  if (order->second.empty()) {
+    orders_.erase(order);
+    page_bytes_.erase(it->second.tenant);
+  }
   summaries_.erase(it);
 }
 
@@ -420,6 +426,16 @@ void SessionStoreImpl::WriteUndurable() {
     if (it != summaries_.end()) it->second.durable = true;
     ++stats_.commits;
   }
+}
+
+TenantSessions SessionStoreImpl::UseOf(std::string_view tenant) const {
+  TenantSessions use;
+  MutexLock lock(mu_);
+  const auto order = orders_.find(std::string(tenant));
+  if (order == orders_.end()) return use;
+  use.num_sessions = static_cast<int64_t>(order->second.size());
+  use.page_bytes = page_bytes_.find(tenant)->second;
+  return use;
 }
 
 SessionStoreStats SessionStoreImpl::stats() const {

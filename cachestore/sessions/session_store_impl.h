@@ -51,6 +51,7 @@ class SessionStoreImpl : public SessionStore {
                 const std::function<bool(std::string_view, std::string_view)>&
                     in_use) override;
   SessionStoreStats stats() const override;
+  TenantSessions UseOf(std::string_view tenant) const override;
 
   // Writes the manifests that are in memory only.
   void WriteUndurable();
@@ -97,6 +98,8 @@ class SessionStoreImpl : public SessionStore {
   absl::flat_hash_map<std::string, SessionSummary> summaries_
       XC_GUARDED_BY(mu_);
   std::map<std::string, Order> orders_ XC_GUARDED_BY(mu_);  // by tenant
+  std::map<std::string, int64_t, std::less<>> page_bytes_
+      XC_GUARDED_BY(mu_);  // by tenant, of those in orders_
   absl::flat_hash_map<std::string, std::shared_ptr<const Undurable>> undurable_
       XC_GUARDED_BY(mu_);
   SessionStoreStats stats_ XC_GUARDED_BY(mu_);

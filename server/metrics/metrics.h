@@ -64,6 +64,10 @@ enum class Metric {
   kWaitingTokens,
   kQueueRejections,
   kPreemptions,
+  // Tenants that have limits.
+  kTenantLimit,
+  kTenantUse,
+  kTenantRefusals,
   // What clients hold of the front end.
   kConnections,
   kConnectionsAccepted,

@@ -81,6 +81,7 @@ class FakeSessions final : public SessionStore {
                 const std::function<bool(std::string_view, std::string_view)>&
                     in_use) override;
   SessionStoreStats stats() const override;
+  TenantSessions UseOf(std::string_view tenant) const override;
 
   // What Commit says; the record is kept all the same.
   void SetCommitStatus(absl::Status status);
@@ -95,8 +96,7 @@ class FakeSessions final : public SessionStore {
 
  private:
   using Key = std::pair<std::string, std::string>;
-  SessionSummary Summarize(const SessionRecord& record) const
-      XC_REQUIRES(mu_);
+  SessionSummary Summarize(const SessionRecord& record) const XC_REQUIRES(mu_);
 
   mutable Mutex mu_;
   std::map<Key, SessionRecord> sessions_ XC_GUARDED_BY(mu_);
