@@ -12,8 +12,8 @@
 namespace xcache::testing {
 namespace {
 
-using ::testing::HasSubstr;
 using std::chrono::milliseconds;
+using ::testing::HasSubstr;
 
 TenantPolicies Limited(TenantLimit limit, int64_t most) {
   TenantPolicies policies;
@@ -57,8 +57,8 @@ TEST(CoreTenantsTest, OfASessionOnlyWhatIsNewIsAskedFor) {
     const auto answer = h.Chat(h.Turn("s", Letters(100, i)));
     ASSERT_TRUE(answer->status().ok()) << answer->status();
     const FinalInfo final = answer->final();
-    expected +=
-        static_cast<int64_t>(final.prompt_tokens - had + final.generated_tokens);
+    expected += static_cast<int64_t>(final.prompt_tokens - had +
+                                     final.generated_tokens);
     EXPECT_EQ(Used(h), expected) << i;
   }
 }
@@ -75,8 +75,7 @@ TEST(CoreTenantsTest, WhoEndsEarlyGivesTheRestBack) {
   EXPECT_EQ(Used(h), 910);
   request.cancellation->Cancel();
   sink->Wait();
-  EXPECT_EQ(Used(h),
-            static_cast<int64_t>(10 + sink->final().generated_tokens));
+  EXPECT_EQ(Used(h), static_cast<int64_t>(10 + sink->final().generated_tokens));
 }
 
 TEST(CoreTenantsTest, QueuedTokens) {
@@ -113,7 +112,8 @@ TEST(CoreTenantsTest, Sessions) {
   EXPECT_EQ(ReasonOf(refused).id, Reason::kTenantSessions);
   EXPECT_EQ(RetryAfterOf(refused), 0);
   // One that is there is there.
-  EXPECT_TRUE(absl::IsAlreadyExists(h.core->CreateSession(h.Named("a")).status()));
+  EXPECT_TRUE(
+      absl::IsAlreadyExists(h.core->CreateSession(h.Named("a")).status()));
   EXPECT_EQ(ReasonOf(h.core->ForkSession(Fork("t", "a", "c", 0)).status()).id,
             Reason::kTenantSessions);
   const std::string document = h.core->ExportSession("t", "a", false).value();

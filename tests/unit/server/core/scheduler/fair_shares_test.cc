@@ -135,9 +135,9 @@ TEST(FairSharesTest, AWeightIsATimesShare) {
     Step(shares, machine, parts);
     for (const Part& part : parts) rows[part.tenant] += part.gets;
   }
-  EXPECT_NEAR(static_cast<double>(rows["heavy"]) /
-                  static_cast<double>(rows["light"]),
-              3.0, 0.1);
+  EXPECT_NEAR(
+      static_cast<double>(rows["heavy"]) / static_cast<double>(rows["light"]),
+      3.0, 0.1);
   EXPECT_EQ(rows["heavy"] + rows["light"], 200 * kBudget);
 }
 

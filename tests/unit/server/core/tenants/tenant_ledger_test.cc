@@ -63,7 +63,8 @@ TEST_F(TenantLedgerTest, AHintIsThereWhereTimeHelps) {
     const auto held = ledger_.Take("a", limit, 8);
     return RetryAfterOf(ledger_.Take("a", limit, amount).status());
   };
-  EXPECT_EQ(hint(TenantLimit::kRequests, 3), std::nullopt);  // as the queue says
+  EXPECT_EQ(hint(TenantLimit::kRequests, 3),
+            std::nullopt);  // as the queue says
   EXPECT_EQ(hint(TenantLimit::kQueuedTokens, 3), std::nullopt);
   EXPECT_EQ(hint(TenantLimit::kQueuedTokens, 11), 0);  // never fits
   EXPECT_EQ(hint(TenantLimit::kTokensPerMinute, 3), 1000);
