@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 #include <thread>
@@ -104,7 +105,11 @@ TEST_F(TenantLedgerTest, AFloodGetsAMinutesTokensAMinute) {
   constexpr int64_t kMost = 6000;
   ledger_.SetPolicies({{"a", With(kLimit, kMost)}});
   std::vector<std::pair<int64_t, int64_t>> used;  // when, how many
-  std::vector<TenantHold> running;
+  struct Running {
+    TenantHold hold;
+    int64_t left = 120;
+  };
+  std::vector<Running> running;
   uint32_t seed = 1;
   int64_t total = 0;
   const int64_t start = now_ms_;
@@ -112,17 +117,18 @@ TEST_F(TenantLedgerTest, AFloodGetsAMinutesTokensAMinute) {
     while (true) {
       auto hold = ledger_.Take("a", kLimit, 120);
       if (!hold.ok()) break;
-      running.push_back(*std::move(hold));
+      running.push_back({*std::move(hold)});
     }
-    for (TenantHold& hold : running) {
+    for (Running& one : running) {
       seed = seed * 1664525u + 1013904223u;
-      const int64_t n = seed >> 29;  // 0 to 7
-      hold.Spend(n);
+      const int64_t n = std::min<int64_t>(one.left, seed >> 29);  // 0 to 7
+      one.left -= n;
+      one.hold.Spend(n);
       used.emplace_back(now_ms_, n);
       total += n;
     }
     // Some end before they have used all that they could.
-    std::erase_if(running, [&](const TenantHold&) {
+    std::erase_if(running, [&](const Running&) {
       seed = seed * 1664525u + 1013904223u;
       return seed >> 27 == 0;
     });
