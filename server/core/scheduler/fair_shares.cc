@@ -1,7 +1,7 @@
 #include "server/core/scheduler/fair_shares.h"
 
 #include <algorithm>
-#include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "server/core/tenants/take.h"
@@ -54,8 +54,9 @@ double StepCost::fixed_rows() const {
   return fixed_ < most * per_row_ ? fixed_ / per_row_ : most;
 }
 
-double FairShares::Weight(std::string_view tenant) const {
-  return static_cast<double>(WeightOf(tenants_, tenant));
+FairShares::Part FairShares::PartOf(std::string_view tenant) const {
+  return {.tenant = std::string(tenant),
+          .weight = static_cast<double>(WeightOf(tenants_, tenant))};
 }
 
 double FairShares::VirtualTime(std::string_view tenant) const {
@@ -71,35 +72,30 @@ double FairShares::OwedSeconds(std::string_view tenant) const {
   return it == accounts_.end() ? 0 : it->second.owed_seconds;
 }
 
-double FairShares::MostRows(std::string_view tenant,
-                            std::span<const Part> parts) const {
-  double most = kNoLimit;
-  const double weight = Weight(tenant);
-  for (const Part& other : parts) {
-    if (!other.waits || other.tenant == tenant) continue;
-    const double gets = static_cast<double>(std::max<int64_t>(1, other.gets));
-    // As many as the other one has never make a step more than twice as long.
-    // Both may be about to get more.
-    const double equal = gets + (other.gets < other.wants ? 1 : 0);
-    const double rows = std::max(equal, kShare * (cost_.fixed_rows() + gets));
-    most = std::min(most, rows * weight / Weight(other.tenant));
+FairShares::Limit FairShares::LimitOf(std::span<const Part> parts) const {
+  Limit limit;
+  for (const Part& part : parts) {
+    if (!part.waits) continue;
+    const double gets = static_cast<double>(std::max<int64_t>(1, part.gets));
+    // As many as this one has never make a step more than twice as long. Both
+    // may be about to get more.
+    const double equal = gets + (part.gets < part.wants ? 1 : 0);
+    const double rows =
+        std::max(equal, kShare * (cost_.fixed_rows() + gets)) / part.weight;
+    const double seconds = std::max(rows * cost_.per_row(),
+                                    kShare * cost_.seconds(gets) / part.weight);
+    if (limit.whose.empty() || rows < limit.rows) {
+      limit.own_rows = limit.rows;
+      limit.own_seconds = limit.seconds;
+      limit.rows = rows;
+      limit.seconds = seconds;
+      limit.whose = part.tenant;
+    } else if (rows < limit.own_rows) {
+      limit.own_rows = rows;
+      limit.own_seconds = seconds;
+    }
   }
-  return most;
-}
-
-double FairShares::MostSeconds(std::string_view tenant,
-                               std::span<const Part> parts) const {
-  const double rows = MostRows(tenant, parts);
-  if (rows == kNoLimit) return kNoLimit;
-  double most = kNoLimit;
-  for (const Part& other : parts) {
-    if (!other.waits || other.tenant == tenant) continue;
-    const double alone =
-        cost_.seconds(static_cast<double>(std::max<int64_t>(1, other.gets)));
-    most =
-        std::min(most, kShare * alone * Weight(tenant) / Weight(other.tenant));
-  }
-  return std::max(most, rows * cost_.per_row());
+  return limit;
 }
 
 void FairShares::Share(int64_t budget, std::span<Part> parts) const {
@@ -107,49 +103,54 @@ void FairShares::Share(int64_t budget, std::span<Part> parts) const {
     parts[0].gets = std::min(budget, parts[0].wants);
     return;
   }
-  std::vector<double> times, weights;
+  std::vector<double> times, owed;
   for (Part& part : parts) {
     part.gets = 0;
     times.push_back(VirtualTime(part.tenant));
-    weights.push_back(Weight(part.tenant));
+    owed.push_back(OwedSeconds(part.tenant));
   }
-  const int64_t quantum = std::max<int64_t>(1, budget / kRounds);
   const auto give = [&](size_t i, int64_t rows) {
     parts[i].gets += rows;
     budget -= rows;
-    times[i] += static_cast<double>(rows) / weights[i];
-  };
-  const auto room = [&](size_t i) -> int64_t {
-    double rows = MostRows(parts[i].tenant, parts);
-    if (rows == kNoLimit) return quantum;
-    if (const double owed = OwedSeconds(parts[i].tenant); owed > 0) {
-      if (cost_.per_row() == 0) return 0;
-      rows -= owed / cost_.per_row();
-    }
-    rows -= static_cast<double>(parts[i].gets);
-    return static_cast<int64_t>(
-        std::clamp(rows, 0.0, static_cast<double>(quantum)));
+    times[i] += static_cast<double>(rows) / parts[i].weight;
   };
   // A row for everybody, who is behind first: nobody is shut out. But for one
-  // that has had more than that between the steps.
+  // that has had more than that between the steps, unless that is everybody.
   std::vector<size_t> order(parts.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t a, size_t b) { return times[a] < times[b]; });
-  for (const size_t i : order) {
-    const bool owes = OwedSeconds(parts[i].tenant) > 0 &&
-                      MostRows(parts[i].tenant, parts) < kNoLimit;
-    if (budget > 0 && !owes) give(i, 1);
+  const Limit first = LimitOf(parts);
+  const int64_t all = budget;
+  for (const bool even_if_owed : {false, true}) {
+    if (budget < all) break;
+    for (const size_t i : order) {
+      const bool owes =
+          owed[i] > 0 && first.RowsOf(parts[i].tenant, 1) < kNoLimit;
+      if (budget > 0 && (even_if_owed || !owes)) give(i, 1);
+    }
   }
+  const int64_t quantum = std::max<int64_t>(1, all / kRounds);
   while (budget > 0) {
+    const Limit limit = LimitOf(parts);
     size_t next = parts.size();
+    int64_t rows = 0;
     for (size_t i = 0; i < parts.size(); ++i) {
-      if (parts[i].gets >= parts[i].wants || room(i) < 1) continue;
-      if (next == parts.size() || times[i] < times[next]) next = i;
+      const Part& part = parts[i];
+      if (next < parts.size() && times[i] >= times[next]) continue;
+      double room = limit.RowsOf(part.tenant, part.weight);
+      if (room < kNoLimit && owed[i] > 0) {
+        room = cost_.per_row() > 0 ? room - owed[i] / cost_.per_row() : 0;
+      }
+      room = std::min(room - static_cast<double>(part.gets),
+                      static_cast<double>(
+                          std::min({quantum, part.wants - part.gets, budget})));
+      if (room < 1) continue;
+      next = i;
+      rows = static_cast<int64_t>(room);
     }
     if (next == parts.size()) return;
-    give(next,
-         std::min({room(next), parts[next].wants - parts[next].gets, budget}));
+    give(next, rows);
   }
 }
 
@@ -157,22 +158,29 @@ void FairShares::Ran(std::span<const Part> parts, double seconds) {
   int64_t rows = 0;
   for (const Part& part : parts) rows += part.gets;
   cost_.Add(rows, seconds);
+  const Limit limit = LimitOf(parts);
   for (auto& [tenant, account] : accounts_) {
     account.backlogged = false;
     if (account.owed_seconds == 0) continue;
     // What it left of its part of this step.
-    double left = MostSeconds(tenant, parts);
-    for (const Part& part : parts) {
-      if (part.tenant != tenant) continue;
-      left -= static_cast<double>(part.gets) * cost_.per_row();
-    }
+    const auto part = std::find_if(parts.begin(), parts.end(),
+                                   [&, &name = tenant](const Part& other) {
+                                     return other.tenant == name;
+                                   });
+    const bool is_there = part != parts.end();
+    const double weight = is_there
+                              ? part->weight
+                              : static_cast<double>(WeightOf(tenants_, tenant));
+    const double took =
+        is_there ? static_cast<double>(part->gets) * cost_.per_row() : 0;
+    const double left = limit.SecondsOf(tenant, weight) - took;
     account.owed_seconds =
         std::max(0.0, account.owed_seconds - std::max(0.0, left));
   }
   double behind = kNoLimit, ahead = floor_;
   for (const Part& part : parts) {
-    const double time = VirtualTime(part.tenant) +
-                        static_cast<double>(part.gets) / Weight(part.tenant);
+    const double time =
+        VirtualTime(part.tenant) + static_cast<double>(part.gets) / part.weight;
     Account& account = accounts_[part.tenant];
     account.time = time;
     account.backlogged = part.gets < part.wants;
@@ -189,9 +197,9 @@ void FairShares::Ran(std::span<const Part> parts, double seconds) {
 
 double FairShares::RestoreSeconds(std::string_view tenant,
                                   std::span<const Part> parts) const {
-  const double most = MostSeconds(tenant, parts);
-  if (most == kNoLimit) return kNoLimit;
-  return OwedSeconds(tenant) > 0 ? 0 : most;
+  const double most = LimitOf(parts).SecondsOf(
+      tenant, static_cast<double>(WeightOf(tenants_, tenant)));
+  return most < kNoLimit && OwedSeconds(tenant) > 0 ? 0 : most;
 }
 
 void FairShares::Restored(std::string_view tenant, double seconds) {
@@ -199,7 +207,8 @@ void FairShares::Restored(std::string_view tenant, double seconds) {
   Account& account = accounts_[std::string(tenant)];
   account.time = before;
   if (cost_.per_row() > 0) {
-    account.time += seconds / cost_.per_row() / Weight(tenant);
+    account.time += seconds / cost_.per_row() /
+                    static_cast<double>(WeightOf(tenants_, tenant));
   }
   account.owed_seconds += seconds;
 }

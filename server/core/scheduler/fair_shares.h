@@ -58,10 +58,13 @@ class FairShares {
   // One tenant's part of a step.
   struct Part {
     std::string tenant;
+    double weight = 1;
     int64_t wants = 0;   // rows at most, more than 0
     bool waits = false;  // some of them are of answers under way
     int64_t gets = 0;    // rows
   };
+  // Empty, of the tenant's weight.
+  Part PartOf(std::string_view tenant) const;
 
   // Gives rows to parts of different tenants, `budget` in all; where that is as
   // many as there are parts, each gets one at least.
@@ -70,7 +73,7 @@ class FairShares {
   void Ran(std::span<const Part> parts, double seconds);
 
   // --- Rematerializing, between two steps of which the next one will have
-  // these parts (`gets` is not looked at).
+  // these parts.
 
   // Seconds that it may take for a tenant; kNoLimit: nobody else waits for a
   // token. Zero: the tenant had more than that lately.
@@ -90,12 +93,25 @@ class FairShares {
     double owed_seconds = 0;  // it took between steps
   };
 
-  double Weight(std::string_view tenant) const;
-  // What a tenant may add to a step for the sake of those who wait: rows, and
-  // the seconds that they take or that something else may take instead.
-  double MostRows(std::string_view tenant, std::span<const Part> parts) const;
-  double MostSeconds(std::string_view tenant,
-                     std::span<const Part> parts) const;
+  // For the sake of those who wait: what each of the others may add to a step,
+  // for its weight. In rows, and in the seconds that they take or that
+  // something else may take instead.
+  struct Limit {
+    double rows = kNoLimit;
+    double seconds = kNoLimit;
+    std::string_view whose;  // who waits and leaves least
+    // And whoever leaves least beside that one: the limit of itself.
+    double own_rows = kNoLimit;
+    double own_seconds = kNoLimit;
+
+    double RowsOf(std::string_view tenant, double weight) const {
+      return weight * (tenant == whose ? own_rows : rows);
+    }
+    double SecondsOf(std::string_view tenant, double weight) const {
+      return weight * (tenant == whose ? own_seconds : seconds);
+    }
+  };
+  Limit LimitOf(std::span<const Part> parts) const;
   double OwedSeconds(std::string_view tenant) const;
 
   TenantLedger* const tenants_;

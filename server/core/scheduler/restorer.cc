@@ -78,8 +78,8 @@ bool Restorer::PlanAndRestore() {
       }
     }
   }
-  const RunQueue::RequestPtr to_restore =
-      NextToRestore();  // it may end in this
+  // It may end in this.
+  const RunQueue::RequestPtr to_restore = NextToRestore();
   if (to_restore == nullptr || !RestoreSlice(*to_restore)) return false;
   StageSlice(*to_restore);
   return true;
@@ -89,10 +89,13 @@ std::vector<FairShares::Part> Restorer::NextParts() const {
   std::map<std::string_view, FairShares::Part> parts;
   for (const RunQueue::RequestPtr& request : queue_.running()) {
     if (!request->may_compute) continue;
-    FairShares::Part& part = parts[request->base.tenant];
-    part.tenant = request->base.tenant;
+    const auto [it, is_new] = parts.try_emplace(request->base.tenant);
+    FairShares::Part& part = it->second;
+    if (is_new) part = shares_.PartOf(request->base.tenant);
     ++part.wants;
-    part.waits = part.waits || request->decoding();
+    if (!request->decoding()) continue;
+    part.waits = true;
+    ++part.gets;
   }
   std::vector<FairShares::Part> out;
   for (auto& [tenant, part] : parts) out.push_back(std::move(part));

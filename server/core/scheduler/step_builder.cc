@@ -104,7 +104,7 @@ StepBuilder::Step StepBuilder::Build() const {
   for (const RunQueue::RequestPtr& request : ready) {
     const auto [it, is_new] =
         part_of.emplace(request->base.tenant, step.parts.size());
-    if (is_new) step.parts.push_back({.tenant = request->base.tenant});
+    if (is_new) step.parts.push_back(shares_.PartOf(request->base.tenant));
     FairShares::Part& part = step.parts[it->second];
     part.wants += MostRows(*request);
     part.waits = part.waits || request->decoding();

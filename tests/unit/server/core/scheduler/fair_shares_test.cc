@@ -33,6 +33,7 @@ int64_t RowsOf(const std::vector<Part>& parts) {
 // One step of these parts; returns what it took.
 double Step(FairShares& shares, const Machine& machine,
             std::vector<Part>& parts) {
+  for (Part& part : parts) part.weight = shares.PartOf(part.tenant).weight;
   shares.Share(kBudget, parts);
   EXPECT_LE(RowsOf(parts), kBudget);
   for (const Part& part : parts) EXPECT_LE(part.gets, part.wants);
@@ -269,6 +270,21 @@ TEST(FairSharesTest, RematerializingIsPartOfAShare) {
   shares.Restored("flood", 1.0);
   Step(shares, machine, alone);
   EXPECT_GT(shares.RestoreSeconds("flood", parts), 0);
+}
+
+TEST(FairSharesTest, WhereAllOweSomethingAllGoOn) {
+  FairShares shares(nullptr);
+  std::vector<Part> parts = {{.tenant = "a", .wants = 1, .waits = true},
+                             {.tenant = "b", .wants = 1, .waits = true}};
+  Step(shares, Machine(), parts);
+  shares.Restored("a", 1.0);
+  shares.Restored("b", 1.0);
+  int64_t rows = 0;
+  for (int i = 0; i < 100; ++i) {
+    Step(shares, Machine(), parts);
+    rows += RowsOf(parts);
+  }
+  EXPECT_EQ(rows, 200);
 }
 
 }  // namespace
