@@ -1,11 +1,7 @@
 // The wire, end to end over a real port, with a fake core behind it.
 #include "server/grpc/rpc_server.h"
 
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <chrono>
-#include <fstream>
 #include <future>
 #include <map>
 #include <memory>
@@ -66,14 +62,13 @@ class RpcServerTest : public ::testing::Test {
   void Start(const std::string& token_file = "",
              const TlsFiles& tls = TlsFiles(),
              const StreamLimits& limits = StreamLimits()) {
-    auth_ = Authenticator::Create(token_file, &tenants_).value();
+    auth_ = Authenticator::Create(token_file).value();
     RpcServerOptions options;
     options.listen.address = "127.0.0.1:0";
     if (!tls.cert.empty()) options.tls = TlsIdentity::Load(tls).value();
     options.stream_limits = limits;
     options.metrics = &metrics_;
     options.auth = auth_.get();
-    options.tenants = &tenants_;
     auto server = RpcServer::Listen(options);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -157,7 +152,6 @@ class RpcServerTest : public ::testing::Test {
 
   Metrics metrics_;
   FakeCore core_;
-  TenantLedger tenants_;
   std::unique_ptr<Authenticator> auth_;
   std::unique_ptr<RpcServer> server_;
   std::shared_ptr<grpc::Channel> channel_;
@@ -249,50 +243,6 @@ TEST_F(RpcServerTest, AFullQueueSaysWhenToTryAgain) {
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   ASSERT_EQ(answer.trailers.count(kRetryAfterTrailer), 1u);
   EXPECT_EQ(answer.trailers.find(kRetryAfterTrailer)->second, "1234");
-}
-
-TEST_F(RpcServerTest, ATenantHasNoMoreRequestsUnderWayThanItMay) {
-  const std::string path = ::testing::TempDir() + "/rpc_server_test." +
-                           std::to_string(getpid()) + ".tokens";
-  unlink(path.c_str());
-  std::ofstream(path) << "abc alice\ndef bob\ntenant alice requests=2\n";
-  chmod(path.c_str(), 0600);
-  Start(path);
-  server_->Serve(&core_);
-  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
-  std::vector<std::unique_ptr<grpc::ClientReader<v1::ChatResponse>>> running;
-  for (int i = 0; i < 2; ++i) {
-    contexts.push_back(std::make_unique<grpc::ClientContext>());
-    contexts.back()->AddMetadata("authorization", "Bearer abc");
-    running.push_back(inference_->Chat(contexts.back().get(), Chat("hang")));
-  }
-  ASSERT_TRUE(Eventually([&] { return core_.running() == 2; }));
-  const Answer refused = RunChat(Chat("say x"), "abc");
-  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(refused.status.error_message(), HasSubstr("requests=2"));
-  EXPECT_THAT(refused.status.error_details(), HasSubstr("TENANT_REQUESTS"));
-  EXPECT_EQ(refused.trailers.count(kRetryAfterTrailer), 1u);
-  // It is about answers; and nobody else's.
-  grpc::ClientContext context;
-  context.AddMetadata("authorization", "Bearer abc");
-  v1::ListSessionsResponse sessions;
-  EXPECT_TRUE(
-      sessions_->ListSessions(&context, v1::ListSessionsRequest(), &sessions)
-          .ok());
-  EXPECT_TRUE(RunChat(Chat("say x"), "def").status.ok());
-  contexts[0]->TryCancel();
-  running[0]->Finish();
-  EXPECT_TRUE(Eventually([&] { return core_.running() == 1; }));
-  // As soon as a client has its status, it may send the next one.
-  ASSERT_TRUE(
-      Eventually([&] { return RunChat(Chat("say x"), "abc").status.ok(); }));
-  for (int i = 0; i < 50; ++i) {
-    const Answer next = RunChat(Chat("say x"), "abc");
-    EXPECT_TRUE(next.status.ok()) << next.status.error_message();
-  }
-  contexts[1]->TryCancel();
-  running[1]->Finish();
-  unlink(path.c_str());
 }
 
 TEST_F(RpcServerTest, BadRequestsAreRefusedAndCounted) {
