@@ -148,12 +148,15 @@ absl::Status Call::Admit() {
             deps_.request_bytes->limit())),
         Reason::kRequestTooLarge);
   }
-  auto held = deps_.request_bytes->Hold(bytes);
+  const bool several = deps_.tenants != nullptr && deps_.tenants->has_several();
+  auto held = deps_.request_bytes->Hold(
+      bytes, several ? std::string_view(tenant_) : std::string_view());
   if (!held.has_value()) {
     return WithReason(absl::ResourceExhaustedError(absl::StrCat(
                           "the requests that are worked on hold the ",
                           deps_.request_bytes->limit(),
-                          " bytes that are set aside for them")),
+                          " bytes that are set aside for them, or this "
+                          "tenant's part of them")),
                       Reason::kOutOfMemory);
   }
   held_ = *std::move(held);
