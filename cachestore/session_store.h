@@ -46,6 +46,12 @@ struct SessionStoreStats {
   int64_t newest_update_ms = 0;  // of any session; Unix time
 };
 
+// What a tenant has in the store.
+struct TenantSessions {
+  int64_t num_sessions = 0;
+  int64_t page_bytes = 0;  // SessionHead::page_bytes of all of them
+};
+
 class SessionStore {
  public:
   virtual ~SessionStore() = default;
@@ -91,6 +97,8 @@ class SessionStore {
           in_use) = 0;
 
   virtual SessionStoreStats stats() const = 0;
+  // As far as the summaries in memory know; takes the same time for any tenant.
+  virtual TenantSessions UseOf(std::string_view tenant) const = 0;
 };
 
 }  // namespace xcache

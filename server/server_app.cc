@@ -22,6 +22,7 @@
 #include "server/core/cache/quality.h"
 #include "server/core/server_core.h"
 #include "server/core/sessions/remat_setting.h"
+#include "server/core/tenants/tenant_ledger.h"
 #include "server/frontend/auth.h"
 #include "server/frontend/descriptors.h"
 #include "server/frontend/file_watcher.h"
@@ -32,6 +33,7 @@
 #include "server/metrics/metrics_endpoint.h"
 #include "server/metrics/process_metrics.h"
 #include "server/metrics/store_metrics.h"
+#include "server/metrics/tenant_metrics.h"
 #include "server/model_watch.h"
 #include "server/shared_stores.h"
 
@@ -130,7 +132,8 @@ class ServerAppImpl final : public ServerApp {
                        "and for a conversation"));
     }
     request_memory_ = *std::move(reserved);
-    XC_ASSIGN_OR_RETURN(auth_, Authenticator::Create(config_.token_file));
+    XC_ASSIGN_OR_RETURN(auth_,
+                        Authenticator::Create(config_.token_file, &tenants_));
     if (!config_.tls_cert.empty()) {
       XC_ASSIGN_OR_RETURN(tls_,
                           TlsIdentity::Load({config_.tls_cert, config_.tls_key,
@@ -148,6 +151,7 @@ class ServerAppImpl final : public ServerApp {
     options.auth = auth_.get();
     heap_trimmer_ = std::make_unique<HeapTrimmer>(
         kTrimInterval, budget_->cap_bytes() / kTrimShare);
+    options.tenants = &tenants_;
     process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleProcess(writer);
       writer.Set(Metric::kReady, ready_ ? 1 : 0);
@@ -299,6 +303,7 @@ class ServerAppImpl final : public ServerApp {
     deps.store = store_.get();
     deps.memory = budget_.get();
     deps.metrics = metrics_.get();
+    deps.tenants = &tenants_;
     ServerCoreOptions options;
     options.default_codec = codec;
     options.step_rows = config_.batch_rows;
@@ -335,6 +340,7 @@ class ServerAppImpl final : public ServerApp {
       SampleCore(core_->Snapshot(), writer);
       SampleStore(store_->stats(), writer);
       SampleMemory(*budget_, writer);
+      SampleTenants(tenants_, store_->sessions(), writer);
     });
     build_source_ = metrics_->AddSource(
         [name = engine_->info().name, id = engine_->info().numerics_id,
@@ -347,6 +353,7 @@ class ServerAppImpl final : public ServerApp {
   const Config config_;
   const std::shared_ptr<Metrics> metrics_;
   std::atomic<bool> ready_{false};
+  TenantLedger tenants_;
   std::unique_ptr<Authenticator> auth_;
   std::shared_ptr<TlsIdentity> tls_;
   std::unique_ptr<FileWatcher> credentials_watcher_;

@@ -50,7 +50,8 @@ DOORS = [
     *((f"server/core/{room}/",
        rf"server/(?!core/(({under})/|{CORE_GROUND}))|{OUTSIDE_CORE}")
       for room, under in [("cache", "cache"), ("sessions", "sessions"),
-                          ("scheduler", "cache|sessions|scheduler")]),
+                          ("tenants", "tenants"),
+                          ("scheduler", "cache|sessions|tenants|scheduler")]),
     ("server/core/", rf"server/(?!core/)|{OUTSIDE_CORE}"),
     ("server/frontend/", r"server/(?!frontend/|core/|metrics/)|client/|grpc|"
                          r"google/protobuf|prometheus|rocksdb|xcache/v1/"),

@@ -11,7 +11,7 @@ namespace xcache {
 namespace {
 
 // A token is the place after which the next page starts.
-std::string MakePageToken(const SessionPlace& place) {
+std::string MakePageToken(const ListPlace& place) {
   std::string bytes;
   FieldWriter w(bytes);
   w.Int(place.first);
@@ -19,13 +19,13 @@ std::string MakePageToken(const SessionPlace& place) {
   return absl::WebSafeBase64Escape(bytes);
 }
 
-std::optional<SessionPlace> ParsePageToken(std::string_view token) {
+std::optional<ListPlace> ParsePageToken(std::string_view token) {
   std::string bytes;
   if (!absl::WebSafeBase64Unescape({token.data(), token.size()}, &bytes)) {
     return std::nullopt;
   }
   FieldReader r(bytes);
-  SessionPlace place;
+  ListPlace place;
   place.first = r.Int<int64_t>();
   place.second = r.Raw(r.remaining());
   if (!r.ok() || place.second.empty()) return std::nullopt;
@@ -35,7 +35,7 @@ std::optional<SessionPlace> ParsePageToken(std::string_view token) {
 }  // namespace
 
 absl::StatusOr<SessionPage> PageOf(
-    const std::set<SessionPlace>& order, std::string_view page_token, int limit,
+    const std::set<ListPlace>& order, std::string_view page_token, int limit,
     const std::function<SessionSummary(const std::string& id)>& summary) {
   auto it = order.begin();
   if (!page_token.empty()) {

@@ -16,9 +16,9 @@
 namespace xcache {
 
 // A session's place in its tenant's list: (-update_ms, id).
-using SessionPlace = std::pair<int64_t, std::string>;
+using ListPlace = std::pair<int64_t, std::string>;
 
-inline SessionPlace PlaceOf(const SessionHead& session) {
+inline ListPlace PlaceOf(const SessionHead& session) {
   return {-session.update_ms, session.id};
 }
 
@@ -30,7 +30,7 @@ struct SessionPage {
 // At most `limit` from where `page_token` (empty: the start) says.
 // INVALID_ARGUMENT: not a token of ours, or no such limit.
 absl::StatusOr<SessionPage> PageOf(
-    const std::set<SessionPlace>& order, std::string_view page_token, int limit,
+    const std::set<ListPlace>& order, std::string_view page_token, int limit,
     const std::function<SessionSummary(const std::string& id)>& summary);
 
 }  // namespace xcache

@@ -127,6 +127,8 @@ void SessionStoreImpl::Enter(const std::string& key, SessionSummary summary) {
   Order& order = orders_[summary.tenant];
   if (!is_new) order.erase(PlaceOf(it->second));
   order.insert(PlaceOf(summary));
+  page_bytes_[summary.tenant] += static_cast<int64_t>(summary.page_bytes) -
+                                 static_cast<int64_t>(it->second.page_bytes);
   it->second = std::move(summary);
 }
 
@@ -137,7 +139,11 @@ void SessionStoreImpl::Leave(const std::string& key) {
   if (it == summaries_.end()) return;
   const auto order = orders_.find(it->second.tenant);
   order->second.erase(PlaceOf(it->second));
-  if (order->second.empty()) orders_.erase(order);
+  page_bytes_[it->second.tenant] -= static_cast<int64_t>(it->second.page_bytes);
+  if (order->second.empty()) {
+    orders_.erase(order);
+    page_bytes_.erase(it->second.tenant);
+  }
   summaries_.erase(it);
 }
 
@@ -423,6 +429,16 @@ absl::StatusOr<int64_t> SessionStoreImpl::Check(std::string_view tenant,
   }
   XC_RETURN_IF_ERROR(status);
   return static_cast<int64_t>(manifest.size() + head.size());
+}
+
+TenantSessions SessionStoreImpl::UseOf(std::string_view tenant) const {
+  TenantSessions use;
+  MutexLock lock(mu_);
+  const auto order = orders_.find(std::string(tenant));
+  if (order == orders_.end()) return use;
+  use.num_sessions = static_cast<int64_t>(order->second.size());
+  use.page_bytes = page_bytes_.find(tenant)->second;
+  return use;
 }
 
 SessionStoreStats SessionStoreImpl::stats() const {

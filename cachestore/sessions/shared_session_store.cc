@@ -415,7 +415,7 @@ absl::StatusOr<SessionPage> SharedSessionStore::List(
        })) {
     ahead[summary.id] = std::move(summary);
   }
-  std::set<SessionPlace> order;
+  std::set<ListPlace> order;
   for (const auto& [id, summary] : ahead) order.insert(PlaceOf(summary));
   for (const auto& [id, summary] : **shared) {
     if (!ahead.contains(id)) order.insert(PlaceOf(summary));

@@ -73,6 +73,10 @@ class SharedSessionStore : public SessionStore {
   int64_t Sweep(int64_t now_ms,
                 const std::function<bool(std::string_view, std::string_view)>&
                     in_use) override;
+  // Of what this server knows.
+  TenantSessions UseOf(std::string_view tenant) const override {
+    return local_.UseOf(tenant);
+  }
   SessionStoreStats stats() const override;
 
   // Tries to push what is ahead. For tests and for the end; a thread does so.

@@ -15,6 +15,7 @@
 #include "server/core/server_core_impl.h"
 #include "server/core/sessions/conversation.h"
 #include "server/core/sessions/remat_setting.h"
+#include "server/core/tenants/take.h"
 
 namespace xcache {
 namespace {
@@ -142,6 +143,9 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
                       ChooseCodec(options.codec, default_codec_->spec()));
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
                       sessions_.BeginNew(options.tenant, id));
+  XC_ASSIGN_OR_RETURN(const SessionPlace place,
+                      TakeSession(deps_.tenants, deps_.store->sessions(),
+                                  options.tenant, /*page_bytes=*/0));
   SessionRecord record = lease->record();
   record.title = options.title;
   record.ttl_ms = options.ttl.value_or(options_.default_ttl).count();
