@@ -268,11 +268,10 @@ class OperatorServerImpl final : public OperatorServer {
 absl::StatusOr<std::unique_ptr<OperatorServer>> OperatorServer::Listen(
     const std::string& socket, const std::string& store_dir,
     CacheStore& store) {
-  constexpr size_t kMaxBytes = sizeof(sockaddr_un::sun_path) - 1;
-  if (socket.size() > kMaxBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the path of a socket has at most ", kMaxBytes,
-                     " bytes, this one has ", socket.size(), ": ", socket));
+  if (socket.size() > kMaxSocketPathBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the path of a socket has at most ", kMaxSocketPathBytes,
+        " bytes, this one has ", socket.size(), ": ", socket));
   }
   auto server = std::make_unique<OperatorServerImpl>(store_dir, store);
   XC_RETURN_IF_ERROR(server->Start(socket));
