@@ -24,16 +24,16 @@ absl::Status Away(const absl::Status& status) {
                                              std::string(status.message())));
 }
 
-SessionObjects::Found FoundIn(absl::StatusOr<StoredObject> got,
+SessionObjects::Found FoundIn(const StoredObject& got,
                               const std::string& known_etag) {
   using Found = SessionObjects::Found;
   Found found;
-  found.etag = got->not_modified ? known_etag : got->etag;
-  if (got->not_modified) {
+  found.etag = got.not_modified ? known_etag : got.etag;
+  if (got.not_modified) {
     found.what = Found::What::kSame;
     return found;
   }
-  absl::StatusOr<SessionObject> object = DecodeSessionObject(got->bytes);
+  absl::StatusOr<SessionObject> object = DecodeSessionObject(got.bytes);
   if (!object.ok()) {
     found.what = Found::What::kUnreadable;
     found.why = object.status();
@@ -61,13 +61,21 @@ absl::StatusOr<T> SessionObjects::Ask(
 
 absl::StatusOr<SessionObjects::Found> SessionObjects::Look(
     const std::string& key, const std::string& known_etag) {
-  absl::StatusOr<StoredObject> got = Ask<StoredObject>([&] {
-    return objects_.Get(key,
-                        {.if_none_match = known_etag, .timeout = timeout_});
-  });
-  if (absl::IsNotFound(got.status())) return Found();
-  if (!got.ok()) return Away(got.status());
-  return FoundIn(*std::move(got), known_etag);
+  std::string unreadable;  // what was read before
+  for (int num_tries = 0; num_tries < kMaxTries; ++num_tries) {
+    absl::StatusOr<StoredObject> got = Ask<StoredObject>([&] {
+      return objects_.Get(key,
+                          {.if_none_match = known_etag, .timeout = timeout_});
+    });
+    if (absl::IsNotFound(got.status())) return Found();
+    if (!got.ok()) return Away(got.status());
+    Found found = FoundIn(*got, known_etag);
+    if (found.what != Found::What::kUnreadable) return found;
+    // One reading may have been damaged on its way (rule R11).
+    if (got->bytes == unreadable) return found;
+    unreadable = std::move(got->bytes);
+  }
+  return Away(absl::DataLossError("what it sends is damaged on the way"));
 }
 
 SessionObjects::Outcome SessionObjects::Replace(const std::string& key,
@@ -204,13 +212,16 @@ absl::StatusOr<std::vector<SessionObjects::Found>> SessionObjects::LookAtAll(
                    });
     }
     done.wait();
-    for (absl::StatusOr<StoredObject>& answer : answers) {
+    for (size_t i = 0; i < n; ++i) {
+      const absl::StatusOr<StoredObject>& answer = answers[i];
       if (absl::IsNotFound(answer.status())) {
         found.emplace_back();
-      } else if (!answer.ok()) {
-        return Away(answer.status());
-      } else {
-        found.push_back(FoundIn(*std::move(answer), ""));
+        continue;
+      }
+      if (!answer.ok()) return Away(answer.status());
+      found.push_back(FoundIn(*answer, ""));
+      if (found.back().what == Found::What::kUnreadable) {
+        XC_ASSIGN_OR_RETURN(found.back(), Look(keys[begin + i], ""));
       }
     }
   }
