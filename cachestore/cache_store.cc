@@ -1,6 +1,7 @@
 #include "cachestore/cache_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -12,8 +13,10 @@
 #include "cachestore/rocksdb/disk_space.h"
 #include "cachestore/sessions/rebuild.h"
 #include "cachestore/sessions/session_store_impl.h"
+#include "cachestore/sessions/shared_session_store.h"
 #include "cachestore/shared/shared_page_store.h"
 #include "cachestore/tiers/tiered_page_store.h"
+#include "cachestore/upkeep_impl.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
 
@@ -60,6 +63,7 @@ class CacheStoreImpl : public CacheStore {
     if (sessions_db_ != nullptr) sessions_db_->StopCompactions();
     if (pages_db_ != nullptr) pages_db_->StopCompactions();
     if (housekeeper_.joinable()) housekeeper_.join();
+    shared_sessions_.reset();
     if (tiers_ != nullptr) tiers_->Flush();
     if (sessions_ != nullptr) sessions_->WriteUndurable();
   }
@@ -85,6 +89,11 @@ class CacheStoreImpl : public CacheStore {
         Share(budget_.cap_bytes(), options_.write_queue_bytes), remote);
     XC_ASSIGN_OR_RETURN(sessions_,
                         SessionStoreImpl::Open(std::move(parts), budget_));
+    if (options_.shared_sessions != nullptr) {
+      shared_sessions_ = std::make_unique<SharedSessionStore>(
+          *options_.shared_sessions, *sessions_, budget_,
+          SharedSessionStore::Options{.policy = options_.shared_policy});
+    }
     if (sessions_db_ != nullptr || shared_ != nullptr) {
       housekeeper_ = std::thread([this] { HousekeepingLoop(); });
     }
@@ -92,7 +101,10 @@ class CacheStoreImpl : public CacheStore {
   }
 
   PageStore& pages() override { return *tiers_; }
-  SessionStore& sessions() override { return *sessions_; }
+  SessionStore& sessions() override {
+    if (shared_sessions_ != nullptr) return *shared_sessions_;
+    return *sessions_;
+  }
 
   absl::Status PutPage(const PageKey& key, const PageKey& parent,
                        std::string bytes) override {
@@ -127,7 +139,8 @@ class CacheStoreImpl : public CacheStore {
 
   StoreStats stats() const override {
     StoreStats stats;
-    stats.sessions = sessions_->stats();
+    stats.sessions = shared_sessions_ != nullptr ? shared_sessions_->stats()
+                                                 : sessions_->stats();
     stats.tiers = tiers_->tier_stats();
     if (shared_ != nullptr) {
       stats.shared_pages = shared_->shared_stats();
@@ -162,6 +175,20 @@ class CacheStoreImpl : public CacheStore {
     return stats;
   }
 
+  absl::StatusOr<BackupReport> Backup(const BackupOptions& options,
+                                      BackupSink& sink) override {
+    tiers_->Flush();
+    return WithUpkeep<BackupReport>(options.bytes_per_s, [&](Upkeep& upkeep) {
+      return upkeep.Backup(options.sessions_only, sink);
+    });
+  }
+
+  absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) override {
+    return WithUpkeep<VerifyReport>(options.bytes_per_s, [&](Upkeep& upkeep) {
+      return upkeep.Verify(options);
+    });
+  }
+
  private:
   absl::Status OpenShared(RemoteTierOptions* remote) {
     XC_ASSIGN_OR_RETURN(
@@ -185,6 +212,27 @@ class CacheStoreImpl : public CacheStore {
     remote->prefetch.ahead_bytes =
         std::min(remote->prefetch.ahead_bytes, budget_.cap_bytes() / 8);
     return absl::OkStatus();
+  }
+
+  // One at a time: each reads the whole disk.
+  template <typename Report, typename Fn>
+  absl::StatusOr<Report> WithUpkeep(int64_t bytes_per_s, const Fn& fn) {
+    if (sessions_db_ == nullptr) {
+      return absl::FailedPreconditionError(
+          "there is no store on disk (--store-dir none)");
+    }
+    if (upkeep_runs_.exchange(true)) {
+      return absl::AbortedError(
+          "a backup or a look at the store is under way: one at a time");
+    }
+    Upkeep upkeep({.sessions_db = sessions_db_.get(),
+                   .pages_db = pages_db_.get(),
+                   .sessions = sessions_.get(),
+                   .pages = disk_.get()},
+                  bytes_per_s);
+    absl::StatusOr<Report> report = fn(upkeep);
+    upkeep_runs_ = false;
+    return report;
   }
 
   absl::Status OpenDisk() {
@@ -288,8 +336,10 @@ class CacheStoreImpl : public CacheStore {
   std::unique_ptr<SharedPageStore> shared_;  // null: there is none
   std::unique_ptr<TieredPageStore> tiers_;
   std::unique_ptr<SessionStoreImpl> sessions_;
+  std::unique_ptr<SharedSessionStore> shared_sessions_;
   PurgeTimer purge_sessions_{options_.purge_sessions_after};
   PurgeTimer purge_pages_{options_.purge_pages_after};
+  std::atomic<bool> upkeep_runs_{false};
   std::thread housekeeper_;
 };
 

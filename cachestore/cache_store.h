@@ -28,6 +28,7 @@
 #include "cachestore/session_store.h"
 #include "cachestore/shared/shared_policy.h"
 #include "cachestore/store_stats.h"
+#include "cachestore/upkeep.h"
 #include "engine/base/memory_budget.h"
 
 namespace rocksdb {
@@ -128,6 +129,20 @@ class CacheStore {
   virtual int64_t DropFromHost(std::span<const PageKey> keys) = 0;
 
   virtual StoreStats stats() const = 0;
+
+  // Gives `sink` the files of a folder that opens as a store: it has every
+  // session that was committed before the call, and the pages of then. Serving
+  // goes on; what a compaction replaces meanwhile stays on disk until the end.
+  // FAILED_PRECONDITION: there is no disk. ABORTED: a backup or a look is under
+  // way. UNAVAILABLE: writing has stopped. RESOURCE_EXHAUSTED: the store needs
+  // the room of what it keeps for the backup. Else what `sink` says.
+  virtual absl::StatusOr<BackupReport> Backup(const BackupOptions& options,
+                                              BackupSink& sink) = 0;
+
+  // Reads every session and page on disk and every table file, and checks
+  // them. Damaged pages are dropped, as by Get; damaged sessions stay. Errors:
+  // as above, or what `options.progress` says.
+  virtual absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) = 0;
 };
 
 }  // namespace xcache

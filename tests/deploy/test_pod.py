@@ -3,6 +3,7 @@ settings of each combination, its probes tell its states, the model's script
 fetches, and Envoy keeps a session with its server."""
 
 import contextlib
+import json
 import hashlib
 import http.server
 import os
@@ -77,6 +78,8 @@ def environment(resources, model, secrets, folder):
             "XCACHE_STORE_DIR": str(folder / "store"),
             "XCACHE_LISTEN": re.sub(r":\d+$", ":0", settings["XCACHE_LISTEN"]),
             "XCACHE_METRICS_LISTEN": "127.0.0.1:0",
+            # A test's folder has too long a name for a socket.
+            "XCACHE_OPERATOR_SOCKET": "none",
             "XCACHE_READY_FILE": str(folder / "ready.json")}
 
 
@@ -115,8 +118,9 @@ def test_the_server_takes_the_settings(render, tiny_model, secrets, tmp_path,
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
     # Nor does it warn, of a setting that it does not know for one.
-    assert not re.search(r" (warning|error) ",
-                         log.read_text()), log.read_text()
+    levels = {json.loads(line)["level"] for line in log.open()}
+    assert "info" in levels and not levels & {"warning", "error", "critical"}, (
+        log.read_text())
 
 
 def test_a_gpu_that_is_missing_is_an_error(render, tiny_model, secrets,

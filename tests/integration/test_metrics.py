@@ -6,11 +6,12 @@ import os
 import pathlib
 import re
 
+import grpc
 from xcache.v1 import inference_pb2 as pb
 from xcache.v1 import sessions_pb2 as spb
 
 import harness
-from harness import params, user, wait_until
+from harness import fails_with, params, user, wait_until
 
 TESTS = pathlib.Path(os.environ["XCACHE_SOURCE_DIR"]) / "tests"
 PAGE = TESTS.parent / "server/metrics/METRICS.md"
@@ -163,10 +164,17 @@ def test_every_metric_moves(tiny_model, tmp_path):
     with open(logs[-1], "ab") as log:
         log.write(b"\x17" * 4 + (50).to_bytes(2, "little") + b"\x01" +
                   b"\x17" * 50)
-    with harness.Server(tiny_model, tmp_path) as server:
-        client = server.client()
+    # With a tenant at its limit, whose sessions are those made without tokens.
+    tokens = tmp_path / "tokens"
+    tokens.write_text("secret default\ntenant default sessions=1\n")
+    tokens.chmod(0o600)
+    with harness.Server(tiny_model, tmp_path, "--token-file",
+                        tokens) as server:
+        client = server.client("secret")
         for name in sessions:
             client.chat(name, "Go on.")
+        with fails_with(grpc.StatusCode.RESOURCE_EXHAUSTED, "sessions=1"):
+            client.sessions.CreateSession(spb.CreateSessionRequest(id="more"))
         moved.scrape(server)
         server.stop()
 

@@ -26,6 +26,17 @@ int64_t ActiveRequest::max_tokens(int64_t max_context) const {
   return prompt_tokens + std::min(more, max_context - prompt_tokens);
 }
 
+int64_t ActiveRequest::asked_tokens() const {
+  if (lease == nullptr || kept_messages == 0) return prompt_tokens;
+  return prompt_tokens - lease->record().messages[kept_messages - 1].token_end;
+}
+
+void ActiveRequest::GiveBack() {
+  queued_tokens = TenantHold();
+  minute_tokens = TenantHold();
+  page_bytes = TenantHold();
+}
+
 void ActiveRequest::EndLoad() {
   if (load_ended != nullptr) *load_ended = true;
   load_ended = nullptr;

@@ -28,6 +28,7 @@
 #include "server/core/request.h"
 #include "server/core/scheduler/stop_matcher.h"
 #include "server/core/sessions/manager.h"
+#include "server/core/tenants/tenant_ledger.h"
 
 namespace xcache {
 
@@ -68,6 +69,13 @@ struct ActiveRequest {
   CodecRef codec;  // known once admitted
   RematPolicy remat = RematPolicy::kResume;
 
+  // What its tenant's limits gave it.
+  TenantHold queued_tokens;  // while it waits for the first time
+  TenantHold minute_tokens;  // those that it may still use
+  TenantHold page_bytes;     // of the pages that it may add to its session
+  // Tokens of the prompt that its session does not hold yet.
+  int64_t asked_tokens() const;
+
   // The session's turn; null without a session.
   std::unique_ptr<SessionManager::Lease> lease;
   std::vector<SessionMessage> new_messages;
@@ -87,6 +95,7 @@ struct ActiveRequest {
   uint64_t order = 0;  // of admission; an older one is never preempted for it
   bool preempted = false;
   bool may_compute = false;  // the last plan said so
+  uint64_t last_step = 0;    // the last one that it was in
   bool waiting = false;      // for another request's block
   SteadyTime stalled_since;  // no memory, alone; the epoch: is not
   bool solo = false;  // a step with it failed: next it runs in one of its own
@@ -136,6 +145,8 @@ struct ActiveRequest {
     return kind != RequestKind::kScore && generated() > 0 &&
            live.num_rows() + 1 == target_rows();
   }
+  // Its limits are its tenant's again: it has ended.
+  void GiveBack();
   // Forgets the pages that it waits for or has.
   void EndLoad();
   const PageKey& KeyOfBlock(int64_t block_index) {

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "engine/base/log.h"
 #include "engine/types.h"
+#include "server/core/reason.h"
 #include "server/core/sessions/remat_setting.h"
 
 namespace xcache {
@@ -91,6 +92,7 @@ SessionRecord TurnFinisher::NextRecord(ActiveRequest& request,
         request.keys.begin(),
         request.keys.begin() + static_cast<ptrdiff_t>(num_stored));
   }
+  next.page_bytes = next.page_keys.size() * request.codec->page_bytes();
   return next;
 }
 
@@ -121,9 +123,9 @@ void TurnFinisher::FailOrCut(ActiveRequest& request,
     return;
   }
   XC_LOG_WARN("answer ended for lack of memory",
-              "context_tokens={} generated_tokens={} why={}",
+              "context_tokens={} generated_tokens={} why={}{}",
               request.tokens.size(), request.generated(),
-              LogValue(std::string(status.message())));
+              LogValue(std::string(status.message())), request.base.log_ids);
   Finish(request, FinishReason::kContext);
 }
 
@@ -132,9 +134,11 @@ void TurnFinisher::Refuse(ActiveRequest& request, const absl::Status& status) {
     request.base.cancellation->SetWaker({});
   }
   if (absl::IsResourceExhausted(status)) {
-    request.final.retry_after_ms = queue_.RetryAfterMs();
+    request.final.retry_after_ms =
+        RetryAfterOf(status).value_or(queue_.RetryAfterMs());
   }
   request.lease.reset();
+  request.GiveBack();
   request.sink->OnFinish(status, request.final);
 }
 
@@ -172,6 +176,7 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
   }
   request.lease.reset();
   request.remote.prefetch.reset();
+  request.GiveBack();
   FinalInfo& final = request.final;
   const SteadyTime now = steady_clock::now();
   final.timings.total_us = MicrosBetween(request.submitted, now);
