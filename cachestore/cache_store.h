@@ -121,7 +121,8 @@ class CacheStore {
   virtual void SweepShared(int64_t /*now_ms*/) {}
 
   // Waits until the pages that were put so far are written, those of the shared
-  // tier for some seconds at most, and syncs all there is. UNAVAILABLE: writing has stopped.
+  // tier for some seconds at most, and syncs all there is. UNAVAILABLE: writing
+  // has stopped.
   virtual absl::Status Flush() = 0;
 
   // Drops a session's pages from host memory where no one uses them; they stay

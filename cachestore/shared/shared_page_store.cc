@@ -74,6 +74,15 @@ struct SharedPageStore::State {
     const Known* page = known.Find(key);
     return page == nullptr || IsPast(0.5, *page);
   }
+  // Whether it was not there just now; that is a miss, then.
+  bool WasAbsent(const PageKey& key, Clock::time_point now) {
+    MutexLock lock(mu);
+    const auto* until = absent.Find(key);
+    if (until == nullptr || now >= *until) return false;
+    ++stats.misses;
+    ++shared.negative_hits;
+    return true;
+  }
   // What came of a Get, before anybody looked at its bytes.
   void Note(const PageKey& key, const absl::Status& status) {
     if (!absl::IsNotFound(status)) return;
@@ -175,17 +184,11 @@ SharedPageStore::~SharedPageStore() = default;
 
 void SharedPageStore::Fetch(const PageKey& key, Arrived done) {
   const auto now = Clock::now();
-  {
-    MutexLock lock(state_->mu);
-    const auto* until = state_->absent.Find(key);
-    if (until != nullptr && now < *until) {
-      ++state_->stats.misses;
-      ++state_->shared.negative_hits;
-      return done({.status = absl::NotFoundError(
-                       "the shared store had no such page just now"),
-                   .bytes = {},
-                   .version = {}});
-    }
+  if (state_->WasAbsent(key, now)) {
+    return done({.status = absl::NotFoundError(
+                     "the shared store had no such page just now"),
+                 .bytes = {},
+                 .version = {}});
   }
   const auto ticket = state_->breaker.Begin(now);
   if (!ticket) return done({.status = Away(), .bytes = {}, .version = {}});
