@@ -40,7 +40,7 @@ constexpr int kReceiveBytes = 256 << 10;
 constexpr int kRetryMs = 100;
 // How long new connections wait after one was cut off: what a flood began costs
 // memory until it is worked off, which takes longer than beginning more of it.
-constexpr std::chrono::milliseconds kFloodPause(200);
+constexpr std::chrono::milliseconds kFloodPause(50);
 // An episode of refusals is logged once; it has ended after this long without.
 constexpr std::chrono::seconds kEpisode(60);
 

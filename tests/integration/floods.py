@@ -86,7 +86,7 @@ def open_and_reset(peer, count):
     peer.send(*frames)
 
 
-def reset_streams(address, most=10_000):
+def reset_streams(address, most=1000):
     """On one connection, until that is closed; returns how many were sent."""
     peer = raw_http2.Connection(address)
     sent = 0
