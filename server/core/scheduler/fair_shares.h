@@ -66,8 +66,8 @@ class FairShares {
   // Empty, of the tenant's weight.
   Part PartOf(std::string_view tenant) const;
 
-  // Gives rows to parts of different tenants, `budget` in all; where that is as
-  // many as there are parts, each gets one at least.
+  // Gives rows to parts of different tenants, `budget` in all. Most of the
+  // time, where there are enough, each gets one at least.
   void Share(int64_t budget, std::span<Part> parts) const;
   // A step of these parts was run.
   void Ran(std::span<const Part> parts, double seconds);
@@ -117,7 +117,8 @@ class FairShares {
   TenantLedger* const tenants_;
   StepCost cost_;
   std::map<std::string, Account, std::less<>> accounts_;
-  double floor_ = 0;  // the virtual time of who was behind last
+  double floor_ = 0;         // the virtual time of who was behind last
+  uint64_t num_shared_ = 0;  // steps of several tenants
 };
 
 }  // namespace xcache

@@ -130,7 +130,7 @@ TEST(RunQueueTest, NoTenantOfSeveralFillsTheQueue) {
   // What has left the queue is free again, for whoever has less of it.
   parts.queue.TakeEntered();
   parts.queue.Admit();
-  EXPECT_EQ(Flood(parts, "b", 50), 1);
+  EXPECT_EQ(Flood(parts, "b", 50), 3);
 }
 
 TEST(RunQueueTest, NoTenantOfSeveralTakesAllPlacesToRun) {
