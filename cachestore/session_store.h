@@ -20,14 +20,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/durability.h"
+#include "cachestore/sessions/session_list.h"
 #include "cachestore/sessions/session_record.h"
 
 namespace xcache {
-
-struct SessionPage {
-  std::vector<SessionSummary> sessions;
-  std::string next_page_token;  // empty: these were the last
-};
 
 // What became of a record that was kept.
 struct Committed {
@@ -43,8 +39,17 @@ struct SessionStoreStats {
   int64_t commit_failures = 0;
   int64_t corrupt = 0;  // manifests found damaged
   int64_t expired = 0;
+  int64_t num_ahead = 0;         // of the shared store, to be pushed there
+  int64_t conflicts = 0;         // commits that another server was faster than
+  int64_t branches = 0;          // kept as sessions of their own
   int64_t demoted = 0;           // lost their claim on pages to a full disk
   int64_t newest_update_ms = 0;  // of any session; Unix time
+};
+
+// What a tenant has in the store.
+struct TenantSessions {
+  int64_t num_sessions = 0;
+  int64_t page_bytes = 0;  // SessionHead::page_bytes of all of them
 };
 
 class SessionStore {
@@ -92,6 +97,8 @@ class SessionStore {
           in_use) = 0;
 
   virtual SessionStoreStats stats() const = 0;
+  // As far as the summaries in memory know; takes the same time for any tenant.
+  virtual TenantSessions UseOf(std::string_view tenant) const = 0;
 };
 
 }  // namespace xcache

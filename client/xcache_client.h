@@ -97,6 +97,8 @@ struct Progress {
   std::string what = {};
 };
 
+class Connection;
+
 class Client {
  public:
   // Does not wait for the server: see WaitReady(). InvalidArgument or NotFound
@@ -164,9 +166,8 @@ class Client {
   absl::StatusOr<FlushResult> FlushSession(const std::string& id);
 
  private:
-  struct Impl;
-  explicit Client(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit Client(std::unique_ptr<Connection> connection);
+  std::unique_ptr<Connection> connection_;
 };
 
 // The server's hint of when to try again; none where it gave none.

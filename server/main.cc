@@ -5,7 +5,6 @@
 //                  does not wait
 // SIGHUP           read the token and TLS files again
 #include <fcntl.h>
-#include <malloc.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -27,6 +26,7 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "server/allocator.h"
 #include "server/config.h"
 #include "server/frontend/unique_fd.h"
 #include "server/grpc/rpc_server.h"
@@ -205,22 +205,6 @@ int Serve(const Config& config, const sigset_t& signals) {
   impatience.join();
   XC_LOG_INFO("stopped", "turns_cut_short={}", cut_short);
   return 0;
-}
-
-// glibc's malloc keeps what it is given back: in up to eight arenas a CPU, and
-// from heaps where anything above may still be in use. Pages and messages are
-// allocated on one thread and freed on another all the time, which leaves
-// hundreds of MiB of holes; --memory-bytes is a promise about resident memory.
-// Large pieces get mappings of their own, which go when they are freed, at a
-// fixed size (by default it grows with what was freed, up to 32 MiB), and small
-// ones share few arenas, which give back what is free at their end.
-void BoundAllocator() {
-#ifdef __GLIBC__
-  mallopt(M_ARENA_MAX, 4);
-  mallopt(M_MMAP_THRESHOLD, 128 << 10);
-  mallopt(M_MMAP_MAX, 1 << 14);  // of the 65,530 that Linux allows
-  mallopt(M_TRIM_THRESHOLD, 1 << 20);
-#endif
 }
 
 int Main(int argc, char** argv) {

@@ -18,9 +18,11 @@
 #include "engine/model/chat_template.h"
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
+#include "server/allocator.h"
 #include "server/core/cache/quality.h"
 #include "server/core/server_core.h"
 #include "server/core/sessions/remat_setting.h"
+#include "server/core/tenants/tenant_ledger.h"
 #include "server/frontend/auth.h"
 #include "server/frontend/descriptors.h"
 #include "server/frontend/file_watcher.h"
@@ -31,6 +33,7 @@
 #include "server/metrics/metrics_endpoint.h"
 #include "server/metrics/process_metrics.h"
 #include "server/metrics/store_metrics.h"
+#include "server/metrics/tenant_metrics.h"
 #include "server/model_watch.h"
 #include "server/shared_stores.h"
 
@@ -39,6 +42,11 @@ namespace {
 
 // How long answers that are finished may take to reach their clients.
 constexpr std::chrono::seconds kLastWords(5);
+
+// How often it is looked whether the process has grown, and by which part of
+// --memory-bytes it may have before it gives back what is free in its heaps.
+constexpr std::chrono::milliseconds kTrimInterval(250);
+constexpr int64_t kTrimShare = 32;
 
 // How often the model's file is looked at.
 constexpr std::chrono::seconds kModelWatchInterval(2);
@@ -124,7 +132,8 @@ class ServerAppImpl final : public ServerApp {
                        "and for a conversation"));
     }
     request_memory_ = *std::move(reserved);
-    XC_ASSIGN_OR_RETURN(auth_, Authenticator::Create(config_.token_file));
+    XC_ASSIGN_OR_RETURN(auth_,
+                        Authenticator::Create(config_.token_file, &tenants_));
     if (!config_.tls_cert.empty()) {
       XC_ASSIGN_OR_RETURN(tls_,
                           TlsIdentity::Load({config_.tls_cert, config_.tls_key,
@@ -140,6 +149,9 @@ class ServerAppImpl final : public ServerApp {
     options.tls = tls_;
     options.metrics = metrics_.get();
     options.auth = auth_.get();
+    heap_trimmer_ = std::make_unique<HeapTrimmer>(
+        kTrimInterval, budget_->cap_bytes() / kTrimShare);
+    options.tenants = &tenants_;
     process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleProcess(writer);
       writer.Set(Metric::kReady, ready_ ? 1 : 0);
@@ -291,6 +303,7 @@ class ServerAppImpl final : public ServerApp {
     deps.store = store_.get();
     deps.memory = budget_.get();
     deps.metrics = metrics_.get();
+    deps.tenants = &tenants_;
     ServerCoreOptions options;
     options.default_codec = codec;
     options.step_rows = config_.batch_rows;
@@ -327,6 +340,7 @@ class ServerAppImpl final : public ServerApp {
       SampleCore(core_->Snapshot(), writer);
       SampleStore(store_->stats(), writer);
       SampleMemory(*budget_, writer);
+      SampleTenants(tenants_, store_->sessions(), writer);
     });
     build_source_ = metrics_->AddSource(
         [name = engine_->info().name, id = engine_->info().numerics_id,
@@ -339,6 +353,7 @@ class ServerAppImpl final : public ServerApp {
   const Config config_;
   const std::shared_ptr<Metrics> metrics_;
   std::atomic<bool> ready_{false};
+  TenantLedger tenants_;
   std::unique_ptr<Authenticator> auth_;
   std::shared_ptr<TlsIdentity> tls_;
   std::unique_ptr<FileWatcher> credentials_watcher_;
@@ -348,6 +363,7 @@ class ServerAppImpl final : public ServerApp {
   std::unique_ptr<const ChatTemplate> template_;
   std::unique_ptr<MemoryBudget> budget_;
   MemoryReservation request_memory_;
+  std::unique_ptr<HeapTrimmer> heap_trimmer_;
   std::unique_ptr<CacheStore> store_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ServerCore> core_;

@@ -56,6 +56,14 @@ class SessionStoreImpl : public SessionStore {
                 const std::function<bool(std::string_view, std::string_view)>&
                     in_use) override;
   SessionStoreStats stats() const override;
+  TenantSessions UseOf(std::string_view tenant) const override;
+
+  // Keeps what is safe elsewhere, if there is a disk that takes it; not synced.
+  // Otherwise the session is not known here any more.
+  void KeepCopy(const SessionRecord& record);
+  // Of those whose summary `wanted` likes, in no order.
+  std::vector<SessionSummary> Select(
+      const std::function<bool(const SessionSummary&)>& wanted) const;
 
   // Writes the manifests that are in memory only.
   void WriteUndurable();
@@ -69,8 +77,7 @@ class SessionStoreImpl : public SessionStore {
   int64_t num_deleted() const { return num_deleted_; }
 
  private:
-  // The most recently updated first: (-update_ms, id).
-  using Order = std::set<std::pair<int64_t, std::string>>;
+  using Order = std::set<ListPlace>;
   // A manifest that is not on disk.
   struct Undurable {
     std::string manifest;
@@ -109,6 +116,8 @@ class SessionStoreImpl : public SessionStore {
   absl::flat_hash_map<std::string, SessionSummary> summaries_
       XC_GUARDED_BY(mu_);
   std::map<std::string, Order> orders_ XC_GUARDED_BY(mu_);  // by tenant
+  std::map<std::string, int64_t, std::less<>> page_bytes_
+      XC_GUARDED_BY(mu_);  // by tenant, of those in orders_
   absl::flat_hash_map<std::string, std::shared_ptr<const Undurable>> undurable_
       XC_GUARDED_BY(mu_);
   SessionStoreStats stats_ XC_GUARDED_BY(mu_);

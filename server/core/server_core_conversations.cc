@@ -14,6 +14,7 @@
 #include "server/core/server_core_impl.h"
 #include "server/core/sessions/conversation.h"
 #include "server/core/sessions/document.h"
+#include "server/core/tenants/take.h"
 
 namespace xcache {
 namespace {
@@ -36,6 +37,13 @@ size_t TextBytes(const SessionRecord& record) {
   return num_bytes;
 }
 
+// `record` had `num_pages` pages before it lost some of them.
+void ScalePageBytes(size_t num_pages, SessionRecord* record) {
+  if (num_pages == 0) return;
+  record->page_bytes =
+      record->page_bytes / num_pages * record->page_keys.size();
+}
+
 absl::Status WithAdvice(const absl::Status& too_long, size_t num_messages) {
   if (too_long.ok()) return too_long;
   return WithReason(
@@ -54,6 +62,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
   XC_RETURN_IF_ERROR(ValidateSessionId(fork_id));
   XC_ASSIGN_OR_RETURN(SessionRecord record,
                       sessions_.Read(options.tenant, options.id));
+  const size_t num_pages = record.page_keys.size();
   if (options.num_messages > record.messages.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("session '", record.id, "' has ", record.messages.size(),
@@ -74,6 +83,10 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
   }
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
                       sessions_.BeginNew(options.tenant, fork_id));
+  ScalePageBytes(num_pages, &record);
+  XC_ASSIGN_OR_RETURN(const SessionPlace place,
+                      TakeSession(deps_.tenants, deps_.store->sessions(),
+                                  options.tenant, record.page_bytes));
   record.id = fork_id;
   record.create_ms = lease->record().create_ms;
   record.pinned = false;
@@ -114,6 +127,7 @@ absl::StatusOr<MigrateResult> ServerCoreImpl::MigrateSession(
         AsPrecondition(KeepMessages(*deps_.chat_template, kept, &next)));
   }
   if (codec->cache_fp() != was.cache_fp) next.page_keys.clear();
+  ScalePageBytes(was.page_keys.size(), &next);
   next.codec = std::string(codec->spec());
   next.cache_fp = codec->cache_fp();
   next.model_fp = model().model_fp;
@@ -185,6 +199,9 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ImportSession(
                                      : default_codec_->spec()));
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
                       sessions_.BeginNew(options.tenant, record.id));
+  XC_ASSIGN_OR_RETURN(const SessionPlace place,
+                      TakeSession(deps_.tenants, deps_.store->sessions(),
+                                  options.tenant, /*page_bytes=*/0));
   record.tenant = lease->record().tenant;
   record.create_ms = std::min(record.create_ms, lease->record().create_ms);
   record.codec = std::string(codec->spec());

@@ -11,6 +11,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
 #include "server/core/reason.h"
+#include "server/core/tenants/take.h"
 #include "server/grpc/credentials.h"
 #include "server/grpc/status.h"
 
@@ -89,6 +90,12 @@ std::string SessionOf(const google::protobuf::Message& request) {
   return "";
 }
 
+// What a tenant's limit on requests counts: the other methods are over soon.
+bool TakesTheEngine(Method method) {
+  return method == Method::kChat || method == Method::kGenerate ||
+         method == Method::kScore;
+}
+
 // A request is there twice while it is worked on: as it came, and as the core
 // takes it.
 constexpr int64_t kCopies = 2;
@@ -141,6 +148,10 @@ absl::Status Call::Admit() {
                       deps_.auth->Authenticate(header ? &*header : nullptr));
   deps_.listener->MarkTrusted(peer);
   XC_ASSIGN_OR_RETURN(core_, deps_.gate->Enter());
+  if (TakesTheEngine(method_)) {
+    XC_ASSIGN_OR_RETURN(
+        place_, Take(deps_.tenants, tenant_, TenantLimit::kRequests, 1));
+  }
   const auto bytes = static_cast<int64_t>(request_.SpaceUsedLong()) * kCopies;
   if (bytes > deps_.request_bytes->limit()) {
     return WithReason(
@@ -150,12 +161,15 @@ absl::Status Call::Admit() {
             deps_.request_bytes->limit())),
         Reason::kRequestTooLarge);
   }
-  auto held = deps_.request_bytes->Hold(bytes);
+  const bool several = deps_.tenants != nullptr && deps_.tenants->has_several();
+  auto held = deps_.request_bytes->Hold(
+      bytes, several ? std::string_view(tenant_) : std::string_view());
   if (!held.has_value()) {
     return WithReason(absl::ResourceExhaustedError(absl::StrCat(
                           "the requests that are worked on hold the ",
                           deps_.request_bytes->limit(),
-                          " bytes that are set aside for them")),
+                          " bytes that are set aside for them, or this "
+                          "tenant's part of them")),
                       Reason::kOutOfMemory);
   }
   held_ = *std::move(held);
@@ -184,7 +198,9 @@ WorkClass Call::work_class() const {
 
 void Call::Start(std::function<void()> body, const RefuseFn& refuse) {
   if (absl::Status status = Admit(); !status.ok()) {
-    refuse(status, absl::IsResourceExhausted(status) ? kBusyRetryMs : 0);
+    refuse(status, absl::IsResourceExhausted(status)
+                       ? RetryAfterOf(status).value_or(kBusyRetryMs)
+                       : 0);
     return;
   }
   auto task = [this, refuse, body = std::move(body)] {
@@ -199,7 +215,7 @@ void Call::Start(std::function<void()> body, const RefuseFn& refuse) {
       body();
     }
   };
-  if (!deps_.workers->Submit(work_class(), std::move(task))) {
+  if (!deps_.workers->Submit(work_class(), tenant_, std::move(task))) {
     refuse(WithReason(absl::ResourceExhaustedError("too many requests at once"),
                       Reason::kQueueFull),
            kBusyRetryMs);
@@ -237,6 +253,8 @@ void Call::SetBase(const std::shared_ptr<Cancellation>& cancellation,
 
 grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,
                          std::string_view details) {
+  // Before the client hears of it, who may come with the next one at once.
+  place_ = TenantHold();
   const auto now = std::chrono::steady_clock::now();
   // gRPC cancels a call at its deadline: say which of the two it was.
   if (status.code() == absl::StatusCode::kCancelled &&

@@ -18,6 +18,7 @@
 #include "grpcpp/server_context.h"
 #include "server/core/request.h"
 #include "server/core/server_core.h"
+#include "server/core/tenants/tenant_ledger.h"
 #include "server/frontend/auth.h"
 #include "server/frontend/flood_guard.h"
 #include "server/frontend/listener.h"
@@ -41,6 +42,7 @@ struct StreamLimits {
 struct ServiceDeps {
   Metrics* metrics = nullptr;
   const Authenticator* auth = nullptr;
+  TenantLedger* tenants = nullptr;  // null: nobody has limits
   const ReadinessGate* gate = nullptr;
   Listener* listener = nullptr;
   FloodGuard* floods = nullptr;
@@ -57,7 +59,8 @@ class Call {
        grpc::CallbackServerContext* context,
        const google::protobuf::Message& request);
 
-  // Lets the call in (token, gate, memory; what costs nothing comes first) and
+  // Lets the call in (token, gate, tenant's limit, memory; what costs nothing
+  // comes first) and
   // has a thread of its class of work run `body`. Or else calls `refuse`, now
   // or on that thread, to end the call with what it is given: `body` will not
   // run then. REQUIRES: before anything below.
@@ -95,6 +98,7 @@ class Call {
   const std::optional<TraceContext> trace_;
   std::string tenant_;
   ServerCore* core_ = nullptr;
+  TenantHold place_;  // of the tenant's requests under way
   RequestBytes::Held held_;
 };
 

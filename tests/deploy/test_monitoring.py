@@ -8,7 +8,6 @@ import math
 import re
 import subprocess
 import time
-import urllib.parse
 
 import grpc
 import pytest
@@ -17,6 +16,7 @@ from xcache.v1 import sessions_pb2
 
 import harness
 import manifests
+from prometheus import prometheus, query
 
 PROMETHEUS = manifests.DEPLOY / "prometheus"
 RULES = yaml.safe_load((PROMETHEUS / "rules.yaml").read_text())["groups"]
@@ -194,52 +194,6 @@ def as_seconds(text):
     return re.sub(r"\[\d+[mh]\]", "[3s]", text)
 
 
-@contextlib.contextmanager
-def prometheus(targets, folder):
-    """With our rules, looking five times a second; its address."""
-    (folder / "rules.yaml").write_text(
-        as_seconds((PROMETHEUS / "rules.yaml").read_text()))
-    (folder / "prometheus.yml").write_text(json.dumps({
-        "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms",
-                   "evaluation_interval": "200ms"},
-        "rule_files": ["rules.yaml"],
-        "scrape_configs": [{
-            "job_name": "xcache", "static_configs": [{"targets": targets}]}]}))
-    port = harness.free_port()
-    process = subprocess.Popen(
-        ["prometheus", f"--config.file={folder}/prometheus.yml",
-         f"--storage.tsdb.path={folder}/data",
-         f"--web.listen-address=127.0.0.1:{port}"],
-        stdout=subprocess.DEVNULL,
-        stderr=open(folder / "prometheus.log", "wb"))
-    address = f"http://127.0.0.1:{port}"
-
-    def ready():
-        try:
-            url = f"{address}/-/ready"
-            return harness.NO_PROXY.open(url, timeout=5).status == 200
-        except OSError:
-            return False
-
-    try:
-        harness.wait_until(ready, 60, "Prometheus")
-        yield address
-    finally:
-        process.kill()
-        process.wait()
-
-
-def query(address, expression):
-    url = f"{address}/api/v1/query?" + urllib.parse.urlencode(
-        {"query": expression})
-    try:
-        with harness.NO_PROXY.open(url, timeout=10) as answer:
-            body = json.load(answer)
-    except harness.urllib.error.HTTPError as error:
-        raise AssertionError(f"{expression}: {error.read()}") from error
-    return [float(r["value"][1]) for r in body["data"]["result"]]
-
-
 def as_grafana_asks(expression):
     for name, value in (("$job", "xcache"), ("$instance", ".*"),
                         ("$__rate_interval", "3s")):
@@ -271,7 +225,8 @@ def test_every_query_has_an_answer(tiny_model, tmp_path):
         clients = [server.client() for server in servers]
         (tmp_path / "prometheus").mkdir()
         address = stack.enter_context(prometheus(
-            [s.metrics_address for s in servers], tmp_path / "prometheus"))
+            [s.metrics_address for s in servers], tmp_path / "prometheus",
+            as_seconds((PROMETHEUS / "rules.yaml").read_text())))
         silent = panels
         for name in names:
             for client in clients:

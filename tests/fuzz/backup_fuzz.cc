@@ -34,7 +34,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 std::vector<std::string> XcacheFuzzSeeds() {
   using namespace xcache::command;
   const std::string hex(64, '7');
-  return {EncodeBackupInfo({.sessions = 3, .store_format = 2, .as_of = "x"}),
+  return {EncodeBackupInfo({.sessions = 3,
+                            .store_format = 2,
+                            .as_of = "x",
+                            .server_version = "y"}),
           hex + "  BACKUP.json\n" + hex + "  sessions/000012.sst\n",
           hex + "  sessions/../x\n"};
 }

@@ -15,11 +15,12 @@ from xcache.v1 import sessions_pb2 as spb
 
 import harness
 import raw_http2
-from floods import leave_unfinished, reset_streams
+from floods import leave_unfinished, reset_on_many, reset_streams
 from harness import fails_with, params, user
 
 Code = grpc.StatusCode
 MIB = 1 << 20
+RESETS = 1000 * int(harness.campaign("RESET_ROUNDS", 60))
 
 
 def percentile(values, share):
@@ -104,12 +105,26 @@ def test_compressed_messages_are_refused_before_they_are_inflated(
 def test_streams_that_are_reset_at_once_cost_bounded_memory(small_server):
     good = small_server.client()
     good.chat(messages="hi", params=params(max_tokens=2))
+    # It was 400 MiB for the usual number and 5.7 GiB for the campaign's.
     with grows_at_most(small_server, 110 * MIB):
-        for _ in range(6):
-            reset_streams(small_server.address)
+        sent = connections = 0
+        while sent < RESETS:
+            sent += reset_streams(small_server.address)
+            connections += 1
         good.chat(messages="hi", params=params(max_tokens=2))
+    print(f"{sent} streams reset on {connections} connections")
     assert small_server.metrics().sum("xcache_connections_refused_total",
                                       reason="flood") > 0
+
+
+def test_resets_on_connections_of_which_none_has_many(small_server):
+    small_server.client().chat(messages="hi", params=params(max_tokens=2))
+    with grows_at_most(small_server, 110 * MIB):
+        peers = reset_on_many(small_server.address, 200, 500)
+        small_server.client().chat(messages="hi", params=params(max_tokens=2))
+        time.sleep(1)  # they are worked off for longer than they are sent
+    for peer in peers:
+        peer.close()
 
 
 def test_idle_connections_leave_descriptors_for_others(tiny_model, tmp_path):

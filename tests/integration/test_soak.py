@@ -29,7 +29,7 @@ PROGRAM = 48 * MIB  # what has no share in the cap; see test_memory.py
 SECONDS = harness.campaign("SOAK_SECONDS", 30)
 CLIENTS = 8
 FAKETIME = pathlib.Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-# Bounds are a campaign's; a short run on a busy machine prints what it saw.
+# A campaign's bound; a short run on a busy machine prints what it saw.
 MAX_SLOWDOWN = 3
 # For lack of memory or disk; where gRPC makes room for what others send (it ends
 # streams, and connections with UNAVAILABLE, whosever they are); and while an
@@ -284,9 +284,7 @@ def test_everything_at_once(tiny_model, tmp_path, tokens, seed):
                   f"resident at most {watch.most / MIB:.0f} MiB of "
                   f"{limit / MIB:.0f}, after {watch.most_at:.0f} s")
             assert stats.turns > 0
-            # In every run: test_memory.py and test_floods.py.
-            assert (SECONDS < 600 or harness.sanitized() or
-                    watch.most <= limit)
+            assert harness.sanitized() or watch.most <= limit
             # The disk has room again: all is durable after the next turn.
             last = server.client("good")
             for conversation in (c for t in clients for c in t.open):

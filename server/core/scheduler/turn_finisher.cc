@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "engine/base/log.h"
 #include "engine/types.h"
+#include "server/core/reason.h"
 #include "server/core/sessions/remat_setting.h"
 
 namespace xcache {
@@ -91,6 +92,7 @@ SessionRecord TurnFinisher::NextRecord(ActiveRequest& request,
         request.keys.begin(),
         request.keys.begin() + static_cast<ptrdiff_t>(num_stored));
   }
+  next.page_bytes = next.page_keys.size() * request.codec->page_bytes();
   return next;
 }
 
@@ -132,9 +134,11 @@ void TurnFinisher::Refuse(ActiveRequest& request, const absl::Status& status) {
     request.base.cancellation->SetWaker({});
   }
   if (absl::IsResourceExhausted(status)) {
-    request.final.retry_after_ms = queue_.RetryAfterMs();
+    request.final.retry_after_ms =
+        RetryAfterOf(status).value_or(queue_.RetryAfterMs());
   }
   request.lease.reset();
+  request.GiveBack();
   request.sink->OnFinish(status, request.final);
 }
 
@@ -171,6 +175,8 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
     request.base.cancellation->SetWaker({});
   }
   request.lease.reset();
+  request.remote.prefetch.reset();
+  request.GiveBack();
   FinalInfo& final = request.final;
   const SteadyTime now = steady_clock::now();
   final.timings.total_us = MicrosBetween(request.submitted, now);
@@ -188,6 +194,7 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
   metrics_.Add(CoreCounter::kReusedDevice, final.reused.device);
   metrics_.Add(CoreCounter::kReusedHost, final.reused.host);
   metrics_.Add(CoreCounter::kReusedDisk, final.reused.disk);
+  metrics_.Add(CoreCounter::kReusedRemote, final.reused.remote);
   request.sink->OnFinish(status, final);
   request.sink.reset();
   queue_.CountOut();

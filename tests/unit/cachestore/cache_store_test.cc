@@ -96,6 +96,36 @@ TEST_F(CacheStoreTest, SummaryHasWhatListsShow) {
   }
 }
 
+TEST_F(CacheStoreTest, KnowsWhatATenantHasAlsoAfterAStart) {
+  Open();
+  const auto use = [&](std::string_view tenant) {
+    const TenantSessions have = store_->sessions().UseOf(tenant);
+    return std::pair(have.num_sessions, have.page_bytes);
+  };
+  using Use = std::pair<int64_t, int64_t>;
+  EXPECT_EQ(use("t"), Use(0, 0));
+  for (int i = 0; i < 3; ++i) {
+    SessionRecord record = RecordOf("t", absl::StrCat("s", i), 1);
+    record.page_bytes = 100;
+    ASSERT_TRUE(CommitTurn(record).ok());
+  }
+  ASSERT_TRUE(CommitTurn(RecordOf("other", "s0", 0)).ok());
+  SessionRecord grown = RecordOf("t", "s1", 2);
+  grown.page_bytes = 250;
+  ASSERT_TRUE(CommitTurn(grown).ok());
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_EQ(use("t"), Use(3, 450));
+    EXPECT_EQ(use("other").first, 1);
+    EXPECT_EQ(use("nobody"), Use(0, 0));
+    Open();
+  }
+  ASSERT_TRUE(store_->sessions().Delete("t", "s1").ok());
+  EXPECT_EQ(use("t"), Use(2, 200));
+  ASSERT_TRUE(store_->sessions().Delete("t", "s0").ok());
+  ASSERT_TRUE(store_->sessions().Delete("t", "s2").ok());
+  EXPECT_EQ(use("t"), Use(0, 0));
+}
+
 TEST_F(CacheStoreTest, ListsTheMostRecentlyUpdatedFirstInPages) {
   Open();
   for (int i = 0; i < 10; ++i) {

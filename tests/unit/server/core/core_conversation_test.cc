@@ -306,7 +306,7 @@ TEST(CoreConversationTest, ImportChecksWhatADocumentHolds) {
           "a", "out of place");
   refused(R"("messages":[],"id":"a/b")", "", "a session's id must be");
   refused(R"("messages":[])", "a b", "a session's id must be");
-  refused(R"("messages":[],"ttl_ms":9000000000000000)", "a", "ttl is");
+  refused(R"("messages":[],"ttl_ms":9000000000000000)", "a", "ttl must be");
   refused(absl::StrCat(R"("messages":[{"role":"user","content":")",
                        Letters(8192, 1), R"("}])"),
           "a", "too long: ");

@@ -179,6 +179,17 @@ int64_t FakeSessions::Sweep(
   return num_deleted;
 }
 
+TenantSessions FakeSessions::UseOf(std::string_view tenant) const {
+  MutexLock lock(mu_);
+  TenantSessions use;
+  for (const auto& [key, record] : sessions_) {
+    if (key.first != tenant) continue;
+    ++use.num_sessions;
+    use.page_bytes += static_cast<int64_t>(record.page_bytes);
+  }
+  return use;
+}
+
 SessionStoreStats FakeSessions::stats() const {
   MutexLock lock(mu_);
   SessionStoreStats stats;

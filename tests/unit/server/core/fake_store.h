@@ -81,6 +81,7 @@ class FakeSessions final : public SessionStore {
                 const std::function<bool(std::string_view, std::string_view)>&
                     in_use) override;
   SessionStoreStats stats() const override;
+  TenantSessions UseOf(std::string_view tenant) const override;
 
   // Records are in memory only, because of that; OK: they are durable.
   void SetCommitStatus(absl::Status status);
@@ -125,6 +126,13 @@ class FakeStore final : public CacheStore {
     return 0;
   }
   StoreStats stats() const override { return {}; }
+  absl::StatusOr<BackupReport> Backup(const BackupOptions&,
+                                      BackupSink&) override {
+    return absl::FailedPreconditionError("there is no store on disk");
+  }
+  absl::StatusOr<VerifyReport> Verify(const VerifyOptions&) override {
+    return absl::FailedPreconditionError("there is no store on disk");
+  }
 
  private:
   FakePages pages_;
