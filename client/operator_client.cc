@@ -9,9 +9,9 @@
 #include <cstring>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/unix_socket.h"
 #include "xcache/v1/operator.grpc.pb.h"
 
 namespace xcache::client {
@@ -20,21 +20,6 @@ namespace {
 // A backup's pieces are far below gRPC's usual limit; a look's words may name
 // many sessions.
 constexpr int kMaxMessageBytes = 64 << 20;
-
-// gRPC takes a path as a part of a URI.
-std::string UriOf(const std::string& socket) {
-  std::string uri = "unix:";
-  for (const char c : socket) {
-    if (absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
-        std::strchr("/-._~", c) != nullptr) {
-      uri.push_back(c);
-    } else {
-      absl::StrAppend(
-          &uri, "%", absl::Hex(static_cast<unsigned char>(c), absl::kZeroPad2));
-    }
-  }
-  return uri;
-}
 
 // Why the socket cannot be opened, as errno says it; 0: it can.
 int Knock(const std::string& socket) {
@@ -90,10 +75,9 @@ OperatorClient::~OperatorClient() = default;
 
 absl::StatusOr<std::unique_ptr<OperatorClient>> OperatorClient::Connect(
     const std::string& socket) {
-  constexpr size_t kMaxBytes = sizeof(sockaddr_un::sun_path) - 1;
-  if (socket.size() > kMaxBytes) {
+  if (socket.size() > kMaxSocketPathBytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the path of a socket has at most ", kMaxBytes,
+        absl::StrCat("the path of a socket has at most ", kMaxSocketPathBytes,
                      " bytes, this one has ", socket.size(), ": ", socket));
   }
   grpc::ChannelArguments arguments;
@@ -102,7 +86,7 @@ absl::StatusOr<std::unique_ptr<OperatorClient>> OperatorClient::Connect(
   auto impl = std::make_unique<Impl>();
   impl->socket = socket;
   impl->stub = v1::Operator::NewStub(grpc::CreateCustomChannel(
-      UriOf(socket), grpc::InsecureChannelCredentials(), arguments));
+      UnixSocketUri(socket), grpc::InsecureChannelCredentials(), arguments));
   return std::unique_ptr<OperatorClient>(new OperatorClient(std::move(impl)));
 }
 

@@ -1,6 +1,5 @@
 #include "server/config.h"
 
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/unix_socket.h"
 #include "server/config_check.h"
 #include "server/core/cache/quality.h"
 
@@ -22,8 +22,6 @@ namespace xcache {
 namespace {
 
 namespace fs = std::filesystem;
-
-static_assert(kMaxSocketPathBytes == sizeof(sockaddr_un::sun_path) - 1);
 
 absl::string_view ToAbsl(std::string_view s) { return {s.data(), s.size()}; }
 

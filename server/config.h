@@ -5,7 +5,6 @@
 #define XCACHE_SERVER_CONFIG_H_
 
 #include <chrono>
-#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -17,9 +16,6 @@
 namespace xcache {
 
 inline constexpr std::string_view kServerVersion = XCACHE_VERSION;
-
-// The system's limit, less the byte that ends it.
-inline constexpr size_t kMaxSocketPathBytes = 107;
 
 struct Config {
   std::string model_path;

@@ -23,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "cachestore/rocksdb/disk_space.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/unix_socket.h"
 #include "engine/kernels/isa.h"
 #include "engine/model/chat_template.h"
 #include "engine/model/gguf.h"

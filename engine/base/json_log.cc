@@ -118,7 +118,8 @@ std::string JsonLogLine(std::string_view time, std::string_view level,
       last = std::move(key);
     }
   }
-  return out.dump();
+  // In ASCII, so that nothing takes a character for the end of a line.
+  return out.dump(-1, ' ', /*ensure_ascii=*/true);
 }
 
 std::string LogTimeNow() { return FormatLogTime(absl::Now()); }

@@ -14,7 +14,7 @@ void LogAsJson();
 // `line`, "event key=value ..." as XC_LOG_INFO makes it, as an object of one
 // line: "time", "level", "event", then the line's keys. A value that stands
 // without quotes and is a number is a number, any other a string. Whatever the
-// bytes, this is JSON, and UTF-8.
+// bytes, this is JSON, and ASCII.
 std::string JsonLogLine(std::string_view time, std::string_view level,
                         std::string_view line);
 

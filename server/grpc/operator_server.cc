@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/unix_socket.h"
 #include "engine/base/utf8.h"
 #include "google/protobuf/timestamp.pb.h"
 #include "grpcpp/resource_quota.h"
@@ -243,7 +244,7 @@ class OperatorServerImpl final : public OperatorServer {
     quota.SetMaxThreads(kMaxThreads);
     builder.SetResourceQuota(quota);
     builder.SetMaxReceiveMessageSize(64 << 10);
-    builder.AddListeningPort("unix:" + socket,
+    builder.AddListeningPort(UnixSocketUri(socket),
                              grpc::InsecureServerCredentials());
     builder.RegisterService(&service_);
     // Nobody else's from the first instant on. Other threads' files that are
@@ -269,9 +270,9 @@ absl::StatusOr<std::unique_ptr<OperatorServer>> OperatorServer::Listen(
     const std::string& socket, const std::string& store_dir,
     CacheStore& store) {
   if (socket.size() > kMaxSocketPathBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the path of a socket has at most ", kMaxSocketPathBytes,
-        " bytes, this one has ", socket.size(), ": ", socket));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the path of a socket has at most ", kMaxSocketPathBytes,
+                     " bytes, this one has ", socket.size(), ": ", socket));
   }
   auto server = std::make_unique<OperatorServerImpl>(store_dir, store);
   XC_RETURN_IF_ERROR(server->Start(socket));

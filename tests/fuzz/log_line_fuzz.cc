@@ -1,4 +1,4 @@
-// Lines of the log as JSON. Of any bytes: one object, UTF-8, on one line. A
+// Lines of the log as JSON. Of any bytes: one object, ASCII, on one line. A
 // value that went through LogValue() comes back, and brings no key with it.
 #include <string>
 
@@ -12,7 +12,7 @@ namespace {
 
 nlohmann::json Read(const std::string& line) {
   const std::string text = xcache::JsonLogLine("T", "info", line);
-  XCACHE_FUZZ_CHECK(text.find('\n') == text.npos && xcache::IsUtf8(text));
+  for (const char c : text) XCACHE_FUZZ_CHECK(c >= ' ' && c <= '~');
   nlohmann::json out = nlohmann::json::parse(text, nullptr, false);
   XCACHE_FUZZ_CHECK(out.is_object() && out["time"] == "T" &&
                     out["level"] == "info");

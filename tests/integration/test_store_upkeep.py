@@ -108,10 +108,10 @@ def test_a_backup_under_load_has_what_was_acknowledged(medium_model, tmp_path):
     folder.mkdir()
     store("restore", tmp_path / "last", folder=folder / "store")
     with harness.Server(medium_model, folder) as server:
-        for name in "abc":
-            answer = next_answer(server, name)
-            assert answer.bits == wanted[name], name
-            assert answer.final.reused.disk > 0
+        answers = {name: next_answer(server, name) for name in "abc"}
+        assert {n: a.bits for n, a in answers.items()} == wanted
+        # The others begin alike, and find it in memory by then.
+        assert answers["a"].final.reused.disk > 0
         server.stop()
 
 
