@@ -25,6 +25,7 @@
 #include "cachestore/page_key.h"
 #include "cachestore/page_store.h"
 #include "cachestore/session_store.h"
+#include "cachestore/shared/shared_policy.h"
 #include "cachestore/store_stats.h"
 #include "engine/base/memory_budget.h"
 
@@ -33,6 +34,8 @@ class Env;
 }
 
 namespace xcache {
+
+class ObjectStore;
 
 struct CacheStoreOptions {
   // Made with mode 0700 where it is missing. Empty: no disk, nothing survives.
@@ -59,6 +62,15 @@ struct CacheStoreOptions {
   // Pages are given back from host memory after what registered with a lower
   // priority (working sets).
   int reclaim_priority = 100;
+
+  // The tier that machines share: pages and manifests, each over a client of
+  // its own, so that manifests never wait behind pages. Null: there is none.
+  std::shared_ptr<ObjectStore> shared_pages{};
+  std::shared_ptr<ObjectStore> shared_sessions{};
+  SharedPolicy shared_policy = SharedPolicy::kStrict;
+  // Of a page that nobody uses; 0: for ever.
+  std::chrono::milliseconds shared_page_life = std::chrono::hours(24 * 7);
+
   // For tests: RocksDB's files. Null: the real ones.
   rocksdb::Env* env = nullptr;
 };

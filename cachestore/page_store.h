@@ -60,9 +60,11 @@ struct PageTier {
   bool operator==(const PageTier&) const = default;
   static const PageTier kHost;
   static const PageTier kDisk;
+  static const PageTier kShared;
 };
 inline constexpr PageTier PageTier::kHost{"host"};
 inline constexpr PageTier PageTier::kDisk{"disk"};
+inline constexpr PageTier PageTier::kShared{"shared"};
 
 struct PageHit {
   PageRef page;

@@ -19,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cachestore/durability.h"
 #include "cachestore/sessions/session_record.h"
 
 namespace xcache {
@@ -26,6 +27,13 @@ namespace xcache {
 struct SessionPage {
   std::vector<SessionSummary> sessions;
   std::string next_page_token;  // empty: these were the last
+};
+
+// What became of a record that was kept.
+struct Committed {
+  Durability durability = Durability::kNone;
+  absl::Status why;     // it is not where it is to be; OK: it is
+  std::string version;  // what it is now; empty: the store has none
 };
 
 struct SessionStoreStats {
@@ -43,15 +51,16 @@ class SessionStore {
  public:
   virtual ~SessionStore() = default;
 
-  // Makes `record` the session's manifest. OK: it is on disk, synced. Else the
-  // answer is not durable and serving goes on:
-  // RESOURCE_EXHAUSTED: the disk is full, over its cap, or there is none; the
-  // record is in memory and will be written later.
-  // UNAVAILABLE: the same, after an I/O error.
-  // ABORTED: there was no memory to keep or to list it, and INVALID_ARGUMENT:
-  // no such record can be (an empty id): nothing changed, the session is at the
-  // turn before.
-  virtual absl::Status Commit(const SessionRecord& record) = 0;
+  // Makes `record` the session's manifest, in place of the version that it
+  // says. What a store keeps short of where it is to be, it takes there as soon
+  // as that can be done. Errors: nothing changed, the session is at the turn
+  // before.
+  // RESOURCE_EXHAUSTED: there is no memory to keep or to list it;
+  // INVALID_ARGUMENT: no such record can be (an empty id); and of a shared
+  // store ABORTED: the session is at another version by now, or gone;
+  // ALREADY_EXISTS: it is new here, and there already; UNAVAILABLE: the store
+  // is away, and nothing is to be kept elsewhere meanwhile.
+  virtual absl::StatusOr<Committed> Commit(const SessionRecord& record) = 0;
 
   // Of whatever model. NOT_FOUND; DATA_LOSS: this session's manifest is
   // damaged; UNAVAILABLE: it cannot be read now (descriptors or memory ran
@@ -69,7 +78,7 @@ class SessionStore {
   // ours.
   virtual absl::StatusOr<SessionPage> List(std::string_view tenant,
                                            std::string_view page_token,
-                                           int limit) const = 0;
+                                           int limit) = 0;
 
   // Synced before it returns. Pages that only this session needed are deleted
   // too. NOT_FOUND.

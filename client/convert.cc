@@ -52,6 +52,8 @@ Durability FromProto(v1::Durability durability) {
       return Durability::kMemory;
     case v1::DURABILITY_LOCAL:
       return Durability::kLocal;
+    case v1::DURABILITY_SHARED:
+      return Durability::kShared;
     default:
       return Durability::kNone;
   }
@@ -133,6 +135,8 @@ const char* DurabilityName(Durability durability) {
       return "memory";
     case Durability::kLocal:
       return "local";
+    case Durability::kShared:
+      return "shared";
     case Durability::kNone:
       break;
   }

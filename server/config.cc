@@ -118,6 +118,8 @@ struct Raw {
   std::string device_memory_bytes = "0";
   std::string session_ttl = "7d";
   std::string drain = "30s";
+  SharedFlags shared;
+  std::vector<std::string> given_shared;  // flags that go with --shared
 };
 
 bool IsDevice(std::string_view text) {
@@ -162,6 +164,9 @@ absl::Status Finish(const Raw& raw, Config& config) {
   if (config.drain > std::chrono::hours(24)) {
     return FlagError("--drain-seconds", "at most 24h", raw.drain);
   }
+
+  XC_ASSIGN_OR_RETURN(config.shared,
+                      ReadSharedConfig(raw.shared, raw.given_shared));
 
   if (IsOff(config.metrics_listen)) config.metrics_listen.clear();
   if (raw.store_dir == "none") {
@@ -337,6 +342,37 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   flag("--repair", "XCACHE_REPAIR", config.repair,
        "Repair a store that does not open; what is corrupt is dropped");
 
+  group = "Shared tier";
+  SharedFlags& shared = raw.shared;
+  option("--shared", "XCACHE_SHARED", shared.location,
+         "Bucket that replicas share, s3://bucket/prefix; empty or \"none\": "
+         "no shared tier");
+  const std::vector<CLI::Option*> with_shared = {
+      option("--shared-endpoint", "XCACHE_SHARED_ENDPOINT", shared.endpoint,
+             "URL of the S3 server; empty: AWS's of the region"),
+      option("--shared-region", "XCACHE_SHARED_REGION", shared.region,
+             "Region of the bucket; empty: AWS_REGION, or us-east-1"),
+      option("--shared-ca", "XCACHE_SHARED_CA", shared.ca_file,
+             "PEM file of authorities for the endpoint; empty: the system's"),
+      option("--shared-credentials-file", "XCACHE_SHARED_CREDENTIALS_FILE",
+             shared.credentials_file,
+             "File with [default] aws_access_key_id, aws_secret_access_key; "
+             "read again when it changes. Empty: AWS_ACCESS_KEY_ID and so on, "
+             "or AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN"),
+      option("--shared-bytes-per-s", "XCACHE_SHARED_BYTES_PER_S",
+             shared.bytes_per_s,
+             "Pages sent and received, bytes a second; 0: no limit"),
+      option("--shared-policy", "XCACHE_SHARED_POLICY", shared.policy,
+             "While the store is away: strict refuses turns, prefer goes on "
+             "with the local store and pushes later"),
+      option("--shared-page-life", "XCACHE_SHARED_PAGE_LIFE", shared.page_life,
+             "How long a page that nobody uses stays in the bucket; 0: for "
+             "ever"),
+      option("--shared-encryption", "XCACHE_SHARED_ENCRYPTION",
+             shared.encryption,
+             "What the store is to encrypt with: none, AES256, aws:kms or "
+             "aws:kms:KEY")};
+
   group = "Compute";
   option("--device", "XCACHE_DEVICE", config.device,
          "cpu, cuda or cuda:N; auto: the first GPU, or the CPU where there is "
@@ -422,6 +458,11 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   }
   XC_RETURN_IF_ERROR(CheckConfigKeys(app));
   out.warnings = UnknownVariables(app, environ);
+  for (const CLI::Option* each : with_shared) {
+    if (each->count() > 0 && !each->results().front().empty()) {
+      raw.given_shared.push_back(each->get_name());
+    }
+  }
   XC_RETURN_IF_ERROR(Finish(raw, config));
   return out;
 }

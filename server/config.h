@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "server/shared_config.h"
 
 namespace xcache {
 
@@ -28,6 +29,8 @@ struct Config {
   uint64_t disk_bytes = uint64_t{20} << 30;
   bool repair = false;  // repair a store that does not open
   std::chrono::seconds session_ttl{7 * 24 * 3600};  // 0: never
+
+  SharedConfig shared;
 
   // The default codec of sessions: its spec, or, where that is empty, the
   // quality that names one (server/core/cache/quality.h).

@@ -31,6 +31,7 @@
 #include "server/metrics/process_metrics.h"
 #include "server/metrics/store_metrics.h"
 #include "server/model_watch.h"
+#include "server/shared_stores.h"
 
 namespace xcache {
 namespace {
@@ -46,8 +47,13 @@ constexpr std::chrono::seconds kCredentialsInterval(1);
 // Switches chat off for a model whose template we do not know.
 constexpr std::string_view kNoTemplate = "none";
 
-CacheStoreOptions StoreOptions(const Config& config) {
+CacheStoreOptions StoreOptions(const Config& config,
+                               const SharedStores& shared) {
   CacheStoreOptions options;
+  options.shared_pages = shared.pages;
+  options.shared_sessions = shared.sessions;
+  options.shared_policy = config.shared.policy;
+  options.shared_page_life = config.shared.page_life;
   options.dir = config.store_dir;
   options.disk_bytes = static_cast<int64_t>(config.disk_bytes);
   return options;
@@ -258,7 +264,9 @@ class ServerAppImpl final : public ServerApp {
   }
 
   absl::Status OpenStore() {
-    const CacheStoreOptions options = StoreOptions(config_);
+    XC_ASSIGN_OR_RETURN(const SharedStores shared,
+                        OpenSharedStores(config_.shared));
+    const CacheStoreOptions options = StoreOptions(config_, shared);
     if (config_.repair && !config_.store_dir.empty()) {
       XC_ASSIGN_OR_RETURN(const CacheStore::RepairReport report,
                           CacheStore::Repair(options));

@@ -11,6 +11,7 @@ namespace {
 constexpr uint32_t kMagic = 0x53455358;  // "XSES"
 // Magic, version, reserved, length of the record and, from version 2 on, of the
 // head; the CRC at the end of each.
+constexpr uint16_t kPlainVersion = 2;
 constexpr size_t kLengthAt = 8;
 constexpr size_t kHeaderBytes = 12;
 constexpr size_t kCrcBytes = 4;
@@ -88,7 +89,7 @@ std::string EncodeSessionRecord(const SessionRecord& record) {
   std::string out;
   FieldWriter w(out);
   w.Int(kMagic);
-  w.Int(kSessionFormatVersion);
+  w.Int(record.version.empty() ? kPlainVersion : kSessionFormatVersion);
   w.Int(uint16_t{0});
   w.Int(uint32_t{0});  // the lengths, known at the ends
   w.Int(uint32_t{0});
@@ -110,6 +111,7 @@ std::string EncodeSessionRecord(const SessionRecord& record) {
   w.Int(static_cast<uint32_t>(record.page_keys.size()));
   w.Int(record.page_bytes);
   w.Hash(SummaryOf(record).last_page);
+  if (!record.version.empty()) w.Bytes(record.version);
   SetLength(out, kHeaderBytes);
   // Without the length of the whole, which is not known yet.
   w.Int(Crc32c(std::string_view(out).substr(kHeaderBytes)));
@@ -221,7 +223,8 @@ absl::StatusOr<SessionSummary> DecodeSessionHead(std::string_view bytes,
   FieldReader header(bytes);
   const auto magic = header.Int<uint32_t>();
   const auto version = header.Int<uint16_t>();
-  if (magic == kMagic && version != kSessionFormatVersion) {
+  if (magic == kMagic &&
+      (version < kPlainVersion || version > kSessionFormatVersion)) {
     return absl::FailedPreconditionError(
         absl::StrCat("session record of format version ", version));
   }
@@ -234,6 +237,10 @@ absl::StatusOr<SessionSummary> DecodeSessionHead(std::string_view bytes,
   head.num_pages = r.Int<uint32_t>();
   head.page_bytes = r.Int<uint64_t>();
   head.last_page = r.Hash();
+  if (version > kPlainVersion) {
+    head.version = r.Bytes();
+    if (head.version.empty()) r.Fail();  // that would be of format 2
+  }
   const std::string_view body = bytes.substr(0, r.offset());
   const auto crc = r.Int<uint32_t>();
   if (!r.ok() || r.remaining() != 0 || magic != kMagic ||

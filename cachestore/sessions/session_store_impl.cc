@@ -94,7 +94,7 @@ absl::Status SessionStoreImpl::ReadIndex() {
     const size_t num_pages = summary.last_page == kRootPageKey ? 0 : 1;
     parts_.pages->Claim(key, {&summary.last_page, num_pages}, summary.pinned,
                         used_ms * 1000);
-    summary.durable = !summary.damaged;
+    if (!summary.damaged) summary.durability = Durability::kLocal;
     Enter(key, std::move(summary));
   };
   std::vector<std::string> bad;
@@ -169,11 +169,12 @@ void SessionStoreImpl::Leave(const std::string& key) {
 }
 
 absl::Status SessionStoreImpl::WriteManifest(const std::string& key,
-                                             std::string_view manifest) {
+                                             std::string_view manifest,
+                                             bool sync) {
   const WriteOp ops[] = {
       {Family::kSessions, key, {{manifest, {}}}},
       {Family::kSessionIndex, key, {{HeadOf(manifest), {}}}}};
-  return parts_.db->Write(ops, /*sync=*/true, Database::Room::kRecord);
+  return parts_.db->Write(ops, sync, Database::Room::kRecord);
 }
 
 absl::Status SessionStoreImpl::KeepInMemory(const std::string& key,
@@ -181,7 +182,7 @@ absl::Status SessionStoreImpl::KeepInMemory(const std::string& key,
   auto memory = budget_.Reserve(MemoryAccount::kSessions,
                                 static_cast<int64_t>(manifest.size()));
   if (!memory) {
-    return absl::AbortedError(
+    return absl::ResourceExhaustedError(
         "no memory for a session that is not on disk; it stays at its last "
         "turn");
   }
@@ -199,7 +200,8 @@ void SessionStoreImpl::Claim(const std::string& key,
   }
 }
 
-absl::Status SessionStoreImpl::Commit(const SessionRecord& record) {
+absl::StatusOr<Committed> SessionStoreImpl::Commit(const SessionRecord& record,
+                                                   bool sync) {
   if (record.id.empty() || record.id.size() > kMaxNameBytes ||
       record.tenant.size() > kMaxNameBytes ||
       record.title.size() > kMaxTitleBytes) {
@@ -222,16 +224,18 @@ absl::Status SessionStoreImpl::Commit(const SessionRecord& record) {
 
   MutexLock write_lock(WriteLock(key));
   // First, so that what is acknowledged is found again.
-  if (!ReserveIndex(/*reclaim=*/true)) {
-    return absl::AbortedError(NoMemory().message());
-  }
+  if (!ReserveIndex(/*reclaim=*/true)) return NoMemory();
   absl::Status written = absl::ResourceExhaustedError(
       "there is no store folder: sessions are in memory only");
-  if (parts_.db != nullptr) written = WriteManifest(key, manifest);
+  if (parts_.db != nullptr) written = WriteManifest(key, manifest, sync);
   if (!written.ok()) {
     XC_RETURN_IF_ERROR(KeepInMemory(key, std::move(manifest)));
   }
-  summary.durable = written.ok();
+  const Committed committed = {
+      .durability = written.ok() ? Durability::kLocal : Durability::kMemory,
+      .why = written,
+      .version = record.version};
+  summary.durability = committed.durability;
   Enter(key, std::move(summary));
   {
     MutexLock lock(mu_);
@@ -239,7 +243,7 @@ absl::Status SessionStoreImpl::Commit(const SessionRecord& record) {
     written.ok() ? ++stats_.commits : ++stats_.commit_failures;
   }
   Claim(key, record.page_keys, record.pinned);
-  return written;
+  return committed;
 }
 
 absl::StatusOr<SessionRecord> SessionStoreImpl::Read(const std::string& key) {
@@ -310,14 +314,14 @@ absl::StatusOr<SessionSummary> SessionStoreImpl::Find(std::string_view tenant,
   if (absl::IsUnavailable(got)) return got;
   // Without memory it is in no list, and found by its name once more.
   SessionSummary summary = Summarize(key, manifest);
-  summary.durable = !summary.damaged;
+  if (!summary.damaged) summary.durability = Durability::kLocal;
   if (ReserveIndex(/*reclaim=*/false)) Enter(key, summary);
   return summary;
 }
 
 absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
                                                    std::string_view page_token,
-                                                   int limit) const {
+                                                   int limit) {
   std::optional<std::pair<int64_t, std::string>> after;
   if (!page_token.empty()) {
     after = ParsePageToken(page_token);
@@ -413,11 +417,11 @@ void SessionStoreImpl::WriteUndurable() {
       if (it == undurable_.end()) continue;
       undurable = it->second;
     }
-    if (!WriteManifest(key, undurable->manifest).ok()) return;
+    if (!WriteManifest(key, undurable->manifest, /*sync=*/true).ok()) return;
     MutexLock lock(mu_);
     undurable_.erase(key);
     const auto it = summaries_.find(key);
-    if (it != summaries_.end()) it->second.durable = true;
+    if (it != summaries_.end()) it->second.durability = Durability::kLocal;
     ++stats_.commits;
   }
 }

@@ -38,14 +38,18 @@ class SessionStoreImpl : public SessionStore {
   static absl::StatusOr<std::unique_ptr<SessionStoreImpl>> Open(
       Parts parts, MemoryBudget& budget);
 
-  absl::Status Commit(const SessionRecord& record) override;
+  absl::StatusOr<Committed> Commit(const SessionRecord& record) override {
+    return Commit(record, /*sync=*/true);
+  }
+  // The same; unless `sync`, a power loss may take it back.
+  absl::StatusOr<Committed> Commit(const SessionRecord& record, bool sync);
   absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                      std::string_view id) override;
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,
                                       std::string_view id) override;
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
-                                   int limit) const override;
+                                   int limit) override;
   absl::Status Delete(std::string_view tenant, std::string_view id) override;
   int64_t Sweep(int64_t now_ms,
                 const std::function<bool(std::string_view, std::string_view)>&
@@ -79,7 +83,8 @@ class SessionStoreImpl : public SessionStore {
   // Memory for one more session; with `reclaim`, others may have to give way.
   bool ReserveIndex(bool reclaim);
   absl::Status NoMemory() const;
-  absl::Status WriteManifest(const std::string& key, std::string_view manifest);
+  absl::Status WriteManifest(const std::string& key, std::string_view manifest,
+                             bool sync);
   absl::Status KeepInMemory(const std::string& key, std::string manifest);
   void Claim(const std::string& key, std::span<const PageKey> chain,
              bool pinned);

@@ -126,17 +126,17 @@ absl::StatusOr<MigrateResult> ServerCoreImpl::MigrateSession(
     next.numerics_id = model().numerics_id;
     XC_RETURN_IF_ERROR(WithAdvice(
         CheckHistory("the conversation", next.tokens.size()), kept.size()));
-    const absl::Status status = lease->Commit(next);
-    if (!status.ok() && !KeptInMemory(status)) return NotKept(status);
+    XC_ASSIGN_OR_RETURN(const Committed committed, lease->Commit(next));
     // The rows that are in memory are of the tokens that it had.
     scheduler_.DropSession(lease->key(), {});
     XC_LOG_INFO("session migrated",
                 "id={} from_model={} to_model={} from_codec={} to_codec={} "
                 "tokens_before={} tokens_after={} messages_dropped={} "
-                "durable={}",
+                "durability={}",
                 LogValue(next.id), ToHex(was.model_fp), ToHex(next.model_fp),
                 LogValue(was.codec), LogValue(next.codec), result.tokens_before,
-                result.tokens_after, result.messages_dropped, status.ok());
+                result.tokens_after, result.messages_dropped,
+                DurabilityName(committed.durability));
   }
   result.session = InfoOf(lease->record());
   return result;

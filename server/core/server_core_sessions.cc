@@ -54,14 +54,14 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionSummary& summary) const {
   info.model_fp = summary.model_fp;
   info.needs_migration =
       !summary.damaged && summary.model_fp != model().model_fp;
-  info.durability = summary.durable ? Durability::kLocal : Durability::kMemory;
+  info.durability = summary.durability;
   return info;
 }
 
 SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
   SessionSummary summary = SummaryOf(record);
   const auto stored = sessions_.Find(record.tenant, record.id);
-  summary.durable = stored.ok() && stored->durable;
+  if (stored.ok()) summary.durability = stored->durability;
   SessionInfo info = InfoOf(summary);
   info.remat = std::string(RematPolicyName(RematPolicyOf(record)));
   info.retokenized = IsRetokenized(record);
@@ -73,17 +73,9 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
   return info;
 }
 
-// A session that cannot be written now is there all the same: in memory, and
-// written when the disk takes it.
 absl::Status ServerCoreImpl::CommitNew(SessionManager::Lease& lease,
                                        const SessionRecord& record) {
-  const absl::Status status = lease.Commit(record);
-  if (KeptInMemory(status)) {
-    XC_LOG_WARN("session not durable", "id={} why={}", LogValue(record.id),
-                LogValue(std::string(status.message())));
-  } else if (!status.ok()) {
-    return NotKept(status);
-  }
+  XC_RETURN_IF_ERROR(lease.Commit(record).status());
   metrics_.Add(CounterOf(RematPolicyOf(record)), 1);
   return absl::OkStatus();
 }
@@ -223,7 +215,8 @@ absl::StatusOr<FlushResult> ServerCoreImpl::FlushSession(
   const PageStoreStats before = deps_.store->stats().tier(PageTier::kDisk);
   XC_RETURN_IF_ERROR(deps_.store->Flush());
   const PageStoreStats after = deps_.store->stats().tier(PageTier::kDisk);
-  XC_RETURN_IF_ERROR(lease->Commit(record));
+  XC_ASSIGN_OR_RETURN(const Committed committed, lease->Commit(record));
+  if (!committed.why.ok()) return committed.why;
   deps_.store->DropFromHost(lease->record().page_keys);
   // Pages are written soon after they are sealed, so few are left to write now;
   // other sessions' among them.

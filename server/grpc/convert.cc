@@ -77,6 +77,8 @@ v1::Durability ToProto(Durability durability) {
   switch (durability) {
     case Durability::kMemory:
       return v1::DURABILITY_MEMORY;
+    case Durability::kShared:
+      return v1::DURABILITY_SHARED;
     case Durability::kLocal:
       return v1::DURABILITY_LOCAL;
     case Durability::kNone:

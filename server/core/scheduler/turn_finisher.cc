@@ -144,27 +144,24 @@ void TurnFinisher::Commit(RunQueue::RequestPtr request, SessionRecord next) {
                     next = std::move(next)] {
     FinalInfo& final = request->final;
     const SteadyTime begin = steady_clock::now();
-    absl::Status status = request->lease->Commit(next);
+    absl::StatusOr<Committed> committed = request->lease->Commit(next);
     const SteadyTime end = steady_clock::now();
     final.timings.commit_us = MicrosBetween(begin, end);
-    final.durability = status.ok() ? Durability::kLocal : Durability::kMemory;
     final.turn = next.turn;
     metrics_.Observe(CoreHistogram::kCommit, SecondsBetween(begin, end));
+    const bool is_durable = committed.ok() && committed->why.ok();
     metrics_.Add(
-        status.ok() ? CoreCounter::kCommits : CoreCounter::kCommitFailures, 1);
-    if (KeptInMemory(status)) {
-      XC_LOG_WARN("turn not durable", "session={} turn={} why={}",
-                  LogValue(next.id), next.turn,
-                  LogValue(std::string(status.message())));
-      status = absl::OkStatus();
-    }
-    if (absl::IsAborted(status)) final.retry_after_ms = queue_.RetryAfterMs();
-    status = NotKept(status);
-    if (!status.ok()) {
+        is_durable ? CoreCounter::kCommits : CoreCounter::kCommitFailures, 1);
+    if (!committed.ok()) {
       final.finish_reason = FinishReason::kNone;
-      final.durability = Durability::kNone;
+      if (absl::IsResourceExhausted(committed.status())) {
+        final.retry_after_ms = queue_.RetryAfterMs();
+      }
+      Report(*request, committed.status());
+      return;
     }
-    Report(*request, status.ok() ? request->cut_short : status);
+    final.durability = committed->durability;
+    Report(*request, request->cut_short);
   });
 }
 

@@ -255,6 +255,87 @@ TEST_F(ConfigTest, BadValuesNameTheirFlag) {
               HasSubstr("--batch-rows"));
 }
 
+TEST_F(ConfigTest, SharedTierIsReadAsItIsTyped) {
+  SetEnv("AWS_REGION", "eu-west-3");
+  auto parsed = Parse({"--model", "m"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_FALSE(parsed->config.shared.enabled());
+
+  parsed = Parse({"--model", "m", "--shared", "s3://bucket/of/mine"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  SharedConfig shared = parsed->config.shared;
+  EXPECT_TRUE(shared.enabled());
+  EXPECT_EQ(shared.location.bucket, "bucket");
+  EXPECT_EQ(shared.location.prefix, "of/mine/");
+  EXPECT_EQ(shared.endpoint.host, "");
+  EXPECT_EQ(shared.region, "eu-west-3");
+  EXPECT_EQ(shared.policy, SharedPolicy::kStrict);
+  EXPECT_EQ(shared.page_life, std::chrono::hours(24 * 7));
+  EXPECT_EQ(shared.encryption, "");
+
+  SetEnv("XCACHE_SHARED_POLICY", "prefer");
+  parsed =
+      Parse({"--model", "m", "--shared", "s3://bucket", "--shared-endpoint",
+             "http://[::1]:8333", "--shared-region", "here",
+             "--shared-bytes-per-s", "2MiB", "--shared-page-life", "12h",
+             "--shared-encryption", "aws:kms:arn:aws:kms:here:1:key/2",
+             "--shared-credentials-file", "/c", "--shared-ca", "/ca"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  shared = parsed->config.shared;
+  EXPECT_EQ(shared.endpoint.Url(), "http://[::1]:8333");
+  EXPECT_EQ(shared.region, "here");
+  EXPECT_EQ(shared.bytes_per_s, uint64_t{2} << 20);
+  EXPECT_EQ(shared.policy, SharedPolicy::kPrefer);
+  EXPECT_EQ(shared.page_life, std::chrono::hours(12));
+  EXPECT_EQ(shared.encryption, "aws:kms");
+  EXPECT_EQ(shared.kms_key_id, "arn:aws:kms:here:1:key/2");
+  EXPECT_EQ(shared.credentials_file, "/c");
+  EXPECT_EQ(shared.ca_file, "/ca");
+}
+
+TEST_F(ConfigTest, FlagsOfTheSharedTierNeedIt) {
+  for (const char* flag :
+       {"--shared-endpoint", "--shared-region", "--shared-ca",
+        "--shared-credentials-file", "--shared-bytes-per-s", "--shared-policy",
+        "--shared-page-life", "--shared-encryption"}) {
+    for (const char* shared : {"", "none"}) {
+      EXPECT_THAT(Error({"--model", "m", "--shared", shared, flag, "x"}),
+                  HasSubstr(std::string(flag) + " needs --shared"));
+    }
+    // Given, but as nothing: a shell can hardly pass an absent one.
+    EXPECT_TRUE(Parse({"--model", "m", flag, ""}).ok()) << flag;
+  }
+  SetEnv("XCACHE_SHARED_REGION", "here");
+  EXPECT_THAT(Error({"--model", "m"}),
+              HasSubstr("--shared-region needs --shared"));
+}
+
+TEST_F(ConfigTest, BadValuesOfTheSharedTierNameTheirFlag) {
+  const auto error = [](const char* flag, const char* value) {
+    return Error({"--model", "m", "--shared", "s3://bucket", flag, value});
+  };
+  EXPECT_THAT(Error({"--model", "m", "--shared", "bucket"}),
+              HasSubstr("--shared takes s3://bucket"));
+  const std::string endpoint =
+      error("--shared-endpoint", "http://me:secret@host");
+  EXPECT_THAT(endpoint, HasSubstr("--shared-endpoint"));
+  EXPECT_EQ(endpoint.find("secret"), std::string::npos);
+  EXPECT_THAT(error("--shared-region", "Over There"),
+              HasSubstr("--shared-region"));
+  EXPECT_THAT(error("--shared-bytes-per-s", "much"),
+              HasSubstr("--shared-bytes-per-s"));
+  EXPECT_THAT(error("--shared-policy", "lax"), HasSubstr("--shared-policy"));
+  for (const char* life : {"10m", "a week"}) {
+    EXPECT_THAT(error("--shared-page-life", life),
+                HasSubstr("--shared-page-life"));
+  }
+  for (const char* encryption :
+       {"AES", "aws:kms:", "aws:kms:a b", "aws:kmsx"}) {
+    EXPECT_THAT(error("--shared-encryption", encryption),
+                HasSubstr("--shared-encryption"));
+  }
+}
+
 TEST(ParseBytesTest, UnitsAndNonsense) {
   EXPECT_EQ(ParseBytes("1000").value(), 1000u);
   EXPECT_EQ(ParseBytes("512MiB").value(), uint64_t{512} << 20);
