@@ -16,7 +16,7 @@ make_stubs "$WORK" "$ROOT"
 
 export XCACHE_BUILD=$BUILD
 export XCACHE_SOURCE_DIR=$ROOT
-export PYTHONPATH=$STUBS:$ROOT/tests/integration
+export PYTHONPATH=$STUBS:$ROOT/tests/integration:$ROOT/tests/deploy
 export PYTHONDONTWRITEBYTECODE=1
 keep_test_variables
 cd "$ROOT/tests/integration/fleet"
