@@ -23,6 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/page_key.h"
+#include "cachestore/page_prefetch.h"
 #include "cachestore/page_store.h"
 #include "cachestore/session_store.h"
 #include "cachestore/shared/shared_policy.h"
@@ -108,8 +109,18 @@ class CacheStore {
   virtual absl::Status PutPage(const PageKey& key, const PageKey& parent,
                                std::string bytes) = 0;
 
-  // Waits until the pages that were put so far are written, and syncs all there
-  // is. UNAVAILABLE: writing has stopped.
+  // Asks the shared tier for pages of a request, which come into host memory.
+  // Null: there is no such tier, or it is away. Does not wait.
+  virtual std::unique_ptr<PagePrefetch> Prefetch(PrefetchRequest) {
+    return nullptr;
+  }
+
+  // To be called now and then: has pages that nobody used for long deleted from
+  // the shared tier, some at a time. `now_ms`: Unix time that is believed.
+  virtual void SweepShared(int64_t /*now_ms*/) {}
+
+  // Waits until the pages that were put so far are written, those of the shared
+  // tier for some seconds at most, and syncs all there is. UNAVAILABLE: writing has stopped.
   virtual absl::Status Flush() = 0;
 
   // Drops a session's pages from host memory where no one uses them; they stay

@@ -56,14 +56,20 @@ class SessionStoreImpl : public SessionStore {
                     in_use) override;
   SessionStoreStats stats() const override;
 
+  // Keeps what is safe elsewhere, if there is a disk that takes it; not synced.
+  // Otherwise the session is not known here any more.
+  void KeepCopy(const SessionRecord& record);
+  // Of those whose summary `wanted` likes, in no order.
+  std::vector<SessionSummary> Select(
+      const std::function<bool(const SessionSummary&)>& wanted) const;
+
   // Writes the manifests that are in memory only.
   void WriteUndurable();
   // How many sessions were deleted since the start.
   int64_t num_deleted() const { return num_deleted_; }
 
  private:
-  // The most recently updated first: (-update_ms, id).
-  using Order = std::set<std::pair<int64_t, std::string>>;
+  using Order = std::set<SessionPlace>;
   // A manifest that is not on disk.
   struct Undurable {
     std::string manifest;

@@ -24,6 +24,7 @@
 #include "server/core/scheduler/active_request.h"
 #include "server/core/scheduler/prefix_planner.h"
 #include "server/core/scheduler/rates.h"
+#include "server/core/scheduler/remote_pages.h"
 #include "server/core/scheduler/run_queue.h"
 #include "server/core/scheduler/turn_finisher.h"
 #include "server/core/scheduler/work_queue.h"
@@ -45,6 +46,7 @@ class Restorer {
   // (ActiveRequest::may_compute), has pages read for those that want some, and
   // rematerializes a slice of the oldest that has some. Returns whether it did.
   bool PlanAndRestore();
+  RemotePages& remote() { return remote_; }
   // Waits for reads under way. Idempotent.
   void Stop() { loaders_.Stop(); }
 
@@ -78,6 +80,7 @@ class Restorer {
   TurnFinisher& finisher_;
   Rates& rates_;
   const std::function<void()> wake_;
+  RemotePages remote_;
   PrefixPlanner planner_;
 
   Mutex mu_;

@@ -171,6 +171,7 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
     request.base.cancellation->SetWaker({});
   }
   request.lease.reset();
+  request.remote.prefetch.reset();
   FinalInfo& final = request.final;
   const SteadyTime now = steady_clock::now();
   final.timings.total_us = MicrosBetween(request.submitted, now);
@@ -188,6 +189,7 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
   metrics_.Add(CoreCounter::kReusedDevice, final.reused.device);
   metrics_.Add(CoreCounter::kReusedHost, final.reused.host);
   metrics_.Add(CoreCounter::kReusedDisk, final.reused.disk);
+  metrics_.Add(CoreCounter::kReusedRemote, final.reused.remote);
   request.sink->OnFinish(status, final);
   request.sink.reset();
   queue_.CountOut();
