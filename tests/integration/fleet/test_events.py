@@ -16,10 +16,10 @@ from talks import Backend, Talk, Talker, check_twins, connect
 
 EVENTS = int(harness.campaign("FLEET_EVENTS", 25))
 CLIENTS = 4
-TALKS_EACH = 3
+TALKS_EACH = 2
 LEAST, MOST = 3, 5  # servers
 # Words of a talk's first message: a cache that is worth to be moved.
-LONG_PROMPT = 500
+LONG_PROMPT = 450
 # A talk of so many tokens is over, and another takes its place.
 LONGEST = 2800
 
@@ -91,7 +91,7 @@ class EventTalker(Talker):
     def _step(self, talk):
         super()._step(talk)
         # A user thinks.
-        time.sleep(self.rng.uniform(0, 0.03))
+        time.sleep(self.rng.uniform(0, 0.3))
         if talk.tokens > LONGEST:
             self.over.append(talk)
             self.talks[self.talks.index(talk)] = self._new()
