@@ -62,10 +62,13 @@ def secrets(tmp_path_factory):
     """/etc/xcache of a pod: the folders of the secrets."""
     folder = tmp_path_factory.mktemp("etc")
     make_certificate(folder / "tls")
-    (folder / "auth").mkdir()
-    tokens = folder / "auth/tokens"
-    tokens.write_text("a-token-of-some-length-0123456789 tenant-1\n")
-    tokens.chmod(0o440)
+    for path, text in (
+            ("auth/tokens", "a-token-of-some-length-0123456789 tenant-1\n"),
+            ("s3/credentials", "[default]\naws_access_key_id = somebody\n"
+                               "aws_secret_access_key = a-secret\n")):
+        (folder / path).parent.mkdir()
+        (folder / path).write_text(text)
+        (folder / path).chmod(0o440)
     return folder
 
 
