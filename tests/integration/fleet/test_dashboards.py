@@ -15,13 +15,16 @@ import harness
 from clocks import FAKETIME, Clock
 from fault_proxy import Fault
 from fleet import Fleet
-from monitoring import (ALERTS, BOARDS, RECORDS, as_grafana_asks, as_seconds,
-                        prometheus, query)
+from monitoring import (ALERTS, BOARDS, PROMETHEUS, RECORDS, as_grafana_asks,
+                        as_seconds)
+from prometheus import prometheus, query
 from talks import connect
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None,
     reason="Debian's package prometheus is not installed")
+
+OUR_RULES = as_seconds((PROMETHEUS / "rules.yaml").read_text())
 
 # Alerts that nothing here brings about, and why. rules_test.yaml has a case of
 # each.
@@ -76,7 +79,7 @@ def test_every_query_has_an_answer(tiny_model, tmp_path, store):
         (tmp_path / "prometheus").mkdir()
         address = fleet.enter_context(prometheus(
             [r.server.metrics_address for r in fleet.replicas],
-            tmp_path / "prometheus"))
+            tmp_path / "prometheus", OUR_RULES))
         silent = panels
         for number, name in enumerate(names):
             for turn in range(3):
@@ -148,7 +151,7 @@ def test_alerts_fire(tiny_model, tmp_path, store):
         clients = [connect(r.address) for r in (*servers, other)]
         (tmp_path / "prometheus").mkdir()
         alarm = Alarm(fleet.enter_context(
-            prometheus(pages, tmp_path / "prometheus")))
+            prometheus(pages, tmp_path / "prometheus", OUR_RULES)))
 
         def chat(number, name="alerts", words="hello"):
             try:

@@ -228,6 +228,7 @@ TEST(CoreConversationTest, ImportOnTheSameModelIsTokenExact) {
   SessionRecord after = h.Record("s");
   EXPECT_TRUE(after.page_keys.empty());
   after.page_keys = before.page_keys;
+  after.page_bytes = before.page_bytes;
   after.update_ms = before.update_ms;
   after.expire_ms = before.expire_ms;
   EXPECT_EQ(after, before);
