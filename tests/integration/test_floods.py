@@ -33,14 +33,17 @@ def small_server(tiny_model, tmp_path_factory):
     with harness.Server(tiny_model, tmp_path_factory.mktemp("small"),
                         "--memory-bytes", "400MiB") as running:
         running.client().chat(messages="hi", params=params(max_tokens=2))
+        running.ready_bytes = running.resident_bytes()
         yield running
 
 
 @contextlib.contextmanager
 def grows_at_most(server, limit):
-    """What the server holds at any moment of the block, over what it held."""
-    before = server.resident_bytes()
-    peak = before
+    """What the server holds at any moment of the block, over what it held: when
+    it was ready, where tests share it, or what one flood left behind would hide
+    the next."""
+    before = getattr(server, "ready_bytes", server.resident_bytes())
+    peak = server.resident_bytes()
     done = threading.Event()
 
     def watch():
@@ -204,7 +207,8 @@ def test_cheap_calls_do_not_wait_behind_expensive_ones(server, client):
             running.append(other.inference.Chat(big) if i % 3 else
                            other.inference.Tokenize.future(pages))
         waits = []
-        for _ in range(40):
+        end = time.monotonic() + 4  # they take a while to arrive
+        while time.monotonic() < end:
             start = time.monotonic()
             client.sessions.GetSession(spb.GetSessionRequest(id="cheap"),
                                        timeout=60)
@@ -212,8 +216,8 @@ def test_cheap_calls_do_not_wait_behind_expensive_ones(server, client):
         start = time.monotonic()
         client.inference.Tokenize(pb.TokenizeRequest(text="short"), timeout=60)
         short = time.monotonic() - start
-        print(f"p95 {percentile(waits, 0.95) * 1e3:.0f} ms, a short text "
-              f"{short * 1e3:.0f} ms")
+        print(f"p95 {percentile(waits, 0.95) * 1e3:.0f} ms, most "
+              f"{max(waits) * 1e3:.0f} ms, a short text {short * 1e3:.0f} ms")
         for call in running:
             call.cancel()
         # It was 3.9 s for both, and 21 s where the texts were longer.
