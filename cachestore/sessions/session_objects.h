@@ -71,6 +71,8 @@ class SessionObjects {
   absl::StatusOr<std::vector<Found>> LookAtAll(
       const std::vector<std::string>& keys);
 
+  const CircuitBreaker& breaker() const { return breaker_; }
+
  private:
   using Clock = std::chrono::steady_clock;
   // `call`, unless the store is known to be away.

@@ -78,6 +78,7 @@ class SharedSessionStore : public SessionStore {
     return local_.UseOf(tenant);
   }
   SessionStoreStats stats() const override;
+  const CircuitBreaker& breaker() const { return objects_.breaker(); }
 
   // Tries to push what is ahead. For tests and for the end; a thread does so.
   void PushAhead();
