@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -106,6 +107,12 @@ class PageStore {
 
   // Whether Get is expected to find it. Cheap: never reads the disk.
   virtual bool Contains(const PageKey& key) const = 0;
+
+  // Where Get is expected to find it; nothing: nowhere. Cheap.
+  virtual std::optional<PageTier> TierOf(const PageKey& key) const {
+    if (!Contains(key)) return std::nullopt;
+    return tier();
+  }
 
   // How many of `keys`, from the first one on, Get is expected to find.
   virtual int64_t LongestPrefix(std::span<const PageKey> keys) const;

@@ -20,14 +20,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/durability.h"
+#include "cachestore/sessions/session_list.h"
 #include "cachestore/sessions/session_record.h"
 
 namespace xcache {
-
-struct SessionPage {
-  std::vector<SessionSummary> sessions;
-  std::string next_page_token;  // empty: these were the last
-};
 
 // What became of a record that was kept.
 struct Committed {
@@ -43,6 +39,9 @@ struct SessionStoreStats {
   int64_t commit_failures = 0;
   int64_t corrupt = 0;  // manifests found damaged
   int64_t expired = 0;
+  int64_t num_ahead = 0;         // of the shared store, to be pushed there
+  int64_t conflicts = 0;         // commits that another server was faster than
+  int64_t branches = 0;          // kept as sessions of their own
   int64_t demoted = 0;           // lost their claim on pages to a full disk
   int64_t newest_update_ms = 0;  // of any session; Unix time
 };

@@ -18,6 +18,7 @@
 #include "engine/model/chat_template.h"
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
+#include "server/allocator.h"
 #include "server/core/cache/quality.h"
 #include "server/core/server_core.h"
 #include "server/core/sessions/remat_setting.h"
@@ -26,6 +27,7 @@
 #include "server/frontend/descriptors.h"
 #include "server/frontend/file_watcher.h"
 #include "server/frontend/request_bytes.h"
+#include "server/grpc/operator_server.h"
 #include "server/grpc/rpc_server.h"
 #include "server/grpc/tls.h"
 #include "server/metrics/metrics_endpoint.h"
@@ -40,6 +42,11 @@ namespace {
 
 // How long answers that are finished may take to reach their clients.
 constexpr std::chrono::seconds kLastWords(5);
+
+// How often it is looked whether the process has grown, and by which part of
+// --memory-bytes it may have before it gives back what is free in its heaps.
+constexpr std::chrono::milliseconds kTrimInterval(250);
+constexpr int64_t kTrimShare = 32;
 
 // How often the model's file is looked at.
 constexpr std::chrono::seconds kModelWatchInterval(2);
@@ -142,6 +149,8 @@ class ServerAppImpl final : public ServerApp {
     options.tls = tls_;
     options.metrics = metrics_.get();
     options.auth = auth_.get();
+    heap_trimmer_ = std::make_unique<HeapTrimmer>(
+        kTrimInterval, budget_->cap_bytes() / kTrimShare);
     options.tenants = &tenants_;
     process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleProcess(writer);
@@ -201,6 +210,7 @@ class ServerAppImpl final : public ServerApp {
             engine_->info())),
         progress));
     AddSources();
+    OpenOperatorSocket();
     model_watch_ = std::make_unique<ModelWatch>(
         config_.model_path, *model_->gguf().stamp(), kModelWatchInterval);
     ready_ = true;
@@ -228,6 +238,7 @@ class ServerAppImpl final : public ServerApp {
       cut_short = core_->Drain(std::chrono::steady_clock::now() + drain);
     }
     rpc_->Shutdown(std::chrono::system_clock::now() + kLastWords);
+    operator_.reset();
     frontend_source_ = {};
     credentials_watcher_.reset();
     rpc_.reset();
@@ -310,6 +321,20 @@ class ServerAppImpl final : public ServerApp {
     return absl::OkStatus();
   }
 
+  // Serving does not hang on it.
+  void OpenOperatorSocket() {
+    if (config_.operator_socket.empty()) return;
+    auto opened = OperatorServer::Listen(config_.operator_socket,
+                                         config_.store_dir, *store_);
+    if (opened.ok()) {
+      operator_ = *std::move(opened);
+      return;
+    }
+    XC_LOG_WARN("no operator socket: `xcache store` cannot reach this server",
+                "socket={} error={}", LogValue(config_.operator_socket),
+                LogValue(std::string(opened.status().message())));
+  }
+
   void AddSources() {
     core_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleCore(core_->Snapshot(), writer);
@@ -338,12 +363,14 @@ class ServerAppImpl final : public ServerApp {
   std::unique_ptr<const ChatTemplate> template_;
   std::unique_ptr<MemoryBudget> budget_;
   MemoryReservation request_memory_;
+  std::unique_ptr<HeapTrimmer> heap_trimmer_;
   std::unique_ptr<CacheStore> store_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ServerCore> core_;
   Metrics::SourceHandle process_source_, frontend_source_, core_source_,
       build_source_;
   std::unique_ptr<RpcServer> rpc_;
+  std::unique_ptr<OperatorServer> operator_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::string address_, metrics_address_;
 };

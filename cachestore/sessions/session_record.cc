@@ -11,6 +11,8 @@ namespace {
 constexpr uint32_t kMagic = 0x53455358;  // "XSES"
 // Magic, version, reserved, length of the record and, from version 2 on, of the
 // head; the CRC at the end of each.
+constexpr size_t kMaxNameBytes = 255;
+constexpr size_t kMaxTitleBytes = 1024;
 constexpr uint16_t kPlainVersion = 2;
 constexpr size_t kLengthAt = 8;
 constexpr size_t kHeaderBytes = 12;
@@ -83,6 +85,30 @@ std::optional<SessionSummary> ParseSessionKey(std::string_view key) {
   name.id = r.Raw(r.remaining());
   if (!r.ok() || name.id.empty() || name.id.size() > 255) return std::nullopt;
   return name;
+}
+
+bool IsSessionName(std::string_view tenant, std::string_view id) {
+  return !id.empty() && id.size() <= kMaxNameBytes &&
+         tenant.size() <= kMaxNameBytes;
+}
+
+absl::Status CheckSessionRecord(const SessionRecord& record) {
+  if (!IsSessionName(record.tenant, record.id) ||
+      record.title.size() > kMaxTitleBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("session id of ", record.id.size(), " bytes, tenant of ",
+                     record.tenant.size(), ", title of ", record.title.size(),
+                     "; at most 255, 255 and 1024, and an id of at least 1"));
+  }
+  for (const SessionMessage& message : record.messages) {
+    if (message.token_begin > message.token_end ||
+        message.token_end > record.tokens.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "a message of tokens ", message.token_begin, " to ",
+          message.token_end, " in a session of ", record.tokens.size()));
+    }
+  }
+  return absl::OkStatus();
 }
 
 std::string EncodeSessionRecord(const SessionRecord& record) {

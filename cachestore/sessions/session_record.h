@@ -85,6 +85,12 @@ std::string SessionKeyBytes(std::string_view tenant, std::string_view id);
 // Tenant and id alone are set. Nothing: not the key of a session.
 std::optional<SessionSummary> ParseSessionKey(std::string_view key);
 
+// Whether there can be such a session: an id of 1 to 255 bytes, a tenant of at
+// most 255.
+bool IsSessionName(std::string_view tenant, std::string_view id);
+// INVALID_ARGUMENT: no record can be so, and how it would have to be.
+absl::Status CheckSessionRecord(const SessionRecord& record);
+
 std::string EncodeSessionRecord(const SessionRecord& record);
 
 // Reads formats 1 and 2 too. DATA_LOSS: not the bytes of a whole record, or,

@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "cachestore/rocksdb/database.h"
@@ -57,14 +58,26 @@ class SessionStoreImpl : public SessionStore {
   SessionStoreStats stats() const override;
   TenantSessions UseOf(std::string_view tenant) const override;
 
+  // Keeps what is safe elsewhere, if there is a disk that takes it; not synced.
+  // Otherwise the session is not known here any more.
+  void KeepCopy(const SessionRecord& record);
+  // Of those whose summary `wanted` likes, in no order.
+  std::vector<SessionSummary> Select(
+      const std::function<bool(const SessionSummary&)>& wanted) const;
+
   // Writes the manifests that are in memory only.
   void WriteUndurable();
+  // Those that have sessions.
+  std::vector<std::string> tenants() const;
+  // Reads what is on disk of a session and checks it, its entry in the index
+  // too. Returns how many bytes that was. NOT_FOUND, DATA_LOSS, UNAVAILABLE: as
+  // Load.
+  absl::StatusOr<int64_t> Check(std::string_view tenant, std::string_view id);
   // How many sessions were deleted since the start.
   int64_t num_deleted() const { return num_deleted_; }
 
  private:
-  // The most recently updated first: (-update_ms, id).
-  using Order = std::set<std::pair<int64_t, std::string>>;
+  using Order = std::set<ListPlace>;
   // A manifest that is not on disk.
   struct Undurable {
     std::string manifest;

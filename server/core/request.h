@@ -50,6 +50,8 @@ struct RequestBase {
   std::string tenant;
   SteadyTime deadline = SteadyTime::max();
   std::shared_ptr<Cancellation> cancellation;  // may be null
+  // For the end of log lines that are of this request: " key=value"s.
+  std::string log_ids;
 };
 
 inline constexpr size_t kMaxStops = 16;

@@ -6,6 +6,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/base/field_error.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
@@ -84,8 +85,9 @@ absl::Status ServerCoreImpl::CommitNew(SessionManager::Lease& lease,
 absl::StatusOr<CodecRef> ServerCoreImpl::ChooseCodec(
     const std::string& choice, std::string_view fallback) {
   if (choice.size() > kMaxCodecBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a codec has at most ", kMaxCodecBytes, " bytes, not ", choice.size()));
+    return FieldError("codec",
+                      absl::StrCat("at most ", kMaxCodecBytes, " bytes"),
+                      choice.size());
   }
   return scheduler_.OpenCodec(choice.empty() ? std::string(fallback)
                                              : CodecOfChoice(choice, model()));
@@ -104,20 +106,19 @@ absl::Status ServerCoreImpl::CheckHistory(std::string_view what,
 absl::Status ServerCoreImpl::CheckUpdate(const SessionUpdate& update) const {
   if (update.title.has_value()) {
     if (update.title->size() > kMaxTitleBytes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("a title has at most ", kMaxTitleBytes, " bytes, not ",
-                       update.title->size()));
+      return FieldError("title",
+                        absl::StrCat("at most ", kMaxTitleBytes, " bytes"),
+                        update.title->size());
     }
     if (!IsUtf8(*update.title)) {
-      return absl::InvalidArgumentError("a title is UTF-8");
+      return FieldError("title", "UTF-8", "other bytes");
     }
   }
   if (update.ttl.has_value() &&
       (update.ttl->count() < 0 || *update.ttl > kMaxTtl)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "ttl is 0 to ", kMaxTtl.count(), " seconds, not ",
-        absl::StrFormat("%.3f",
-                        1e-3 * static_cast<double>(update.ttl->count()))));
+    return FieldError("ttl", absl::StrCat("0 to ", kMaxTtl.count(), " seconds"),
+                      absl::StrFormat("%.3f", 1e-3 * static_cast<double>(
+                                                         update.ttl->count())));
   }
   return absl::OkStatus();
 }
@@ -183,10 +184,14 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::GetSession(std::string_view tenant,
 
 absl::StatusOr<SessionList> ServerCoreImpl::ListSessions(
     std::string_view tenant, int page_size, std::string_view page_token) {
-  const int limit =
-      page_size <= 0 ? kDefaultPageSize : std::min(page_size, kMaxPageSize);
-  XC_ASSIGN_OR_RETURN(SessionPage page,
-                      sessions_.List(tenant, page_token, limit));
+  if (page_size < 0 || page_size > kMaxPageSize) {
+    return FieldError("page_size", absl::StrCat("in [0, ", kMaxPageSize, "]"),
+                      page_size);
+  }
+  XC_ASSIGN_OR_RETURN(
+      SessionPage page,
+      sessions_.List(tenant, page_token,
+                     page_size == 0 ? kDefaultPageSize : page_size));
   SessionList list;
   list.next_page_token = std::move(page.next_page_token);
   for (const SessionSummary& summary : page.sessions) {

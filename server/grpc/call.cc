@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "engine/base/log.h"
+#include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
 #include "server/core/reason.h"
@@ -38,14 +39,8 @@ std::string Printable(std::string_view text) {
   return out;
 }
 
-// For the log: UTF-8 without control characters, which a terminal would obey.
-std::string Loggable(std::string_view text) {
-  std::string out = ToUtf8(text);
-  for (char& c : out) {
-    if ((c >= 0 && c < ' ') || c == 0x7f) c = '?';
-  }
-  return LogValue(out);
-}
+// For the log: UTF-8.
+std::string Loggable(std::string_view text) { return LogValue(ToUtf8(text)); }
 
 constexpr char kRequestIdHeader[] = "x-request-id";
 constexpr size_t kMaxLoggedIdBytes = 128;
@@ -61,6 +56,23 @@ std::string RequestId(const grpc::CallbackServerContext& context) {
   static thread_local absl::BitGen random;
   return absl::StrCat(
       absl::Hex(absl::Uniform<uint64_t>(random), absl::kZeroPad16));
+}
+
+// A call that names two traces is of neither.
+std::optional<TraceContext> TraceOf(
+    const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto found = metadata.find(kTraceparentHeader);
+  if (found == metadata.end() || metadata.count(kTraceparentHeader) != 1) {
+    return std::nullopt;
+  }
+  return ParseTraceparent({found->second.data(), found->second.size()});
+}
+
+// The same for one session, and no name: what a tenant calls it may say whose
+// it is.
+std::string SessionHash(const std::string& tenant, const std::string& session) {
+  return ToHex(Sha256Of(absl::StrCat(tenant, "/", session))).substr(0, 16);
 }
 
 // The session that a request of any of our methods names, or "".
@@ -125,7 +137,8 @@ Call::Call(const ServiceDeps& deps, Method method,
       start_(std::chrono::steady_clock::now()),
       deadline_(ToSteady(context->raw_deadline(),
                          gpr_now(context->raw_deadline().clock_type), start_)),
-      request_id_(RequestId(*context)) {}
+      request_id_(RequestId(*context)),
+      trace_(TraceOf(*context)) {}
 
 absl::Status Call::Admit() {
   const std::string peer = PeerAddress(context_->peer());
@@ -209,10 +222,23 @@ void Call::Start(std::function<void()> body, const RefuseFn& refuse) {
   }
 }
 
-std::string Call::DescribeIds() const {
+std::string Call::DescribeRequest() const {
   std::string out = absl::StrCat(" request_id=", LogValue(request_id_));
+  if (trace_.has_value()) {
+    absl::StrAppend(&out, " trace_id=", LogValue(trace_->trace_id),
+                    " span_id=", LogValue(trace_->span_id));
+  }
+  return out;
+}
+
+std::string Call::DescribeIds() const {
+  std::string out = DescribeRequest();
   if (const std::string session = SessionOf(request_); !session.empty()) {
     absl::StrAppend(&out, " session=", Loggable(session));
+    if (!tenant_.empty()) {
+      absl::StrAppend(
+          &out, " session_hash=", LogValue(SessionHash(tenant_, session)));
+    }
   }
   return out;
 }
@@ -222,6 +248,7 @@ void Call::SetBase(const std::shared_ptr<Cancellation>& cancellation,
   base->tenant = tenant_;
   base->deadline = deadline_;
   base->cancellation = cancellation;
+  base->log_ids = DescribeRequest();
 }
 
 grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,

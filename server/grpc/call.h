@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -24,6 +25,7 @@
 #include "server/frontend/readiness_gate.h"
 #include "server/frontend/request_bytes.h"
 #include "server/frontend/stream_watchdog.h"
+#include "server/frontend/trace_context.h"
 #include "server/frontend/work_classes.h"
 #include "server/metrics/metrics.h"
 
@@ -81,6 +83,9 @@ class Call {
  private:
   absl::Status Admit();
   WorkClass work_class() const;
+  // For log lines, " key=value"s: the request and its trace; the same and its
+  // session.
+  std::string DescribeRequest() const;
   std::string DescribeIds() const;
 
   const ServiceDeps& deps_;
@@ -90,6 +95,7 @@ class Call {
   const SteadyTime start_;
   SteadyTime deadline_;
   const std::string request_id_;
+  const std::optional<TraceContext> trace_;
   std::string tenant_;
   ServerCore* core_ = nullptr;
   TenantHold place_;  // of the tenant's requests under way

@@ -1,4 +1,4 @@
-// Counting, and what a scrape sees of it.
+// Where metrics are counted, and what a scrape sees of them.
 #include <algorithm>
 #include <utility>
 
@@ -8,8 +8,6 @@ namespace xcache {
 namespace {
 
 constexpr size_t Index(auto id) { return static_cast<size_t>(id); }
-
-using K = MetricKind;
 
 // 100 us (a block's remat) to 2 minutes (a long answer), 1-2-5 steps: a
 // quantile read off them is within a factor of 2.5.
@@ -31,16 +29,16 @@ class FamilyWriter final : public SampleWriter {
       families_[i].name = std::string(def.name);
       families_[i].help = std::string(def.help);
       families_[i].type =
-          def.kind == K::kCounter ? prometheus::MetricType::Counter
-          : def.kind == K::kGauge ? prometheus::MetricType::Gauge
-                                  : prometheus::MetricType::Histogram;
+          def.kind == MetricKind::kCounter ? prometheus::MetricType::Counter
+          : def.kind == MetricKind::kGauge ? prometheus::MetricType::Gauge
+                                           : prometheus::MetricType::Histogram;
     }
   }
 
   void Set(Metric metric, double value,
            std::initializer_list<std::string_view> labels) override {
     prometheus::ClientMetric& sample = Add(metric, labels);
-    if (MetricTable()[Index(metric)].kind == K::kCounter) {
+    if (MetricTable()[Index(metric)].kind == MetricKind::kCounter) {
       sample.counter.value = value;
     } else {
       sample.gauge.value = value;

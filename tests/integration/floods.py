@@ -72,37 +72,64 @@ def leave_unfinished(address, connections, streams, size, token=None,
     return [connection for connection, _ in made]
 
 
-def reset_streams(address, rounds=200):
-    """Opens 50 streams a round and resets each at once, on one connection,
-    until that is closed."""
-    headers = raw_http2.call_headers(CHAT)
-    reset = (8).to_bytes(4, "big")
+def open_and_reset(peer, count):
+    """So many streams of a connection, each reset at once."""
+    frames = []
+    for _ in range(count):
+        stream = peer.next_stream
+        peer.next_stream += 2
+        frames.append(raw_http2.frame(
+            raw_http2.HEADERS, raw_http2.END_HEADERS, stream,
+            raw_http2.call_headers(CHAT)))
+        frames.append(raw_http2.frame(
+            raw_http2.RST_STREAM, 0, stream, (8).to_bytes(4, "big")))
+    peer.send(*frames)
+
+
+def reset_streams(address, most=1000):
+    """On one connection, until that is closed; returns how many were sent."""
     peer = raw_http2.Connection(address)
+    sent = 0
     with contextlib.suppress(OSError):
-        for _ in range(rounds):
-            frames = []
-            for _ in range(50):
-                stream = peer.next_stream
-                peer.next_stream += 2
-                frames.append(raw_http2.frame(
-                    raw_http2.HEADERS, raw_http2.END_HEADERS, stream, headers))
-                frames.append(raw_http2.frame(
-                    raw_http2.RST_STREAM, 0, stream, reset))
-            peer.send(*frames)
+        while sent < most:
+            open_and_reset(peer, 50)
+            sent += 50
             peer.read(0.0001)
     peer.close()
+    return sent
+
+
+def reset_on_many(address, connections, streams):
+    """So many streams on each of many connections, which stay open; returns
+    these."""
+    peers = [raw_http2.Connection(address) for _ in range(connections)]
+    for _ in range(0, streams, 50):
+        for peer in peers:
+            with contextlib.suppress(OSError):
+                open_and_reset(peer, 50)
+    return peers
 
 
 def unfinished(address, _, deadline, __):
     while (left := deadline - time.monotonic()) > 0:
-        for peer in leave_unfinished(address, 6, 20, 6 * MIB, seconds=left):
-            peer.close()
+        with contextlib.suppress(OSError):
+            for peer in leave_unfinished(address, 6, 20, 6 * MIB,
+                                         seconds=left):
+                peer.close()
 
 
 def resets(address, _, deadline, __):
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             reset_streams(address)
+
+
+def few_resets_each(address, _, deadline, __):
+    """On connections of which none has many."""
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            for peer in reset_on_many(address, 50, 500):
+                peer.close()
 
 
 def idle(address, metrics, deadline, _):
@@ -248,8 +275,8 @@ def histories(address, _, deadline, token):
         c.cancel()
 
 
-FLOODS = {f.__name__: f for f in (unfinished, resets, idle, long_texts, bombs,
-                                  codecs)}
+FLOODS = {f.__name__: f for f in (unfinished, resets, few_resets_each, idle,
+                                  long_texts, bombs, codecs)}
 # Of well-formed requests, as many as go: what other tenants share with.
 TENANT_FLOODS = {f.__name__: f for f in (prompts, answers, histories)}
 

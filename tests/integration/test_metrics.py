@@ -35,6 +35,41 @@ MOVED_ELSEWHERE = {
         "unit/cachestore/tiered_page_store_test.cc:put_failures, 5",
     "xcache_spill_queue_bytes":
         "unit/cachestore/tiered_page_store_test.cc:queued_bytes, 0",
+    # Of a tier that is no part of this server.
+    "xcache_shared_breaker_state":
+        "unit/cachestore/shared/circuit_breaker_test.cc:State::kHalfOpen",
+    "xcache_shared_breaker_opened_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:breaker_opened, 1",
+    "xcache_shared_requests_total":
+        "unit/cachestore/shared/s3_object_store_test.cc:.requests",
+    "xcache_shared_failures_total":
+        "unit/cachestore/shared/s3_object_store_test.cc:.failures, 1",
+    "xcache_shared_retries_total":
+        "unit/cachestore/shared/s3_object_store_test.cc:.retries",
+    "xcache_shared_throttled_total":
+        "unit/cachestore/shared/s3_object_store_test.cc:.throttled",
+    "xcache_shared_bytes_total":
+        "unit/server/core/core_shared_test.cc:.received_bytes",
+    "xcache_shared_page_bytes_total":
+        "unit/server/core/core_shared_test.cc:.get_bytes",
+    "xcache_shared_queue_bytes":
+        "unit/cachestore/remote_tier_test.cc:.queued_bytes",
+    "xcache_shared_dropped_pages_total":
+        "unit/cachestore/remote_tier_test.cc:.put_failures, 25",
+    "xcache_shared_owed_pages":
+        "unit/cachestore/remote_tier_test.cc:num_owed(), 25",
+    "xcache_shared_negative_hits_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:negative_hits, 4",
+    "xcache_shared_refreshed_pages_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:refreshed, 1",
+    "xcache_shared_swept_folders_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:.folders_swept",
+    "xcache_shared_swept_pages_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:pages_swept, 20",
+    "xcache_shared_wait_seconds":
+        "unit/server/core/core_shared_test.cc:kRemoteWait), 1u",
+    "xcache_not_fetched_blocks_total":
+        "unit/server/core/core_shared_test.cc:kNotFetchedByCost), 3u",
     # Equal keys have equal bytes on every machine of ours.
     "xcache_mismatched_pages_total":
         "unit/cachestore/page_store_conformance_test.cc:key_conflicts",

@@ -77,10 +77,10 @@ class MemoryObjectStore : public ObjectStore {
   ObjectStoreStats stats() const override;
 
   // The next `count` calls of a kind, from those that are under way on.
-  void FailNext(Call call, int count, absl::Status status,
+  void FailNext(Call call, int count, const absl::Status& status,
                 When when = When::kBefore);
   // Every call of any kind fails so, until OK is said.
-  void FailAll(absl::Status status);
+  void FailAll(const absl::Status& status);
   // How long each call takes.
   void set_delay(std::chrono::milliseconds delay);
   // The answer of each call that is under way, or that comes, is held back: it

@@ -49,11 +49,12 @@ std::span<const TokenId> ActiveRequest::TokensOfBlock(
       static_cast<size_t>(block_index * kBlockTokens), kBlockTokens);
 }
 
-const PageKey& ActiveRequest::KeyOfBlock(int64_t block_index) {
+const PageKey& ActiveRequest::KeyOfBlock(int64_t block_index,
+                                         const Digest& cache_fp) {
   while (static_cast<int64_t>(keys.size()) <= block_index) {
     const PageKey parent = keys.empty() ? kRootPageKey : keys.back();
     keys.push_back(
-        ComputePageKey(codec->cache_fp(), base.tenant, parent,
+        ComputePageKey(cache_fp, base.tenant, parent,
                        TokensOfBlock(static_cast<int64_t>(keys.size()))));
   }
   return keys[static_cast<size_t>(block_index)];

@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/page_key.h"
+#include "cachestore/page_prefetch.h"
 #include "cachestore/page_store.h"
 #include "engine/base/memory_budget.h"
 #include "engine/engine.h"
@@ -44,6 +45,16 @@ enum class RequestState {
 struct RestoreSlot {
   PageKey key{};
   std::optional<PageHit> hit;
+};
+
+// A request's pages that only the shared tier has (remote_pages.h).
+struct RemoteWait {
+  bool asked = false;
+  std::unique_ptr<PagePrefetch> prefetch;  // null: nothing is to come
+  SteadyTime began;  // of the wait for the next page; the epoch: does not wait
+  SteadyTime until;  // it waits no longer than that
+  double waited_seconds = 0;  // by waits that have ended
+  double saved_seconds = 0;   // by pages that came
 };
 
 struct ActiveRequest {
@@ -94,6 +105,7 @@ struct ActiveRequest {
   std::vector<PageKey> flights;     // blocks that others wait to get from it
   // Set once nobody wants the pages under way any more; loaders look at it.
   std::shared_ptr<std::atomic<bool>> load_ended;
+  RemoteWait remote;
   int64_t no_restore_before = 0;  // blocks below this index are computed
   bool load_retried = false;
 
@@ -137,7 +149,11 @@ struct ActiveRequest {
   void GiveBack();
   // Forgets the pages that it waits for or has.
   void EndLoad();
-  const PageKey& KeyOfBlock(int64_t block_index);
+  const PageKey& KeyOfBlock(int64_t block_index) {
+    return KeyOfBlock(block_index, codec->cache_fp());
+  }
+  // Of a codec that is not its own yet, but will be.
+  const PageKey& KeyOfBlock(int64_t block_index, const Digest& cache_fp);
   std::span<const TokenId> TokensOfBlock(int64_t block_index) const;
 
   // Appends a sampled token to the context and its text to the sink. Returns

@@ -59,7 +59,9 @@ Restorer::Restorer(const ServerCoreDeps& deps, const ServerCoreOptions& options,
       rates_(rates),
       shares_(shares),
       wake_(std::move(wake)),
-      planner_(working_sets, pages_, rates, metrics_, options.restore),
+      remote_(*deps.store, working_sets.blocks(), rates, metrics_,
+              options.restore, wake_),
+      planner_(working_sets, pages_, remote_, rates, metrics_, options.restore),
       loaders_(options.loader_threads) {}
 
 bool Restorer::PlanAndRestore() {
@@ -181,7 +183,13 @@ void Restorer::Load(Loaded loaded, std::span<const PageKey> keys) {
     loaded.pages.push_back({.key = key, .hit = *std::move(hit)});
   }
   const double seconds = SecondsBetween(begin, steady_clock::now());
-  rates_.AddLoad(static_cast<int64_t>(loaded.pages.size()), seconds);
+  const auto from_host = std::count_if(
+      loaded.pages.begin(), loaded.pages.end(), [](const RestoreSlot& page) {
+        return page.hit->tier == PageTier::kHost;
+      });
+  rates_.AddLoad(from_host,
+                 static_cast<int64_t>(loaded.pages.size()) - from_host,
+                 seconds);
   metrics_.Observe(CoreHistogram::kPageLoad, seconds);
   {
     MutexLock lock(mu_);
@@ -309,10 +317,12 @@ bool Restorer::RestoreSlice(ActiveRequest& request) {
         /*stored=*/true));
     working_sets_.flights().Land(request, page.key);
     metrics_.Add(CoreCounter::kBlocksRematerialized, 1);
+    const bool is_remote = remote_.Used(request, page.key);
     if (request.preempted) continue;
-    (page.hit->tier == PageTier::kHost ? request.final.reused.host
-                                       : request.final.reused.disk) +=
-        kBlockTokens;
+    ReusedCounts& reused = request.final.reused;
+    (is_remote                           ? reused.remote
+     : page.hit->tier == PageTier::kHost ? reused.host
+                                         : reused.disk) += kBlockTokens;
   }
   if (request.restore.empty()) EndRestore(request);
   return true;

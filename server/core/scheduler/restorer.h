@@ -25,6 +25,7 @@
 #include "server/core/scheduler/fair_shares.h"
 #include "server/core/scheduler/prefix_planner.h"
 #include "server/core/scheduler/rates.h"
+#include "server/core/scheduler/remote_pages.h"
 #include "server/core/scheduler/run_queue.h"
 #include "server/core/scheduler/turn_finisher.h"
 #include "server/core/scheduler/work_queue.h"
@@ -47,6 +48,7 @@ class Restorer {
   // rematerializes a slice of the oldest that has some, of the tenant that is
   // behind, as far as others wait for a token. Returns whether it did.
   bool PlanAndRestore();
+  RemotePages& remote() { return remote_; }
   // Waits for reads under way. Idempotent.
   void Stop() { loaders_.Stop(); }
 
@@ -85,6 +87,7 @@ class Restorer {
   Rates& rates_;
   FairShares& shares_;
   const std::function<void()> wake_;
+  RemotePages remote_;
   PrefixPlanner planner_;
 
   Mutex mu_;

@@ -57,7 +57,13 @@ void Scheduler::Submit(const std::shared_ptr<ActiveRequest>& request) {
     request->base.cancellation->SetWaker([this] { Wake(); });
   }
   absl::Status status = TakeLimits(*request);
-  if (status.ok()) status = queue_.Enter(request);
+  if (status.ok()) {
+    // As soon as may be: they come while it waits for its turn.
+    if (const CodecRef codec = codecs_.Find(request->codec_spec)) {
+      restorer_.remote().Ask(*request, codec->cache_fp());
+    }
+    status = queue_.Enter(request);
+  }
   if (!status.ok()) {
     Refuse(*request, status);
     return;
@@ -200,6 +206,9 @@ void Scheduler::WaitForWork() {
   }
   for (const auto& request : queue_.running()) {
     until = std::min(until, request->base.deadline);
+    if (request->remote.began != SteadyTime()) {
+      until = std::min(until, request->remote.until);
+    }
     if (request->stalled_since == SteadyTime()) continue;
     until = std::min(until, steady_clock::now() + std::chrono::milliseconds(5));
   }
@@ -255,6 +264,7 @@ void Scheduler::Admit() {
       finisher_.FailOrCut(*request, status);
       continue;
     }
+    restorer_.remote().Ask(*request, request->codec->cache_fp());
     queue_.Admit();
     working_sets_.TakeIdle(*request);
   }

@@ -123,9 +123,9 @@ void TurnFinisher::FailOrCut(ActiveRequest& request,
     return;
   }
   XC_LOG_WARN("answer ended for lack of memory",
-              "context_tokens={} generated_tokens={} why={}",
+              "context_tokens={} generated_tokens={} why={}{}",
               request.tokens.size(), request.generated(),
-              LogValue(std::string(status.message())));
+              LogValue(std::string(status.message())), request.base.log_ids);
   Finish(request, FinishReason::kContext);
 }
 
@@ -175,6 +175,7 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
     request.base.cancellation->SetWaker({});
   }
   request.lease.reset();
+  request.remote.prefetch.reset();
   request.GiveBack();
   FinalInfo& final = request.final;
   const SteadyTime now = steady_clock::now();
@@ -193,6 +194,7 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
   metrics_.Add(CoreCounter::kReusedDevice, final.reused.device);
   metrics_.Add(CoreCounter::kReusedHost, final.reused.host);
   metrics_.Add(CoreCounter::kReusedDisk, final.reused.disk);
+  metrics_.Add(CoreCounter::kReusedRemote, final.reused.remote);
   request.sink->OnFinish(status, final);
   request.sink.reset();
   queue_.CountOut();

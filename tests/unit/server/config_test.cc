@@ -255,6 +255,71 @@ TEST_F(ConfigTest, BadValuesNameTheirFlag) {
               HasSubstr("--batch-rows"));
 }
 
+TEST_F(ConfigTest, ACheckTellsEveryFault) {
+  const std::string path = ::testing::TempDir() + "/config_faults_test.toml";
+  std::ofstream(path) << "threds = 3\ndisc-bytes = \"1GiB\"\n";
+  const auto parsed = Parse({"--check-config", "--config", path.c_str(),
+                             "--memory-bytes", "lots", "--listen", "x",
+                             "--tls-key", "k", "--drain-seconds", "2d"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_TRUE(parsed->check);
+  for (const char* said :
+       {"threds", "disc-bytes", "--memory-bytes", "--listen", "--tls-cert",
+        "--drain-seconds", "--model is missing"}) {
+    EXPECT_THAT(parsed->faults, ::testing::Contains(HasSubstr(said)));
+  }
+  EXPECT_EQ(parsed->faults.size(), 7u);
+  // What does not parse at all.
+  const auto bad = Parse({"--threads", "many", "--check-config"});
+  ASSERT_TRUE(bad.ok()) << bad.status();
+  EXPECT_TRUE(bad->check);
+  EXPECT_THAT(bad->faults, ::testing::ElementsAre(HasSubstr("--threads")));
+}
+
+TEST_F(ConfigTest, ACheckTellsWhoSetWhat) {
+  const std::string path = ::testing::TempDir() + "/config_source_test.toml";
+  std::ofstream(path) << "threads = 3\nisa = \"ref\"\n";
+  SetEnv("XCACHE_DISK_BYTES", "1GiB");
+  SetEnv("XCACHE_ISA", "avx2");
+  SetEnv("XCACHE_THREADS", "4");
+  const auto parsed = Parse({"--model=m.gguf", "--check-config", "--threads",
+                             "2", "--config", path.c_str()});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->faults, std::vector<std::string>());
+  const auto setting = [&](const std::string& flag) {
+    for (const Setting& one : parsed->settings) {
+      if (one.flag == flag) return one.source + " " + one.value;
+    }
+    return std::string("not there");
+  };
+  EXPECT_EQ(setting("--model"), "flag m.gguf");
+  EXPECT_EQ(setting("--threads"), "flag 2");
+  EXPECT_EQ(setting("--isa"), "file ref");
+  EXPECT_EQ(setting("--disk-bytes"), "variable 1GiB");
+  EXPECT_EQ(setting("--memory-bytes"), "default 2GiB");
+  EXPECT_EQ(setting("--quality"), "default balanced");
+  EXPECT_EQ(setting("--store-dir"), "default /data/xcache/m");
+  EXPECT_EQ(setting("--operator-socket"),
+            "default /data/xcache/m/operator.sock");
+  EXPECT_EQ(setting("--check-config"), "not there");
+}
+
+TEST_F(ConfigTest, ASocketHasAShortPath) {
+  const std::string longest(107, 's');
+  EXPECT_EQ(Parse({"--model", "m", "--operator-socket", longest.c_str()})
+                ->config.operator_socket,
+            longest);
+  EXPECT_THAT(
+      Error({"--model", "m", "--operator-socket", (longest + "s").c_str()}),
+      HasSubstr("--operator-socket"));
+  EXPECT_EQ(Parse({"--model", "m", "--operator-socket", "none"})
+                ->config.operator_socket,
+            "");
+  EXPECT_EQ(
+      Parse({"--model", "m", "--store-dir", "none"})->config.operator_socket,
+      "");
+}
+
 TEST_F(ConfigTest, SharedTierIsReadAsItIsTyped) {
   SetEnv("AWS_REGION", "eu-west-3");
   auto parsed = Parse({"--model", "m"});

@@ -418,6 +418,12 @@ TEST(CoreSessionTest, ListsInPages) {
   } while (!token.empty());
   EXPECT_THAT(ids,
               ::testing::UnorderedElementsAre("s0", "s1", "s2", "s3", "s4"));
+  EXPECT_EQ(h.core->ListSessions("t", 1000, "")->sessions.size(), 5u);
+  for (const int page_size : {-1, 1001}) {
+    const absl::Status refused =
+        h.core->ListSessions("t", page_size, "").status();
+    EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  }
 }
 
 TEST(CoreSessionTest, DeleteEndsARunningTurn) {

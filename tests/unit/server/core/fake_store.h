@@ -126,6 +126,13 @@ class FakeStore final : public CacheStore {
     return 0;
   }
   StoreStats stats() const override { return {}; }
+  absl::StatusOr<BackupReport> Backup(const BackupOptions&,
+                                      BackupSink&) override {
+    return absl::FailedPreconditionError("there is no store on disk");
+  }
+  absl::StatusOr<VerifyReport> Verify(const VerifyOptions&) override {
+    return absl::FailedPreconditionError("there is no store on disk");
+  }
 
  private:
   FakePages pages_;

@@ -6,13 +6,6 @@
 namespace xcache {
 namespace {
 
-void FixCrc(std::string& bytes) {
-  const uint32_t crc = Crc32c(bytes.data(), bytes.size() - 4);
-  for (size_t i = 0; i < 4; ++i) {
-    bytes[bytes.size() - 4 + i] = static_cast<char>(crc >> (8 * i));
-  }
-}
-
 TEST(SessionRecordTest, RoundTrips) {
   SessionRecord record = RecordOf("tenant", "chat-1", 5);
   record.pinned = true;
