@@ -236,12 +236,13 @@ def test_a_flood_at_most_doubles_the_time_between_tokens(real_model, tmp_path):
                         "--token-file", tokens) as server:
         client = server.client("good")
         latencies(client, 1)
-        seconds = max(3, SECONDS / 3)
-        idle = latencies(client, seconds)
-        ratios = {}
+        seconds = max(2, SECONDS / 4)
+        worst = 0
         for name in FLOODS:
-            attacker = flood(server, name)
+            # Before and after: what else the machine does changes.
+            idle = latencies(client, seconds / 2)
             before = server.metrics()
+            attacker = flood(server, name)
             # Histories are there to be restored once they were computed.
             moves = ("xcache_remat_tokens_total" if name == "histories" else
                      "xcache_step_rows_total")
@@ -251,30 +252,31 @@ def test_a_flood_at_most_doubles_the_time_between_tokens(real_model, tmp_path):
             before = server.metrics()
             busy = latencies(client, seconds)
             after = server.metrics()
-            ratios[name] = {share: percentile(busy, share) /
-                            percentile(idle, share) for share in (0.5, 0.95)}
-            rows = (after.sum("xcache_step_rows_total") -
-                    before.sum("xcache_step_rows_total"))
-            steps = (after.sum("xcache_steps_total") -
-                     before.sum("xcache_steps_total"))
-            print(f"{name}: p50 {percentile(busy, 0.5) * 1e3:.1f} ms, "
-                  f"{ratios[name][0.5]:.2f}x; "
-                  f"p95 {percentile(busy, 0.95) * 1e3:.1f} ms, "
-                  f"{ratios[name][0.95]:.2f}x idle; "
-                  f"{rows / max(1, steps):.1f} rows a step")
             attacker.terminate()
             attacker.wait()
-            assert rows > steps, f"{name}: the flood was over too soon"
-            restored = (after.sum("xcache_remat_tokens_total") -
-                        before.sum("xcache_remat_tokens_total"))
-            assert (restored > 0) == (name == "histories")
             wait_until(lambda: server.metrics().sum(
                 "xcache_requests_running") == 0, 60, "its end")
-        print(f"idle: p50 {percentile(idle, 0.5) * 1e3:.1f} ms, "
-              f"p95 {percentile(idle, 0.95) * 1e3:.1f} ms")
+            idle += latencies(client, seconds / 2)
+
+            def grew(metric):
+                return after.sum(metric) - before.sum(metric)
+
+            tokens_of_flood = (grew("xcache_step_rows_total") - len(busy)) / (
+                len(busy))
+            ratio = {share: percentile(busy, share) / percentile(idle, share)
+                     for share in (0.5, 0.95)}
+            print(f"{name}: idle p50 {percentile(idle, 0.5) * 1e3:.1f} ms, p95 "
+                  f"{percentile(idle, 0.95) * 1e3:.1f} ms; beside the flood "
+                  f"{ratio[0.5]:.2f}x and {ratio[0.95]:.2f}x; for each token "
+                  f"{tokens_of_flood:.1f} of the flood were computed and "
+                  f"{grew('xcache_remat_tokens_total') / len(busy):.1f} "
+                  "restored")
+            assert tokens_of_flood > 0.2, "the flood was over too soon"
+            assert (grew("xcache_remat_tokens_total") > 0) == (
+                name == "histories")
+            worst = max(worst, ratio[0.95])
         if ASSERTED and not harness.sanitized():
-            worst = max(ratio[0.95] for ratio in ratios.values())
-            assert worst <= MAX_SLOWDOWN, ratios
+            assert worst <= MAX_SLOWDOWN
         server.stop()
 
 

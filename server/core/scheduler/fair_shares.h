@@ -4,10 +4,11 @@
 // tenant has a virtual time, which its tokens over its weight move on, and the
 // one that is behind comes first; who had nothing to do gains nothing by it.
 // In each step, where somebody waits for its next token: another tenant of the
-// same weight makes the step longer by half of what it would take without that
-// tenant, or has as many rows as the one who waits, so that its flood never
-// doubles the time between two tokens. What a row costs beside a step's fixed
-// part is measured.
+// same weight makes the step longer by two fifths of what it would take without
+// that tenant, or has as many rows as the one who waits, so that its flood never
+// doubles the time between two tokens. Blocks that are sealed or rematerialized
+// take their time at once: their tenant makes up for it in the next steps. What
+// a row costs beside a step's fixed part, and a block, is measured.
 //
 // A tenant by itself is not held up by any of this. Knows no requests.
 //
@@ -62,6 +63,7 @@ class FairShares {
     int64_t wants = 0;   // rows at most, more than 0
     bool waits = false;  // some of them are of answers under way
     int64_t gets = 0;    // rows
+    int64_t seals = 0;   // blocks that these fill, which takes time as well
   };
   // Empty, of the tenant's weight.
   Part PartOf(std::string_view tenant) const;
@@ -76,7 +78,7 @@ class FairShares {
   // these parts.
 
   // Seconds that it may take for a tenant; kNoLimit: nobody else waits for a
-  // token. Zero: the tenant had more than that lately.
+  // token. Zero: the tenant had more than its share lately.
   double RestoreSeconds(std::string_view tenant,
                         std::span<const Part> parts) const;
   // It took so long.
@@ -90,7 +92,10 @@ class FairShares {
   struct Account {
     double time = 0;          // tokens over weight
     bool backlogged = false;  // it wanted more than it got
-    double owed_seconds = 0;  // it took between steps
+    // What it took beyond its rows, all at once, and has not made up for yet.
+    // Below zero: what it left of its shares of late, as much as it may take at
+    // once.
+    double owed_seconds = 0;
   };
 
   // For the sake of those who wait: what each of the others may add to a step,
@@ -113,9 +118,12 @@ class FairShares {
   };
   Limit LimitOf(std::span<const Part> parts) const;
   double OwedSeconds(std::string_view tenant) const;
+  void Charge(std::string_view tenant, double weight, double seconds);
 
   TenantLedger* const tenants_;
   StepCost cost_;
+  double seal_seconds_ = 0;     // of a block, in a small step
+  double at_once_seconds_ = 0;  // the most that was charged at once, lately
   std::map<std::string, Account, std::less<>> accounts_;
   double floor_ = 0;         // the virtual time of who was behind last
   uint64_t num_shared_ = 0;  // steps of several tenants

@@ -114,12 +114,14 @@ StepBuilder::Step StepBuilder::Build() const {
   std::vector<int64_t> left;
   for (const FairShares::Part& part : step.parts) left.push_back(part.gets);
   for (RunQueue::RequestPtr& request : ready) {
-    int64_t& budget = left[part_of.at(request->base.tenant)];
+    const size_t part = part_of.at(request->base.tenant);
+    int64_t& budget = left[part];
     const int64_t rows = request->live.num_rows();
     const int64_t target = request->target_rows();
     const int64_t count = std::min(MostRows(*request), budget);
     if (count == 0) continue;
     budget -= count;
+    if ((rows + count) % kBlockTokens == 0) ++step.parts[part].seals;
     StepItem item;
     item.sequence = request->live.sequence.get();
     item.tokens =
