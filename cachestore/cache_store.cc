@@ -1,6 +1,7 @@
 #include "cachestore/cache_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -12,7 +13,10 @@
 #include "cachestore/rocksdb/disk_space.h"
 #include "cachestore/sessions/rebuild.h"
 #include "cachestore/sessions/session_store_impl.h"
+#include "cachestore/sessions/shared_session_store.h"
+#include "cachestore/shared/shared_page_store.h"
 #include "cachestore/tiers/tiered_page_store.h"
+#include "cachestore/upkeep_impl.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
 
@@ -59,6 +63,7 @@ class CacheStoreImpl : public CacheStore {
     if (sessions_db_ != nullptr) sessions_db_->StopCompactions();
     if (pages_db_ != nullptr) pages_db_->StopCompactions();
     if (housekeeper_.joinable()) housekeeper_.join();
+    shared_sessions_.reset();
     if (tiers_ != nullptr) tiers_->Flush();
     if (sessions_ != nullptr) sessions_->WriteUndurable();
   }
@@ -72,22 +77,34 @@ class CacheStoreImpl : public CacheStore {
       parts.db = sessions_db_.get();
       parts.pages = disk_.get();
       parts.erase_pages = [this](std::span<const PageKey> keys) {
-        for (const PageKey& key : keys) tiers_->Erase(key).IgnoreError();
+        for (const PageKey& key : keys) tiers_->EraseHere(key);
       };
+    }
+    RemoteTierOptions remote;
+    if (options_.shared_pages != nullptr) {
+      XC_RETURN_IF_ERROR(OpenShared(&remote));
     }
     tiers_ = std::make_unique<TieredPageStore>(
         budget_, options_.reclaim_priority, lower,
-        Share(budget_.cap_bytes(), options_.write_queue_bytes));
+        Share(budget_.cap_bytes(), options_.write_queue_bytes), remote);
     XC_ASSIGN_OR_RETURN(sessions_,
                         SessionStoreImpl::Open(std::move(parts), budget_));
-    if (sessions_db_ != nullptr) {
+    if (options_.shared_sessions != nullptr) {
+      shared_sessions_ = std::make_unique<SharedSessionStore>(
+          *options_.shared_sessions, *sessions_, budget_,
+          SharedSessionStore::Options{.policy = options_.shared_policy});
+    }
+    if (sessions_db_ != nullptr || shared_ != nullptr) {
       housekeeper_ = std::thread([this] { HousekeepingLoop(); });
     }
     return absl::OkStatus();
   }
 
   PageStore& pages() override { return *tiers_; }
-  SessionStore& sessions() override { return *sessions_; }
+  SessionStore& sessions() override {
+    if (shared_sessions_ != nullptr) return *shared_sessions_;
+    return *sessions_;
+  }
 
   absl::Status PutPage(const PageKey& key, const PageKey& parent,
                        std::string bytes) override {
@@ -108,6 +125,14 @@ class CacheStoreImpl : public CacheStore {
     return absl::OkStatus();
   }
 
+  std::unique_ptr<PagePrefetch> Prefetch(PrefetchRequest request) override {
+    return tiers_->Prefetch(std::move(request));
+  }
+
+  void SweepShared(int64_t now_ms) override {
+    if (shared_ != nullptr) shared_->Sweep(now_ms);
+  }
+
   int64_t DropFromHost(std::span<const PageKey> keys) override {
     return tiers_->DropFromHost(keys);
   }
@@ -115,7 +140,18 @@ class CacheStoreImpl : public CacheStore {
   StoreStats stats() const override {
     StoreStats stats;
     stats.sessions = sessions_->stats();
+    if (shared_sessions_ != nullptr) {
+      stats.sessions = shared_sessions_->stats();
+      stats.shared_sessions = SharedClientStats{
+          .breaker = shared_sessions_->breaker().state(),
+          .breaker_opened = shared_sessions_->breaker().num_opened(),
+          .objects = options_.shared_sessions->stats()};
+    }
     stats.tiers = tiers_->tier_stats();
+    if (shared_ != nullptr) {
+      stats.shared_pages = shared_->shared_stats();
+      stats.owed_pages = tiers_->num_owed();
+    }
     if (disk_ == nullptr) return stats;
     DiskStats& files = stats.files;
     files.present = true;
@@ -145,7 +181,66 @@ class CacheStoreImpl : public CacheStore {
     return stats;
   }
 
+  absl::StatusOr<BackupReport> Backup(const BackupOptions& options,
+                                      BackupSink& sink) override {
+    tiers_->Flush();
+    return WithUpkeep<BackupReport>(options.bytes_per_s, [&](Upkeep& upkeep) {
+      return upkeep.Backup(options.sessions_only, sink);
+    });
+  }
+
+  absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) override {
+    return WithUpkeep<VerifyReport>(options.bytes_per_s, [&](Upkeep& upkeep) {
+      return upkeep.Verify(options);
+    });
+  }
+
  private:
+  absl::Status OpenShared(RemoteTierOptions* remote) {
+    XC_ASSIGN_OR_RETURN(
+        shared_, SharedPageStore::Open(options_.shared_pages, budget_,
+                                       {.page_life = options_.shared_page_life,
+                                        .breaker = {},
+                                        .unix_ms = nullptr}));
+    remote->store = shared_.get();
+    auto memory = budget_.Reserve(
+        MemoryAccount::kStoreIndex,
+        static_cast<int64_t>(2 * remote->max_owed * OwedPages::kKeyBytes));
+    if (!memory) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "--memory-bytes leaves no room for the shared tier: ",
+          budget_.used_bytes(), " of ", budget_.cap_bytes(), " are in use"));
+    }
+    owed_memory_ = *std::move(memory);
+    // Of pages on their way, and of those that came before their time.
+    remote->prefetch.window_bytes =
+        std::min(remote->prefetch.window_bytes, budget_.cap_bytes() / 16);
+    remote->prefetch.ahead_bytes =
+        std::min(remote->prefetch.ahead_bytes, budget_.cap_bytes() / 8);
+    return absl::OkStatus();
+  }
+
+  // One at a time: each reads the whole disk.
+  template <typename Report, typename Fn>
+  absl::StatusOr<Report> WithUpkeep(int64_t bytes_per_s, const Fn& fn) {
+    if (sessions_db_ == nullptr) {
+      return absl::FailedPreconditionError(
+          "there is no store on disk (--store-dir none)");
+    }
+    if (upkeep_runs_.exchange(true)) {
+      return absl::AbortedError(
+          "a backup or a look at the store is under way: one at a time");
+    }
+    Upkeep upkeep({.sessions_db = sessions_db_.get(),
+                   .pages_db = pages_db_.get(),
+                   .sessions = sessions_.get(),
+                   .pages = disk_.get()},
+                  bytes_per_s);
+    absl::StatusOr<Report> report = fn(upkeep);
+    upkeep_runs_ = false;
+    return report;
+  }
+
   absl::Status OpenDisk() {
     XC_RETURN_IF_ERROR(MakeFolder(options_.dir));
     XC_ASSIGN_OR_RETURN(lock_,
@@ -207,6 +302,8 @@ class CacheStoreImpl : public CacheStore {
         if (stop_) return;
         kicked_ = false;
       }
+      tiers_->Housekeep();
+      if (sessions_db_ == nullptr) continue;
       space_->Scan();
       sessions_db_->Housekeep();
       pages_db_->Housekeep();
@@ -241,10 +338,14 @@ class CacheStoreImpl : public CacheStore {
   std::unique_ptr<Database> sessions_db_;
   std::unique_ptr<Database> pages_db_;
   std::unique_ptr<DiskPageStore> disk_;
+  MemoryReservation owed_memory_;
+  std::unique_ptr<SharedPageStore> shared_;  // null: there is none
   std::unique_ptr<TieredPageStore> tiers_;
   std::unique_ptr<SessionStoreImpl> sessions_;
+  std::unique_ptr<SharedSessionStore> shared_sessions_;
   PurgeTimer purge_sessions_{options_.purge_sessions_after};
   PurgeTimer purge_pages_{options_.purge_pages_after};
+  std::atomic<bool> upkeep_runs_{false};
   std::thread housekeeper_;
 };
 

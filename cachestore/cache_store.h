@@ -23,9 +23,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/page_key.h"
+#include "cachestore/page_prefetch.h"
 #include "cachestore/page_store.h"
 #include "cachestore/session_store.h"
+#include "cachestore/shared/shared_policy.h"
 #include "cachestore/store_stats.h"
+#include "cachestore/upkeep.h"
 #include "engine/base/memory_budget.h"
 
 namespace rocksdb {
@@ -33,6 +36,8 @@ class Env;
 }
 
 namespace xcache {
+
+class ObjectStore;
 
 struct CacheStoreOptions {
   // Made with mode 0700 where it is missing. Empty: no disk, nothing survives.
@@ -59,6 +64,15 @@ struct CacheStoreOptions {
   // Pages are given back from host memory after what registered with a lower
   // priority (working sets).
   int reclaim_priority = 100;
+
+  // The tier that machines share: pages and manifests, each over a client of
+  // its own, so that manifests never wait behind pages. Null: there is none.
+  std::shared_ptr<ObjectStore> shared_pages{};
+  std::shared_ptr<ObjectStore> shared_sessions{};
+  SharedPolicy shared_policy = SharedPolicy::kStrict;
+  // Of a page that nobody uses; 0: for ever.
+  std::chrono::milliseconds shared_page_life = std::chrono::hours(24 * 7);
+
   // For tests: RocksDB's files. Null: the real ones.
   rocksdb::Env* env = nullptr;
 };
@@ -96,8 +110,19 @@ class CacheStore {
   virtual absl::Status PutPage(const PageKey& key, const PageKey& parent,
                                std::string bytes) = 0;
 
-  // Waits until the pages that were put so far are written, and syncs all there
-  // is. UNAVAILABLE: writing has stopped.
+  // Asks the shared tier for pages of a request, which come into host memory.
+  // Null: there is no such tier, or it is away. Does not wait.
+  virtual std::unique_ptr<PagePrefetch> Prefetch(PrefetchRequest) {
+    return nullptr;
+  }
+
+  // To be called now and then: has pages that nobody used for long deleted from
+  // the shared tier, some at a time. `now_ms`: Unix time that is believed.
+  virtual void SweepShared(int64_t /*now_ms*/) {}
+
+  // Waits until the pages that were put so far are written, those of the shared
+  // tier for some seconds at most, and syncs all there is. UNAVAILABLE: writing
+  // has stopped.
   virtual absl::Status Flush() = 0;
 
   // Drops a session's pages from host memory where no one uses them; they stay
@@ -105,6 +130,20 @@ class CacheStore {
   virtual int64_t DropFromHost(std::span<const PageKey> keys) = 0;
 
   virtual StoreStats stats() const = 0;
+
+  // Gives `sink` the files of a folder that opens as a store: it has every
+  // session that was committed before the call, and the pages of then. Serving
+  // goes on; what a compaction replaces meanwhile stays on disk until the end.
+  // FAILED_PRECONDITION: there is no disk. ABORTED: a backup or a look is under
+  // way. UNAVAILABLE: writing has stopped. RESOURCE_EXHAUSTED: the store needs
+  // the room of what it keeps for the backup. Else what `sink` says.
+  virtual absl::StatusOr<BackupReport> Backup(const BackupOptions& options,
+                                              BackupSink& sink) = 0;
+
+  // Reads every session and page on disk and every table file, and checks
+  // them. Damaged pages are dropped, as by Get; damaged sessions stay. Errors:
+  // as above, or what `options.progress` says.
+  virtual absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) = 0;
 };
 
 }  // namespace xcache

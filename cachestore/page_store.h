@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -60,9 +61,11 @@ struct PageTier {
   bool operator==(const PageTier&) const = default;
   static const PageTier kHost;
   static const PageTier kDisk;
+  static const PageTier kShared;
 };
 inline constexpr PageTier PageTier::kHost{"host"};
 inline constexpr PageTier PageTier::kDisk{"disk"};
+inline constexpr PageTier PageTier::kShared{"shared"};
 
 struct PageHit {
   PageRef page;
@@ -104,6 +107,12 @@ class PageStore {
 
   // Whether Get is expected to find it. Cheap: never reads the disk.
   virtual bool Contains(const PageKey& key) const = 0;
+
+  // Where Get is expected to find it; nothing: nowhere. Cheap.
+  virtual std::optional<PageTier> TierOf(const PageKey& key) const {
+    if (!Contains(key)) return std::nullopt;
+    return tier();
+  }
 
   // How many of `keys`, from the first one on, Get is expected to find.
   virtual int64_t LongestPrefix(std::span<const PageKey> keys) const;

@@ -19,13 +19,17 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cachestore/durability.h"
+#include "cachestore/sessions/session_list.h"
 #include "cachestore/sessions/session_record.h"
 
 namespace xcache {
 
-struct SessionPage {
-  std::vector<SessionSummary> sessions;
-  std::string next_page_token;  // empty: these were the last
+// What became of a record that was kept.
+struct Committed {
+  Durability durability = Durability::kNone;
+  absl::Status why;     // it is not where it is to be; OK: it is
+  std::string version;  // what it is now; empty: the store has none
 };
 
 struct SessionStoreStats {
@@ -35,23 +39,33 @@ struct SessionStoreStats {
   int64_t commit_failures = 0;
   int64_t corrupt = 0;  // manifests found damaged
   int64_t expired = 0;
+  int64_t num_ahead = 0;         // of the shared store, to be pushed there
+  int64_t conflicts = 0;         // commits that another server was faster than
+  int64_t branches = 0;          // kept as sessions of their own
   int64_t demoted = 0;           // lost their claim on pages to a full disk
   int64_t newest_update_ms = 0;  // of any session; Unix time
+};
+
+// What a tenant has in the store.
+struct TenantSessions {
+  int64_t num_sessions = 0;
+  int64_t page_bytes = 0;  // SessionHead::page_bytes of all of them
 };
 
 class SessionStore {
  public:
   virtual ~SessionStore() = default;
 
-  // Makes `record` the session's manifest. OK: it is on disk, synced. Else the
-  // answer is not durable and serving goes on:
-  // RESOURCE_EXHAUSTED: the disk is full, over its cap, or there is none; the
-  // record is in memory and will be written later.
-  // UNAVAILABLE: the same, after an I/O error.
-  // ABORTED: there was no memory to keep or to list it, and INVALID_ARGUMENT:
-  // no such record can be (an empty id): nothing changed, the session is at the
-  // turn before.
-  virtual absl::Status Commit(const SessionRecord& record) = 0;
+  // Makes `record` the session's manifest, in place of the version that it
+  // says. What a store keeps short of where it is to be, it takes there as soon
+  // as that can be done. Errors: nothing changed, the session is at the turn
+  // before.
+  // RESOURCE_EXHAUSTED: there is no memory to keep or to list it;
+  // INVALID_ARGUMENT: no such record can be (an empty id); and of a shared
+  // store ABORTED: the session is at another version by now, or gone;
+  // ALREADY_EXISTS: it is new here, and there already; UNAVAILABLE: the store
+  // is away, and nothing is to be kept elsewhere meanwhile.
+  virtual absl::StatusOr<Committed> Commit(const SessionRecord& record) = 0;
 
   // Of whatever model. NOT_FOUND; DATA_LOSS: this session's manifest is
   // damaged; UNAVAILABLE: it cannot be read now (descriptors or memory ran
@@ -69,7 +83,7 @@ class SessionStore {
   // ours.
   virtual absl::StatusOr<SessionPage> List(std::string_view tenant,
                                            std::string_view page_token,
-                                           int limit) const = 0;
+                                           int limit) = 0;
 
   // Synced before it returns. Pages that only this session needed are deleted
   // too. NOT_FOUND.
@@ -83,6 +97,8 @@ class SessionStore {
           in_use) = 0;
 
   virtual SessionStoreStats stats() const = 0;
+  // As far as the summaries in memory know; takes the same time for any tenant.
+  virtual TenantSessions UseOf(std::string_view tenant) const = 0;
 };
 
 }  // namespace xcache

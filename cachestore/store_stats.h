@@ -3,12 +3,14 @@
 #define XCACHE_CACHESTORE_STORE_STATS_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "cachestore/page_store.h"
 #include "cachestore/session_store.h"
+#include "cachestore/shared/shared_page_store.h"
 
 namespace xcache {
 
@@ -44,10 +46,20 @@ struct DiskStats {
   std::vector<std::pair<std::string, int64_t>> tickers;
 };
 
+// How the shared store answers.
+struct SharedClientStats {
+  CircuitBreaker::State breaker = CircuitBreaker::State::kClosed;
+  int64_t breaker_opened = 0;
+  ObjectStoreStats objects;
+};
+
 struct StoreStats {
   std::vector<TierStats> tiers;  // the fastest first
   SessionStoreStats sessions;
   DiskStats files;
+  std::optional<SharedClientStats> shared_sessions;
+  std::optional<SharedPageStats> shared_pages;  // nothing: no shared tier
+  int64_t owed_pages = 0;  // that the shared tier is still to get
 
   // Of one tier; zeros: there is no such tier.
   PageStoreStats tier(PageTier which) const {

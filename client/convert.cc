@@ -52,6 +52,8 @@ Durability FromProto(v1::Durability durability) {
       return Durability::kMemory;
     case v1::DURABILITY_LOCAL:
       return Durability::kLocal;
+    case v1::DURABILITY_SHARED:
+      return Durability::kShared;
     default:
       return Durability::kNone;
   }
@@ -133,6 +135,8 @@ const char* DurabilityName(Durability durability) {
       return "memory";
     case Durability::kLocal:
       return "local";
+    case Durability::kShared:
+      return "shared";
     case Durability::kNone:
       break;
   }
@@ -291,6 +295,10 @@ Tokens FromProto(const v1::TokenizeResponse& response) {
           {response.tokens().begin(), response.tokens().end()}};
 }
 
+Detokenized FromProto(const v1::DetokenizeResponse& response) {
+  return {response.text(), response.bytes()};
+}
+
 ScoreResult FromProto(const v1::ScoreResponse& response) {
   ScoreResult out;
   for (const v1::SampledToken& token : response.tokens()) {
@@ -301,6 +309,27 @@ ScoreResult FromProto(const v1::ScoreResponse& response) {
   out.prompt_tokens = response.prompt_tokens();
   out.reused = FromProto(response.reused());
   return out;
+}
+
+SessionList FromProto(const v1::ListSessionsResponse& response) {
+  SessionList out;
+  for (const v1::Session& session : response.sessions()) {
+    out.sessions.push_back(FromProto(session));
+  }
+  out.next_page_token = response.next_page_token();
+  return out;
+}
+
+MigrateResult FromProto(const v1::MigrateSessionResponse& response) {
+  return {.session = FromProto(response.session()),
+          .retokenized = response.retokenized(),
+          .tokens_before = response.tokens_before(),
+          .tokens_after = response.tokens_after(),
+          .messages_dropped = response.messages_dropped()};
+}
+
+FlushResult FromProto(const v1::FlushSessionResponse& response) {
+  return {response.pages_written(), response.bytes_written()};
 }
 
 }  // namespace xcache::client

@@ -1,4 +1,6 @@
-// Between the client's plain types and the generated ones. Internal.
+// Between the client's plain types and the generated ones. Internal. The server
+// has conversions of its own (server/grpc/convert.h), from and to types of its
+// own: nothing of the server's is in an installed client library.
 #ifndef XCACHE_CLIENT_CONVERT_H_
 #define XCACHE_CLIENT_CONVERT_H_
 
@@ -26,7 +28,11 @@ void FromProto(const v1::Final& final, Answer* answer);
 SessionInfo FromProto(const v1::Session& session);
 ModelInfo FromProto(const v1::GetModelInfoResponse& info);
 Tokens FromProto(const v1::TokenizeResponse& response);
+Detokenized FromProto(const v1::DetokenizeResponse& response);
 ScoreResult FromProto(const v1::ScoreResponse& response);
+SessionList FromProto(const v1::ListSessionsResponse& response);
+MigrateResult FromProto(const v1::MigrateSessionResponse& response);
+FlushResult FromProto(const v1::FlushSessionResponse& response);
 
 }  // namespace xcache::client
 

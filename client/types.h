@@ -77,6 +77,7 @@ enum class Durability {
   kNone,    // nothing was to be kept
   kMemory,  // in the server's memory alone; on disk as soon as that takes it
   kLocal,   // on the server's disk, synced
+  kShared,  // in the store that servers share
 };
 
 // As the server measured them.

@@ -50,6 +50,10 @@ struct ClientOptions {
   // step.
   absl::Duration deadline = absl::InfiniteDuration();
   int max_attempts = 3;  // of a call that may be repeated; at least 1
+  // Asked at each call for the trace that it belongs to, as W3C Trace Context's
+  // `traceparent` (of the span that is the thread's own, say). Where it is
+  // null, or what it gives is not of that form, the call belongs to none.
+  std::function<std::string()> traceparent = nullptr;
 };
 
 // Ends calls from another thread. Each call that was given the handle ends with
@@ -92,6 +96,8 @@ struct Progress {
   // empty: it does not say.
   std::string what = {};
 };
+
+class Connection;
 
 class Client {
  public:
@@ -160,9 +166,8 @@ class Client {
   absl::StatusOr<FlushResult> FlushSession(const std::string& id);
 
  private:
-  struct Impl;
-  explicit Client(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit Client(std::unique_ptr<Connection> connection);
+  std::unique_ptr<Connection> connection_;
 };
 
 // The server's hint of when to try again; none where it gave none.

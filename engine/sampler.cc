@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/field_error.h"
 #include "engine/philox.h"
 
 namespace xcache {
@@ -234,15 +235,15 @@ absl::Status ValidateSampling(const SamplingParams& p) {
        }) {
     const bool above = r.low_is_in ? r.value >= r.low : r.value > r.low;
     if (above && r.value <= r.high) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        std::string(r.name), " must be in ", r.low_is_in ? "[" : "(", r.low,
-        ", ", r.high, "], not ", r.value));
+    return FieldError(r.name,
+                      absl::StrCat("in ", r.low_is_in ? "[" : "(", r.low, ", ",
+                                   r.high, "]"),
+                      r.value);
   }
   for (const auto& [name, value] :
        {std::pair("top_k", p.top_k), {"penalty_last_n", p.penalty_last_n}}) {
     if (value >= 0) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, " must be at least 0, not ", value));
+    return FieldError(name, "at least 0", value);
   }
   return absl::OkStatus();
 }

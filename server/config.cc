@@ -2,22 +2,19 @@
 
 #include <unistd.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <functional>
-#include <limits>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
-#include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/unix_socket.h"
 #include "server/config_check.h"
 #include "server/core/cache/quality.h"
 
@@ -27,23 +24,6 @@ namespace {
 namespace fs = std::filesystem;
 
 absl::string_view ToAbsl(std::string_view s) { return {s.data(), s.size()}; }
-
-// "12.5GiB" -> 12.5 and "GiB". False where it does not start with a number.
-bool SplitNumber(std::string_view text, double* number, std::string* unit) {
-  const absl::string_view stripped = absl::StripAsciiWhitespace(ToAbsl(text));
-  size_t end = 0;
-  while (end < stripped.size() &&
-         (absl::ascii_isdigit(static_cast<unsigned char>(stripped[end])) ||
-          stripped[end] == '.')) {
-    ++end;
-  }
-  if (end == 0 || !absl::SimpleAtod(stripped.substr(0, end), number)) {
-    return false;
-  }
-  *unit =
-      absl::AsciiStrToLower(absl::StripAsciiWhitespace(stripped.substr(end)));
-  return true;
-}
 
 std::string Env(const char* name) {
   const char* value = std::getenv(name);
@@ -86,22 +66,34 @@ absl::Status CheckAddress(std::string_view flag, std::string_view value) {
   return absl::OkStatus();
 }
 
-absl::Status CheckListen(const Config& config) {
-  XC_RETURN_IF_ERROR(CheckAddress("--listen", config.listen));
+// What is wrong with the settings, in the order of its finding.
+class Faults {
+ public:
+  void Add(const absl::Status& status) {
+    if (!status.ok()) found_.push_back(status);
+  }
+  const std::vector<absl::Status>& found() const { return found_; }
+
+ private:
+  std::vector<absl::Status> found_;
+};
+
+absl::Status CheckListen(const Config& config, Faults& faults) {
+  faults.Add(CheckAddress("--listen", config.listen));
   if (!config.metrics_listen.empty()) {
-    XC_RETURN_IF_ERROR(CheckAddress("--metrics-listen", config.metrics_listen));
+    faults.Add(CheckAddress("--metrics-listen", config.metrics_listen));
   }
   const bool tls = !config.tls_cert.empty();
   if (tls == config.tls_key.empty()) {
-    return absl::InvalidArgumentError(
-        "--tls-cert and --tls-key go together: only one of them is given");
+    faults.Add(absl::InvalidArgumentError(
+        "--tls-cert and --tls-key go together: only one of them is given"));
   }
   if (!tls && !config.tls_client_ca.empty()) {
-    return absl::InvalidArgumentError(
-        "--tls-client-ca needs --tls-cert and --tls-key");
+    faults.Add(absl::InvalidArgumentError(
+        "--tls-client-ca needs --tls-cert and --tls-key"));
   }
-  XC_ASSIGN_OR_RETURN(const HostPort address, ParseHostPort(config.listen));
-  if (!tls && !config.insecure && !IsLoopback(address.host)) {
+  const auto address = ParseHostPort(config.listen);
+  if (address.ok() && !tls && !config.insecure && !IsLoopback(address->host)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--listen ", config.listen,
         " can be reached from other machines: give --tls-cert and --tls-key, "
@@ -118,7 +110,18 @@ struct Raw {
   std::string device_memory_bytes = "0";
   std::string session_ttl = "7d";
   std::string drain = "30s";
+  std::string operator_socket;
+  SharedFlags shared;
+  std::vector<std::string> given_shared;  // flags that go with --shared
 };
+
+// The system's limit of a socket's path.
+absl::Status CheckSocketPath(const std::string& path) {
+  if (path.size() <= kMaxSocketPathBytes) return absl::OkStatus();
+  return FlagError(
+      "--operator-socket",
+      absl::StrCat("a path of at most ", kMaxSocketPathBytes, " bytes"), path);
+}
 
 bool IsDevice(std::string_view text) {
   if (text == "auto" || text == "cpu" || text == "cuda") return true;
@@ -129,38 +132,47 @@ bool IsDevice(std::string_view text) {
          text.find_first_not_of("0123456789") == text.npos;
 }
 
-absl::Status Finish(const Raw& raw, Config& config) {
+// Goes on after a fault that leaves something to look at; the last may be what
+// it returns.
+absl::Status Finish(const Raw& raw, Config& config, Faults& faults) {
   if (config.model_path.empty()) {
-    return absl::InvalidArgumentError(
-        "--model is missing: give the GGUF file of the model to serve");
+    faults.Add(absl::InvalidArgumentError(
+        "--model is missing: give the GGUF file of the model to serve"));
   }
   if (!config.codec.empty() && !config.quality.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
+    faults.Add(absl::InvalidArgumentError(absl::StrCat(
         "--codec and --quality both name the default codec: give one of them, "
         "not --codec ",
-        config.codec, " and --quality ", config.quality));
+        config.codec, " and --quality ", config.quality)));
   }
   if (config.codec.empty() && config.quality.empty()) {
     config.quality = std::string(kDefaultQuality);
   }
   if (!IsDevice(config.device)) {
-    return FlagError("--device", "auto, cpu, cuda or cuda:N", config.device);
+    faults.Add(
+        FlagError("--device", "auto, cpu, cuda or cuda:N", config.device));
   }
   constexpr std::string_view kSize = "a size like 512MiB or 4GiB";
   constexpr std::string_view kDuration = "a duration like 30s, 10m, 12h or 7d";
-  XC_RETURN_IF_ERROR(ReadFlag("--memory-bytes", kSize, ParseBytes,
-                              raw.memory_bytes, &config.memory_bytes));
-  XC_RETURN_IF_ERROR(ReadFlag("--disk-bytes", kSize, ParseBytes, raw.disk_bytes,
-                              &config.disk_bytes));
-  XC_RETURN_IF_ERROR(ReadFlag("--device-memory-bytes", kSize, ParseBytes,
-                              raw.device_memory_bytes,
-                              &config.device_memory_bytes));
-  XC_RETURN_IF_ERROR(ReadFlag("--session-ttl", kDuration, ParseDuration,
-                              raw.session_ttl, &config.session_ttl));
-  XC_RETURN_IF_ERROR(ReadFlag("--drain-seconds", kDuration, ParseDuration,
-                              raw.drain, &config.drain));
+  faults.Add(ReadFlag("--memory-bytes", kSize, ParseBytes, raw.memory_bytes,
+                      &config.memory_bytes));
+  faults.Add(ReadFlag("--disk-bytes", kSize, ParseBytes, raw.disk_bytes,
+                      &config.disk_bytes));
+  faults.Add(ReadFlag("--device-memory-bytes", kSize, ParseBytes,
+                      raw.device_memory_bytes, &config.device_memory_bytes));
+  faults.Add(ReadFlag("--session-ttl", kDuration, ParseDuration,
+                      raw.session_ttl, &config.session_ttl));
+  faults.Add(ReadFlag("--drain-seconds", kDuration, ParseDuration, raw.drain,
+                      &config.drain));
   if (config.drain > std::chrono::hours(24)) {
-    return FlagError("--drain-seconds", "at most 24h", raw.drain);
+    faults.Add(FlagError("--drain-seconds", "at most 24h", raw.drain));
+  }
+
+  if (auto shared = ReadSharedConfig(raw.shared, raw.given_shared);
+      shared.ok()) {
+    config.shared = *std::move(shared);
+  } else {
+    faults.Add(shared.status());
   }
 
   if (IsOff(config.metrics_listen)) config.metrics_listen.clear();
@@ -171,9 +183,9 @@ absl::Status Finish(const Raw& raw, Config& config) {
   } else {
     const std::string home = DataHome();
     if (home.empty()) {
-      return absl::InvalidArgumentError(
+      faults.Add(absl::InvalidArgumentError(
           "--store-dir is not given, and neither XDG_DATA_HOME nor HOME says "
-          "where it would be (\"none\" keeps everything in memory)");
+          "where it would be (\"none\" keeps everything in memory)"));
     }
     // A store belongs to one model, so each model gets its own.
     config.store_dir = home + "/" + fs::path(config.model_path).stem().string();
@@ -185,92 +197,25 @@ absl::Status Finish(const Raw& raw, Config& config) {
   } else if (!config.store_dir.empty()) {
     config.profile_dir = config.store_dir + "/profiles";
   }
-  return CheckListen(config);
+  if (raw.operator_socket == "none") {
+    config.operator_socket.clear();
+  } else if (!raw.operator_socket.empty()) {
+    config.operator_socket = raw.operator_socket;
+    faults.Add(CheckSocketPath(config.operator_socket));
+  } else if (!config.store_dir.empty()) {
+    config.operator_socket = config.store_dir + "/operator.sock";
+  }
+  return CheckListen(config, faults);
 }
 
 }  // namespace
-
-absl::StatusOr<uint64_t> ParseBytes(std::string_view text) {
-  double number = 0;
-  std::string unit;
-  if (!SplitNumber(text, &number, &unit)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("\"", ToAbsl(text), "\" is not a size"));
-  }
-  static constexpr std::pair<std::string_view, double> kUnits[] = {
-      {"", 1},         {"b", 1},        {"k", 0x1p10},   {"kib", 0x1p10},
-      {"kb", 1e3},     {"m", 0x1p20},   {"mib", 0x1p20}, {"mb", 1e6},
-      {"g", 0x1p30},   {"gib", 0x1p30}, {"gb", 1e9},     {"t", 0x1p40},
-      {"tib", 0x1p40}, {"tb", 1e12},
-  };
-  for (const auto& [name, factor] : kUnits) {
-    if (unit != name) continue;
-    // Up: a little is not none, which may mean no limit.
-    const double bytes = std::ceil(number * factor);
-    // 2^53: every whole number below it is exact as a double.
-    if (!(bytes < 0x1p53)) break;
-    return static_cast<uint64_t>(bytes);
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("\"", ToAbsl(text), "\" is not a size"));
-}
-
-absl::StatusOr<std::chrono::seconds> ParseDuration(std::string_view text) {
-  double number = 0;
-  std::string unit;
-  if (SplitNumber(text, &number, &unit)) {
-    static constexpr std::pair<std::string_view, double> kUnits[] = {
-        {"", 1}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}};
-    for (const auto& [name, factor] : kUnits) {
-      if (unit != name) continue;
-      // Up: a little is not none, which means never.
-      const double seconds = std::ceil(number * factor);
-      // A hundred years: what a time stamp in any unit still holds.
-      if (!(seconds <= 36525.0 * 86400.0)) break;
-      return std::chrono::seconds(static_cast<int64_t>(seconds));
-    }
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("\"", ToAbsl(text), "\" is not a duration"));
-}
-
-absl::StatusOr<HostPort> ParseHostPort(std::string_view text) {
-  const auto bad = [&] {
-    return absl::InvalidArgumentError(
-        absl::StrCat("\"", ToAbsl(text), "\" is not host:port"));
-  };
-  const size_t colon = text.rfind(':');
-  if (colon == std::string_view::npos) return bad();
-  HostPort out;
-  std::string_view host = text.substr(0, colon);
-  const std::string_view port = text.substr(colon + 1);
-  if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
-    host = host.substr(1, host.size() - 2);
-  } else if (host.find(':') != std::string_view::npos) {
-    return bad();
-  }
-  if (host.empty() || host.find_first_of("[]/ ,") != std::string_view::npos ||
-      port.empty() || port.size() > 5 ||
-      port.find_first_not_of("0123456789") != std::string_view::npos ||
-      !absl::SimpleAtoi(ToAbsl(port), &out.port) || out.port > 65535) {
-    return bad();
-  }
-  out.host = std::string(host);
-  return out;
-}
-
-bool IsLoopback(std::string_view host) {
-  if (host == "localhost" || host == "::1") return true;
-  // The whole of 127.0.0.0/8, and nothing that only starts like it.
-  return absl::StartsWith(ToAbsl(host), "127.") &&
-         host.find_first_not_of("0123456789.") == std::string_view::npos;
-}
 
 absl::StatusOr<CommandLine> ParseCommandLine(int argc,
                                              const char* const* argv) {
   CommandLine out;
   Config& config = out.config;
   Raw raw;
+  const std::span<const char* const> words(argv, static_cast<size_t>(argc));
   CLI::App app(
       "XCache: serves multi-turn chat over gRPC and keeps conversations as a "
       "compressed X-cache, in memory and on disk.",
@@ -336,6 +281,37 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "How long an unused session lives; 0: for ever");
   flag("--repair", "XCACHE_REPAIR", config.repair,
        "Repair a store that does not open; what is corrupt is dropped");
+
+  group = "Shared tier";
+  SharedFlags& shared = raw.shared;
+  option("--shared", "XCACHE_SHARED", shared.location,
+         "Bucket that replicas share, s3://bucket/prefix; empty or \"none\": "
+         "no shared tier");
+  const std::vector<CLI::Option*> with_shared = {
+      option("--shared-endpoint", "XCACHE_SHARED_ENDPOINT", shared.endpoint,
+             "URL of the S3 server; empty: AWS's of the region"),
+      option("--shared-region", "XCACHE_SHARED_REGION", shared.region,
+             "Region of the bucket; empty: AWS_REGION, or us-east-1"),
+      option("--shared-ca", "XCACHE_SHARED_CA", shared.ca_file,
+             "PEM file of authorities for the endpoint; empty: the system's"),
+      option("--shared-credentials-file", "XCACHE_SHARED_CREDENTIALS_FILE",
+             shared.credentials_file,
+             "File with [default] aws_access_key_id, aws_secret_access_key; "
+             "read again when it changes. Empty: AWS_ACCESS_KEY_ID and so on, "
+             "or AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN"),
+      option("--shared-bytes-per-s", "XCACHE_SHARED_BYTES_PER_S",
+             shared.bytes_per_s,
+             "Pages sent and received, bytes a second; 0: no limit"),
+      option("--shared-policy", "XCACHE_SHARED_POLICY", shared.policy,
+             "While the store is away: strict refuses turns, prefer goes on "
+             "with the local store and pushes later"),
+      option("--shared-page-life", "XCACHE_SHARED_PAGE_LIFE", shared.page_life,
+             "How long a page that nobody uses stays in the bucket; 0: for "
+             "ever"),
+      option("--shared-encryption", "XCACHE_SHARED_ENCRYPTION",
+             shared.encryption,
+             "What the store is to encrypt with: none, AES256, aws:kms or "
+             "aws:kms:KEY")};
 
   group = "Compute";
   option("--device", "XCACHE_DEVICE", config.device,
@@ -408,7 +384,21 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "trace, debug, info, warn, error or off")
       ->check(
           CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
+  option("--log-format", "XCACHE_LOG_FORMAT", config.log_format,
+         "text, or json: one object a line, with the same keys")
+      ->check(CLI::IsMember({"text", "json"}));
+  option("--operator-socket", "XCACHE_OPERATOR_SOCKET", raw.operator_socket,
+         "Unix socket of `xcache store`, for the server's own user alone; "
+         "empty: operator.sock in the store; \"none\": there is none");
+  // Of a command line alone: a server that its file or environment keeps from
+  // starting would be a riddle.
+  app.add_flag("--check-config", out.check,
+               "Say what would be used and what is wrong with it; start "
+               "nothing. Exit status 0: a server would start")
+      ->configurable(false)
+      ->group(group);
 
+  Faults faults;
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
@@ -418,11 +408,37 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
     out.print_and_exit = absl::StrCat(version.what(), "\n");
     return out;
   } catch (const CLI::Error& error) {
-    return absl::InvalidArgumentError(error.what());
+    // Nothing has been read that could be looked at.
+    const bool check =
+        std::find(words.begin(), words.end(),
+                  std::string_view("--check-config")) != words.end();
+    if (!check) return absl::InvalidArgumentError(error.what());
+    out.check = true;
+    out.faults.emplace_back(error.what());
+    return out;
   }
-  XC_RETURN_IF_ERROR(CheckConfigKeys(app));
+  for (const absl::Status& fault : CheckConfigKeys(app)) faults.Add(fault);
   out.warnings = UnknownVariables(app, environ);
-  XC_RETURN_IF_ERROR(Finish(raw, config));
+  for (const CLI::Option* each : with_shared) {
+    if (each->count() > 0 && !each->results().front().empty()) {
+      raw.given_shared.push_back(each->get_name());
+    }
+  }
+  faults.Add(Finish(raw, config, faults));
+  if (!out.check) {
+    if (!faults.found().empty()) return faults.found().front();
+    return out;
+  }
+  for (const absl::Status& fault : faults.found()) {
+    out.faults.emplace_back(fault.message());
+  }
+  // Those whose default depends on others as they came out.
+  out.settings = SettingsOf(app, words,
+                            {{"quality", config.quality},
+                             {"store-dir", config.store_dir},
+                             {"profile-dir", config.profile_dir},
+                             {"operator-socket", config.operator_socket},
+                             {"metrics-listen", config.metrics_listen}});
   return out;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "server/shared_config.h"
 
 namespace xcache {
 
@@ -28,6 +29,8 @@ struct Config {
   uint64_t disk_bytes = uint64_t{20} << 30;
   bool repair = false;  // repair a store that does not open
   std::chrono::seconds session_ttl{7 * 24 * 3600};  // 0: never
+
+  SharedConfig shared;
 
   // The default codec of sessions: its spec, or, where that is empty, the
   // quality that names one (server/core/cache/quality.h).
@@ -58,7 +61,18 @@ struct Config {
 
   std::chrono::seconds drain{30};
   std::string log_level = "info";
+  std::string log_format = "text";  // text or json
   std::string ready_file;
+  // Where the operator's socket is (`xcache store`); empty: there is none.
+  std::string operator_socket;
+};
+
+// A setting as it will be used, and what set it: "flag", "file", "variable" or
+// "default".
+struct Setting {
+  std::string flag;  // "--listen"
+  std::string value;
+  std::string source;
 };
 
 // What a command line asks for.
@@ -68,10 +82,15 @@ struct CommandLine {
   std::string print_and_exit;
   // For the log: what was written and nothing reads, a sentence each.
   std::vector<std::string> warnings;
+  // --check-config: nothing is to be started. Then what is wrong with the
+  // settings does not stop their being read: `faults` has it, a line each.
+  bool check = false;
+  std::vector<std::string> faults;
+  std::vector<Setting> settings;  // all of them
 };
 
 // INVALID_ARGUMENT: one line that names the flag, what it takes and what it
-// was given.
+// was given. With --check-config that is in `faults` instead.
 absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv);
 
 // "512MiB", "4GiB", "1.5G", "1000000": a number with an optional unit, of

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <fstream>
-#include <string_view>
+#include <utility>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/ascii.h"
@@ -56,9 +57,25 @@ bool IsFromKubernetes(std::string_view name) {
          name.starts_with("XCACHE_PORT_");
 }
 
+// Where a value came from, in their order of precedence.
+std::string SourceOf(const CLI::Option& option, const std::string& name,
+                     std::span<const char* const> words,
+                     const std::vector<CLI::ConfigItem>& items) {
+  const std::string flag = "--" + name;
+  for (const std::string_view word : words) {
+    if (word == flag || word.starts_with(flag + "=")) return "flag";
+  }
+  for (const CLI::ConfigItem& item : items) {
+    if (item.parents.empty() && item.name == name) return "file";
+  }
+  const char* variable = std::getenv(option.get_envname().c_str());
+  return variable == nullptr || *variable == '\0' ? "default" : "variable";
+}
+
 }  // namespace
 
-absl::Status CheckConfigKeys(const CLI::App& app) {
+std::vector<absl::Status> CheckConfigKeys(const CLI::App& app) {
+  std::vector<absl::Status> faults;
   const CLI::Option* config = app["--config"];
   const std::vector<std::string> keys = Keys(app);
   for (const std::string& path : config->results()) {
@@ -67,7 +84,8 @@ absl::Status CheckConfigKeys(const CLI::App& app) {
     try {
       items = app.get_config_formatter()->from_file(path);
     } catch (const CLI::Error& error) {
-      return absl::InvalidArgumentError(error.what());
+      faults.push_back(absl::InvalidArgumentError(error.what()));
+      continue;
     }
     for (const CLI::ConfigItem& item : items) {
       const bool known =
@@ -75,16 +93,16 @@ absl::Status CheckConfigKeys(const CLI::App& app) {
           std::find(keys.begin(), keys.end(), item.name) != keys.end();
       if (known) continue;
       const std::string where = absl::StrCat(path, ":", LineOf(path, item));
-      if (!item.parents.empty()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(where, ": keys stand outside of any section, not in [",
-                         item.parents[0], "]"));
-      }
-      return absl::InvalidArgumentError(absl::StrCat(
-          where, ": no key \"", item.name, "\"", DidYouMean(item.name, keys)));
+      faults.push_back(absl::InvalidArgumentError(
+          item.parents.empty()
+              ? absl::StrCat(where, ": no key \"", item.name, "\"",
+                             DidYouMean(item.name, keys))
+              : absl::StrCat(where,
+                             ": keys stand outside of any section, not in [",
+                             item.parents[0], "]")));
     }
   }
-  return absl::OkStatus();
+  return faults;
 }
 
 std::vector<std::string> UnknownVariables(const CLI::App& app,
@@ -109,6 +127,33 @@ std::vector<std::string> UnknownVariables(const CLI::App& app,
                                DidYouMean(name, known)));
   }
   return out;
+}
+
+std::vector<Setting> SettingsOf(
+    const CLI::App& app, std::span<const char* const> words,
+    const std::map<std::string_view, std::string>& worked_out) {
+  std::vector<CLI::ConfigItem> items;
+  for (const std::string& path : app["--config"]->results()) {
+    if (path.empty()) continue;
+    try {
+      items = app.get_config_formatter()->from_file(path);
+    } catch (const CLI::Error&) {
+      // A fault that is told where it is parsed.
+    }
+  }
+  std::vector<Setting> settings;
+  for (const CLI::Option* option : app.get_options({})) {
+    if (option->get_envname().empty()) continue;  // --help and its like
+    const std::string name = option->get_lnames().front();
+    std::string value = option->count() > 0 ? option->as<std::string>()
+                                            : option->get_default_str();
+    if (const auto it = worked_out.find(name); it != worked_out.end()) {
+      value = it->second.empty() ? "none" : it->second;
+    }
+    settings.push_back(
+        {"--" + name, std::move(value), SourceOf(*option, name, words, items)});
+  }
+  return settings;
 }
 
 }  // namespace xcache

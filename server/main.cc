@@ -5,28 +5,33 @@
 //                  does not wait
 // SIGHUP           read the token and TLS files again
 #include <fcntl.h>
-#include <malloc.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/json_log.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "server/allocator.h"
 #include "server/config.h"
 #include "server/frontend/unique_fd.h"
 #include "server/grpc/rpc_server.h"
 #include "server/server_app.h"
+#include "server/start_check.h"
 
 namespace xcache {
 namespace {
@@ -34,10 +39,53 @@ namespace {
 constexpr int kUsageError = 2;
 constexpr int kStartError = 1;
 
-int Fail(const absl::Status& status, int code) {
-  std::fprintf(stderr, "xcache-server: %s\n",
-               std::string(status.message()).c_str());
+// The last line says why, in the log's form where that is known by then.
+int Fail(const absl::Status& status, int code, std::string_view log_format) {
+  const std::string why(status.message());
+  const std::string line =
+      log_format == "json"
+          ? JsonLogLine(LogTimeNow(), "critical",
+                        absl::StrCat("not started error=", LogValue(why)))
+          : absl::StrCat("xcache-server: ", why);
+  std::fprintf(stderr, "%s\n", line.c_str());
   return code;
+}
+
+// --check-config: what would be used on stdout, what is wrong on stderr.
+int Report(const CommandLine& command_line) {
+  size_t width = 0;
+  for (const Setting& setting : command_line.settings) {
+    width = std::max(width, setting.flag.size());
+  }
+  for (const auto& [flag, value, source] : command_line.settings) {
+    std::printf("%-*s %-8s %s\n", static_cast<int>(width), flag.c_str(),
+                source.c_str(), value.empty() ? "-" : value.c_str());
+  }
+  StartCheck check;
+  // Without settings there is nothing more to look at.
+  if (!command_line.settings.empty()) check = CheckStart(command_line.config);
+  for (const std::string& note : check.notes) {
+    std::printf("%s\n", note.c_str());
+  }
+  std::fflush(stdout);
+  const auto tell = [](const char* what,
+                       const std::vector<std::string>& lines) {
+    for (const std::string& line : lines) {
+      std::fprintf(stderr, "xcache-server: %s: %s\n", what, line.c_str());
+    }
+    return lines.size();
+  };
+  tell("warning", command_line.warnings);
+  tell("warning", check.warnings);
+  const size_t num_faults =
+      tell("fault", command_line.faults) + tell("fault", check.faults);
+  if (num_faults == 0) {
+    std::printf("no fault found\n");
+    return 0;
+  }
+  std::fprintf(stderr, "xcache-server: %zu fault%s\n", num_faults,
+               num_faults == 1 ? "" : "s");
+  return kStartError;
 }
 
 // Tells whoever waits for the server where it listens. Written whole or not at
@@ -112,10 +160,10 @@ class Loader {
 int Serve(const Config& config, const sigset_t& signals) {
   ReadyFile ready_file(config.ready_file);
   if (absl::Status status = ready_file.Remove(); !status.ok()) {
-    return Fail(status, kStartError);
+    return Fail(status, kStartError, config.log_format);
   }
   auto app = ServerApp::Listen(config);
-  if (!app.ok()) return Fail(app.status(), kStartError);
+  if (!app.ok()) return Fail(app.status(), kStartError, config.log_format);
   Loader loader(**app, ready_file);
   while (true) {
     int signal = 0;
@@ -123,7 +171,7 @@ int Serve(const Config& config, const sigset_t& signals) {
     if (signal == SIGUSR1) {
       if (!loader.done() || loader.status().ok()) continue;
       (*app)->Stop(std::chrono::seconds(0));
-      return Fail(loader.status(), kStartError);
+      return Fail(loader.status(), kStartError, config.log_format);
     }
     if (signal == SIGHUP) {
       (*app)->ReloadCredentials();
@@ -159,22 +207,6 @@ int Serve(const Config& config, const sigset_t& signals) {
   return 0;
 }
 
-// glibc's malloc keeps what it is given back: in up to eight arenas a CPU, and
-// from heaps where anything above may still be in use. Pages and messages are
-// allocated on one thread and freed on another all the time, which leaves
-// hundreds of MiB of holes; --memory-bytes is a promise about resident memory.
-// Large pieces get mappings of their own, which go when they are freed, at a
-// fixed size (by default it grows with what was freed, up to 32 MiB), and small
-// ones share few arenas, which give back what is free at their end.
-void BoundAllocator() {
-#ifdef __GLIBC__
-  mallopt(M_ARENA_MAX, 4);
-  mallopt(M_MMAP_THRESHOLD, 128 << 10);
-  mallopt(M_MMAP_MAX, 1 << 14);  // of the 65,530 that Linux allows
-  mallopt(M_TRIM_THRESHOLD, 1 << 20);
-#endif
-}
-
 int Main(int argc, char** argv) {
   BoundAllocator();
   // Every thread inherits this mask: signals are taken by sigwait alone.
@@ -187,12 +219,16 @@ int Main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
 
   const auto command_line = ParseCommandLine(argc, argv);
-  if (!command_line.ok()) return Fail(command_line.status(), kUsageError);
+  if (!command_line.ok()) {
+    return Fail(command_line.status(), kUsageError, "text");
+  }
   if (!command_line->print_and_exit.empty()) {
     std::fputs(command_line->print_and_exit.c_str(), stdout);
     return 0;
   }
   InitLogging(command_line->config.log_level);
+  if (command_line->check) return Report(*command_line);
+  if (command_line->config.log_format == "json") LogAsJson();
   QuietLibraryLogging();
   for (const std::string& warning : command_line->warnings) {
     XC_LOG_WARN("environment variable ignored", "reason={}", LogValue(warning));

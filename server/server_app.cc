@@ -18,25 +18,35 @@
 #include "engine/model/chat_template.h"
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
+#include "server/allocator.h"
 #include "server/core/cache/quality.h"
 #include "server/core/server_core.h"
 #include "server/core/sessions/remat_setting.h"
+#include "server/core/tenants/tenant_ledger.h"
 #include "server/frontend/auth.h"
 #include "server/frontend/descriptors.h"
 #include "server/frontend/file_watcher.h"
 #include "server/frontend/request_bytes.h"
+#include "server/grpc/operator_server.h"
 #include "server/grpc/rpc_server.h"
 #include "server/grpc/tls.h"
 #include "server/metrics/metrics_endpoint.h"
 #include "server/metrics/process_metrics.h"
 #include "server/metrics/store_metrics.h"
+#include "server/metrics/tenant_metrics.h"
 #include "server/model_watch.h"
+#include "server/shared_stores.h"
 
 namespace xcache {
 namespace {
 
 // How long answers that are finished may take to reach their clients.
 constexpr std::chrono::seconds kLastWords(5);
+
+// How often it is looked whether the process has grown, and by which part of
+// --memory-bytes it may have before it gives back what is free in its heaps.
+constexpr std::chrono::milliseconds kTrimInterval(250);
+constexpr int64_t kTrimShare = 32;
 
 // How often the model's file is looked at.
 constexpr std::chrono::seconds kModelWatchInterval(2);
@@ -46,8 +56,13 @@ constexpr std::chrono::seconds kCredentialsInterval(1);
 // Switches chat off for a model whose template we do not know.
 constexpr std::string_view kNoTemplate = "none";
 
-CacheStoreOptions StoreOptions(const Config& config) {
+CacheStoreOptions StoreOptions(const Config& config,
+                               const SharedStores& shared) {
   CacheStoreOptions options;
+  options.shared_pages = shared.pages;
+  options.shared_sessions = shared.sessions;
+  options.shared_policy = config.shared.policy;
+  options.shared_page_life = config.shared.page_life;
   options.dir = config.store_dir;
   options.disk_bytes = static_cast<int64_t>(config.disk_bytes);
   return options;
@@ -117,7 +132,8 @@ class ServerAppImpl final : public ServerApp {
                        "and for a conversation"));
     }
     request_memory_ = *std::move(reserved);
-    XC_ASSIGN_OR_RETURN(auth_, Authenticator::Create(config_.token_file));
+    XC_ASSIGN_OR_RETURN(auth_,
+                        Authenticator::Create(config_.token_file, &tenants_));
     if (!config_.tls_cert.empty()) {
       XC_ASSIGN_OR_RETURN(tls_,
                           TlsIdentity::Load({config_.tls_cert, config_.tls_key,
@@ -133,6 +149,9 @@ class ServerAppImpl final : public ServerApp {
     options.tls = tls_;
     options.metrics = metrics_.get();
     options.auth = auth_.get();
+    heap_trimmer_ = std::make_unique<HeapTrimmer>(
+        kTrimInterval, budget_->cap_bytes() / kTrimShare);
+    options.tenants = &tenants_;
     process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleProcess(writer);
       writer.Set(Metric::kReady, ready_ ? 1 : 0);
@@ -191,6 +210,7 @@ class ServerAppImpl final : public ServerApp {
             engine_->info())),
         progress));
     AddSources();
+    OpenOperatorSocket();
     model_watch_ = std::make_unique<ModelWatch>(
         config_.model_path, *model_->gguf().stamp(), kModelWatchInterval);
     ready_ = true;
@@ -218,6 +238,7 @@ class ServerAppImpl final : public ServerApp {
       cut_short = core_->Drain(std::chrono::steady_clock::now() + drain);
     }
     rpc_->Shutdown(std::chrono::system_clock::now() + kLastWords);
+    operator_.reset();
     frontend_source_ = {};
     credentials_watcher_.reset();
     rpc_.reset();
@@ -258,7 +279,9 @@ class ServerAppImpl final : public ServerApp {
   }
 
   absl::Status OpenStore() {
-    const CacheStoreOptions options = StoreOptions(config_);
+    XC_ASSIGN_OR_RETURN(const SharedStores shared,
+                        OpenSharedStores(config_.shared));
+    const CacheStoreOptions options = StoreOptions(config_, shared);
     if (config_.repair && !config_.store_dir.empty()) {
       XC_ASSIGN_OR_RETURN(const CacheStore::RepairReport report,
                           CacheStore::Repair(options));
@@ -280,6 +303,7 @@ class ServerAppImpl final : public ServerApp {
     deps.store = store_.get();
     deps.memory = budget_.get();
     deps.metrics = metrics_.get();
+    deps.tenants = &tenants_;
     ServerCoreOptions options;
     options.default_codec = codec;
     options.step_rows = config_.batch_rows;
@@ -297,11 +321,26 @@ class ServerAppImpl final : public ServerApp {
     return absl::OkStatus();
   }
 
+  // Serving does not hang on it.
+  void OpenOperatorSocket() {
+    if (config_.operator_socket.empty()) return;
+    auto opened = OperatorServer::Listen(config_.operator_socket,
+                                         config_.store_dir, *store_);
+    if (opened.ok()) {
+      operator_ = *std::move(opened);
+      return;
+    }
+    XC_LOG_WARN("no operator socket: `xcache store` cannot reach this server",
+                "socket={} error={}", LogValue(config_.operator_socket),
+                LogValue(std::string(opened.status().message())));
+  }
+
   void AddSources() {
     core_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleCore(core_->Snapshot(), writer);
       SampleStore(store_->stats(), writer);
       SampleMemory(*budget_, writer);
+      SampleTenants(tenants_, store_->sessions(), writer);
     });
     build_source_ = metrics_->AddSource(
         [name = engine_->info().name, id = engine_->info().numerics_id,
@@ -314,6 +353,7 @@ class ServerAppImpl final : public ServerApp {
   const Config config_;
   const std::shared_ptr<Metrics> metrics_;
   std::atomic<bool> ready_{false};
+  TenantLedger tenants_;
   std::unique_ptr<Authenticator> auth_;
   std::shared_ptr<TlsIdentity> tls_;
   std::unique_ptr<FileWatcher> credentials_watcher_;
@@ -323,12 +363,14 @@ class ServerAppImpl final : public ServerApp {
   std::unique_ptr<const ChatTemplate> template_;
   std::unique_ptr<MemoryBudget> budget_;
   MemoryReservation request_memory_;
+  std::unique_ptr<HeapTrimmer> heap_trimmer_;
   std::unique_ptr<CacheStore> store_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ServerCore> core_;
   Metrics::SourceHandle process_source_, frontend_source_, core_source_,
       build_source_;
   std::unique_ptr<RpcServer> rpc_;
+  std::unique_ptr<OperatorServer> operator_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::string address_, metrics_address_;
 };

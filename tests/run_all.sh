@@ -126,7 +126,9 @@ integration() {
   run_ctest release -L 'integration' -j "$JOBS"
   # One seed, so that a change is judged by what it changes; other seeds find
   # more.
-  XCACHE_SEED=${XCACHE_SEED:-1} tests/integration/run.sh build/release
+  export XCACHE_SEED=${XCACHE_SEED:-1}
+  tests/integration/run.sh build/release
+  tests/integration/fleet/run.sh build/release
   tests/deploy/run.sh build/release
 }
 

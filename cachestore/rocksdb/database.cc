@@ -245,6 +245,48 @@ absl::Status Database::Scan(
   return absl::DataLossError(mapped.message());
 }
 
+absl::StatusOr<int> Database::ScanSome(
+    Family family, std::string_view after, int limit,
+    const std::function<void(std::string_view, std::string_view)>& fn) {
+  XC_ASSIGN_OR_RETURN(const Live live, Acquire());
+  const std::string end(1, static_cast<char>(static_cast<char>(family) + 1));
+  const rocksdb::Slice upper = end;
+  rocksdb::ReadOptions options;
+  options.verify_checksums = false;  // table_sums.h
+  options.fill_cache = false;
+  options.iterate_upper_bound = &upper;
+  const std::unique_ptr<rocksdb::Iterator> it(live->NewIterator(options));
+  const std::string first = DiskKey(family, after);
+  it->Seek(first);
+  if (!after.empty() && it->Valid() && it->key() == rocksdb::Slice(first)) {
+    it->Next();
+  }
+  int count = 0;
+  for (; count < limit && it->Valid(); it->Next(), ++count) {
+    const rocksdb::Slice key = it->key(), value = it->value();
+    fn({key.data() + 1, key.size() - 1}, {value.data(), value.size()});
+  }
+  const absl::Status mapped = FromRocksDb(it->status(), "scan");
+  if (mapped.ok()) return count;
+  if (IsTransient(it->status())) return mapped;
+  return absl::DataLossError(mapped.message());
+}
+
+absl::StatusOr<std::unique_ptr<PinnedFiles>> Database::PinFiles() {
+  if (degraded()) {
+    return absl::UnavailableError("the database has stopped writing");
+  }
+  XC_ASSIGN_OR_RETURN(Live live, Acquire());
+  std::shared_ptr<void> token;
+  {
+    MutexLock lock(mu_);
+    token = pin_.lock();
+    if (token == nullptr) token = std::make_shared<int>();
+    pin_ = token;
+  }
+  return PinnedFiles::Of(std::move(live), std::move(token));
+}
+
 absl::Status Database::Sync() {
   XC_ASSIGN_OR_RETURN(const Live live, Acquire());
   const uint64_t last = live->GetLatestSequenceNumber();
@@ -256,6 +298,12 @@ absl::Status Database::Sync() {
 absl::Status Database::Compact(double blob_cutoff) {
   XC_ASSIGN_OR_RETURN(const Live live, Acquire());
   if (stop_compactions_) return absl::CancelledError("the store is closing");
+  {
+    MutexLock lock(mu_);
+    if (!pin_.expired()) {
+      return absl::CancelledError("its files are being read as they are");
+    }
+  }
   ++num_compactions_;
   // First, or the log would still have what it had.
   rocksdb::Status status = live->Flush({});

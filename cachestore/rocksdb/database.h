@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/rocksdb/disk_space.h"
+#include "cachestore/rocksdb/pinned_files.h"
 #include "cachestore/rocksdb/sync_ledger.h"
 #include "cachestore/store_stats.h"
 #include "engine/base/mutex.h"
@@ -119,6 +120,17 @@ class Database : private rocksdb::EventListener {
       Family family,
       const std::function<void(std::string_view, std::string_view)>& fn);
 
+  // The same of at most `limit` records, in order, from behind the key `after`
+  // (empty: the first). Returns how many there were.
+  absl::StatusOr<int> ScanSome(
+      Family family, std::string_view after, int limit,
+      const std::function<void(std::string_view, std::string_view)>& fn);
+
+  // The files that make up what has been written by now. UNAVAILABLE: not now.
+  // While they are pinned there is no Purge and no CollectGarbage (CANCELLED):
+  // what these write anew comes on top of what they cannot delete.
+  absl::StatusOr<std::unique_ptr<PinnedFiles>> PinFiles();
+
   // Syncs all that was written.
   absl::Status Sync();
   // Rewrites the files, so that what was deleted or overwritten is gone from
@@ -191,6 +203,7 @@ class Database : private rocksdb::EventListener {
 
   mutable Mutex mu_;
   Live live_ XC_GUARDED_BY(mu_);
+  std::weak_ptr<void> pin_ XC_GUARDED_BY(mu_);  // lives while files are pinned
   // Writes have stopped; empty: they have not.
   std::string degraded_ XC_GUARDED_BY(mu_);
   Cure cure_ XC_GUARDED_BY(mu_) = Cure::kResume;

@@ -134,6 +134,28 @@ absl::StatusOr<PageHit> DiskPageStore::Get(const PageKey& key) {
     num_bytes = entry->num_bytes;
     index_.Touch(key, Now());
   }
+  absl::StatusOr<ValueInMemory> value = ReadChecked(key, num_bytes);
+  if (!value.ok()) {
+    if (!absl::IsResourceExhausted(value.status())) {
+      MutexLock lock(mu_);
+      ++stats_.misses;
+    }
+    return value.status();
+  }
+  value->memory.Resize(PageMemoryBytes(value->bytes.size()));
+  {
+    MutexLock lock(mu_);
+    ++stats_.hits;
+    stats_.get_bytes += static_cast<int64_t>(value->bytes.size());
+  }
+  return PageHit{
+      std::make_shared<const Page>(key, value->parent, std::move(value->bytes),
+                                   std::move(value->memory)),
+      tier()};
+}
+
+absl::StatusOr<DiskPageStore::ValueInMemory> DiskPageStore::ReadChecked(
+    const PageKey& key, int64_t num_bytes) {
   auto memory = budget_.Reserve(
       MemoryAccount::kHostPages,
       PageMemoryBytes(static_cast<size_t>(num_bytes) + kPageEntryBytes));
@@ -145,21 +167,20 @@ absl::StatusOr<PageHit> DiskPageStore::Get(const PageKey& key) {
   if (!value.ok() && !absl::IsUnavailable(value.status())) {
     value = ReadHeld(key);
   }
-  if (!value.ok()) {
-    MutexLock lock(mu_);
-    ++stats_.misses;
-    return value.status();
-  }
-  memory->Resize(PageMemoryBytes(value->bytes.size()));
+  if (!value.ok()) return value.status();
+  return ValueInMemory{*std::move(value), *std::move(memory)};
+}
+
+absl::StatusOr<int64_t> DiskPageStore::Check(const PageKey& key) {
+  int64_t num_bytes = 0;
   {
     MutexLock lock(mu_);
-    ++stats_.hits;
-    stats_.get_bytes += static_cast<int64_t>(value->bytes.size());
+    const PageIndex::Entry* entry = index_.Find(key);
+    if (entry == nullptr) return absl::NotFoundError("no such page on disk");
+    num_bytes = entry->num_bytes;
   }
-  return PageHit{
-      std::make_shared<const Page>(key, value->parent, std::move(value->bytes),
-                                   *std::move(memory)),
-      tier()};
+  XC_RETURN_IF_ERROR(ReadChecked(key, num_bytes).status());
+  return num_bytes;
 }
 
 absl::StatusOr<DiskPageStore::Value> DiskPageStore::Read(const PageKey& key) {

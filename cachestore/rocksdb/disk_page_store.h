@@ -42,6 +42,9 @@ class DiskPageStore : public PageStore {
   absl::Status Erase(const PageKey& key) override;
   PageStoreStats stats() const override;
   PageTier tier() const override { return PageTier::kDisk; }
+  // Reads a page and checks it, as Get does, for that alone: it is no hit, and
+  // not used more recently for it. Returns how many bytes it has.
+  absl::StatusOr<int64_t> Check(const PageKey& key);
 
   // Keeps a session's chain of pages from eviction: those of it that are here,
   // and those on their way; replaces its earlier claim. `used_us`: Unix time.
@@ -106,6 +109,12 @@ class DiskPageStore : public PageStore {
   absl::Status Load();
   uint64_t Now() XC_REQUIRES(mu_);
   bool ReserveIndex() XC_REQUIRES(mu_);
+  // Its memory is reserved.
+  struct ValueInMemory : Value {
+    MemoryReservation memory;
+  };
+  absl::StatusOr<ValueInMemory> ReadChecked(const PageKey& key,
+                                            int64_t num_bytes);
   absl::StatusOr<Value> Read(const PageKey& key);
   absl::StatusOr<Value> ReadHeld(const PageKey& key);
   absl::Status DeleteRecords(std::span<const PageKey> keys);

@@ -11,6 +11,9 @@ namespace {
 constexpr uint32_t kMagic = 0x53455358;  // "XSES"
 // Magic, version, reserved, length of the record and, from version 2 on, of the
 // head; the CRC at the end of each.
+constexpr size_t kMaxNameBytes = 255;
+constexpr size_t kMaxTitleBytes = 1024;
+constexpr uint16_t kPlainVersion = 2;
 constexpr size_t kLengthAt = 8;
 constexpr size_t kHeaderBytes = 12;
 constexpr size_t kCrcBytes = 4;
@@ -84,11 +87,35 @@ std::optional<SessionSummary> ParseSessionKey(std::string_view key) {
   return name;
 }
 
+bool IsSessionName(std::string_view tenant, std::string_view id) {
+  return !id.empty() && id.size() <= kMaxNameBytes &&
+         tenant.size() <= kMaxNameBytes;
+}
+
+absl::Status CheckSessionRecord(const SessionRecord& record) {
+  if (!IsSessionName(record.tenant, record.id) ||
+      record.title.size() > kMaxTitleBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("session id of ", record.id.size(), " bytes, tenant of ",
+                     record.tenant.size(), ", title of ", record.title.size(),
+                     "; at most 255, 255 and 1024, and an id of at least 1"));
+  }
+  for (const SessionMessage& message : record.messages) {
+    if (message.token_begin > message.token_end ||
+        message.token_end > record.tokens.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "a message of tokens ", message.token_begin, " to ",
+          message.token_end, " in a session of ", record.tokens.size()));
+    }
+  }
+  return absl::OkStatus();
+}
+
 std::string EncodeSessionRecord(const SessionRecord& record) {
   std::string out;
   FieldWriter w(out);
   w.Int(kMagic);
-  w.Int(kSessionFormatVersion);
+  w.Int(record.version.empty() ? kPlainVersion : kSessionFormatVersion);
   w.Int(uint16_t{0});
   w.Int(uint32_t{0});  // the lengths, known at the ends
   w.Int(uint32_t{0});
@@ -110,6 +137,7 @@ std::string EncodeSessionRecord(const SessionRecord& record) {
   w.Int(static_cast<uint32_t>(record.page_keys.size()));
   w.Int(record.page_bytes);
   w.Hash(SummaryOf(record).last_page);
+  if (!record.version.empty()) w.Bytes(record.version);
   SetLength(out, kHeaderBytes);
   // Without the length of the whole, which is not known yet.
   w.Int(Crc32c(std::string_view(out).substr(kHeaderBytes)));
@@ -221,7 +249,8 @@ absl::StatusOr<SessionSummary> DecodeSessionHead(std::string_view bytes,
   FieldReader header(bytes);
   const auto magic = header.Int<uint32_t>();
   const auto version = header.Int<uint16_t>();
-  if (magic == kMagic && version != kSessionFormatVersion) {
+  if (magic == kMagic &&
+      (version < kPlainVersion || version > kSessionFormatVersion)) {
     return absl::FailedPreconditionError(
         absl::StrCat("session record of format version ", version));
   }
@@ -234,6 +263,10 @@ absl::StatusOr<SessionSummary> DecodeSessionHead(std::string_view bytes,
   head.num_pages = r.Int<uint32_t>();
   head.page_bytes = r.Int<uint64_t>();
   head.last_page = r.Hash();
+  if (version > kPlainVersion) {
+    head.version = r.Bytes();
+    if (head.version.empty()) r.Fail();  // that would be of format 2
+  }
   const std::string_view body = bytes.substr(0, r.offset());
   const auto crc = r.Int<uint32_t>();
   if (!r.ok() || r.remaining() != 0 || magic != kMagic ||

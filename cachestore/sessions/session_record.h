@@ -12,12 +12,15 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cachestore/durability.h"
 #include "cachestore/page_key.h"
 #include "engine/base/sha256.h"
 
 namespace xcache {
 
-inline constexpr uint16_t kSessionFormatVersion = 2;
+// The latest. A record without `version` is written as one of format 2, which
+// is all that tells the two apart.
+inline constexpr uint16_t kSessionFormatVersion = 3;
 
 struct SessionMessage {
   uint8_t role = 0;  // the caller's numbering
@@ -45,6 +48,9 @@ struct SessionHead {
   uint64_t turn = 0;  // completed turns
   bool pinned = false;
   uint64_t page_bytes = 0;  // of all its pages; 0: not known (format 1)
+  // Which version of the session this is, or follows, in a shared store; opaque
+  // to whoever has it. Empty: of none.
+  std::string version;
 
   bool operator==(const SessionHead&) const = default;
 };
@@ -64,9 +70,10 @@ struct SessionSummary : SessionHead {
   uint64_t num_tokens = 0;
   uint64_t num_messages = 0;
   uint64_t num_pages = 0;
-  PageKey last_page{};   // the root's: it has none
-  bool durable = false;  // the manifest on disk is the latest one
-  bool damaged = false;  // the manifest on disk cannot be read: Load says why
+  PageKey last_page{};  // the root's: it has none
+  // Of the latest manifest; kNone: that cannot be read.
+  Durability durability = Durability::kNone;
+  bool damaged = false;  // the manifest cannot be read: Load says why
 
   bool operator==(const SessionSummary&) const = default;
 };
@@ -78,10 +85,16 @@ std::string SessionKeyBytes(std::string_view tenant, std::string_view id);
 // Tenant and id alone are set. Nothing: not the key of a session.
 std::optional<SessionSummary> ParseSessionKey(std::string_view key);
 
+// Whether there can be such a session: an id of 1 to 255 bytes, a tenant of at
+// most 255.
+bool IsSessionName(std::string_view tenant, std::string_view id);
+// INVALID_ARGUMENT: no record can be so, and how it would have to be.
+absl::Status CheckSessionRecord(const SessionRecord& record);
+
 std::string EncodeSessionRecord(const SessionRecord& record);
 
-// Reads format 1 too. DATA_LOSS: not the bytes of a whole record, or, where
-// `key` is given, of another session than that; says where and what.
+// Reads formats 1 and 2 too. DATA_LOSS: not the bytes of a whole record, or,
+// where `key` is given, of another session than that; says where and what.
 // FAILED_PRECONDITION: intact, but of another format version.
 absl::StatusOr<SessionRecord> DecodeSessionRecord(std::string_view bytes,
                                                   std::string_view key = {});

@@ -5,9 +5,7 @@
 #include <vector>
 
 #include "absl/hash/hash.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "engine/base/coding.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 
@@ -17,34 +15,9 @@ namespace {
 // A summary with its strings, its place in the map and in the order.
 constexpr int64_t kSummaryBytes = 896;
 constexpr int64_t kIndexStep = 64 << 10;
-constexpr size_t kMaxNameBytes = 255;
-constexpr size_t kMaxTitleBytes = 1024;
 
 absl::Status NoSession(std::string_view id) {
   return absl::NotFoundError(absl::StrCat("no session ", std::string(id)));
-}
-
-// Page tokens: the place after which the next page starts.
-std::string MakePageToken(const std::pair<int64_t, std::string>& place) {
-  std::string bytes;
-  FieldWriter w(bytes);
-  w.Int(place.first);
-  w.Raw(place.second);
-  return absl::WebSafeBase64Escape(bytes);
-}
-
-std::optional<std::pair<int64_t, std::string>> ParsePageToken(
-    std::string_view token) {
-  std::string bytes;
-  if (!absl::WebSafeBase64Unescape({token.data(), token.size()}, &bytes)) {
-    return std::nullopt;
-  }
-  FieldReader r(bytes);
-  std::pair<int64_t, std::string> place;
-  place.first = r.Int<int64_t>();
-  place.second = r.Raw(r.remaining());
-  if (!r.ok() || place.second.empty()) return std::nullopt;
-  return place;
 }
 
 }  // namespace
@@ -94,7 +67,7 @@ absl::Status SessionStoreImpl::ReadIndex() {
     const size_t num_pages = summary.last_page == kRootPageKey ? 0 : 1;
     parts_.pages->Claim(key, {&summary.last_page, num_pages}, summary.pinned,
                         used_ms * 1000);
-    summary.durable = !summary.damaged;
+    if (!summary.damaged) summary.durability = Durability::kLocal;
     Enter(key, std::move(summary));
   };
   std::vector<std::string> bad;
@@ -152,8 +125,10 @@ void SessionStoreImpl::Enter(const std::string& key, SessionSummary summary) {
   MutexLock lock(mu_);
   const auto [it, is_new] = summaries_.try_emplace(key);
   Order& order = orders_[summary.tenant];
-  if (!is_new) order.erase({-it->second.update_ms, it->second.id});
-  order.insert({-summary.update_ms, summary.id});
+  if (!is_new) order.erase(PlaceOf(it->second));
+  order.insert(PlaceOf(summary));
+  page_bytes_[summary.tenant] += static_cast<int64_t>(summary.page_bytes) -
+                                 static_cast<int64_t>(it->second.page_bytes);
   it->second = std::move(summary);
 }
 
@@ -163,17 +138,22 @@ void SessionStoreImpl::Leave(const std::string& key) {
   const auto it = summaries_.find(key);
   if (it == summaries_.end()) return;
   const auto order = orders_.find(it->second.tenant);
-  order->second.erase({-it->second.update_ms, it->second.id});
-  if (order->second.empty()) orders_.erase(order);
+  order->second.erase(PlaceOf(it->second));
+  page_bytes_[it->second.tenant] -= static_cast<int64_t>(it->second.page_bytes);
+  if (order->second.empty()) {
+    orders_.erase(order);
+    page_bytes_.erase(it->second.tenant);
+  }
   summaries_.erase(it);
 }
 
 absl::Status SessionStoreImpl::WriteManifest(const std::string& key,
-                                             std::string_view manifest) {
+                                             std::string_view manifest,
+                                             bool sync) {
   const WriteOp ops[] = {
       {Family::kSessions, key, {{manifest, {}}}},
       {Family::kSessionIndex, key, {{HeadOf(manifest), {}}}}};
-  return parts_.db->Write(ops, /*sync=*/true, Database::Room::kRecord);
+  return parts_.db->Write(ops, sync, Database::Room::kRecord);
 }
 
 absl::Status SessionStoreImpl::KeepInMemory(const std::string& key,
@@ -181,7 +161,7 @@ absl::Status SessionStoreImpl::KeepInMemory(const std::string& key,
   auto memory = budget_.Reserve(MemoryAccount::kSessions,
                                 static_cast<int64_t>(manifest.size()));
   if (!memory) {
-    return absl::AbortedError(
+    return absl::ResourceExhaustedError(
         "no memory for a session that is not on disk; it stays at its last "
         "turn");
   }
@@ -199,39 +179,27 @@ void SessionStoreImpl::Claim(const std::string& key,
   }
 }
 
-absl::Status SessionStoreImpl::Commit(const SessionRecord& record) {
-  if (record.id.empty() || record.id.size() > kMaxNameBytes ||
-      record.tenant.size() > kMaxNameBytes ||
-      record.title.size() > kMaxTitleBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("session id of ", record.id.size(), " bytes, tenant of ",
-                     record.tenant.size(), ", title of ", record.title.size(),
-                     "; at most 255, 255 and 1024, and an id of at least 1"));
-  }
-  for (const SessionMessage& message : record.messages) {
-    if (message.token_begin > message.token_end ||
-        message.token_end > record.tokens.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "a message of tokens ", message.token_begin, " to ",
-          message.token_end, " in a session of ", record.tokens.size()));
-    }
-  }
+absl::StatusOr<Committed> SessionStoreImpl::Commit(const SessionRecord& record,
+                                                   bool sync) {
+  XC_RETURN_IF_ERROR(CheckSessionRecord(record));
   const std::string key = SessionKeyBytes(record.tenant, record.id);
   std::string manifest = EncodeSessionRecord(record);
   SessionSummary summary = SummaryOf(record);
 
   MutexLock write_lock(WriteLock(key));
   // First, so that what is acknowledged is found again.
-  if (!ReserveIndex(/*reclaim=*/true)) {
-    return absl::AbortedError(NoMemory().message());
-  }
+  if (!ReserveIndex(/*reclaim=*/true)) return NoMemory();
   absl::Status written = absl::ResourceExhaustedError(
       "there is no store folder: sessions are in memory only");
-  if (parts_.db != nullptr) written = WriteManifest(key, manifest);
+  if (parts_.db != nullptr) written = WriteManifest(key, manifest, sync);
   if (!written.ok()) {
     XC_RETURN_IF_ERROR(KeepInMemory(key, std::move(manifest)));
   }
-  summary.durable = written.ok();
+  const Committed committed = {
+      .durability = written.ok() ? Durability::kLocal : Durability::kMemory,
+      .why = written,
+      .version = record.version};
+  summary.durability = committed.durability;
   Enter(key, std::move(summary));
   {
     MutexLock lock(mu_);
@@ -239,7 +207,7 @@ absl::Status SessionStoreImpl::Commit(const SessionRecord& record) {
     written.ok() ? ++stats_.commits : ++stats_.commit_failures;
   }
   Claim(key, record.page_keys, record.pinned);
-  return written;
+  return committed;
 }
 
 absl::StatusOr<SessionRecord> SessionStoreImpl::Read(const std::string& key) {
@@ -294,10 +262,7 @@ std::optional<SessionSummary> SessionStoreImpl::Known(
 
 absl::StatusOr<SessionSummary> SessionStoreImpl::Find(std::string_view tenant,
                                                       std::string_view id) {
-  if (id.empty() || id.size() > kMaxNameBytes ||
-      tenant.size() > kMaxNameBytes) {
-    return NoSession(id);
-  }
+  if (!IsSessionName(tenant, id)) return NoSession(id);
   const std::string key = SessionKeyBytes(tenant, id);
   if (auto known = Known(key)) return *std::move(known);
   if (parts_.db == nullptr) return NoSession(id);
@@ -310,37 +275,55 @@ absl::StatusOr<SessionSummary> SessionStoreImpl::Find(std::string_view tenant,
   if (absl::IsUnavailable(got)) return got;
   // Without memory it is in no list, and found by its name once more.
   SessionSummary summary = Summarize(key, manifest);
-  summary.durable = !summary.damaged;
+  if (!summary.damaged) summary.durability = Durability::kLocal;
   if (ReserveIndex(/*reclaim=*/false)) Enter(key, summary);
   return summary;
 }
 
 absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
                                                    std::string_view page_token,
-                                                   int limit) const {
-  std::optional<std::pair<int64_t, std::string>> after;
-  if (!page_token.empty()) {
-    after = ParsePageToken(page_token);
-    if (!after) return absl::InvalidArgumentError("not a page token of ours");
-  }
-  if (limit < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a page of ", limit, " sessions"));
-  }
-  SessionPage page;
+                                                   int limit) {
+  static const Order kNone;
   MutexLock lock(mu_);
   const auto order = orders_.find(std::string(tenant));
-  if (order == orders_.end()) return page;
-  auto it = after ? order->second.upper_bound(*after) : order->second.begin();
-  for (; it != order->second.end(); ++it) {
-    if (static_cast<int>(page.sessions.size()) == limit) {
-      page.next_page_token = MakePageToken(*std::prev(it));
-      break;
-    }
-    page.sessions.push_back(
-        summaries_.find(SessionKeyBytes(tenant, it->second))->second);
+  return PageOf(order == orders_.end() ? kNone : order->second, page_token,
+                limit, [&](const std::string& id) {
+                  return summaries_.find(SessionKeyBytes(tenant, id))->second;
+                });
+}
+
+std::vector<SessionSummary> SessionStoreImpl::Select(
+    const std::function<bool(const SessionSummary&)>& wanted) const {
+  std::vector<SessionSummary> selected;
+  MutexLock lock(mu_);
+  for (const auto& [key, summary] : summaries_) {
+    if (wanted(summary)) selected.push_back(summary);
   }
-  return page;
+  return selected;
+}
+
+void SessionStoreImpl::KeepCopy(const SessionRecord& record) {
+  if (parts_.db == nullptr) {
+    Leave(SessionKeyBytes(record.tenant, record.id));
+    return;
+  }
+  const std::string key = SessionKeyBytes(record.tenant, record.id);
+  MutexLock write_lock(WriteLock(key));
+  if (!ReserveIndex(/*reclaim=*/false) ||
+      !WriteManifest(key, EncodeSessionRecord(record), /*sync=*/false).ok()) {
+    // The one before is as good as none. What remains of it on disk says which
+    // version it is.
+    Leave(key);
+    return;
+  }
+  {
+    MutexLock lock(mu_);
+    undurable_.erase(key);
+  }
+  SessionSummary summary = SummaryOf(record);
+  summary.durability = Durability::kLocal;
+  Enter(key, std::move(summary));
+  Claim(key, record.page_keys, record.pinned);
 }
 
 absl::Status SessionStoreImpl::DeleteKey(const std::string& key, bool sync) {
@@ -374,15 +357,8 @@ int64_t SessionStoreImpl::Sweep(
   const auto is_expired = [&](const SessionSummary& s) {
     return !s.pinned && !s.damaged && s.expire_ms != 0 && s.expire_ms <= now_ms;
   };
-  std::vector<SessionSummary> expired;
-  {
-    MutexLock lock(mu_);
-    for (const auto& [key, summary] : summaries_) {
-      if (is_expired(summary)) expired.push_back(summary);
-    }
-  }
   int64_t num_deleted = 0;
-  for (const SessionSummary& summary : expired) {
+  for (const SessionSummary& summary : Select(is_expired)) {
     if (in_use && in_use(summary.tenant, summary.id)) continue;
     const std::string key = SessionKeyBytes(summary.tenant, summary.id);
     MutexLock write_lock(WriteLock(key));
@@ -413,13 +389,56 @@ void SessionStoreImpl::WriteUndurable() {
       if (it == undurable_.end()) continue;
       undurable = it->second;
     }
-    if (!WriteManifest(key, undurable->manifest).ok()) return;
+    if (!WriteManifest(key, undurable->manifest, /*sync=*/true).ok()) return;
     MutexLock lock(mu_);
     undurable_.erase(key);
     const auto it = summaries_.find(key);
-    if (it != summaries_.end()) it->second.durable = true;
+    if (it != summaries_.end()) it->second.durability = Durability::kLocal;
     ++stats_.commits;
   }
+}
+
+std::vector<std::string> SessionStoreImpl::tenants() const {
+  std::vector<std::string> tenants;
+  MutexLock lock(mu_);
+  for (const auto& [tenant, order] : orders_) tenants.push_back(tenant);
+  return tenants;
+}
+
+absl::StatusOr<int64_t> SessionStoreImpl::Check(std::string_view tenant,
+                                                std::string_view id) {
+  const std::string key = SessionKeyBytes(tenant, id);
+  // So that its two records are of one write.
+  MutexLock write_lock(WriteLock(key));
+  std::string manifest, head;
+  absl::Status status = parts_.db->Get(Family::kSessions, key, &manifest);
+  if (status.ok()) status = DecodeSessionRecord(manifest, key).status();
+  if (absl::IsNotFound(status) && Known(key)) {
+    MutexLock lock(mu_);
+    if (undurable_.contains(key)) return 0;  // there is none to look at
+    status = absl::DataLossError("session record: missing");
+  }
+  if (absl::IsDataLoss(status)) MarkDamaged(key);
+  XC_RETURN_IF_ERROR(status);
+  status = parts_.db->Get(Family::kSessionIndex, key, &head);
+  if (status.ok()) status = DecodeSessionHead(head, key).status();
+  if (!status.ok() && !absl::IsUnavailable(status)) {
+    // No turn is lost with it: a start reads the manifest instead.
+    return absl::DataLossError(
+        absl::StrCat("its entry in the index alone: ", status.message()));
+  }
+  XC_RETURN_IF_ERROR(status);
+  return static_cast<int64_t>(manifest.size() + head.size());
+}
+
+TenantSessions SessionStoreImpl::UseOf(std::string_view tenant) const {
+  TenantSessions use;
+  MutexLock lock(mu_);
+  const auto order = orders_.find(std::string(tenant));
+  if (order == orders_.end()) return use;
+  use.num_sessions = static_cast<int64_t>(order->second.size());
+  use.page_bytes = page_bytes_.find(tenant)->second;
+  return use;
 }
 
 SessionStoreStats SessionStoreImpl::stats() const {

@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "cachestore/rocksdb/database.h"
@@ -38,28 +39,45 @@ class SessionStoreImpl : public SessionStore {
   static absl::StatusOr<std::unique_ptr<SessionStoreImpl>> Open(
       Parts parts, MemoryBudget& budget);
 
-  absl::Status Commit(const SessionRecord& record) override;
+  absl::StatusOr<Committed> Commit(const SessionRecord& record) override {
+    return Commit(record, /*sync=*/true);
+  }
+  // The same; unless `sync`, a power loss may take it back.
+  absl::StatusOr<Committed> Commit(const SessionRecord& record, bool sync);
   absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                      std::string_view id) override;
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,
                                       std::string_view id) override;
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
-                                   int limit) const override;
+                                   int limit) override;
   absl::Status Delete(std::string_view tenant, std::string_view id) override;
   int64_t Sweep(int64_t now_ms,
                 const std::function<bool(std::string_view, std::string_view)>&
                     in_use) override;
   SessionStoreStats stats() const override;
+  TenantSessions UseOf(std::string_view tenant) const override;
+
+  // Keeps what is safe elsewhere, if there is a disk that takes it; not synced.
+  // Otherwise the session is not known here any more.
+  void KeepCopy(const SessionRecord& record);
+  // Of those whose summary `wanted` likes, in no order.
+  std::vector<SessionSummary> Select(
+      const std::function<bool(const SessionSummary&)>& wanted) const;
 
   // Writes the manifests that are in memory only.
   void WriteUndurable();
+  // Those that have sessions.
+  std::vector<std::string> tenants() const;
+  // Reads what is on disk of a session and checks it, its entry in the index
+  // too. Returns how many bytes that was. NOT_FOUND, DATA_LOSS, UNAVAILABLE: as
+  // Load.
+  absl::StatusOr<int64_t> Check(std::string_view tenant, std::string_view id);
   // How many sessions were deleted since the start.
   int64_t num_deleted() const { return num_deleted_; }
 
  private:
-  // The most recently updated first: (-update_ms, id).
-  using Order = std::set<std::pair<int64_t, std::string>>;
+  using Order = std::set<ListPlace>;
   // A manifest that is not on disk.
   struct Undurable {
     std::string manifest;
@@ -79,7 +97,8 @@ class SessionStoreImpl : public SessionStore {
   // Memory for one more session; with `reclaim`, others may have to give way.
   bool ReserveIndex(bool reclaim);
   absl::Status NoMemory() const;
-  absl::Status WriteManifest(const std::string& key, std::string_view manifest);
+  absl::Status WriteManifest(const std::string& key, std::string_view manifest,
+                             bool sync);
   absl::Status KeepInMemory(const std::string& key, std::string manifest);
   void Claim(const std::string& key, std::span<const PageKey> chain,
              bool pinned);
@@ -97,6 +116,8 @@ class SessionStoreImpl : public SessionStore {
   absl::flat_hash_map<std::string, SessionSummary> summaries_
       XC_GUARDED_BY(mu_);
   std::map<std::string, Order> orders_ XC_GUARDED_BY(mu_);  // by tenant
+  std::map<std::string, int64_t, std::less<>> page_bytes_
+      XC_GUARDED_BY(mu_);  // by tenant, of those in orders_
   absl::flat_hash_map<std::string, std::shared_ptr<const Undurable>> undurable_
       XC_GUARDED_BY(mu_);
   SessionStoreStats stats_ XC_GUARDED_BY(mu_);

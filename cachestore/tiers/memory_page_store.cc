@@ -26,6 +26,12 @@ absl::StatusOr<PageHit> MemoryPageStore::Get(const PageKey& key) {
   return PageHit{it->second, tier()};
 }
 
+PageRef MemoryPageStore::Peek(const PageKey& key) const {
+  MutexLock lock(mu_);
+  const auto it = pages_.find(key);
+  return it == pages_.end() ? nullptr : it->second;
+}
+
 absl::Status MemoryPageStore::Put(const PageRef& page) {
   PutOrGet(page);
   return absl::OkStatus();

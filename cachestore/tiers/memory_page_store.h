@@ -33,6 +33,8 @@ class MemoryPageStore : public PageStore {
   absl::Status Erase(const PageKey& key) override;
   PageStoreStats stats() const override;
 
+  // As Get, but it is no use of the page and not counted. Null: none.
+  PageRef Peek(const PageKey& key) const;
   // The page that is held under the key of `page`: itself, where it was new.
   PageRef PutOrGet(const PageRef& page);
 

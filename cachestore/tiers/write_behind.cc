@@ -1,36 +1,57 @@
 #include "cachestore/tiers/write_behind.h"
 
 #include <utility>
-#include <vector>
 
 namespace xcache {
 
-WriteBehind::WriteBehind(PageStore& store, int64_t queue_bytes)
-    : store_(store),
-      queue_bytes_limit_(queue_bytes),
-      writer_([this] { WriterLoop(); }) {}
+WriteBehind::WriteBehind(PageStore& store, WriteBehindOptions options)
+    : store_(store), options_(std::move(options)) {
+  for (int i = 0; i < options_.num_writers; ++i) {
+    writers_.emplace_back([this] { WriterLoop(); });
+  }
+}
 
 WriteBehind::~WriteBehind() {
+  if (options_.is_remote) Flush();
+  Queue left;
   {
     MutexLock lock(mu_);
     stop_ = true;
+    if (options_.is_remote) {
+      left.swap(queue_);
+      queued_.clear();
+      queued_bytes_ = 0;
+    }
     changed_.SignalAll();
   }
-  writer_.join();
+  for (std::thread& writer : writers_) writer.join();
 }
 
 void WriteBehind::Put(const PageRef& page) {
   const auto num_bytes = static_cast<int64_t>(page->bytes().size());
   {
     MutexLock lock(mu_);
-    if (queued_bytes_ + num_bytes <= queue_bytes_limit_) {
+    if (queued_.contains(page->key())) return;
+    if (queued_bytes_ + num_bytes <= options_.queue_bytes) {
       queued_[page->key()] = queue_.insert(queue_.end(), page);
       queued_bytes_ += num_bytes;
       changed_.SignalAll();
       return;
     }
   }
-  Write(page);
+  if (options_.is_remote) {
+    Drop(page->key());
+  } else {
+    Write(page);
+  }
+}
+
+void WriteBehind::Drop(const PageKey& key) {
+  {
+    MutexLock lock(mu_);
+    ++num_dropped_;
+  }
+  if (options_.dropped) options_.dropped(key);
 }
 
 PageRef WriteBehind::TakeLocked(Queue::iterator it) {
@@ -42,14 +63,21 @@ PageRef WriteBehind::TakeLocked(Queue::iterator it) {
   return page;
 }
 
-void WriteBehind::Write(const PageRef& page) {
-  store_.Put(page).IgnoreError();
-  MutexLock lock(mu_);
-  writing_.erase(page->key());
-  changed_.SignalAll();
+void WriteBehind::Write(const PageRef& page) { WriteTaken(page); }
+
+void WriteBehind::WriteTaken(const PageRef& page) {
+  const absl::Status written = store_.Put(page);
+  {
+    MutexLock lock(mu_);
+    writing_.erase(page->key());
+    changed_.SignalAll();
+  }
+  // The store has counted it.
+  if (!written.ok() && options_.dropped) options_.dropped(page->key());
 }
 
 void WriteBehind::WriteOut(std::span<const PageKey> keys) {
+  if (options_.is_remote) return;
   for (const PageKey& key : keys) {
     PageRef page;
     {
@@ -58,7 +86,7 @@ void WriteBehind::WriteOut(std::span<const PageKey> keys) {
         page = TakeLocked(it->second);
       }
     }
-    if (page != nullptr) Write(page);
+    if (page != nullptr) WriteTaken(page);
   }
   MutexLock lock(mu_);
   for (const PageKey& key : keys) {
@@ -67,6 +95,16 @@ void WriteBehind::WriteOut(std::span<const PageKey> keys) {
 }
 
 void WriteBehind::Flush() {
+  if (options_.is_remote) {
+    const auto until = std::chrono::steady_clock::now() + options_.patience;
+    MutexLock lock(mu_);
+    while (!queue_.empty() || !writing_.empty()) {
+      const auto rest = until - std::chrono::steady_clock::now();
+      if (rest <= std::chrono::steady_clock::duration::zero()) return;
+      changed_.WaitFor(mu_, rest);
+    }
+    return;
+  }
   std::vector<PageKey> keys;
   {
     MutexLock lock(mu_);
@@ -79,7 +117,7 @@ void WriteBehind::Flush() {
 void WriteBehind::Forget(const PageKey& key) {
   PageRef dropped;  // its memory goes without the lock
   MutexLock lock(mu_);
-  while (writing_.contains(key)) changed_.Wait(mu_);
+  while (!options_.is_remote && writing_.contains(key)) changed_.Wait(mu_);
   if (const auto it = queued_.find(key); it != queued_.end()) {
     dropped = TakeLocked(it->second);
     writing_.erase(key);
@@ -96,14 +134,20 @@ void WriteBehind::WriterLoop() {
       if (queue_.empty()) return;
       page = TakeLocked(queue_.begin());
     }
-    Write(page);
+    WriteTaken(page);
   }
+}
+
+bool WriteBehind::HasRoom() const {
+  MutexLock lock(mu_);
+  return queued_bytes_ <= options_.queue_bytes / 2;
 }
 
 void WriteBehind::AddStats(PageStoreStats* stats) const {
   MutexLock lock(mu_);
   stats->queued_pages += static_cast<int64_t>(queue_.size());
   stats->queued_bytes += queued_bytes_;
+  stats->put_failures += num_dropped_;
 }
 
 }  // namespace xcache

@@ -143,6 +143,7 @@ int Main(int argc, const char* const* argv) {
   AddSessions(&app, &action);
   AddInfo(&app, &action);
   AddStats(&app, &action);
+  AddStore(&app, &action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& done) {  // --help, --version

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <utility>
 #include <vector>
 
@@ -109,6 +110,10 @@ absl::StatusOr<std::unique_ptr<client::Client>> Context::Connect() const {
   options.server_name = globals_.server_name;
   options.cert_file = globals_.cert_file;
   options.key_file = globals_.key_file;
+  // As OpenTelemetry hands a trace on to a process.
+  if (const char* trace = std::getenv("TRACEPARENT"); trace != nullptr) {
+    options.traceparent = [trace = std::string(trace)] { return trace; };
+  }
   if (globals_.timeout_seconds) {
     options.deadline = absl::Seconds(*globals_.timeout_seconds);
   }

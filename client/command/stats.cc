@@ -111,7 +111,7 @@ std::vector<std::pair<std::string, std::string>> View(const MetricsText& now,
            ", next ones ", Quantiles(now, before, "xcache_inter_token_seconds"),
            ", queue ", Quantiles(now, before, "xcache_queue_seconds"))},
   };
-  for (const char* tier : {"device", "host", "disk", "remote"}) {
+  for (const char* tier : {"device", "host", "disk", "shared"}) {
     const double pages = sum("xcache_pages", {{"tier", tier}});
     if (pages <= 0) continue;
     rows.push_back(

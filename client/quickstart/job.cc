@@ -189,7 +189,7 @@ class Job {
                                Params(options_.answer_tokens, false),
                                absl::StrCat("turn ", turn + 1, ", history ",
                                             session.num_tokens, " tokens")));
-      if (answer.durability != client::Durability::kLocal) {
+      if (answer.durability < client::Durability::kLocal) {
         return absl::InternalError(
             absl::StrCat("turn ", turn + 1, " is not on disk"));
       }

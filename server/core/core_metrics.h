@@ -17,10 +17,12 @@ enum class CoreCounter {
   kReusedDevice,     // tokens, by source
   kReusedHost,
   kReusedDisk,
+  kReusedRemote,
   kBlocksSealed,
   kBlocksRematerialized,
   kSingleFlightWaits,    // a request waited for a block that another computes
   kRecomputedByCost,     // blocks that had a page and were cheaper to compute
+  kNotFetchedByCost,     // blocks that the shared tier was not asked for
   kPagesMissing,         // named or expected, not there (R3)
   kPagesCorrupt,         // DATA_LOSS on load or rematerialization (R3)
   kWorkingSetEvictions,  // blocks dropped from device memory
@@ -50,6 +52,7 @@ enum class CoreHistogram {  // all in seconds
   kStep,
   kRematBlock,  // per block
   kPageLoad,    // per batch of pages read from disk
+  kRemoteWait,  // per request that waited for pages of the shared tier
   kCount,
 };
 

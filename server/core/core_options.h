@@ -16,6 +16,7 @@ namespace xcache {
 class CacheStore;
 class ChatTemplate;
 class MemoryBudget;
+class TenantLedger;
 class Tokenizer;
 
 // What the core works with. All are borrowed and must outlive it, and while it
@@ -25,8 +26,9 @@ struct ServerCoreDeps {
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // null: Chat is refused
   CacheStore* store = nullptr;
-  MemoryBudget* memory = nullptr;  // the one that `store` was opened with
-  CoreMetrics* metrics = nullptr;  // null: not counted
+  MemoryBudget* memory = nullptr;   // the one that `store` was opened with
+  CoreMetrics* metrics = nullptr;   // null: not counted
+  TenantLedger* tenants = nullptr;  // null: nobody has limits, all weigh alike
 };
 
 struct ServerCoreOptions {

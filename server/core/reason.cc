@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 
 namespace xcache {
 namespace {
@@ -24,6 +26,13 @@ constexpr ReasonDef kTable[] = {
     {Reason::kOutOfMemory, "OUT_OF_MEMORY", Code::kResourceExhausted},
     {Reason::kQueueFull, "QUEUE_FULL", Code::kResourceExhausted},
     {Reason::kSlowReader, "SLOW_READER", Code::kResourceExhausted},
+    {Reason::kTenantRequests, "TENANT_REQUESTS", Code::kResourceExhausted},
+    {Reason::kTenantQueuedTokens, "TENANT_QUEUED_TOKENS",
+     Code::kResourceExhausted},
+    {Reason::kTenantTokensPerMinute, "TENANT_TOKENS_PER_MINUTE",
+     Code::kResourceExhausted},
+    {Reason::kTenantSessions, "TENANT_SESSIONS", Code::kResourceExhausted},
+    {Reason::kTenantPageBytes, "TENANT_PAGE_BYTES", Code::kResourceExhausted},
     {Reason::kWrongState, "WRONG_STATE", Code::kFailedPrecondition},
     {Reason::kOtherModel, "OTHER_MODEL", Code::kFailedPrecondition},
     {Reason::kNoChatTemplate, "NO_CHAT_TEMPLATE", Code::kFailedPrecondition},
@@ -40,6 +49,7 @@ constexpr ReasonDef kTable[] = {
 };
 
 constexpr char kPayload[] = "xcache/reason";
+constexpr char kRetryPayload[] = "xcache/retry-after-ms";
 
 }  // namespace
 
@@ -50,6 +60,20 @@ absl::Status WithReason(absl::Status status, Reason reason) {
   status.SetPayload(kPayload,
                     absl::Cord(absl::string_view(name.data(), name.size())));
   return status;
+}
+
+absl::Status WithRetryAfter(absl::Status status, int64_t ms) {
+  status.SetPayload(kRetryPayload, absl::Cord(absl::StrCat(ms)));
+  return status;
+}
+
+std::optional<int64_t> RetryAfterOf(const absl::Status& status) {
+  const auto given = status.GetPayload(kRetryPayload);
+  int64_t ms = 0;
+  if (!given.has_value() || !absl::SimpleAtoi(std::string(*given), &ms)) {
+    return std::nullopt;
+  }
+  return ms;
 }
 
 absl::Status ShuttingDown() {

@@ -3,6 +3,8 @@
 #ifndef XCACHE_SERVER_CORE_REASON_H_
 #define XCACHE_SERVER_CORE_REASON_H_
 
+#include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -25,6 +27,11 @@ enum class Reason {
   kOutOfMemory,
   kQueueFull,
   kSlowReader,
+  kTenantRequests,
+  kTenantQueuedTokens,
+  kTenantTokensPerMinute,
+  kTenantSessions,
+  kTenantPageBytes,
   kWrongState,
   kOtherModel,
   kNoChatTemplate,
@@ -50,6 +57,11 @@ std::span<const ReasonDef> ReasonTable();
 
 // The status with this reason. REQUIRES: it has the reason's code.
 absl::Status WithReason(absl::Status status, Reason reason);
+
+// The status with a hint when to try again; 0: time does not help.
+absl::Status WithRetryAfter(absl::Status status, int64_t ms);
+// That hint; nothing: whoever answers is to say.
+std::optional<int64_t> RetryAfterOf(const absl::Status& status);
 
 // UNAVAILABLE: this server takes no request any more.
 absl::Status ShuttingDown();

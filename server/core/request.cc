@@ -1,22 +1,16 @@
 #include "server/core/request.h"
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/field_error.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
 
 namespace xcache {
 namespace {
 
-template <typename Field, typename Value>
-absl::Status Bad(const Field& field, std::string_view takes,
-                 const Value& found) {
-  return absl::InvalidArgumentError(
-      absl::StrCat(field, " must be ", std::string(takes), ", not ", found));
-}
-
 absl::Status CheckCount(const char* field, int value, int most) {
   if (value >= 0 && value <= most) return absl::OkStatus();
-  return Bad(field, absl::StrCat("in [0, ", most, "]"), value);
+  return FieldError(field, absl::StrCat("in [0, ", most, "]"), value);
 }
 
 }  // namespace
@@ -24,22 +18,22 @@ absl::Status CheckCount(const char* field, int value, int most) {
 absl::Status CheckOptions(const GenerationOptions& options) {
   XC_RETURN_IF_ERROR(ValidateSampling(options.sampling));
   if (options.max_tokens < 1) {
-    return Bad("max_tokens", "at least 1", options.max_tokens);
+    return FieldError("max_tokens", "at least 1", options.max_tokens);
   }
   XC_RETURN_IF_ERROR(
       CheckCount("logprobs", options.num_logprobs, kMaxLogprobs));
   if (options.stop.size() > kMaxStops) {
-    return Bad("stop", absl::StrCat("at most ", kMaxStops, " strings"),
-               options.stop.size());
+    return FieldError("stop", absl::StrCat("at most ", kMaxStops, " strings"),
+                      options.stop.size());
   }
   for (size_t i = 0; i < options.stop.size(); ++i) {
     const std::string& stop = options.stop[i];
     const std::string field = absl::StrCat("stop[", i, "]");
     if (stop.empty() || stop.size() > kMaxStopBytes) {
-      return Bad(field, absl::StrCat("1 to ", kMaxStopBytes, " bytes"),
-                 stop.size());
+      return FieldError(field, absl::StrCat("1 to ", kMaxStopBytes, " bytes"),
+                        stop.size());
     }
-    if (!IsUtf8(stop)) return Bad(field, "UTF-8", "other bytes");
+    if (!IsUtf8(stop)) return FieldError(field, "UTF-8", "other bytes");
   }
   return absl::OkStatus();
 }
@@ -56,8 +50,8 @@ absl::Status CheckScore(const ScoreRequest& request) {
   if (request.first >= 0 && request.first < num_tokens) {
     return absl::OkStatus();
   }
-  return Bad("first", absl::StrCat("below the prompt's ", num_tokens),
-             request.first);
+  return FieldError("first", absl::StrCat("below the prompt's ", num_tokens),
+                    request.first);
 }
 
 void Cancellation::Cancel() {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "cachestore/durability.h"
 #include "engine/base/mutex.h"
 #include "engine/model/chat_template.h"
 #include "engine/sampler.h"
@@ -49,6 +50,8 @@ struct RequestBase {
   std::string tenant;
   SteadyTime deadline = SteadyTime::max();
   std::shared_ptr<Cancellation> cancellation;  // may be null
+  // For the end of log lines that are of this request: " key=value"s.
+  std::string log_ids;
 };
 
 inline constexpr size_t kMaxStops = 16;
@@ -121,25 +124,6 @@ enum class FinishReason {
   kContext,    // the context is full
   kCancelled,  // by the caller, the deadline or the server's end; it was kept
 };
-
-// Where a change of a session is when its call is answered (rule R4).
-enum class Durability {
-  kNone,    // nothing was to be kept: no session, or the call failed
-  kMemory,  // in this process alone; on disk as soon as the disk takes it
-  kLocal,   // on this machine's disk, synced
-};
-
-constexpr std::string_view DurabilityName(Durability durability) {
-  switch (durability) {
-    case Durability::kMemory:
-      return "memory";
-    case Durability::kLocal:
-      return "local";
-    case Durability::kNone:
-      break;
-  }
-  return "none";
-}
 
 struct Timings {
   int64_t queue_us = 0;

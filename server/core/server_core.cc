@@ -128,6 +128,7 @@ void ServerCoreImpl::SweepLoop() {
       if (stop_) return;
     }
     sessions_.Sweep();
+    deps_.store->SweepShared(clock_.ExpiryMs());
   }
 }
 

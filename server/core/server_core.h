@@ -151,7 +151,7 @@ class ServerCore {
   virtual absl::StatusOr<SessionInfo> GetSession(std::string_view tenant,
                                                  std::string_view id,
                                                  bool with_messages) = 0;
-  // `page_size` 0: 50; at most 1000. INVALID_ARGUMENT: a token not of ours.
+  // `page_size` 0: 50; at most 1000. `page_token`: of the page before.
   virtual absl::StatusOr<SessionList> ListSessions(
       std::string_view tenant, int page_size, std::string_view page_token) = 0;
   // A turn that runs on it is cancelled.

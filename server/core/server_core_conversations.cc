@@ -14,6 +14,7 @@
 #include "server/core/server_core_impl.h"
 #include "server/core/sessions/conversation.h"
 #include "server/core/sessions/document.h"
+#include "server/core/tenants/take.h"
 
 namespace xcache {
 namespace {
@@ -36,6 +37,13 @@ size_t TextBytes(const SessionRecord& record) {
   return num_bytes;
 }
 
+// `record` had `num_pages` pages before it lost some of them.
+void ScalePageBytes(size_t num_pages, SessionRecord* record) {
+  if (num_pages == 0) return;
+  record->page_bytes =
+      record->page_bytes / num_pages * record->page_keys.size();
+}
+
 absl::Status WithAdvice(const absl::Status& too_long, size_t num_messages) {
   if (too_long.ok()) return too_long;
   return WithReason(
@@ -49,11 +57,12 @@ absl::Status WithAdvice(const absl::Status& too_long, size_t num_messages) {
 
 absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
     const ForkOptions& options) {
-  const std::string fork_id =
-      options.new_id.empty() ? MakeSessionId() : options.new_id;
-  XC_RETURN_IF_ERROR(ValidateSessionId(fork_id));
+  if (!options.new_id.empty()) {
+    XC_RETURN_IF_ERROR(ValidateSessionId(options.new_id));
+  }
   XC_ASSIGN_OR_RETURN(SessionRecord record,
                       sessions_.Read(options.tenant, options.id));
+  const size_t num_pages = record.page_keys.size();
   if (options.num_messages > record.messages.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("session '", record.id, "' has ", record.messages.size(),
@@ -73,8 +82,12 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
         &record)));
   }
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
-                      sessions_.BeginNew(options.tenant, fork_id));
-  record.id = fork_id;
+                      sessions_.BeginNew(options.tenant, options.new_id));
+  ScalePageBytes(num_pages, &record);
+  XC_ASSIGN_OR_RETURN(const SessionPlace place,
+                      TakeSession(deps_.tenants, deps_.store->sessions(),
+                                  options.tenant, record.page_bytes));
+  record.id = lease->record().id;
   record.create_ms = lease->record().create_ms;
   record.pinned = false;
   // A turn is one answer, or one that replaced it.
@@ -114,6 +127,7 @@ absl::StatusOr<MigrateResult> ServerCoreImpl::MigrateSession(
         AsPrecondition(KeepMessages(*deps_.chat_template, kept, &next)));
   }
   if (codec->cache_fp() != was.cache_fp) next.page_keys.clear();
+  ScalePageBytes(was.page_keys.size(), &next);
   next.codec = std::string(codec->spec());
   next.cache_fp = codec->cache_fp();
   next.model_fp = model().model_fp;
@@ -126,17 +140,17 @@ absl::StatusOr<MigrateResult> ServerCoreImpl::MigrateSession(
     next.numerics_id = model().numerics_id;
     XC_RETURN_IF_ERROR(WithAdvice(
         CheckHistory("the conversation", next.tokens.size()), kept.size()));
-    const absl::Status status = lease->Commit(next);
-    if (!status.ok() && !KeptInMemory(status)) return NotKept(status);
+    XC_ASSIGN_OR_RETURN(const Committed committed, lease->Commit(next));
     // The rows that are in memory are of the tokens that it had.
     scheduler_.DropSession(lease->key(), {});
     XC_LOG_INFO("session migrated",
                 "id={} from_model={} to_model={} from_codec={} to_codec={} "
                 "tokens_before={} tokens_after={} messages_dropped={} "
-                "durable={}",
+                "durability={}",
                 LogValue(next.id), ToHex(was.model_fp), ToHex(next.model_fp),
                 LogValue(was.codec), LogValue(next.codec), result.tokens_before,
-                result.tokens_after, result.messages_dropped, status.ok());
+                result.tokens_after, result.messages_dropped,
+                DurabilityName(committed.durability));
   }
   result.session = InfoOf(lease->record());
   return result;
@@ -154,8 +168,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ImportSession(
   XC_ASSIGN_OR_RETURN(SessionRecord record,
                       ParseSessionDocument(options.document));
   if (!options.id.empty()) record.id = options.id;
-  if (record.id.empty()) record.id = MakeSessionId();
-  XC_RETURN_IF_ERROR(ValidateSessionId(record.id));
+  if (!record.id.empty()) XC_RETURN_IF_ERROR(ValidateSessionId(record.id));
   SessionUpdate settings;
   settings.title = record.title;
   settings.ttl = std::chrono::milliseconds(record.ttl_ms);
@@ -185,7 +198,11 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ImportSession(
                                      : default_codec_->spec()));
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
                       sessions_.BeginNew(options.tenant, record.id));
+  XC_ASSIGN_OR_RETURN(const SessionPlace place,
+                      TakeSession(deps_.tenants, deps_.store->sessions(),
+                                  options.tenant, /*page_bytes=*/0));
   record.tenant = lease->record().tenant;
+  record.id = lease->record().id;
   record.create_ms = std::min(record.create_ms, lease->record().create_ms);
   record.codec = std::string(codec->spec());
   record.cache_fp = codec->cache_fp();

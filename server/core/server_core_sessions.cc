@@ -6,6 +6,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/base/field_error.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
@@ -14,6 +15,7 @@
 #include "server/core/server_core_impl.h"
 #include "server/core/sessions/conversation.h"
 #include "server/core/sessions/remat_setting.h"
+#include "server/core/tenants/take.h"
 
 namespace xcache {
 namespace {
@@ -54,14 +56,14 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionSummary& summary) const {
   info.model_fp = summary.model_fp;
   info.needs_migration =
       !summary.damaged && summary.model_fp != model().model_fp;
-  info.durability = summary.durable ? Durability::kLocal : Durability::kMemory;
+  info.durability = summary.durability;
   return info;
 }
 
 SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
   SessionSummary summary = SummaryOf(record);
   const auto stored = sessions_.Find(record.tenant, record.id);
-  summary.durable = stored.ok() && stored->durable;
+  if (stored.ok()) summary.durability = stored->durability;
   SessionInfo info = InfoOf(summary);
   info.remat = std::string(RematPolicyName(RematPolicyOf(record)));
   info.retokenized = IsRetokenized(record);
@@ -73,17 +75,9 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
   return info;
 }
 
-// A session that cannot be written now is there all the same: in memory, and
-// written when the disk takes it.
 absl::Status ServerCoreImpl::CommitNew(SessionManager::Lease& lease,
                                        const SessionRecord& record) {
-  const absl::Status status = lease.Commit(record);
-  if (KeptInMemory(status)) {
-    XC_LOG_WARN("session not durable", "id={} why={}", LogValue(record.id),
-                LogValue(std::string(status.message())));
-  } else if (!status.ok()) {
-    return NotKept(status);
-  }
+  XC_RETURN_IF_ERROR(lease.Commit(record).status());
   metrics_.Add(CounterOf(RematPolicyOf(record)), 1);
   return absl::OkStatus();
 }
@@ -91,8 +85,9 @@ absl::Status ServerCoreImpl::CommitNew(SessionManager::Lease& lease,
 absl::StatusOr<CodecRef> ServerCoreImpl::ChooseCodec(
     const std::string& choice, std::string_view fallback) {
   if (choice.size() > kMaxCodecBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a codec has at most ", kMaxCodecBytes, " bytes, not ", choice.size()));
+    return FieldError("codec",
+                      absl::StrCat("at most ", kMaxCodecBytes, " bytes"),
+                      choice.size());
   }
   return scheduler_.OpenCodec(choice.empty() ? std::string(fallback)
                                              : CodecOfChoice(choice, model()));
@@ -111,28 +106,26 @@ absl::Status ServerCoreImpl::CheckHistory(std::string_view what,
 absl::Status ServerCoreImpl::CheckUpdate(const SessionUpdate& update) const {
   if (update.title.has_value()) {
     if (update.title->size() > kMaxTitleBytes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("a title has at most ", kMaxTitleBytes, " bytes, not ",
-                       update.title->size()));
+      return FieldError("title",
+                        absl::StrCat("at most ", kMaxTitleBytes, " bytes"),
+                        update.title->size());
     }
     if (!IsUtf8(*update.title)) {
-      return absl::InvalidArgumentError("a title is UTF-8");
+      return FieldError("title", "UTF-8", "other bytes");
     }
   }
   if (update.ttl.has_value() &&
       (update.ttl->count() < 0 || *update.ttl > kMaxTtl)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "ttl is 0 to ", kMaxTtl.count(), " seconds, not ",
-        absl::StrFormat("%.3f",
-                        1e-3 * static_cast<double>(update.ttl->count()))));
+    return FieldError("ttl", absl::StrCat("0 to ", kMaxTtl.count(), " seconds"),
+                      absl::StrFormat("%.3f", 1e-3 * static_cast<double>(
+                                                         update.ttl->count())));
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
     const CreateSessionOptions& options) {
-  const std::string id = options.id.empty() ? MakeSessionId() : options.id;
-  XC_RETURN_IF_ERROR(ValidateSessionId(id));
+  if (!options.id.empty()) XC_RETURN_IF_ERROR(ValidateSessionId(options.id));
   SessionUpdate settings;
   settings.title = options.title;
   settings.ttl = options.ttl;
@@ -148,7 +141,10 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   XC_ASSIGN_OR_RETURN(const CodecRef codec,
                       ChooseCodec(options.codec, default_codec_->spec()));
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
-                      sessions_.BeginNew(options.tenant, id));
+                      sessions_.BeginNew(options.tenant, options.id));
+  XC_ASSIGN_OR_RETURN(const SessionPlace place,
+                      TakeSession(deps_.tenants, deps_.store->sessions(),
+                                  options.tenant, /*page_bytes=*/0));
   SessionRecord record = lease->record();
   record.title = options.title;
   record.ttl_ms = options.ttl.value_or(options_.default_ttl).count();
@@ -187,10 +183,14 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::GetSession(std::string_view tenant,
 
 absl::StatusOr<SessionList> ServerCoreImpl::ListSessions(
     std::string_view tenant, int page_size, std::string_view page_token) {
-  const int limit =
-      page_size <= 0 ? kDefaultPageSize : std::min(page_size, kMaxPageSize);
-  XC_ASSIGN_OR_RETURN(SessionPage page,
-                      sessions_.List(tenant, page_token, limit));
+  if (page_size < 0 || page_size > kMaxPageSize) {
+    return FieldError("page_size", absl::StrCat("in [0, ", kMaxPageSize, "]"),
+                      page_size);
+  }
+  XC_ASSIGN_OR_RETURN(
+      SessionPage page,
+      sessions_.List(tenant, page_token,
+                     page_size == 0 ? kDefaultPageSize : page_size));
   SessionList list;
   list.next_page_token = std::move(page.next_page_token);
   for (const SessionSummary& summary : page.sessions) {
@@ -223,7 +223,8 @@ absl::StatusOr<FlushResult> ServerCoreImpl::FlushSession(
   const PageStoreStats before = deps_.store->stats().tier(PageTier::kDisk);
   XC_RETURN_IF_ERROR(deps_.store->Flush());
   const PageStoreStats after = deps_.store->stats().tier(PageTier::kDisk);
-  XC_RETURN_IF_ERROR(lease->Commit(record));
+  XC_ASSIGN_OR_RETURN(const Committed committed, lease->Commit(record));
+  if (!committed.why.ok()) return committed.why;
   deps_.store->DropFromHost(lease->record().page_keys);
   // Pages are written soon after they are sealed, so few are left to write now;
   // other sessions' among them.

@@ -1,16 +1,18 @@
 // Notices connections that begin call after call and finish the sending of
 // none, as a flood of HTTP/2 resets does. Each such call costs the transport
-// some 10 KB for longer than the peer takes to begin the next one, so such a
-// connection is to be closed.
+// up to 17 KB for longer than the peer takes to begin the next one, so such
+// connections are to be closed: one that has too many of them, and, where many
+// have too many together, those that have most.
 #ifndef XCACHE_SERVER_FRONTEND_FLOOD_GUARD_H_
 #define XCACHE_SERVER_FRONTEND_FLOOD_GUARD_H_
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
-#include <utility>
 
 #include "engine/base/mutex.h"
 
@@ -19,14 +21,19 @@ namespace xcache {
 // Thread-safe.
 class FloodGuard {
  public:
+  // Of calls begun in a span of ten seconds, beyond those that arrived.
+  struct Limits {
+    int64_t per_connection = 0;
+    int64_t in_all = 0;
+  };
+  static constexpr int64_t kCallBytes = 16 << 10;
+
   // `peer` is empty where none of the connection's calls has ever arrived: then
   // nobody knows which one it is.
   using CloseFn = std::function<void(const std::string& peer)>;
 
-  // `max_unarrived`: calls that a connection may have begun, in a span of ten
-  // seconds, beyond those that arrived.
-  FloodGuard(int max_unarrived, CloseFn close)
-      : max_unarrived_(max_unarrived), close_(std::move(close)) {}
+  FloodGuard(const Limits& limits, CloseFn close)
+      : limits_(limits), close_(std::move(close)) {}
 
   // A call's headers are there. `connection` tells connections apart. False:
   // there were too many of them; the connection has been closed.
@@ -35,16 +42,26 @@ class FloodGuard {
   void Arrive(const void* connection, std::string_view peer) XC_EXCLUDES(mu_);
 
  private:
+  using Time = std::chrono::steady_clock::time_point;
   struct Connection {
-    int unarrived = 0;
-    std::chrono::steady_clock::time_point since;
+    int64_t unarrived = 0;
+    Time since;
     std::string peer;
   };
 
-  const int max_unarrived_;
+  // Forgets the connection's calls; its peer is among those to be closed.
+  void Condemn(Connection& connection, std::set<std::string>* peers)
+      XC_REQUIRES(mu_);
+  // The same with all that have as many calls as the average, or more.
+  void CondemnBusiest(std::set<std::string>* peers) XC_REQUIRES(mu_);
+  // Connections that have gone leave their entries behind for a while.
+  void ForgetBefore(Time time) XC_REQUIRES(mu_);
+
+  const Limits limits_;
   const CloseFn close_;
   Mutex mu_;
   std::unordered_map<const void*, Connection> connections_ XC_GUARDED_BY(mu_);
+  int64_t unarrived_ XC_GUARDED_BY(mu_) = 0;  // of all of them
 };
 
 }  // namespace xcache

@@ -38,6 +38,9 @@ constexpr int kBacklog = 512;
 constexpr int kReceiveBytes = 256 << 10;
 // How long to wait where accepting fails for want of descriptors or memory.
 constexpr int kRetryMs = 100;
+// How long new connections wait after one was cut off: what a flood began costs
+// memory until it is worked off, which takes longer than beginning more of it.
+constexpr std::chrono::milliseconds kFloodPause(50);
 // An episode of refusals is logged once; it has ended after this long without.
 constexpr std::chrono::seconds kEpisode(60);
 
@@ -232,6 +235,7 @@ class ListenerImpl final : public Listener {
   // False: for now this machine has nothing left for a connection.
   bool AcceptAll(int socket) {
     while (true) {
+      if (IsStoppedInPause()) return true;
       sockaddr_storage from{};
       socklen_t size = sizeof(from);
       UniqueFd fd(accept4(socket, reinterpret_cast<sockaddr*>(&from), &size,
@@ -258,6 +262,21 @@ class ListenerImpl final : public Listener {
         (void)setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &at_once,
                          sizeof(at_once));
       }
+    }
+  }
+
+  // Waits while a flood is worked off.
+  bool IsStoppedInPause() XC_EXCLUDES(mu_) {
+    while (true) {
+      std::chrono::milliseconds rest;
+      {
+        MutexLock lock(mu_);
+        rest = std::chrono::ceil<std::chrono::milliseconds>(
+            paused_until_ - steady_clock::now());
+      }
+      if (rest.count() <= 0) return false;
+      pollfd wake = {wake_.get(), POLLIN, 0};
+      if (poll(&wake, 1, static_cast<int>(rest.count())) > 0) return true;
     }
   }
 
@@ -322,6 +341,7 @@ class ListenerImpl final : public Listener {
     (void)connect(ShareSocket(it->second.fd, it->second.inode).get(), &nobody,
                   sizeof(nobody));
     ++stats_.cut_off;
+    paused_until_ = steady_clock::now() + kFloodPause;
     Report("connections cut off", "a flood of calls", it->second.host);
     Forget(it);
   }
@@ -365,6 +385,7 @@ class ListenerImpl final : public Listener {
   Connections connections_ XC_GUARDED_BY(mu_);  // by the peer's address
   std::unordered_map<std::string, int> per_host_ XC_GUARDED_BY(mu_);
   Stats stats_ XC_GUARDED_BY(mu_);
+  steady_clock::time_point paused_until_ XC_GUARDED_BY(mu_);
   steady_clock::time_point last_trouble_ XC_GUARDED_BY(mu_) =
       steady_clock::time_point() - 2 * kEpisode;
 };

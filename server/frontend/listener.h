@@ -53,8 +53,8 @@ class Listener {
   // belongs to: it does not give way to others.
   virtual void MarkTrusted(std::string_view peer) = 0;
 
-  // Cuts the connection from this peer off, what it sent included. False: there
-  // is none.
+  // Cuts the connection from this peer off, what it sent included; new ones
+  // wait a moment then. False: there is none.
   virtual bool Close(std::string_view peer) = 0;
   // The same with all that have not shown whom they belong to.
   virtual void CloseUntrusted() = 0;

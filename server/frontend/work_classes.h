@@ -1,10 +1,12 @@
 // Worker threads by class of work, so that what is cheap never waits behind
-// what is expensive (rule R10): each class has a queue and threads of its own.
+// what is expensive (rule R10): each class has a queue and threads of its own,
+// in which tenants take turns.
 #ifndef XCACHE_SERVER_FRONTEND_WORK_CLASSES_H_
 #define XCACHE_SERVER_FRONTEND_WORK_CLASSES_H_
 
 #include <cstddef>
 #include <functional>
+#include <string_view>
 #include <utility>
 
 #include "server/frontend/worker_pool.h"
@@ -25,10 +27,11 @@ inline constexpr size_t kLargeTextBytes = size_t{64} << 10;
 // Thread-safe.
 class WorkClasses {
  public:
-  // Queues `task` with its class. False: that queue is full, and `task` will
-  // not run.
-  [[nodiscard]] bool Submit(WorkClass work, std::function<void()> task) {
-    return PoolOf(work).Submit(std::move(task));
+  // Queues `task` with its class. False: that queue is full, for the tenant at
+  // least, and `task` will not run.
+  [[nodiscard]] bool Submit(WorkClass work, std::string_view tenant,
+                            std::function<void()> task) {
+    return PoolOf(work).Submit(std::move(task), tenant);
   }
 
  private:

@@ -2,9 +2,16 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace xcache {
+namespace {
+
+// So that there is room for another tenant (RunQueue does the same).
+constexpr size_t kPart = 7;
+
+}  // namespace
 
 WorkerPool::WorkerPool(int num_threads, size_t max_queued, int nice)
     : max_queued_(max_queued) {
@@ -22,11 +29,23 @@ WorkerPool::~WorkerPool() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-bool WorkerPool::Submit(std::function<void()> task) {
+bool WorkerPool::Submit(std::function<void()> task, std::string_view tenant) {
   {
     MutexLock lock(mu_);
-    if (queue_.size() >= max_queued_) return false;
-    queue_.push_back(std::move(task));
+    auto line =
+        std::find_if(lines_.begin(), lines_.end(),
+                     [&](const Line& other) { return other.first == tenant; });
+    const size_t mine = line == lines_.end() ? 0 : line->second.size();
+    if (num_queued_ >= max_queued_ ||
+        mine >= kPart * (max_queued_ - num_queued_)) {
+      return false;
+    }
+    if (line == lines_.end()) {
+      line = lines_.emplace(lines_.end(), std::string(tenant),
+                            std::deque<std::function<void()>>());
+    }
+    line->second.push_back(std::move(task));
+    ++num_queued_;
   }
   changed_.Signal();
   return true;
@@ -39,10 +58,14 @@ void WorkerPool::Run(int nice) {
     std::function<void()> task;
     {
       MutexLock lock(mu_);
-      while (queue_.empty() && !stop_) changed_.Wait(mu_);
-      if (queue_.empty()) return;
-      task = std::move(queue_.front());
-      queue_.pop_front();
+      while (lines_.empty() && !stop_) changed_.Wait(mu_);
+      if (lines_.empty()) return;
+      Line line = std::move(lines_.front());
+      lines_.pop_front();
+      task = std::move(line.second.front());
+      line.second.pop_front();
+      --num_queued_;
+      if (!line.second.empty()) lines_.push_back(std::move(line));
     }
     task();
   }

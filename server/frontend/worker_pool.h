@@ -6,7 +6,10 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "engine/base/mutex.h"
@@ -24,9 +27,11 @@ class WorkerPool {
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
-  // Queues `task`, first come first served. False: the queue is full, and
-  // `task` will not run.
-  [[nodiscard]] bool Submit(std::function<void()> task) XC_EXCLUDES(mu_);
+  // Queues `task` for `tenant`: tenants take turns, and each one's tasks are
+  // first come first served. False: the queue is full, or a tenant has seven
+  // times as much of it as it leaves free; `task` will not run.
+  [[nodiscard]] bool Submit(std::function<void()> task,
+                            std::string_view tenant = {}) XC_EXCLUDES(mu_);
 
  private:
   void Run(int nice) XC_EXCLUDES(mu_);
@@ -34,7 +39,10 @@ class WorkerPool {
   const size_t max_queued_;
   Mutex mu_;
   CondVar changed_;
-  std::deque<std::function<void()>> queue_ XC_GUARDED_BY(mu_);
+  // Of tenants that have some; the first one's turn is next.
+  using Line = std::pair<std::string, std::deque<std::function<void()>>>;
+  std::deque<Line> lines_ XC_GUARDED_BY(mu_);
+  size_t num_queued_ XC_GUARDED_BY(mu_) = 0;
   bool stop_ XC_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;
 };

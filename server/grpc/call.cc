@@ -7,9 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "engine/base/log.h"
+#include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
 #include "server/core/reason.h"
+#include "server/core/tenants/take.h"
 #include "server/grpc/credentials.h"
 #include "server/grpc/status.h"
 
@@ -37,14 +39,8 @@ std::string Printable(std::string_view text) {
   return out;
 }
 
-// For the log: UTF-8 without control characters, which a terminal would obey.
-std::string Loggable(std::string_view text) {
-  std::string out = ToUtf8(text);
-  for (char& c : out) {
-    if ((c >= 0 && c < ' ') || c == 0x7f) c = '?';
-  }
-  return LogValue(out);
-}
+// For the log: UTF-8.
+std::string Loggable(std::string_view text) { return LogValue(ToUtf8(text)); }
 
 constexpr char kRequestIdHeader[] = "x-request-id";
 constexpr size_t kMaxLoggedIdBytes = 128;
@@ -62,6 +58,23 @@ std::string RequestId(const grpc::CallbackServerContext& context) {
       absl::Hex(absl::Uniform<uint64_t>(random), absl::kZeroPad16));
 }
 
+// A call that names two traces is of neither.
+std::optional<TraceContext> TraceOf(
+    const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto found = metadata.find(kTraceparentHeader);
+  if (found == metadata.end() || metadata.count(kTraceparentHeader) != 1) {
+    return std::nullopt;
+  }
+  return ParseTraceparent({found->second.data(), found->second.size()});
+}
+
+// The same for one session, and no name: what a tenant calls it may say whose
+// it is.
+std::string SessionHash(const std::string& tenant, const std::string& session) {
+  return ToHex(Sha256Of(absl::StrCat(tenant, "/", session))).substr(0, 16);
+}
+
 // The session that a request of any of our methods names, or "".
 std::string SessionOf(const google::protobuf::Message& request) {
   for (const char* name : {"session_id", "id"}) {
@@ -75,6 +88,12 @@ std::string SessionOf(const google::protobuf::Message& request) {
     }
   }
   return "";
+}
+
+// What a tenant's limit on requests counts: the other methods are over soon.
+bool TakesTheEngine(Method method) {
+  return method == Method::kChat || method == Method::kGenerate ||
+         method == Method::kScore;
 }
 
 // A request is there twice while it is worked on: as it came, and as the core
@@ -118,7 +137,8 @@ Call::Call(const ServiceDeps& deps, Method method,
       start_(std::chrono::steady_clock::now()),
       deadline_(ToSteady(context->raw_deadline(),
                          gpr_now(context->raw_deadline().clock_type), start_)),
-      request_id_(RequestId(*context)) {}
+      request_id_(RequestId(*context)),
+      trace_(TraceOf(*context)) {}
 
 absl::Status Call::Admit() {
   const std::string peer = PeerAddress(context_->peer());
@@ -128,6 +148,10 @@ absl::Status Call::Admit() {
                       deps_.auth->Authenticate(header ? &*header : nullptr));
   deps_.listener->MarkTrusted(peer);
   XC_ASSIGN_OR_RETURN(core_, deps_.gate->Enter());
+  if (TakesTheEngine(method_)) {
+    XC_ASSIGN_OR_RETURN(
+        place_, Take(deps_.tenants, tenant_, TenantLimit::kRequests, 1));
+  }
   const auto bytes = static_cast<int64_t>(request_.SpaceUsedLong()) * kCopies;
   if (bytes > deps_.request_bytes->limit()) {
     return WithReason(
@@ -137,12 +161,15 @@ absl::Status Call::Admit() {
             deps_.request_bytes->limit())),
         Reason::kRequestTooLarge);
   }
-  auto held = deps_.request_bytes->Hold(bytes);
+  const bool several = deps_.tenants != nullptr && deps_.tenants->has_several();
+  auto held = deps_.request_bytes->Hold(
+      bytes, several ? std::string_view(tenant_) : std::string_view());
   if (!held.has_value()) {
     return WithReason(absl::ResourceExhaustedError(absl::StrCat(
                           "the requests that are worked on hold the ",
                           deps_.request_bytes->limit(),
-                          " bytes that are set aside for them")),
+                          " bytes that are set aside for them, or this "
+                          "tenant's part of them")),
                       Reason::kOutOfMemory);
   }
   held_ = *std::move(held);
@@ -171,7 +198,9 @@ WorkClass Call::work_class() const {
 
 void Call::Start(std::function<void()> body, const RefuseFn& refuse) {
   if (absl::Status status = Admit(); !status.ok()) {
-    refuse(status, absl::IsResourceExhausted(status) ? kBusyRetryMs : 0);
+    refuse(status, absl::IsResourceExhausted(status)
+                       ? RetryAfterOf(status).value_or(kBusyRetryMs)
+                       : 0);
     return;
   }
   auto task = [this, refuse, body = std::move(body)] {
@@ -186,17 +215,30 @@ void Call::Start(std::function<void()> body, const RefuseFn& refuse) {
       body();
     }
   };
-  if (!deps_.workers->Submit(work_class(), std::move(task))) {
+  if (!deps_.workers->Submit(work_class(), tenant_, std::move(task))) {
     refuse(WithReason(absl::ResourceExhaustedError("too many requests at once"),
                       Reason::kQueueFull),
            kBusyRetryMs);
   }
 }
 
-std::string Call::DescribeIds() const {
+std::string Call::DescribeRequest() const {
   std::string out = absl::StrCat(" request_id=", LogValue(request_id_));
+  if (trace_.has_value()) {
+    absl::StrAppend(&out, " trace_id=", LogValue(trace_->trace_id),
+                    " span_id=", LogValue(trace_->span_id));
+  }
+  return out;
+}
+
+std::string Call::DescribeIds() const {
+  std::string out = DescribeRequest();
   if (const std::string session = SessionOf(request_); !session.empty()) {
     absl::StrAppend(&out, " session=", Loggable(session));
+    if (!tenant_.empty()) {
+      absl::StrAppend(
+          &out, " session_hash=", LogValue(SessionHash(tenant_, session)));
+    }
   }
   return out;
 }
@@ -206,10 +248,13 @@ void Call::SetBase(const std::shared_ptr<Cancellation>& cancellation,
   base->tenant = tenant_;
   base->deadline = deadline_;
   base->cancellation = cancellation;
+  base->log_ids = DescribeRequest();
 }
 
 grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,
                          std::string_view details) {
+  // Before the client hears of it, who may come with the next one at once.
+  place_ = TenantHold();
   const auto now = std::chrono::steady_clock::now();
   // gRPC cancels a call at its deadline: say which of the two it was.
   if (status.code() == absl::StatusCode::kCancelled &&

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -17,12 +18,14 @@
 #include "grpcpp/server_context.h"
 #include "server/core/request.h"
 #include "server/core/server_core.h"
+#include "server/core/tenants/tenant_ledger.h"
 #include "server/frontend/auth.h"
 #include "server/frontend/flood_guard.h"
 #include "server/frontend/listener.h"
 #include "server/frontend/readiness_gate.h"
 #include "server/frontend/request_bytes.h"
 #include "server/frontend/stream_watchdog.h"
+#include "server/frontend/trace_context.h"
 #include "server/frontend/work_classes.h"
 #include "server/metrics/metrics.h"
 
@@ -39,6 +42,7 @@ struct StreamLimits {
 struct ServiceDeps {
   Metrics* metrics = nullptr;
   const Authenticator* auth = nullptr;
+  TenantLedger* tenants = nullptr;  // null: nobody has limits
   const ReadinessGate* gate = nullptr;
   Listener* listener = nullptr;
   FloodGuard* floods = nullptr;
@@ -55,7 +59,8 @@ class Call {
        grpc::CallbackServerContext* context,
        const google::protobuf::Message& request);
 
-  // Lets the call in (token, gate, memory; what costs nothing comes first) and
+  // Lets the call in (token, gate, tenant's limit, memory; what costs nothing
+  // comes first) and
   // has a thread of its class of work run `body`. Or else calls `refuse`, now
   // or on that thread, to end the call with what it is given: `body` will not
   // run then. REQUIRES: before anything below.
@@ -78,6 +83,9 @@ class Call {
  private:
   absl::Status Admit();
   WorkClass work_class() const;
+  // For log lines, " key=value"s: the request and its trace; the same and its
+  // session.
+  std::string DescribeRequest() const;
   std::string DescribeIds() const;
 
   const ServiceDeps& deps_;
@@ -87,8 +95,10 @@ class Call {
   const SteadyTime start_;
   SteadyTime deadline_;
   const std::string request_id_;
+  const std::optional<TraceContext> trace_;
   std::string tenant_;
   ServerCore* core_ = nullptr;
+  TenantHold place_;  // of the tenant's requests under way
   RequestBytes::Held held_;
 };
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/field_error.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
 #include "server/config.h"
@@ -15,27 +16,15 @@ namespace {
 
 constexpr int64_t kMicrosPerSecond = 1'000'000;
 
-template <typename Value>
-absl::Status Bad(std::string_view field, std::string_view takes,
-                 const Value& found) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      std::string(field), " must be ", std::string(takes), ", not ", found));
-}
-
 absl::Status CheckText(std::string_view field, const std::string& text,
                        size_t max_bytes) {
   if (text.size() > max_bytes) {
-    return Bad(field, absl::StrCat("at most ", max_bytes, " bytes"),
-               absl::StrCat(text.size()));
+    return FieldError(field, absl::StrCat("at most ", max_bytes, " bytes"),
+                      absl::StrCat(text.size()));
   }
   // protobuf checks what it parses; messages made in the process it does not.
-  if (!IsUtf8(text)) return Bad(field, "UTF-8", "other bytes");
+  if (!IsUtf8(text)) return FieldError(field, "UTF-8", "other bytes");
   return absl::OkStatus();
-}
-
-// More than an int holds is as much as it holds.
-int ToInt(uint32_t value) {
-  return static_cast<int>(std::min<uint32_t>(value, 0x7fffffff));
 }
 
 SamplingParams ToSampling(const v1::SamplingParams& params) {
@@ -77,6 +66,8 @@ v1::Durability ToProto(Durability durability) {
   switch (durability) {
     case Durability::kMemory:
       return v1::DURABILITY_MEMORY;
+    case Durability::kShared:
+      return v1::DURABILITY_SHARED;
     case Durability::kLocal:
       return v1::DURABILITY_LOCAL;
     case Durability::kNone:
@@ -126,7 +117,7 @@ void ToProto(int64_t epoch_us, google::protobuf::Timestamp* out) {
 absl::StatusOr<std::chrono::seconds> ToTtl(
     const google::protobuf::Duration& ttl) {
   if (ttl.nanos() > 999'999'999 || ttl.nanos() < -999'999'999) {
-    return Bad("ttl.nanos", "a part of a second", ttl.nanos());
+    return FieldError("ttl.nanos", "a part of a second", ttl.nanos());
   }
   constexpr int64_t kMost = int64_t{1} << 40;  // of milliseconds in an int64
   const int64_t part = ttl.nanos() > 0 ? 1 : ttl.nanos() < 0 ? -1 : 0;
@@ -159,6 +150,10 @@ absl::StatusOr<std::vector<TokenId>> ToPrompt(const Request& request,
 
 }  // namespace
 
+int ToInt(uint32_t value) {
+  return static_cast<int>(std::min<uint32_t>(value, 0x7fffffff));
+}
+
 GenerationOptions ToOptions(const v1::GenerationParams& params) {
   GenerationOptions out;
   out.sampling = ToSampling(params.sampling());
@@ -176,11 +171,12 @@ absl::StatusOr<std::vector<ChatMessage>> ToMessages(
     const google::protobuf::RepeatedPtrField<v1::Message>& messages,
     bool allow_empty) {
   if (messages.empty() && !allow_empty) {
-    return Bad(field, "at least one message", "empty");
+    return FieldError(field, "at least one message", "empty");
   }
   if (messages.size() > kMaxMessages) {
-    return Bad(field, absl::StrCat("at most ", kMaxMessages, " messages"),
-               messages.size());
+    return FieldError(field,
+                      absl::StrCat("at most ", kMaxMessages, " messages"),
+                      messages.size());
   }
   std::vector<ChatMessage> out;
   out.reserve(static_cast<size_t>(messages.size()));
@@ -189,8 +185,9 @@ absl::StatusOr<std::vector<ChatMessage>> ToMessages(
     const std::string name = absl::StrCat(std::string(field), "[", i, "]");
     const std::optional<Role> role = ToRole(message.role());
     if (!role.has_value()) {
-      return Bad(name + ".role", "ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT",
-                 static_cast<int>(message.role()));
+      return FieldError(name + ".role",
+                        "ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT",
+                        static_cast<int>(message.role()));
     }
     XC_RETURN_IF_ERROR(
         CheckText(name + ".content", message.content(), kMaxTextBytes));
@@ -203,16 +200,16 @@ absl::StatusOr<std::vector<TokenId>> ToTokenIds(
     std::string_view field,
     const google::protobuf::RepeatedField<uint32_t>& ids, int vocab_size) {
   if (ids.size() > kMaxTokenIds) {
-    return Bad(field, absl::StrCat("at most ", kMaxTokenIds, " ids"),
-               ids.size());
+    return FieldError(field, absl::StrCat("at most ", kMaxTokenIds, " ids"),
+                      ids.size());
   }
   std::vector<TokenId> out;
   out.reserve(static_cast<size_t>(ids.size()));
   for (int i = 0; i < ids.size(); ++i) {
     if (ids.Get(i) >= static_cast<uint32_t>(vocab_size)) {
-      return Bad(absl::StrCat(std::string(field), "[", i, "]"),
-                 absl::StrCat("below the vocabulary's ", vocab_size),
-                 ids.Get(i));
+      return FieldError(absl::StrCat(std::string(field), "[", i, "]"),
+                        absl::StrCat("below the vocabulary's ", vocab_size),
+                        ids.Get(i));
     }
     out.push_back(static_cast<TokenId>(ids.Get(i)));
   }
@@ -232,14 +229,6 @@ absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
     out.insert(out.begin(), tokenizer.bos());
   }
   return out;
-}
-
-absl::Status CheckListSessions(const v1::ListSessionsRequest& request) {
-  if (request.page_size() > kMaxPageSize) {
-    return Bad("page_size", absl::StrCat("in [0, ", kMaxPageSize, "]"),
-               request.page_size());
-  }
-  return CheckText("page_token", request.page_token(), kMaxPageTokenBytes);
 }
 
 absl::StatusOr<ChatTurn> ToChatTurn(const v1::ChatRequest& request) {
@@ -365,6 +354,18 @@ void ToProto(const SessionInfo& info, v1::Session* out) {
   out->set_needs_migration(info.needs_migration);
   out->set_durability(ToProto(info.durability));
   out->set_retokenized(info.retokenized);
+}
+
+void ToProto(const SessionList& list, v1::ListSessionsResponse* out) {
+  for (const SessionInfo& info : list.sessions) {
+    ToProto(info, out->add_sessions());
+  }
+  out->set_next_page_token(list.next_page_token);
+}
+
+void ToProto(const FlushResult& result, v1::FlushSessionResponse* out) {
+  out->set_pages_written(result.pages_written);
+  out->set_bytes_written(result.bytes_written);
 }
 
 void ToProto(const MigrateResult& result, v1::MigrateSessionResponse* out) {

@@ -25,8 +25,6 @@ namespace xcache {
 inline constexpr size_t kMaxTextBytes = size_t{4} << 20;  // one text
 inline constexpr int kMaxMessages = 4096;
 inline constexpr int kMaxTokenIds = 1 << 20;
-inline constexpr size_t kMaxPageTokenBytes = 1024;
-inline constexpr int kMaxPageSize = 1000;
 
 // --- Requests. The fields of RequestBase are left to the caller.
 
@@ -56,7 +54,8 @@ absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
                                                 bool add_bos,
                                                 const Tokenizer& tokenizer);
 
-absl::Status CheckListSessions(const v1::ListSessionsRequest& request);
+// More than an int holds is as much as it holds.
+int ToInt(uint32_t value);
 
 // --- Responses.
 
@@ -65,7 +64,9 @@ void ToProto(const ReusedCounts& reused, v1::ReusedTokens* out);
 void ToProto(const SampledToken& token, const Tokenizer& tokenizer,
              v1::SampledToken* out);
 void ToProto(const SessionInfo& info, v1::Session* out);
+void ToProto(const SessionList& list, v1::ListSessionsResponse* out);
 void ToProto(const MigrateResult& result, v1::MigrateSessionResponse* out);
+void ToProto(const FlushResult& result, v1::FlushSessionResponse* out);
 void ToProto(const ServerCore& core, v1::GetModelInfoResponse* out);
 
 }  // namespace xcache

@@ -1,5 +1,6 @@
 #include "server/grpc/rpc_server.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <set>
@@ -30,7 +31,12 @@ namespace {
 
 // As many as a backend that sends all its turns over one connection waits for.
 constexpr int kMaxStreamsPerConnection = 256;
+// Calls that have begun, and whose messages are not there, in ten seconds.
+constexpr int64_t kMaxUnarrivedPerConnection = 2 * kMaxStreamsPerConnection;
 constexpr int kMaxHeaderBytes = 8 << 10;
+// A peer's bytes are looked at before more of them are read: they may be the
+// beginning of hundreds of calls.
+constexpr int kReadBytes = 64 << 10;
 // A peer that says nothing, not even TLS's or HTTP/2's first words, goes.
 constexpr int kHandshakeTimeoutMs = 10'000;
 // A connection without calls goes; clients open another when they need one.
@@ -64,7 +70,11 @@ class RpcServerImpl final : public RpcServer {
       : auth_(options.auth),
         metrics_(options.metrics),
         listener_(std::move(listener)),
-        floods_(2 * kMaxStreamsPerConnection,
+        floods_({.per_connection = kMaxUnarrivedPerConnection,
+                 .in_all =
+                     std::max<int64_t>(kMaxUnarrivedPerConnection,
+                                       options.request_memory.arriving_bytes() /
+                                           FloodGuard::kCallBytes)},
                 [this](const std::string& peer) {
                   if (peer.empty() || !listener_->Close(peer)) {
                     listener_->CloseUntrusted();
@@ -73,9 +83,11 @@ class RpcServerImpl final : public RpcServer {
         request_bytes_(options.request_memory.arrived_bytes()),
         watchdog_(std::max<std::chrono::milliseconds>(
             options.stream_limits.stall / 10, std::chrono::milliseconds(10))),
-        deps_{options.metrics, options.auth, &gate_,
-              listener_.get(), &floods_,     &request_bytes_,
-              &workers_,       &watchdog_,   options.stream_limits},
+        deps_{options.metrics, options.auth,
+              options.tenants, &gate_,
+              listener_.get(), &floods_,
+              &request_bytes_, &workers_,
+              &watchdog_,      options.stream_limits},
         inference_(deps_),
         sessions_(deps_),
         health_({v1::Inference::service_full_name(),
@@ -107,6 +119,7 @@ class RpcServerImpl final : public RpcServer {
          std::initializer_list<std::pair<const char*, int>>{
              {GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection},
              {GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes},
+             {GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, kReadBytes},
              {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs},
              {GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleConnectionMs},
              {GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs},

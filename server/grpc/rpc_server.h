@@ -31,6 +31,7 @@ struct RpcServerOptions {
   // Borrowed; outlive the server.
   Metrics* metrics = nullptr;
   const Authenticator* auth = nullptr;
+  TenantLedger* tenants = nullptr;  // null: nobody has limits
 };
 
 class RpcServer {

@@ -9,115 +9,103 @@
 namespace xcache {
 namespace {
 
-absl::Status Answer(const absl::StatusOr<SessionInfo>& info,
-                    v1::Session* response) {
-  if (info.ok()) ToProto(*info, response);
-  return info.status();
-}
-
 SessionUpdate Pinned(bool pinned) {
   SessionUpdate update;
   update.pinned = pinned;
   return update;
 }
 
+// Has `ask` ask the core, on a worker thread, for what `response` is made of.
+template <typename Response, typename Ask>
+grpc::ServerUnaryReactor* Answer(const ServiceDeps& deps, Method method,
+                                 grpc::CallbackServerContext* context,
+                                 const google::protobuf::Message* request,
+                                 Response* response, Ask ask) {
+  return RunUnary(deps, method, context, *request,
+                  [=](Call& call) -> absl::Status {
+                    XC_ASSIGN_OR_RETURN(const auto found, ask(call));
+                    ToProto(found, response);
+                    return absl::OkStatus();
+                  });
+}
+
 }  // namespace
 
-grpc::ServerUnaryReactor* SessionsService::CreateSession(
-    grpc::CallbackServerContext* context,
-    const v1::CreateSessionRequest* request, v1::Session* response) {
-  return RunUnary(deps_, Method::kCreateSession, context, *request,
-                  [=](Call& call) -> absl::Status {
-                    XC_ASSIGN_OR_RETURN(CreateSessionOptions options,
-                                        ToCreateSession(*request));
-                    options.tenant = call.tenant();
-                    return Answer(call.core().CreateSession(options), response);
-                  });
+using Context = SessionsService::Context;
+using Reactor = SessionsService::Reactor;
+
+Reactor* SessionsService::CreateSession(Context* context,
+                                        const v1::CreateSessionRequest* request,
+                                        v1::Session* response) {
+  return Answer(deps_, Method::kCreateSession, context, request, response,
+                [=](Call& call) -> absl::StatusOr<SessionInfo> {
+                  XC_ASSIGN_OR_RETURN(CreateSessionOptions options,
+                                      ToCreateSession(*request));
+                  options.tenant = call.tenant();
+                  return call.core().CreateSession(options);
+                });
 }
 
-grpc::ServerUnaryReactor* SessionsService::GetSession(
-    grpc::CallbackServerContext* context, const v1::GetSessionRequest* request,
-    v1::Session* response) {
-  return RunUnary(deps_, Method::kGetSession, context, *request,
-                  [=](Call& call) -> absl::Status {
-                    return Answer(
-                        call.core().GetSession(call.tenant(), request->id(),
-                                               request->with_messages()),
-                        response);
-                  });
+Reactor* SessionsService::GetSession(Context* context,
+                                     const v1::GetSessionRequest* request,
+                                     v1::Session* response) {
+  return Answer(deps_, Method::kGetSession, context, request, response,
+                [=](Call& call) {
+                  return call.core().GetSession(call.tenant(), request->id(),
+                                                request->with_messages());
+                });
 }
 
-grpc::ServerUnaryReactor* SessionsService::ListSessions(
-    grpc::CallbackServerContext* context,
-    const v1::ListSessionsRequest* request,
-    v1::ListSessionsResponse* response) {
-  return RunUnary(
-      deps_, Method::kListSessions, context, *request,
-      [=](Call& call) -> absl::Status {
-        XC_RETURN_IF_ERROR(CheckListSessions(*request));
-        XC_ASSIGN_OR_RETURN(
-            const auto page,
-            call.core().ListSessions(call.tenant(),
-                                     static_cast<int>(request->page_size()),
-                                     request->page_token()));
-        for (const SessionInfo& info : page.sessions) {
-          ToProto(info, response->add_sessions());
-        }
-        response->set_next_page_token(page.next_page_token);
-        return absl::OkStatus();
-      });
+Reactor* SessionsService::ListSessions(Context* context,
+                                       const v1::ListSessionsRequest* request,
+                                       v1::ListSessionsResponse* response) {
+  return Answer(deps_, Method::kListSessions, context, request, response,
+                [=](Call& call) {
+                  return call.core().ListSessions(call.tenant(),
+                                                  ToInt(request->page_size()),
+                                                  request->page_token());
+                });
 }
 
-grpc::ServerUnaryReactor* SessionsService::DeleteSession(
-    grpc::CallbackServerContext* context,
-    const v1::DeleteSessionRequest* request,
+Reactor* SessionsService::DeleteSession(
+    Context* context, const v1::DeleteSessionRequest* request,
     v1::DeleteSessionResponse* /*response*/) {
-  return RunUnary(deps_, Method::kDeleteSession, context, *request,
-                  [=](Call& call) -> absl::Status {
-                    return call.core().DeleteSession(call.tenant(),
-                                                     request->id());
-                  });
-}
-
-grpc::ServerUnaryReactor* SessionsService::ForkSession(
-    grpc::CallbackServerContext* context, const v1::ForkSessionRequest* request,
-    v1::Session* response) {
-  return RunUnary(deps_, Method::kForkSession, context, *request,
-                  [=](Call& call) -> absl::Status {
-                    return Answer(call.core().ForkSession(
-                                      {.tenant = call.tenant(),
-                                       .id = request->id(),
-                                       .new_id = request->new_id(),
-                                       .num_messages = request->num_messages(),
-                                       .keep_last_messages =
-                                           request->keep_last_messages()}),
-                                  response);
-                  });
-}
-
-grpc::ServerUnaryReactor* SessionsService::MigrateSession(
-    grpc::CallbackServerContext* context,
-    const v1::MigrateSessionRequest* request,
-    v1::MigrateSessionResponse* response) {
   return RunUnary(
-      deps_, Method::kMigrateSession, context, *request,
-      [=](Call& call) -> absl::Status {
-        XC_ASSIGN_OR_RETURN(
-            const MigrateResult result,
-            call.core().MigrateSession(
-                {.tenant = call.tenant(),
-                 .id = request->id(),
-                 .codec = request->codec(),
-                 .keep_last_messages = request->keep_last_messages()}));
-        ToProto(result, response);
-        return absl::OkStatus();
+      deps_, Method::kDeleteSession, context, *request, [=](Call& call) {
+        return call.core().DeleteSession(call.tenant(), request->id());
       });
 }
 
-grpc::ServerUnaryReactor* SessionsService::ExportSession(
-    grpc::CallbackServerContext* context,
-    const v1::ExportSessionRequest* request,
-    v1::ExportSessionResponse* response) {
+Reactor* SessionsService::ForkSession(Context* context,
+                                      const v1::ForkSessionRequest* request,
+                                      v1::Session* response) {
+  return Answer(deps_, Method::kForkSession, context, request, response,
+                [=](Call& call) {
+                  return call.core().ForkSession(
+                      {.tenant = call.tenant(),
+                       .id = request->id(),
+                       .new_id = request->new_id(),
+                       .num_messages = request->num_messages(),
+                       .keep_last_messages = request->keep_last_messages()});
+                });
+}
+
+Reactor* SessionsService::MigrateSession(
+    Context* context, const v1::MigrateSessionRequest* request,
+    v1::MigrateSessionResponse* response) {
+  return Answer(deps_, Method::kMigrateSession, context, request, response,
+                [=](Call& call) {
+                  return call.core().MigrateSession(
+                      {.tenant = call.tenant(),
+                       .id = request->id(),
+                       .codec = request->codec(),
+                       .keep_last_messages = request->keep_last_messages()});
+                });
+}
+
+Reactor* SessionsService::ExportSession(Context* context,
+                                        const v1::ExportSessionRequest* request,
+                                        v1::ExportSessionResponse* response) {
   return RunUnary(deps_, Method::kExportSession, context, *request,
                   [=](Call& call) -> absl::Status {
                     XC_ASSIGN_OR_RETURN(
@@ -128,70 +116,58 @@ grpc::ServerUnaryReactor* SessionsService::ExportSession(
                   });
 }
 
-grpc::ServerUnaryReactor* SessionsService::ImportSession(
-    grpc::CallbackServerContext* context,
-    const v1::ImportSessionRequest* request, v1::Session* response) {
-  return RunUnary(deps_, Method::kImportSession, context, *request,
-                  [=](Call& call) -> absl::Status {
-                    return Answer(call.core().ImportSession(
-                                      {.tenant = call.tenant(),
-                                       .document = request->document(),
-                                       .id = request->id(),
-                                       .codec = request->codec()}),
-                                  response);
-                  });
+Reactor* SessionsService::ImportSession(Context* context,
+                                        const v1::ImportSessionRequest* request,
+                                        v1::Session* response) {
+  return Answer(
+      deps_, Method::kImportSession, context, request, response,
+      [=](Call& call) {
+        return call.core().ImportSession({.tenant = call.tenant(),
+                                          .document = request->document(),
+                                          .id = request->id(),
+                                          .codec = request->codec()});
+      });
 }
 
-grpc::ServerUnaryReactor* SessionsService::UpdateSession(
-    grpc::CallbackServerContext* context,
-    const v1::UpdateSessionRequest* request, v1::Session* response) {
-  return RunUnary(deps_, Method::kUpdateSession, context, *request,
-                  [=](Call& call) -> absl::Status {
-                    XC_ASSIGN_OR_RETURN(const SessionUpdate update,
-                                        ToUpdateSession(*request));
-                    return Answer(call.core().UpdateSession(
-                                      call.tenant(), request->id(), update),
-                                  response);
-                  });
+Reactor* SessionsService::UpdateSession(Context* context,
+                                        const v1::UpdateSessionRequest* request,
+                                        v1::Session* response) {
+  return Answer(deps_, Method::kUpdateSession, context, request, response,
+                [=](Call& call) -> absl::StatusOr<SessionInfo> {
+                  XC_ASSIGN_OR_RETURN(const SessionUpdate update,
+                                      ToUpdateSession(*request));
+                  return call.core().UpdateSession(call.tenant(), request->id(),
+                                                   update);
+                });
 }
 
-grpc::ServerUnaryReactor* SessionsService::PinSession(
-    grpc::CallbackServerContext* context, const v1::PinSessionRequest* request,
-    v1::Session* response) {
-  return RunUnary(deps_, Method::kPinSession, context, *request,
-                  [=](Call& call) -> absl::Status {
-                    return Answer(
-                        call.core().UpdateSession(call.tenant(), request->id(),
-                                                  Pinned(true)),
-                        response);
-                  });
+Reactor* SessionsService::PinSession(Context* context,
+                                     const v1::PinSessionRequest* request,
+                                     v1::Session* response) {
+  return Answer(deps_, Method::kPinSession, context, request, response,
+                [=](Call& call) {
+                  return call.core().UpdateSession(call.tenant(), request->id(),
+                                                   Pinned(true));
+                });
 }
 
-grpc::ServerUnaryReactor* SessionsService::UnpinSession(
-    grpc::CallbackServerContext* context,
-    const v1::UnpinSessionRequest* request, v1::Session* response) {
-  return RunUnary(deps_, Method::kUnpinSession, context, *request,
-                  [=](Call& call) -> absl::Status {
-                    return Answer(
-                        call.core().UpdateSession(call.tenant(), request->id(),
-                                                  Pinned(false)),
-                        response);
-                  });
+Reactor* SessionsService::UnpinSession(Context* context,
+                                       const v1::UnpinSessionRequest* request,
+                                       v1::Session* response) {
+  return Answer(deps_, Method::kUnpinSession, context, request, response,
+                [=](Call& call) {
+                  return call.core().UpdateSession(call.tenant(), request->id(),
+                                                   Pinned(false));
+                });
 }
 
-grpc::ServerUnaryReactor* SessionsService::FlushSession(
-    grpc::CallbackServerContext* context,
-    const v1::FlushSessionRequest* request,
-    v1::FlushSessionResponse* response) {
-  return RunUnary(deps_, Method::kFlushSession, context, *request,
-                  [=](Call& call) -> absl::Status {
-                    XC_ASSIGN_OR_RETURN(
-                        const FlushResult result,
-                        call.core().FlushSession(call.tenant(), request->id()));
-                    response->set_pages_written(result.pages_written);
-                    response->set_bytes_written(result.bytes_written);
-                    return absl::OkStatus();
-                  });
+Reactor* SessionsService::FlushSession(Context* context,
+                                       const v1::FlushSessionRequest* request,
+                                       v1::FlushSessionResponse* response) {
+  return Answer(deps_, Method::kFlushSession, context, request, response,
+                [=](Call& call) {
+                  return call.core().FlushSession(call.tenant(), request->id());
+                });
 }
 
 }  // namespace xcache

@@ -9,49 +9,44 @@ namespace xcache {
 
 class SessionsService final : public v1::Sessions::CallbackService {
  public:
+  using Context = grpc::CallbackServerContext;
+  using Reactor = grpc::ServerUnaryReactor;
+
   explicit SessionsService(const ServiceDeps& deps) : deps_(deps) {}
 
-  grpc::ServerUnaryReactor* CreateSession(
-      grpc::CallbackServerContext* context,
-      const v1::CreateSessionRequest* request, v1::Session* response) override;
-  grpc::ServerUnaryReactor* GetSession(grpc::CallbackServerContext* context,
-                                       const v1::GetSessionRequest* request,
-                                       v1::Session* response) override;
-  grpc::ServerUnaryReactor* ListSessions(
-      grpc::CallbackServerContext* context,
-      const v1::ListSessionsRequest* request,
-      v1::ListSessionsResponse* response) override;
-  grpc::ServerUnaryReactor* DeleteSession(
-      grpc::CallbackServerContext* context,
-      const v1::DeleteSessionRequest* request,
-      v1::DeleteSessionResponse* response) override;
-  grpc::ServerUnaryReactor* ForkSession(grpc::CallbackServerContext* context,
-                                        const v1::ForkSessionRequest* request,
-                                        v1::Session* response) override;
-  grpc::ServerUnaryReactor* MigrateSession(
-      grpc::CallbackServerContext* context,
-      const v1::MigrateSessionRequest* request,
-      v1::MigrateSessionResponse* response) override;
-  grpc::ServerUnaryReactor* ExportSession(
-      grpc::CallbackServerContext* context,
-      const v1::ExportSessionRequest* request,
-      v1::ExportSessionResponse* response) override;
-  grpc::ServerUnaryReactor* ImportSession(
-      grpc::CallbackServerContext* context,
-      const v1::ImportSessionRequest* request, v1::Session* response) override;
-  grpc::ServerUnaryReactor* UpdateSession(
-      grpc::CallbackServerContext* context,
-      const v1::UpdateSessionRequest* request, v1::Session* response) override;
-  grpc::ServerUnaryReactor* PinSession(grpc::CallbackServerContext* context,
-                                       const v1::PinSessionRequest* request,
-                                       v1::Session* response) override;
-  grpc::ServerUnaryReactor* UnpinSession(grpc::CallbackServerContext* context,
-                                         const v1::UnpinSessionRequest* request,
-                                         v1::Session* response) override;
-  grpc::ServerUnaryReactor* FlushSession(
-      grpc::CallbackServerContext* context,
-      const v1::FlushSessionRequest* request,
-      v1::FlushSessionResponse* response) override;
+  Reactor* CreateSession(Context* context,
+                         const v1::CreateSessionRequest* request,
+                         v1::Session* response) override;
+  Reactor* GetSession(Context* context, const v1::GetSessionRequest* request,
+                      v1::Session* response) override;
+  Reactor* ListSessions(Context* context,
+                        const v1::ListSessionsRequest* request,
+                        v1::ListSessionsResponse* response) override;
+  Reactor* DeleteSession(Context* context,
+                         const v1::DeleteSessionRequest* request,
+                         v1::DeleteSessionResponse* response) override;
+  Reactor* ForkSession(Context* context, const v1::ForkSessionRequest* request,
+                       v1::Session* response) override;
+  Reactor* MigrateSession(Context* context,
+                          const v1::MigrateSessionRequest* request,
+                          v1::MigrateSessionResponse* response) override;
+  Reactor* ExportSession(Context* context,
+                         const v1::ExportSessionRequest* request,
+                         v1::ExportSessionResponse* response) override;
+  Reactor* ImportSession(Context* context,
+                         const v1::ImportSessionRequest* request,
+                         v1::Session* response) override;
+  Reactor* UpdateSession(Context* context,
+                         const v1::UpdateSessionRequest* request,
+                         v1::Session* response) override;
+  Reactor* PinSession(Context* context, const v1::PinSessionRequest* request,
+                      v1::Session* response) override;
+  Reactor* UnpinSession(Context* context,
+                        const v1::UnpinSessionRequest* request,
+                        v1::Session* response) override;
+  Reactor* FlushSession(Context* context,
+                        const v1::FlushSessionRequest* request,
+                        v1::FlushSessionResponse* response) override;
 
  private:
   const ServiceDeps deps_;

@@ -1,8 +1,7 @@
 // The table of metrics. Long, because each of them is a row of it.
 #include "server/metrics/metrics.h"
 
-#include <algorithm>
-#include <utility>
+#include <iterator>
 
 #include "engine/types.h"
 
@@ -52,6 +51,22 @@ const std::vector<MetricDef>& Table() {
        "Running requests that lost their sequence and started over.",
        {},
        {{CoreCounter::kPreemptions}}},
+
+      {Metric::kTenantLimit,
+       "xcache_tenant_limit",
+       K::kGauge,
+       "What the token file allows a tenant, by limit.",
+       {"tenant", "limit"}},
+      {Metric::kTenantUse,
+       "xcache_tenant_use",
+       K::kGauge,
+       "What the tenant has of it now.",
+       {"tenant", "limit"}},
+      {Metric::kTenantRefusals,
+       "xcache_tenant_refusals_total",
+       K::kCounter,
+       "Calls of the tenant that the limit refused.",
+       {"tenant", "limit"}},
 
       {Metric::kConnections,
        "xcache_connections",
@@ -176,7 +191,8 @@ const std::vector<MetricDef>& Table() {
        {"source"},
        {{CoreCounter::kReusedDevice, "device"},
         {CoreCounter::kReusedHost, "host"},
-        {CoreCounter::kReusedDisk, "disk"}}},
+        {CoreCounter::kReusedDisk, "disk"},
+        {CoreCounter::kReusedRemote, "remote"}}},
       {Metric::kPrefilledTokens,
        "xcache_prefilled_tokens_total",
        K::kCounter,
@@ -395,6 +411,114 @@ const std::vector<MetricDef>& Table() {
        "RocksDB's own properties, by its names.",
        {"property"}},
 
+      {Metric::kSharedBreakerState,
+       "xcache_shared_breaker_state",
+       K::kGauge,
+       "Whether the shared store is asked: 0 yes, 1 by one call, 2 no.",
+       {"objects"}},
+      {Metric::kSharedBreakerOpened,
+       "xcache_shared_breaker_opened_total",
+       K::kCounter,
+       "Times that the shared store was found not to answer.",
+       {"objects"}},
+      {Metric::kSharedAheadSessions,
+       "xcache_shared_ahead_sessions",
+       K::kGauge,
+       "Sessions whose last turn the shared store is still to get now.",
+       {}},
+      {Metric::kSharedConflicts,
+       "xcache_shared_conflicts_total",
+       K::kCounter,
+       "Turns and changes of sessions that another server was faster with.",
+       {}},
+      {Metric::kSharedBranches,
+       "xcache_shared_branches_total",
+       K::kCounter,
+       "Sessions kept beside one that another server went on with.",
+       {}},
+      {Metric::kSharedRequests,
+       "xcache_shared_requests_total",
+       K::kCounter,
+       "Calls of the shared store, by what they are about.",
+       {"objects"}},
+      {Metric::kSharedFailures,
+       "xcache_shared_failures_total",
+       K::kCounter,
+       "Calls of it that failed.",
+       {"objects"}},
+      {Metric::kSharedRetries,
+       "xcache_shared_retries_total",
+       K::kCounter,
+       "Tries of a call after its first.",
+       {"objects"}},
+      {Metric::kSharedThrottled,
+       "xcache_shared_throttled_total",
+       K::kCounter,
+       "Answers that asked to come back later.",
+       {"objects"}},
+      {Metric::kSharedBytes,
+       "xcache_shared_bytes_total",
+       K::kCounter,
+       "Bytes of bodies sent to the shared store and received from it.",
+       {"objects", "direction"}},
+      {Metric::kSharedPageBytes,
+       "xcache_shared_page_bytes_total",
+       K::kCounter,
+       "Page bytes put into the shared store and got from it.",
+       {"direction"}},
+      {Metric::kSharedQueueBytes,
+       "xcache_shared_queue_bytes",
+       K::kGauge,
+       "Page bytes that wait to be sent to the shared store now.",
+       {}},
+      {Metric::kSharedDroppedPages,
+       "xcache_shared_dropped_pages_total",
+       K::kCounter,
+       "Pages not sent when they were to be: the store was away, or the queue "
+       "full.",
+       {}},
+      {Metric::kSharedOwedPages,
+       "xcache_shared_owed_pages",
+       K::kGauge,
+       "Pages of those that are still to be sent now.",
+       {}},
+      {Metric::kSharedNegativeHits,
+       "xcache_shared_negative_hits_total",
+       K::kCounter,
+       "Lookups that did not ask, the page not having been there just before.",
+       {}},
+      {Metric::kSharedRefreshed,
+       "xcache_shared_refreshed_pages_total",
+       K::kCounter,
+       "Pages put again because they were in use and half of their life was "
+       "over.",
+       {}},
+      {Metric::kSharedSweptFolders,
+       "xcache_shared_swept_folders_total",
+       K::kCounter,
+       "Folders of the shared store that were looked through for old pages.",
+       {}},
+      {Metric::kSharedSweptPages,
+       "xcache_shared_swept_pages_total",
+       K::kCounter,
+       "Pages deleted there because nobody had used them for all of their "
+       "life.",
+       {}},
+      {Metric::kSharedWaitSeconds,
+       "xcache_shared_wait_seconds",
+       K::kHistogram,
+       "Time that a request waited for pages of the shared tier, where it did.",
+       {},
+       {},
+       CoreHistogram::kRemoteWait},
+      {Metric::kNotFetchedBlocks,
+       "xcache_not_fetched_blocks_total",
+       K::kCounter,
+       "Blocks that the shared tier was not asked for, being cheaper to "
+       "compute.",
+       {},
+       {{CoreCounter::kNotFetchedByCost}}},
+
       {Metric::kSessions,
        "xcache_sessions",
        K::kGauge,
@@ -492,66 +616,6 @@ const std::vector<MetricDef>& Table() {
   return *table;
 }
 
-// 100 us (a block's remat) to 2 minutes (a long answer), 1-2-5 steps: a
-// quantile read off them is within a factor of 2.5.
-std::vector<double> SecondsBuckets() {
-  std::vector<double> bounds;
-  for (double decade = 1e-4; decade < 50.0; decade *= 10.0) {
-    for (double step : {1.0, 2.0, 5.0}) bounds.push_back(decade * step);
-  }
-  bounds.push_back(100.0);
-  bounds.push_back(200.0);
-  return bounds;
-}
-
-class FamilyWriter final : public SampleWriter {
- public:
-  FamilyWriter() : families_(Table().size()) {
-    for (size_t i = 0; i < families_.size(); ++i) {
-      const MetricDef& def = Table()[i];
-      families_[i].name = std::string(def.name);
-      families_[i].help = std::string(def.help);
-      families_[i].type =
-          def.kind == K::kCounter ? prometheus::MetricType::Counter
-          : def.kind == K::kGauge ? prometheus::MetricType::Gauge
-                                  : prometheus::MetricType::Histogram;
-    }
-  }
-
-  void Set(Metric metric, double value,
-           std::initializer_list<std::string_view> labels) override {
-    prometheus::ClientMetric& sample = Add(metric, labels);
-    if (Table()[Index(metric)].kind == K::kCounter) {
-      sample.counter.value = value;
-    } else {
-      sample.gauge.value = value;
-    }
-  }
-
-  void SetHistogram(Metric metric, prometheus::ClientMetric::Histogram value,
-                    std::initializer_list<std::string_view> labels) {
-    Add(metric, labels).histogram = std::move(value);
-  }
-
-  std::vector<prometheus::MetricFamily> Take() { return std::move(families_); }
-
- private:
-  prometheus::ClientMetric& Add(
-      Metric metric, std::initializer_list<std::string_view> labels) {
-    prometheus::MetricFamily& family = families_[Index(metric)];
-    prometheus::ClientMetric& sample = family.metric.emplace_back();
-    const std::vector<std::string_view>& names = Table()[Index(metric)].labels;
-    const size_t count = std::min(names.size(), labels.size());
-    for (size_t i = 0; i < count; ++i) {
-      sample.label.push_back(
-          {std::string(names[i]), std::string(labels.begin()[i])});
-    }
-    return sample;
-  }
-
-  std::vector<prometheus::MetricFamily> families_;
-};
-
 }  // namespace
 
 std::string_view MethodName(Method method) {
@@ -588,100 +652,5 @@ std::string_view CodeName(absl::StatusCode code) {
 }
 
 std::span<const MetricDef> MetricTable() { return Table(); }
-
-Metrics::Metrics() {
-  for (size_t i = 0; i < kMethods; ++i) {
-    request_seconds_.push_back(
-        std::make_unique<prometheus::Histogram>(SecondsBuckets()));
-  }
-  for (size_t i = 0; i < kHistograms; ++i) {
-    histograms_.push_back(
-        std::make_unique<prometheus::Histogram>(SecondsBuckets()));
-  }
-}
-
-Metrics::~Metrics() = default;
-
-void Metrics::CountRequest(Method method, absl::StatusCode code,
-                           double seconds) {
-  size_t index = static_cast<size_t>(code);
-  if (index >= kCodes) index = Index(absl::StatusCode::kUnknown);
-  requests_[Index(method)][index].fetch_add(1, std::memory_order_relaxed);
-  request_seconds_[Index(method)]->Observe(seconds);
-}
-
-uint64_t Metrics::requests(Method method, absl::StatusCode code) const {
-  return requests_[Index(method)][static_cast<size_t>(code)].load(
-      std::memory_order_relaxed);
-}
-
-void Metrics::Add(CoreCounter counter, uint64_t n) {
-  counters_[Index(counter)].fetch_add(n, std::memory_order_relaxed);
-}
-
-void Metrics::Observe(CoreHistogram histogram, double seconds) {
-  histograms_[Index(histogram)]->Observe(seconds);
-  if (histogram == CoreHistogram::kRematBlock) {
-    remat_seconds_.fetch_add(seconds, std::memory_order_relaxed);
-  }
-}
-
-Metrics::SourceHandle Metrics::AddSource(SampleSource source) {
-  MutexLock lock(mu_);
-  sources_.emplace_back(next_source_, std::move(source));
-  return SourceHandle(this, next_source_++);
-}
-
-void Metrics::RemoveSource(uint64_t id) {
-  MutexLock lock(mu_);
-  std::erase_if(sources_, [id](const auto& s) { return s.first == id; });
-}
-
-Metrics::SourceHandle::SourceHandle(SourceHandle&& other) noexcept
-    : metrics_(std::exchange(other.metrics_, nullptr)), id_(other.id_) {}
-
-Metrics::SourceHandle& Metrics::SourceHandle::operator=(
-    SourceHandle&& other) noexcept {
-  std::swap(metrics_, other.metrics_);
-  std::swap(id_, other.id_);
-  return *this;
-}
-
-Metrics::SourceHandle::~SourceHandle() {
-  if (metrics_ != nullptr) metrics_->RemoveSource(id_);
-}
-
-std::vector<prometheus::MetricFamily> Metrics::Collect() const {
-  FamilyWriter writer;
-  for (size_t m = 0; m < kMethods; ++m) {
-    const std::string_view method = MethodName(static_cast<Method>(m));
-    for (size_t c = 0; c < kCodes; ++c) {
-      const uint64_t n = requests_[m][c].load(std::memory_order_relaxed);
-      // Each method's OK is there from the start, so that rates have a zero to
-      // start from; the other pairs appear when they occur.
-      if (n == 0 && c != Index(absl::StatusCode::kOk)) continue;
-      writer.Set(Metric::kRequests, static_cast<double>(n),
-                 {method, CodeName(static_cast<absl::StatusCode>(c))});
-    }
-    writer.SetHistogram(Metric::kRequestSeconds,
-                        request_seconds_[m]->Collect().histogram, {method});
-  }
-  for (const MetricDef& def : Table()) {
-    for (const CoreCount& count : def.counts) {
-      const uint64_t n =
-          counters_[Index(count.counter)].load(std::memory_order_relaxed);
-      writer.Set(def.id, static_cast<double>(n) * count.unit, {count.label});
-    }
-    if (def.histogram.has_value()) {
-      writer.SetHistogram(
-          def.id, histograms_[Index(*def.histogram)]->Collect().histogram, {});
-    }
-  }
-  writer.Set(Metric::kRematSeconds,
-             remat_seconds_.load(std::memory_order_relaxed), {});
-  MutexLock lock(mu_);
-  for (const auto& [id, source] : sources_) source(writer);
-  return writer.Take();
-}
 
 }  // namespace xcache

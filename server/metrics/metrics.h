@@ -1,5 +1,6 @@
 // Every metric of the server, in one table (metrics.cc), and where they are
-// counted. METRICS.md explains them; a test holds table and page together.
+// counted (collect.cc). METRICS.md explains them; a test holds table and page
+// together.
 //
 // What happens is counted as it happens (requests here, the core's work through
 // CoreMetrics); what is the case is asked for at each scrape, from sources.
@@ -64,6 +65,10 @@ enum class Metric {
   kWaitingTokens,
   kQueueRejections,
   kPreemptions,
+  // Tenants that have limits.
+  kTenantLimit,
+  kTenantUse,
+  kTenantRefusals,
   // What clients hold of the front end.
   kConnections,
   kConnectionsAccepted,
@@ -128,6 +133,27 @@ enum class Metric {
   kWalSyncs,
   kRocksdbTicker,
   kRocksdbProperty,
+  // The shared tier.
+  kSharedBreakerState,
+  kSharedBreakerOpened,
+  kSharedAheadSessions,
+  kSharedConflicts,
+  kSharedBranches,
+  kSharedRequests,
+  kSharedFailures,
+  kSharedRetries,
+  kSharedThrottled,
+  kSharedBytes,
+  kSharedPageBytes,
+  kSharedQueueBytes,
+  kSharedDroppedPages,
+  kSharedOwedPages,
+  kSharedNegativeHits,
+  kSharedRefreshed,
+  kSharedSweptFolders,
+  kSharedSweptPages,
+  kSharedWaitSeconds,
+  kNotFetchedBlocks,
   // Sessions.
   kSessions,
   kSessionsInMemory,

@@ -48,18 +48,80 @@ void SampleFiles(const DiskStats& files, SampleWriter& writer) {
   }
 }
 
+double StateValue(CircuitBreaker::State state) {
+  switch (state) {
+    case CircuitBreaker::State::kClosed:
+      return 0;
+    case CircuitBreaker::State::kHalfOpen:
+      return 1;
+    case CircuitBreaker::State::kOpen:
+      break;
+  }
+  return 2;
+}
+
+void SampleClient(const SharedClientStats& client, std::string_view objects,
+                  SampleWriter& writer) {
+  const ObjectStoreStats& stats = client.objects;
+  const auto set = [&](Metric metric, int64_t value) {
+    writer.Set(metric, static_cast<double>(value), {objects});
+  };
+  writer.Set(Metric::kSharedBreakerState, StateValue(client.breaker),
+             {objects});
+  set(Metric::kSharedBreakerOpened, client.breaker_opened);
+  set(Metric::kSharedRequests, stats.requests);
+  set(Metric::kSharedFailures, stats.failures);
+  set(Metric::kSharedRetries, stats.retries);
+  set(Metric::kSharedThrottled, stats.throttled);
+  const auto bytes = [&](std::string_view direction, int64_t value) {
+    writer.Set(Metric::kSharedBytes, static_cast<double>(value),
+               {objects, direction});
+  };
+  bytes("sent", stats.sent_bytes);
+  bytes("received", stats.received_bytes);
+}
+
+// Zeros where there is no such tier.
+void SampleShared(const StoreStats& stats, SampleWriter& writer) {
+  const SharedPageStats shared = stats.shared_pages.value_or(SharedPageStats());
+  SampleClient({.breaker = shared.breaker,
+                .breaker_opened = shared.breaker_opened,
+                .objects = shared.objects},
+               "pages", writer);
+  SampleClient(stats.shared_sessions.value_or(SharedClientStats()), "sessions",
+               writer);
+  Set(writer, Metric::kSharedAheadSessions, stats.sessions.num_ahead);
+  Set(writer, Metric::kSharedConflicts, stats.sessions.conflicts);
+  Set(writer, Metric::kSharedBranches, stats.sessions.branches);
+  Set(writer, Metric::kSharedNegativeHits, shared.negative_hits);
+  Set(writer, Metric::kSharedRefreshed, shared.refreshed);
+  Set(writer, Metric::kSharedSweptFolders, shared.folders_swept);
+  Set(writer, Metric::kSharedSweptPages, shared.pages_swept);
+  Set(writer, Metric::kSharedOwedPages, stats.owed_pages);
+  const PageStoreStats pages = stats.tier(PageTier::kShared);
+  Set(writer, Metric::kSharedQueueBytes, pages.queued_bytes);
+  Set(writer, Metric::kSharedDroppedPages, pages.put_failures);
+  const auto bytes = [&](std::string_view direction, int64_t value) {
+    writer.Set(Metric::kSharedPageBytes, static_cast<double>(value),
+               {direction});
+  };
+  bytes("sent", pages.put_bytes);
+  bytes("received", pages.get_bytes);
+}
+
 }  // namespace
 
 void SampleStore(const StoreStats& stats, SampleWriter& writer) {
   // A tier that this server has none of is there, with zeros.
-  for (const PageTier tier : {PageTier::kHost, PageTier::kDisk}) {
+  for (const PageTier tier :
+       {PageTier::kHost, PageTier::kDisk, PageTier::kShared}) {
     SampleTier(stats.tier(tier), tier.name, writer);
   }
-  PageStoreStats below;  // all tiers but host memory
+  PageStoreStats below;  // this machine's tiers but host memory
   int64_t key_conflicts = 0;
   for (const auto& [tier, pages] : stats.tiers) {
     key_conflicts += pages.key_conflicts;
-    if (tier == PageTier::kHost) continue;
+    if (tier == PageTier::kHost || tier == PageTier::kShared) continue;
     if (tier != PageTier::kDisk) SampleTier(pages, tier.name, writer);
     below.put_bytes += pages.put_bytes;
     below.get_bytes += pages.get_bytes;
@@ -67,6 +129,7 @@ void SampleStore(const StoreStats& stats, SampleWriter& writer) {
     below.queued_bytes += pages.queued_bytes;
   }
   SampleFiles(stats.files, writer);
+  SampleShared(stats, writer);
   Set(writer, Metric::kSpillBytes, below.put_bytes);
   Set(writer, Metric::kLoadBytes, below.get_bytes);
   Set(writer, Metric::kSpillDroppedPages, below.put_failures);

@@ -14,11 +14,15 @@ README = (KUBERNETES / "README.md").read_text()
 COMPONENTS = sorted(path.name
                     for path in (KUBERNETES / "components").iterdir())
 
-# What whoever deploys brings for a component.
-BROUGHT = {"model-download": {
-    "configMapGenerator": [{"name": "xcache-model", "literals": [
+# What whoever deploys brings for a component: a config map.
+BROUGHT = {
+    "model-download": {"name": "xcache-model", "literals": [
         "MODEL_URL=https://models.example.com/model.gguf",
-        "MODEL_SHA256=" + "0" * 64]}]}}
+        "MODEL_SHA256=" + "0" * 64]},
+    "shared-s3": {"name": "xcache-settings", "behavior": "merge", "literals": [
+        "XCACHE_SHARED=s3://conversations/xcache",
+        "XCACHE_SHARED_ENDPOINT=https://s3.example.com",
+        "XCACHE_SHARED_REGION=eu-central-1"]}}
 
 
 def combinations():
@@ -47,9 +51,9 @@ def render(folder, components):
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization", "namespace": "xcache",
         "resources": [f"{above}/base"],
-        "components": [f"{above}/components/{name}" for name in components]}
-    for component in components:
-        kustomization.update(BROUGHT.get(component, {}))
+        "components": [f"{above}/components/{name}" for name in components],
+        "configMapGenerator": [BROUGHT[name] for name in components
+                               if name in BROUGHT]}
     return Resources(build(folder, yaml.safe_dump(kustomization)))
 
 

@@ -74,12 +74,21 @@ def test_a_misspelt_field_is_found(render):
             validate(resource, "1.33")
 
 
-@pytest.mark.parametrize("page", ["README.md", "deploy/kubernetes/README.md"])
-def test_the_example(page, tmp_path):
-    """The page's kustomization, in a folder beside deploy/."""
-    text = textwrap.dedent(re.search(
-        r"^ *```yaml\n(.*?)^ *```", (harness.SOURCE / page).read_text(),
-        re.M | re.S)[1])
+def examples():
+    """(page, kustomization) of each that a page shows."""
+    for page in ("README.md", "deploy/kubernetes/README.md"):
+        text = (harness.SOURCE / page).read_text()
+        for found in re.findall(r"^ *```yaml\n(.*?)^ *```", text, re.M | re.S):
+            yield page, textwrap.dedent(found)
+
+
+EXAMPLES = list(examples())
+
+
+@pytest.mark.parametrize("page, text", EXAMPLES, ids=[
+    f"{page}-{i}" for i, (page, _) in enumerate(EXAMPLES)])
+def test_the_example(page, text, tmp_path):
+    """A page's kustomization, in a folder beside deploy/."""
     folder = os.path.relpath(manifests.DEPLOY, tmp_path)
     resources = manifests.Resources(manifests.build(
         tmp_path, text.replace("../deploy", folder)))
@@ -91,6 +100,13 @@ def test_the_example(page, tmp_path):
         "MODEL_URL", "MODEL_SHA256"}
     _, container = resources.server()
     assert container["image"].startswith("registry.example.com/xcache:")
+    settings = resources.config_map("xcache-settings")
+    assert ("XCACHE_SHARED" in settings) == ("components/shared-s3" in text)
+
+
+def test_pages_show_one_server_and_a_fleet():
+    for page in ("README.md", "deploy/kubernetes/README.md"):
+        assert [where for where, _ in EXAMPLES].count(page) == 2
 
 
 @each
@@ -99,7 +115,7 @@ def test_names_refer_to_something(render, components):
     known = {(r["kind"], r["metadata"]["name"]) for r in resources}
     # Of base and of components: a claim of whoever deploys, and their secrets.
     known |= {("Secret", "xcache-tls"), ("Secret", "xcache-tokens"),
-              ("PersistentVolumeClaim", "xcache-model")}
+              ("Secret", "xcache-s3"), ("PersistentVolumeClaim", "xcache-model")}
     for name, pod in resources.pods():
         volumes = {v["name"] for v in pod.get("volumes", ())}
         assert ("ServiceAccount", pod["serviceAccountName"]) in known

@@ -1,31 +1,17 @@
 """deploy/prometheus, deploy/grafana and RUNBOOK.md: rules that promtool takes,
 alerts that fire when they should, no name of a metric that the server does not
-have, and answers from a real Prometheus before servers at work."""
+have. What a real Prometheus says before a fleet at work:
+tests/integration/fleet/test_dashboards.py."""
 
-import contextlib
-import json
-import math
 import re
 import subprocess
-import time
-import urllib.parse
 
-import grpc
-import pytest
 import yaml
-from xcache.v1 import sessions_pb2
 
 import harness
 import manifests
+from monitoring import ALERTS, BOARDS, PROMETHEUS, RECORDS, RULES
 
-PROMETHEUS = manifests.DEPLOY / "prometheus"
-RULES = yaml.safe_load((PROMETHEUS / "rules.yaml").read_text())["groups"]
-ALERTS = {rule["alert"]: rule for group in RULES for rule in group["rules"]
-          if "alert" in rule}
-RECORDS = {rule["record"]: rule for group in RULES for rule in group["rules"]
-           if "record" in rule}
-BOARDS = {path.stem: json.loads(path.read_text())
-          for path in sorted((manifests.DEPLOY / "grafana").glob("*.json"))}
 RUNBOOK = (manifests.DEPLOY / "RUNBOOK.md").read_text()
 
 # What Prometheus makes itself.
@@ -185,121 +171,3 @@ def test_boards_are_whole():
             for target in panel["targets"]:
                 used = set(re.findall(r"\$(\w+)", target["expr"]))
                 assert used <= names | {"__rate_interval"}, target["expr"]
-
-
-# ---- A real Prometheus, before real servers.
-
-def as_seconds(text):
-    """With ranges of seconds in place of minutes: nobody waits for five."""
-    return re.sub(r"\[\d+[mh]\]", "[3s]", text)
-
-
-@contextlib.contextmanager
-def prometheus(targets, folder):
-    """With our rules, looking five times a second; its address."""
-    (folder / "rules.yaml").write_text(
-        as_seconds((PROMETHEUS / "rules.yaml").read_text()))
-    (folder / "prometheus.yml").write_text(json.dumps({
-        "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms",
-                   "evaluation_interval": "200ms"},
-        "rule_files": ["rules.yaml"],
-        "scrape_configs": [{
-            "job_name": "xcache", "static_configs": [{"targets": targets}]}]}))
-    port = harness.free_port()
-    process = subprocess.Popen(
-        ["prometheus", f"--config.file={folder}/prometheus.yml",
-         f"--storage.tsdb.path={folder}/data",
-         f"--web.listen-address=127.0.0.1:{port}"],
-        stdout=subprocess.DEVNULL,
-        stderr=open(folder / "prometheus.log", "wb"))
-    address = f"http://127.0.0.1:{port}"
-
-    def ready():
-        try:
-            url = f"{address}/-/ready"
-            return harness.NO_PROXY.open(url, timeout=5).status == 200
-        except OSError:
-            return False
-
-    try:
-        harness.wait_until(ready, 60, "Prometheus")
-        yield address
-    finally:
-        process.kill()
-        process.wait()
-
-
-def query(address, expression):
-    url = f"{address}/api/v1/query?" + urllib.parse.urlencode(
-        {"query": expression})
-    try:
-        with harness.NO_PROXY.open(url, timeout=10) as answer:
-            body = json.load(answer)
-    except harness.urllib.error.HTTPError as error:
-        raise AssertionError(f"{expression}: {error.read()}") from error
-    return [float(r["value"][1]) for r in body["data"]["result"]]
-
-
-def as_grafana_asks(expression):
-    for name, value in (("$job", "xcache"), ("$instance", ".*"),
-                        ("$__rate_interval", "3s")):
-        expression = expression.replace(name, value)
-    return as_seconds(expression)
-
-
-@pytest.mark.timeout(180)
-def test_every_query_has_an_answer(tiny_model, tmp_path):
-    """Of two servers that chat, fail, spill and restore: panels with numbers
-    in them, and alerts that have something to compare and are silent."""
-    panels = {f"{name}: {panel['title']}: {target['expr']}":
-              as_grafana_asks(target["expr"])
-              for name, board in BOARDS.items() for panel in board["panels"]
-              for target in panel["targets"]}
-    names = [f"session-{i}" for i in range(100)]
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        folder.mkdir()
-        # Conversations that come back from the disk, later.
-        with harness.Server(tiny_model, folder) as server:
-            for name in names:
-                server.client().sessions.CreateSession(
-                    sessions_pb2.CreateSessionRequest(id=name))
-                server.client().chat(name, f"{name}: a few words " * 60)
-            server.stop()
-    with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(harness.Server(tiny_model, folder))
-                   for folder in (tmp_path / "a", tmp_path / "b")]
-        clients = [server.client() for server in servers]
-        (tmp_path / "prometheus").mkdir()
-        address = stack.enter_context(prometheus(
-            [s.metrics_address for s in servers], tmp_path / "prometheus"))
-        silent = panels
-        for name in names:
-            for client in clients:
-                client.chat(name, "go on")
-                client.chat(name, "and on")
-                with harness.fails_with(grpc.StatusCode.NOT_FOUND):
-                    client.sessions.GetSession(
-                        sessions_pb2.GetSessionRequest(id="nobody"))
-            # Not even NaN: something was divided by something.
-            silent = {text: expression for text, expression in silent.items()
-                      if not (values := query(address, expression)) or
-                      not all(map(math.isfinite, values))}
-            if not silent:
-                break
-            time.sleep(0.1)
-        assert not silent, "\n".join(silent)
-        for name, rule in RECORDS.items():
-            assert query(address, name), name
-        # Of an alert, what it compares.
-        for name, rule in ALERTS.items():
-            for part in re.split(r"\nand (?:on \([\w, ]+\) )?", rule["expr"]):
-                asked = re.sub(r"\s+(>|<|==) [\d.]+( \* [\d.]+)?$", "", part)
-                if not part.startswith("absent"):
-                    assert asked != part, name
-                    assert query(address, as_seconds(asked)), name
-        firing = query(address, 'ALERTS{alertstate="firing"}')
-        assert not firing
-        # And one that fires, by a real fault.
-        servers[1].kill()
-        harness.wait_until(lambda: query(
-            address, 'ALERTS{alertname="XCacheDown"}'), 20, "XCacheDown")

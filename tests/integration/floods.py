@@ -11,6 +11,7 @@ where it is empty.
 import contextlib
 import socket
 import sys
+import threading
 import time
 
 import grpc
@@ -71,37 +72,64 @@ def leave_unfinished(address, connections, streams, size, token=None,
     return [connection for connection, _ in made]
 
 
-def reset_streams(address, rounds=200):
-    """Opens 50 streams a round and resets each at once, on one connection,
-    until that is closed."""
-    headers = raw_http2.call_headers(CHAT)
-    reset = (8).to_bytes(4, "big")
+def open_and_reset(peer, count):
+    """So many streams of a connection, each reset at once."""
+    frames = []
+    for _ in range(count):
+        stream = peer.next_stream
+        peer.next_stream += 2
+        frames.append(raw_http2.frame(
+            raw_http2.HEADERS, raw_http2.END_HEADERS, stream,
+            raw_http2.call_headers(CHAT)))
+        frames.append(raw_http2.frame(
+            raw_http2.RST_STREAM, 0, stream, (8).to_bytes(4, "big")))
+    peer.send(*frames)
+
+
+def reset_streams(address, most=1000):
+    """On one connection, until that is closed; returns how many were sent."""
     peer = raw_http2.Connection(address)
+    sent = 0
     with contextlib.suppress(OSError):
-        for _ in range(rounds):
-            frames = []
-            for _ in range(50):
-                stream = peer.next_stream
-                peer.next_stream += 2
-                frames.append(raw_http2.frame(
-                    raw_http2.HEADERS, raw_http2.END_HEADERS, stream, headers))
-                frames.append(raw_http2.frame(
-                    raw_http2.RST_STREAM, 0, stream, reset))
-            peer.send(*frames)
+        while sent < most:
+            open_and_reset(peer, 50)
+            sent += 50
             peer.read(0.0001)
     peer.close()
+    return sent
+
+
+def reset_on_many(address, connections, streams):
+    """So many streams on each of many connections, which stay open; returns
+    these."""
+    peers = [raw_http2.Connection(address) for _ in range(connections)]
+    for _ in range(0, streams, 50):
+        for peer in peers:
+            with contextlib.suppress(OSError):
+                open_and_reset(peer, 50)
+    return peers
 
 
 def unfinished(address, _, deadline, __):
     while (left := deadline - time.monotonic()) > 0:
-        for peer in leave_unfinished(address, 6, 20, 6 * MIB, seconds=left):
-            peer.close()
+        with contextlib.suppress(OSError):
+            for peer in leave_unfinished(address, 6, 20, 6 * MIB,
+                                         seconds=left):
+                peer.close()
 
 
 def resets(address, _, deadline, __):
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             reset_streams(address)
+
+
+def few_resets_each(address, _, deadline, __):
+    """On connections of which none has many."""
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            for peer in reset_on_many(address, 50, 500):
+                peer.close()
 
 
 def idle(address, metrics, deadline, _):
@@ -174,9 +202,84 @@ def codecs(address, _, deadline, token):
         number += 1
 
 
-FLOODS = {f.__name__: f for f in (unfinished, resets, idle, long_texts, bombs,
-                                  codecs)}
+def answers_of(address, deadline, token, request):
+    """64 of `request(number)` under way at any time."""
+    params = pb.GenerationParams(max_tokens=400, ignore_eos=True)
+    stubs = [inference_pb2_grpc.InferenceStub(channel(address))
+             for _ in range(8)]
+    running = []
+    number = 0
+    while time.monotonic() < deadline:
+        running = [call for call in running if not call.done()]
+        while len(running) < 64:
+            running.append(Reading(stubs[number % 8].Generate(
+                pb.GenerateRequest(params=params, **request(number)),
+                metadata=bearer(token))))
+            number += 1
+        time.sleep(0.02)
+    for call in running:
+        call.cancel()
+
+
+class Reading(threading.Thread):
+    """Reads an answer to its end."""
+
+    def __init__(self, call):
+        super().__init__(daemon=True)
+        self.call = call
+        self.cancel = call.cancel
+        self.start()
+
+    def run(self):
+        with contextlib.suppress(grpc.RpcError):
+            for _ in self.call:
+                pass
+
+    def done(self):
+        return not self.is_alive()
+
+
+def prompts(address, _, deadline, token):
+    """Prompts of 1,500 tokens, each another one."""
+    answers_of(address, deadline, token, lambda number: {
+        "token_ids": pb.TokenIds(ids=[100 + number % 900, 100 + number // 900] +
+                                 [200 + i % 50 for i in range(1498)])})
+
+
+def answers(address, _, deadline, token):
+    """Short prompts, long answers."""
+    answers_of(address, deadline, token,
+               lambda number: {"text": f"Tell me {number} tales."})
+
+
+def histories(address, _, deadline, token):
+    """12 prompts of 1,000 tokens, again and again: once they were computed they
+    are restored, for they are more than memory holds."""
+    stub = inference_pb2_grpc.InferenceStub(channel(address))
+
+    def call(number):
+        return stub.Generate(pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=[100 + number % 12] +
+                                  [300 + i % 50 for i in range(999)]),
+            params=pb.GenerationParams(max_tokens=1)), metadata=bearer(token))
+
+    running = []
+    number = 0
+    while time.monotonic() < deadline:
+        running = [c for c in running if not c.done()]
+        while len(running) < 12:
+            running.append(Reading(call(number)))
+            number += 1
+        time.sleep(0.005)
+    for c in running:
+        c.cancel()
+
+
+FLOODS = {f.__name__: f for f in (unfinished, resets, few_resets_each, idle,
+                                  long_texts, bombs, codecs)}
+# Of well-formed requests, as many as go: what other tenants share with.
+TENANT_FLOODS = {f.__name__: f for f in (prompts, answers, histories)}
 
 if __name__ == "__main__":
     NAME, ADDRESS, METRICS, SECONDS, TOKEN = sys.argv[1:]
-    FLOODS[NAME](ADDRESS, METRICS, time.monotonic() + float(SECONDS), TOKEN)
+    (FLOODS | TENANT_FLOODS)[NAME](ADDRESS, METRICS, time.monotonic() + float(SECONDS), TOKEN)

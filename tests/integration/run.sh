@@ -27,14 +27,7 @@ export XCACHE_BUILD=$BUILD
 export XCACHE_SOURCE_DIR=$ROOT
 export PYTHONPATH=$STUBS:$ROOT/tests/integration
 export PYTHONDONTWRITEBYTECODE=1
-# Whatever else is configured on this machine must not steer the tests.
-for name in $(compgen -e | grep '^XCACHE_'); do
-  case $name in
-    XCACHE_BUILD | XCACHE_SOURCE_DIR | XCACHE_TEST_MODEL | XCACHE_SEED) ;;
-    XCACHE_FORCE_ISA | XCACHE_*_ROUNDS | XCACHE_*_SECONDS) ;;
-    *) unset "$name" ;;
-  esac
-done
+keep_test_variables
 cd "$ROOT/tests/integration"
 exec "$VENV/bin/python" -m pytest -p no:cacheprovider -q -rsx \
   --basetemp="$WORK/tmp" "$@"

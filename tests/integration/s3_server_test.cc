@@ -15,8 +15,8 @@
 #include "absl/strings/str_format.h"
 #include "cachestore/shared/s3_client.h"
 #include "cachestore/shared/s3_object_store.h"
+#include "tests/integration/s3_server_fixture.h"
 #include "tests/support/http_peer.h"
-#include "tests/support/weed_server.h"
 
 namespace xcache {
 namespace {
@@ -27,106 +27,6 @@ using std::chrono::steady_clock;
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
-
-constexpr char kBucket[] = "xcache-test";
-
-Credentials Ours() {
-  return {.access_key_id = WeedServer::kAccessKey,
-          .secret_key = WeedServer::kSecretKey,
-          .session_token = ""};
-}
-
-HttpEndpoint Endpoint(int port) {
-  return {.tls = false, .host = absl::StrCat("127.0.0.1:", port)};
-}
-
-std::unique_ptr<ObjectStore> Open(int port, const S3Location& location,
-                                  const Credentials& credentials = Ours(),
-                                  const HttpOptions& http_options = {},
-                                  S3Options options = {}) {
-  options.location = location;
-  options.endpoint = Endpoint(port);
-  return *OpenS3ObjectStore(options, *HttpClient::Create(http_options),
-                            FixedCredentials(credentials));
-}
-
-// Bytes that are not alike anywhere.
-std::string SomeBytes(size_t size, uint64_t seed) {
-  std::string bytes(size, 0);
-  uint64_t state = seed * 2 + 1;
-  for (char& c : bytes) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    c = static_cast<char>(state >> 56);
-  }
-  return bytes;
-}
-
-// One server for all tests: it takes seconds to start.
-class S3ServerTest : public testing::Test {
- protected:
-  static void SetUpTestSuite() {
-    const char* program = std::getenv("XCACHE_WEED");
-    if (program == nullptr) return;
-    folder_ =
-        testing::TempDir() + "/s3_server_test_" + std::to_string(::getpid());
-    std::filesystem::remove_all(folder_);
-    server_ = std::make_unique<WeedServer>(program, folder_);
-    ASSERT_TRUE(server_->Start()) << folder_ << "/log says why";
-    MakeBucket();
-    // The first object takes it seconds.
-    AwaitReady(*Open(server_->port(), {.bucket = kBucket}));
-  }
-  static void TearDownTestSuite() {
-    server_.reset();
-    if (!folder_.empty()) std::filesystem::remove_all(folder_);
-  }
-  void SetUp() override {
-    if (server_ == nullptr) {
-      GTEST_SKIP() << "XCACHE_WEED does not name SeaweedFS's program";
-    }
-    // A prefix of its own for each test.
-    location_ = {
-        .bucket = kBucket,
-        .prefix = absl::StrCat(
-            testing::UnitTest::GetInstance()->current_test_info()->name(),
-            "/")};
-    store_ = Open(server_->port(), location_);
-  }
-
-  // The server listens before it is ready.
-  static void MakeBucket() {
-    const auto end = steady_clock::now() + seconds(60);
-    S3Client client({.location = {.bucket = kBucket},
-                     .endpoint = Endpoint(server_->port()),
-                     .region = "us-east-1"},
-                    *HttpClient::Create({}), FixedCredentials(Ours()));
-    absl::Status status;
-    do {
-      std::promise<absl::Status> done;
-      client.Send({.method = "PUT", .deadline = end}, [&done](S3Reply reply) {
-        done.set_value(reply.verdict.status);
-      });
-      status = done.get_future().get();
-    } while (!status.ok() && steady_clock::now() < end);
-    ASSERT_TRUE(status.ok()) << status;
-  }
-  static void AwaitReady(ObjectStore& store) {
-    const auto end = steady_clock::now() + seconds(60);
-    while (steady_clock::now() < end) {
-      if (store.Put("ready", "x", {.timeout = milliseconds(1000)}).ok()) return;
-      std::this_thread::sleep_for(milliseconds(100));
-    }
-    FAIL() << "the server does not come back";
-  }
-
-  static std::string folder_;
-  static std::unique_ptr<WeedServer> server_;
-  S3Location location_;
-  std::unique_ptr<ObjectStore> store_;
-};
-
-std::string S3ServerTest::folder_;
-std::unique_ptr<WeedServer> S3ServerTest::server_;
 
 TEST_F(S3ServerTest, PutGetReplaceDelete) {
   const auto first = store_->Put("a/b", "first");

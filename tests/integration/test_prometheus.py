@@ -3,52 +3,24 @@
 import json
 import math
 import re
-import shutil
+import struct
 import subprocess
+import sys
 import time
-import urllib.parse
-import urllib.request
 
 import grpc
 import pytest
 from xcache.v1 import sessions_pb2
 
 import harness
+from prometheus import get, prometheus, query
 
 
 @pytest.fixture
-def prometheus(server, tmp_path):
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("Debian's package prometheus is not installed")
-    (tmp_path / "prometheus.yml").write_text(json.dumps({
-        "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
-        "scrape_configs": [{
-            "job_name": "xcache",
-            "static_configs": [{"targets": [server.metrics_address]}]}]}))
-    port = harness.free_port()
-    process = subprocess.Popen(
-        [program, f"--config.file={tmp_path}/prometheus.yml",
-         f"--storage.tsdb.path={tmp_path}/data",
-         f"--web.listen-address=127.0.0.1:{port}"],
-        stdout=subprocess.DEVNULL, stderr=open(tmp_path / "log", "wb"))
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def query(prometheus, expression):
-    url = f"{prometheus}/api/v1/query?" + urllib.parse.urlencode(
-        {"query": expression})
-    try:
-        with harness.NO_PROXY.open(url, timeout=5) as answer:
-            body = json.load(answer)
-    except OSError:
-        return []
-    assert body["status"] == "success"
-    return body["data"]["result"]
+def address(server, tmp_path):
+    """Of a Prometheus that looks at the server."""
+    with prometheus([server.metrics_address], tmp_path) as running:
+        yield running
 
 
 def published_queries():
@@ -60,7 +32,7 @@ def published_queries():
     return queries
 
 
-def test_every_published_query_has_an_answer(client, prometheus):
+def test_every_published_query_has_an_answer(client, address):
     # A conversation that comes back from its pages, and a failure, while
     # Prometheus looks: a rate needs two looks.
     session = client.sessions.CreateSession(
@@ -74,9 +46,7 @@ def test_every_published_query_has_an_answer(client, prometheus):
             client.sessions.GetSession(
                 sessions_pb2.GetSessionRequest(id="nobody"))
         # Not even NaN: something was divided by something.
-        answers = {text: [float(r["value"][1])
-                          for r in query(prometheus, text)]
-                   for text in published_queries()}
+        answers = {text: query(address, text) for text in published_queries()}
         silent = [text for text, values in answers.items()
                   if not values or not all(map(math.isfinite, values))]
         if not silent:
@@ -85,25 +55,50 @@ def test_every_published_query_has_an_answer(client, prometheus):
     assert not silent, silent
 
 
-def test_prometheus_scrapes_and_answers(client, prometheus):
+def test_the_boards_are_drawn_without_a_grafana(client, address, tmp_path):
+    client.chat(messages="hello")
+    harness.wait_until(
+        lambda: query(address, "sum(xcache_requests_total) > 0"),
+        what="the chat to be scraped")
+    picture = tmp_path / "boards.png"
+    # Below the build, so that the packages are got once.
+    words = [sys.executable, harness.SOURCE / "deploy/preview_dashboards.py",
+             "--prometheus", address, "--out", picture, "--minutes", "1",
+             "--work", harness.BUILD / "integration"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    empty = json.loads(done.stdout)["empty"]
+    # There are no recording rules here, and so no figures of theirs.
+    assert "XCache: users: Requests that fail" in empty
+    assert "XCache: fleet: Servers" not in empty
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    assert width > 1000 and height > 1000
+    # A picture with holes is no success where that is asked.
+    strict = subprocess.run([*words, "--strict"], capture_output=True,
+                            timeout=300)
+    assert strict.returncode == 1
+    wrong = subprocess.run([*words, "--boards", "nothing"],
+                           capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2 and "cache, fleet, users" in wrong.stderr
+
+
+def test_prometheus_scrapes_and_answers(client, address):
     for _ in range(3):
         client.chat(messages="hello")
-    up = harness.wait_until(
-        lambda: [r for r in query(prometheus, 'up{job="xcache"}')
-                 if r["value"][1] == "1"], 60, "the first scrape")
+    up = harness.wait_until(lambda: query(address, 'up{job="xcache"} == 1'),
+                            60, "the first scrape")
     assert len(up) == 1
     chats = harness.wait_until(
-        lambda: query(prometheus,
+        lambda: query(address,
                       'xcache_requests_total{method="Chat",code="OK"} >= 3'),
         what="the chats to be scraped")
-    assert float(chats[0]["value"][1]) >= 3
-    quantile = query(prometheus, "histogram_quantile(0.5, sum by (le) "
-                                 "(xcache_ttft_seconds_bucket))")
-    assert 0 < float(quantile[0]["value"][1]) < 60
+    assert chats[0] >= 3
+    quantile = query(address, "histogram_quantile(0.5, sum by (le) "
+                              "(xcache_ttft_seconds_bucket))")
+    assert 0 < quantile[0] < 60
     # Prometheus itself finds nothing to complain about in the page's types.
-    with harness.NO_PROXY.open(f"{prometheus}/api/v1/metadata",
-                                timeout=5) as answer:
-        metadata = json.load(answer)["data"]
+    metadata = json.loads(get(f"{address}/api/v1/metadata"))["data"]
     assert metadata["xcache_requests_total"][0]["type"] == "counter"
     assert metadata["xcache_ttft_seconds"][0]["type"] == "histogram"
     assert metadata["xcache_pages"][0]["type"] == "gauge"

@@ -21,3 +21,17 @@ make_stubs() {
   "$VENV/bin/python" -m grpc_tools.protoc -I "$2/proto" \
     --python_out="$STUBS" --grpc_python_out="$STUBS" "$2"/proto/xcache/v1/*.proto
 }
+
+# keep_test_variables: of XCACHE_*, what tests ask for. Whatever else is configured
+# on this machine must not steer them.
+keep_test_variables() {
+  local name
+  for name in $(compgen -e | grep '^XCACHE_'); do
+    case $name in
+      XCACHE_BUILD | XCACHE_SOURCE_DIR | XCACHE_TEST_MODEL | XCACHE_SEED) ;;
+      XCACHE_FORCE_ISA | XCACHE_*_ROUNDS | XCACHE_*_SECONDS) ;;
+      XCACHE_FLEET_EVENTS) ;;
+      *) unset "$name" ;;
+    esac
+  done
+}

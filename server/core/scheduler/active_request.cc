@@ -26,6 +26,17 @@ int64_t ActiveRequest::max_tokens(int64_t max_context) const {
   return prompt_tokens + std::min(more, max_context - prompt_tokens);
 }
 
+int64_t ActiveRequest::asked_tokens() const {
+  if (lease == nullptr || kept_messages == 0) return prompt_tokens;
+  return prompt_tokens - lease->record().messages[kept_messages - 1].token_end;
+}
+
+void ActiveRequest::GiveBack() {
+  queued_tokens = TenantHold();
+  minute_tokens = TenantHold();
+  page_bytes = TenantHold();
+}
+
 void ActiveRequest::EndLoad() {
   if (load_ended != nullptr) *load_ended = true;
   load_ended = nullptr;
@@ -38,11 +49,12 @@ std::span<const TokenId> ActiveRequest::TokensOfBlock(
       static_cast<size_t>(block_index * kBlockTokens), kBlockTokens);
 }
 
-const PageKey& ActiveRequest::KeyOfBlock(int64_t block_index) {
+const PageKey& ActiveRequest::KeyOfBlock(int64_t block_index,
+                                         const Digest& cache_fp) {
   while (static_cast<int64_t>(keys.size()) <= block_index) {
     const PageKey parent = keys.empty() ? kRootPageKey : keys.back();
     keys.push_back(
-        ComputePageKey(codec->cache_fp(), base.tenant, parent,
+        ComputePageKey(cache_fp, base.tenant, parent,
                        TokensOfBlock(static_cast<int64_t>(keys.size()))));
   }
   return keys[static_cast<size_t>(block_index)];

@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/page_key.h"
+#include "cachestore/page_prefetch.h"
 #include "cachestore/page_store.h"
 #include "engine/base/memory_budget.h"
 #include "engine/engine.h"
@@ -27,6 +28,7 @@
 #include "server/core/request.h"
 #include "server/core/scheduler/stop_matcher.h"
 #include "server/core/sessions/manager.h"
+#include "server/core/tenants/tenant_ledger.h"
 
 namespace xcache {
 
@@ -45,6 +47,16 @@ struct RestoreSlot {
   std::optional<PageHit> hit;
 };
 
+// A request's pages that only the shared tier has (remote_pages.h).
+struct RemoteWait {
+  bool asked = false;
+  std::unique_ptr<PagePrefetch> prefetch;  // null: nothing is to come
+  SteadyTime began;  // of the wait for the next page; the epoch: does not wait
+  SteadyTime until;  // it waits no longer than that
+  double waited_seconds = 0;  // by waits that have ended
+  double saved_seconds = 0;   // by pages that came
+};
+
 struct ActiveRequest {
   // What was asked.
   uint64_t id = 0;
@@ -56,6 +68,13 @@ struct ActiveRequest {
   std::string codec_spec;
   CodecRef codec;  // known once admitted
   RematPolicy remat = RematPolicy::kResume;
+
+  // What its tenant's limits gave it.
+  TenantHold queued_tokens;  // while it waits for the first time
+  TenantHold minute_tokens;  // those that it may still use
+  TenantHold page_bytes;     // of the pages that it may add to its session
+  // Tokens of the prompt that its session does not hold yet.
+  int64_t asked_tokens() const;
 
   // The session's turn; null without a session.
   std::unique_ptr<SessionManager::Lease> lease;
@@ -76,6 +95,7 @@ struct ActiveRequest {
   uint64_t order = 0;  // of admission; an older one is never preempted for it
   bool preempted = false;
   bool may_compute = false;  // the last plan said so
+  uint64_t last_step = 0;    // the last one that it was in
   bool waiting = false;      // for another request's block
   SteadyTime stalled_since;  // no memory, alone; the epoch: is not
   bool solo = false;  // a step with it failed: next it runs in one of its own
@@ -85,6 +105,7 @@ struct ActiveRequest {
   std::vector<PageKey> flights;     // blocks that others wait to get from it
   // Set once nobody wants the pages under way any more; loaders look at it.
   std::shared_ptr<std::atomic<bool>> load_ended;
+  RemoteWait remote;
   int64_t no_restore_before = 0;  // blocks below this index are computed
   bool load_retried = false;
 
@@ -124,9 +145,15 @@ struct ActiveRequest {
     return kind != RequestKind::kScore && generated() > 0 &&
            live.num_rows() + 1 == target_rows();
   }
+  // Its limits are its tenant's again: it has ended.
+  void GiveBack();
   // Forgets the pages that it waits for or has.
   void EndLoad();
-  const PageKey& KeyOfBlock(int64_t block_index);
+  const PageKey& KeyOfBlock(int64_t block_index) {
+    return KeyOfBlock(block_index, codec->cache_fp());
+  }
+  // Of a codec that is not its own yet, but will be.
+  const PageKey& KeyOfBlock(int64_t block_index, const Digest& cache_fp);
   std::span<const TokenId> TokensOfBlock(int64_t block_index) const;
 
   // Appends a sampled token to the context and its text to the sink. Returns

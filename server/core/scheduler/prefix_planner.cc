@@ -24,11 +24,20 @@ bool Promised(ActiveRequest& request, int64_t block) {
 }  // namespace
 
 PrefixPlanner::Plan PrefixPlanner::Next(ActiveRequest& request) {
+  Plan plan = NextHere(request);
+  if (plan.action != Action::kAwait) remote_.EndWait(request);
+  return plan;
+}
+
+PrefixPlanner::Plan PrefixPlanner::NextHere(ActiveRequest& request) {
   if (request.options.no_cache || request.live.num_rows() % kBlockTokens != 0)
     return {};
   while (true) {
     const auto block = static_cast<int64_t>(request.live.holds.size());
-    if (block >= request.reusable_blocks()) return {};
+    if (block >= request.reusable_blocks()) {
+      remote_.Finish(request);
+      return {};
+    }
     const PageKey key = request.KeyOfBlock(block);
     const ActiveRequest* const maker = flights_.MakerOf(key);
     if (maker == &request) return {};
@@ -43,8 +52,11 @@ PrefixPlanner::Plan PrefixPlanner::Next(ActiveRequest& request) {
         restore_ != ServerCoreOptions::Restore::kNever) {
       std::vector<PageKey> load = PagesFrom(request, block);
       const auto n = static_cast<int64_t>(load.size());
+      if (n == 0 && remote_.MustWait(request, key)) {
+        return {.action = Action::kAwait, .load = {}};
+      }
       if (n > 0 && (restore_ == ServerCoreOptions::Restore::kAlways ||
-                    rates_.PreferRestore(n))) {
+                    PreferRestore(load))) {
         for (const PageKey& page : load) flights_.Begin(request, page);
         return {.action = Action::kLoad, .load = std::move(load)};
       }
@@ -60,6 +72,15 @@ PrefixPlanner::Plan PrefixPlanner::Next(ActiveRequest& request) {
     flights_.Begin(request, key);
     return {};
   }
+}
+
+bool PrefixPlanner::PreferRestore(const std::vector<PageKey>& pages) {
+  int64_t from_host = 0;
+  for (const PageKey& page : pages) {
+    if (pages_.TierOf(page) == PageTier::kHost) ++from_host;
+  }
+  return rates_.PreferRestore(from_host,
+                              static_cast<int64_t>(pages.size()) - from_host);
 }
 
 // The run of pages that the store has and nobody else is making.

@@ -1,7 +1,7 @@
 // What a request does next at a block boundary of its prompt: take the block
 // from the working sets, wait for the request that is making it, have pages
-// read, or compute. Decides; moves no page and runs no step. Scheduler's thread
-// only.
+// read, wait for one on its way from the shared tier, or compute. Decides;
+// moves no page and runs no step. Scheduler's thread only.
 #ifndef XCACHE_SERVER_CORE_SCHEDULER_PREFIX_PLANNER_H_
 #define XCACHE_SERVER_CORE_SCHEDULER_PREFIX_PLANNER_H_
 
@@ -16,6 +16,7 @@
 #include "server/core/scheduler/active_request.h"
 #include "server/core/scheduler/flights.h"
 #include "server/core/scheduler/rates.h"
+#include "server/core/scheduler/remote_pages.h"
 #include "server/core/scheduler/working_sets.h"
 
 namespace xcache {
@@ -26,17 +27,20 @@ class PrefixPlanner {
     kCompute,  // forward the next tokens
     kWait,     // another request is making the next block
     kLoad,     // read the pages named by `load`
+    kAwait,    // the next page is on its way from the shared tier
   };
   struct Plan {
     Action action = Action::kCompute;
     std::vector<PageKey> load;
   };
 
-  PrefixPlanner(WorkingSets& working_sets, const PageStore& pages, Rates& rates,
-                CoreMetrics& metrics, ServerCoreOptions::Restore restore)
+  PrefixPlanner(WorkingSets& working_sets, const PageStore& pages,
+                RemotePages& remote, Rates& rates, CoreMetrics& metrics,
+                ServerCoreOptions::Restore restore)
       : cache_(working_sets.blocks()),
         flights_(working_sets.flights()),
         pages_(pages),
+        remote_(remote),
         rates_(rates),
         metrics_(metrics),
         restore_(restore) {}
@@ -47,12 +51,15 @@ class PrefixPlanner {
   Plan Next(ActiveRequest& request);
 
  private:
+  Plan NextHere(ActiveRequest& request);
   std::vector<PageKey> PagesFrom(ActiveRequest& request,
                                  int64_t first_block) const;
+  bool PreferRestore(const std::vector<PageKey>& pages);
 
   BlockCache& cache_;
   Flights& flights_;
   const PageStore& pages_;
+  RemotePages& remote_;
   Rates& rates_;
   CoreMetrics& metrics_;
   const ServerCoreOptions::Restore restore_;

@@ -1,6 +1,8 @@
 // Running averages of the machine's rates.
 #include "server/core/scheduler/rates.h"
 
+#include <algorithm>
+
 #include "engine/types.h"
 
 namespace xcache {
@@ -35,10 +37,26 @@ void Rates::AddRemat(int64_t num_blocks, double seconds) {
   Add(&values_.remat_block, seconds / static_cast<double>(num_blocks));
 }
 
-void Rates::AddLoad(int64_t num_blocks, double seconds) {
+void Rates::AddLoad(int64_t from_host, int64_t from_disk, double seconds) {
+  MutexLock lock(mu_);
+  if (from_disk == 0 && from_host > 0) {
+    Add(&values_.load_block_host, seconds / static_cast<double>(from_host));
+  } else if (from_disk > 0) {
+    const double others = static_cast<double>(from_host);
+    const double disk = seconds - others * values_.load_block_host;
+    Add(&values_.load_block_disk,
+        std::max(disk, 0.0) / static_cast<double>(from_disk));
+  }
+}
+
+void Rates::AddFetch(int64_t num_blocks, double first_seconds,
+                     double last_seconds) {
   if (num_blocks <= 0) return;
   MutexLock lock(mu_);
-  Add(&values_.load_block, seconds / static_cast<double>(num_blocks));
+  Add(&values_.fetch_first, first_seconds);
+  if (num_blocks == 1) return;
+  Add(&values_.fetch_block,
+      (last_seconds - first_seconds) / static_cast<double>(num_blocks - 1));
 }
 
 void Rates::AddService(double seconds) {
@@ -56,15 +74,31 @@ Rates::Values Rates::values() const {
   return values_;
 }
 
-bool Rates::PreferRestore(int64_t num_blocks) {
+bool Rates::PreferRestore(int64_t from_host, int64_t from_disk) {
   MutexLock lock(mu_);
   const Values& v = values_;
+  const auto host = static_cast<double>(from_host);
+  const auto disk = static_cast<double>(from_disk);
+  return Prefer(host * v.load_block_host + disk * v.load_block_disk,
+                host + disk, &num_recomputes_);
+}
+
+bool Rates::PreferFetch(int64_t num_blocks) {
+  MutexLock lock(mu_);
+  const Values& v = values_;
+  const auto n = static_cast<double>(num_blocks);
+  return Prefer(v.fetch_first + n * (v.fetch_block + v.load_block_host), n,
+                &num_not_fetched_);
+}
+
+// `load`: until the pages are here, in seconds.
+bool Rates::Prefer(double load, double num_blocks, uint64_t* num_refused) {
+  const Values& v = values_;
   if (v.prefill_token == 0 || v.remat_block == 0) return true;
-  const double n = static_cast<double>(num_blocks);
-  const double restore = n * (v.load_block + v.remat_block);
-  const double compute = n * kBlockTokens * v.prefill_token;
+  const double restore = load + num_blocks * v.remat_block;
+  const double compute = num_blocks * kBlockTokens * v.prefill_token;
   if (restore <= compute) return true;
-  return ++num_recomputes_ % 32 == 0;
+  return ++*num_refused % 32 == 0;
 }
 
 }  // namespace xcache

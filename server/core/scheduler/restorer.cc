@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -46,7 +48,7 @@ std::vector<RematJob> NextRemats(const ActiveRequest& request, int64_t most) {
 
 Restorer::Restorer(const ServerCoreDeps& deps, const ServerCoreOptions& options,
                    RunQueue& queue, WorkingSets& working_sets,
-                   TurnFinisher& finisher, Rates& rates,
+                   TurnFinisher& finisher, Rates& rates, FairShares& shares,
                    std::function<void()> wake)
     : engine_(*deps.engine),
       pages_(deps.store->pages()),
@@ -55,12 +57,14 @@ Restorer::Restorer(const ServerCoreDeps& deps, const ServerCoreOptions& options,
       working_sets_(working_sets),
       finisher_(finisher),
       rates_(rates),
+      shares_(shares),
       wake_(std::move(wake)),
-      planner_(working_sets, pages_, rates, metrics_, options.restore),
+      remote_(*deps.store, working_sets.blocks(), rates, metrics_,
+              options.restore, wake_),
+      planner_(working_sets, pages_, remote_, rates, metrics_, options.restore),
       loaders_(options.loader_threads) {}
 
 bool Restorer::PlanAndRestore() {
-  RunQueue::RequestPtr to_restore;  // it may end in this
   for (const RunQueue::RequestPtr& request : queue_.running()) {
     request->may_compute = false;
     if (request->state == RequestState::kReady) {
@@ -75,31 +79,70 @@ bool Restorer::PlanAndRestore() {
         StartLoad(*request, std::move(plan.load));
       }
     }
-    if (to_restore == nullptr && request->state == RequestState::kRestoring &&
-        request->restore.front().hit.has_value()) {
-      to_restore = request;
-    }
   }
+  // It may end in this.
+  const RunQueue::RequestPtr to_restore = NextToRestore();
   if (to_restore == nullptr || !RestoreSlice(*to_restore)) return false;
   StageSlice(*to_restore);
   return true;
 }
 
-int64_t Restorer::MaxSlice() const {
+std::vector<FairShares::Part> Restorer::NextParts() const {
+  std::map<std::string_view, FairShares::Part> parts;
+  for (const RunQueue::RequestPtr& request : queue_.running()) {
+    if (!request->may_compute) continue;
+    const auto [it, is_new] = parts.try_emplace(request->base.tenant);
+    FairShares::Part& part = it->second;
+    if (is_new) part = shares_.PartOf(request->base.tenant);
+    ++part.wants;
+    if (!request->decoding()) continue;
+    part.waits = true;
+    ++part.gets;
+  }
+  std::vector<FairShares::Part> out;
+  for (auto& [tenant, part] : parts) out.push_back(std::move(part));
+  return out;
+}
+
+RunQueue::RequestPtr Restorer::NextToRestore() const {
+  const std::vector<FairShares::Part> parts = NextParts();
+  RunQueue::RequestPtr next;
+  double least = 0;
+  for (const RunQueue::RequestPtr& request : queue_.running()) {
+    if (request->state != RequestState::kRestoring ||
+        !request->restore.front().hit.has_value()) {
+      continue;
+    }
+    const std::string& tenant = request->base.tenant;
+    const double time = shares_.VirtualTime(tenant);
+    if (next != nullptr && time >= least) continue;
+    if (shares_.RestoreSeconds(tenant, parts) <= 0) continue;
+    next = request;
+    least = time;
+  }
+  return next;
+}
+
+int64_t Restorer::MaxSlice(const ActiveRequest& request) const {
   const bool others_compute =
       std::any_of(queue_.running().begin(), queue_.running().end(),
                   [](const auto& other) { return other->may_compute; });
   const int64_t most = engine_.max_useful_remat_jobs();
   const double block = rates_.values().remat_block;
   if (!others_compute || block <= 0) return most;
-  return std::clamp(static_cast<int64_t>(kRestoreSliceSeconds / block),
-                    kMinSlice, most);
+  const double share = shares_.RestoreSeconds(request.base.tenant, NextParts());
+  // Beside another tenant's answers one at a time, where they take long; what
+  // is over its share is made up for.
+  const int64_t least = share == FairShares::kNoLimit ? kMinSlice : 1;
+  const double seconds = std::min(kRestoreSliceSeconds, share);
+  return std::clamp(static_cast<int64_t>(seconds / block), least,
+                    std::max(least, most));
 }
 
 void Restorer::StageSlice(ActiveRequest& request) {
   request.num_staged = 0;
   if (request.state != RequestState::kRestoring) return;
-  const std::vector<RematJob> next = NextRemats(request, MaxSlice());
+  const std::vector<RematJob> next = NextRemats(request, MaxSlice(request));
   if (next.empty()) return;
   request.num_staged = engine_.StagePages(*request.codec, next);
 }
@@ -140,7 +183,13 @@ void Restorer::Load(Loaded loaded, std::span<const PageKey> keys) {
     loaded.pages.push_back({.key = key, .hit = *std::move(hit)});
   }
   const double seconds = SecondsBetween(begin, steady_clock::now());
-  rates_.AddLoad(static_cast<int64_t>(loaded.pages.size()), seconds);
+  const auto from_host = std::count_if(
+      loaded.pages.begin(), loaded.pages.end(), [](const RestoreSlot& page) {
+        return page.hit->tier == PageTier::kHost;
+      });
+  rates_.AddLoad(from_host,
+                 static_cast<int64_t>(loaded.pages.size()) - from_host,
+                 seconds);
   metrics_.Observe(CoreHistogram::kPageLoad, seconds);
   {
     MutexLock lock(mu_);
@@ -218,7 +267,7 @@ void Restorer::EndRestore(ActiveRequest& request) {
 bool Restorer::RestoreSlice(ActiveRequest& request) {
   request.live.sequence.reset();  // made anew from its blocks
   const std::vector<RematJob> remat =
-      NextRemats(request, std::max(MaxSlice(), request.num_staged));
+      NextRemats(request, std::max(MaxSlice(request), request.num_staged));
   std::vector<MemoryReservation> memory;
   while (memory.size() < remat.size()) {
     absl::StatusOr<MemoryReservation> block = working_sets_.Reserve(
@@ -237,6 +286,7 @@ bool Restorer::RestoreSlice(ActiveRequest& request) {
       engine_.Remat(*request.codec, remat);
   const SteadyTime end = steady_clock::now();
   rates_.AddRemat(slice, SecondsBetween(begin, end));
+  shares_.Restored(request.base.tenant, SecondsBetween(begin, end));
   metrics_.Observe(CoreHistogram::kRematBlock,
                    SecondsBetween(begin, end) / static_cast<double>(slice));
   request.final.timings.remat_us += MicrosBetween(begin, end);
@@ -267,10 +317,12 @@ bool Restorer::RestoreSlice(ActiveRequest& request) {
         /*stored=*/true));
     working_sets_.flights().Land(request, page.key);
     metrics_.Add(CoreCounter::kBlocksRematerialized, 1);
+    const bool is_remote = remote_.Used(request, page.key);
     if (request.preempted) continue;
-    (page.hit->tier == PageTier::kHost ? request.final.reused.host
-                                       : request.final.reused.disk) +=
-        kBlockTokens;
+    ReusedCounts& reused = request.final.reused;
+    (is_remote                           ? reused.remote
+     : page.hit->tier == PageTier::kHost ? reused.host
+                                         : reused.disk) += kBlockTokens;
   }
   if (request.restore.empty()) EndRestore(request);
   return true;

@@ -22,8 +22,10 @@
 #include "server/core/core_metrics.h"
 #include "server/core/core_options.h"
 #include "server/core/scheduler/active_request.h"
+#include "server/core/scheduler/fair_shares.h"
 #include "server/core/scheduler/prefix_planner.h"
 #include "server/core/scheduler/rates.h"
+#include "server/core/scheduler/remote_pages.h"
 #include "server/core/scheduler/run_queue.h"
 #include "server/core/scheduler/turn_finisher.h"
 #include "server/core/scheduler/work_queue.h"
@@ -37,14 +39,16 @@ class Restorer {
   // TakeLoaded().
   Restorer(const ServerCoreDeps& deps, const ServerCoreOptions& options,
            RunQueue& queue, WorkingSets& working_sets, TurnFinisher& finisher,
-           Rates& rates, std::function<void()> wake);
+           Rates& rates, FairShares& shares, std::function<void()> wake);
 
   // Gives requests the pages that were read for them.
   void TakeLoaded() XC_EXCLUDES(mu_);
   // Says of every running request whether it may compute now
   // (ActiveRequest::may_compute), has pages read for those that want some, and
-  // rematerializes a slice of the oldest that has some. Returns whether it did.
+  // rematerializes a slice of the oldest that has some, of the tenant that is
+  // behind, as far as others wait for a token. Returns whether it did.
   bool PlanAndRestore();
+  RemotePages& remote() { return remote_; }
   // Waits for reads under way. Idempotent.
   void Stop() { loaders_.Stop(); }
 
@@ -65,7 +69,11 @@ class Restorer {
                   const absl::Status& status);
   void EndRestore(ActiveRequest& request);
   bool RestoreSlice(ActiveRequest& request);
-  int64_t MaxSlice() const;
+  // Who is to rematerialize now; null: nobody.
+  RunQueue::RequestPtr NextToRestore() const;
+  // The tenants of the next step.
+  std::vector<FairShares::Part> NextParts() const;
+  int64_t MaxSlice(const ActiveRequest& request) const;
   // Pages of the next slice travel to the device beside the step that comes
   // before it.
   void StageSlice(ActiveRequest& request);
@@ -77,7 +85,9 @@ class Restorer {
   WorkingSets& working_sets_;
   TurnFinisher& finisher_;
   Rates& rates_;
+  FairShares& shares_;
   const std::function<void()> wake_;
+  RemotePages remote_;
   PrefixPlanner planner_;
 
   Mutex mu_;

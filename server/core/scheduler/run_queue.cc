@@ -6,12 +6,18 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
 #include "server/core/reason.h"
+#include "server/core/tenants/take.h"
 
 namespace xcache {
 namespace {
 
 using std::chrono::steady_clock;
+
+// What one of several tenants may have, as a multiple of what it leaves free:
+// alone seven eighths, two of them seven fifteenths each.
+constexpr double kPart = 7;
 
 auto Is(const ActiveRequest& request) {
   return [&request](const auto& other) { return other.get() == &request; };
@@ -35,11 +41,44 @@ absl::Status RunQueue::Enter(RequestPtr request) {
             " tokens of at most ", options_.max_queue_tokens)),
         Reason::kQueueFull);
   }
+  const std::string& tenant = request->base.tenant;
+  if (!HasRoom(tenant, num_tokens)) {
+    metrics_.Add(CoreCounter::kQueueRejections, 1);
+    const Waiting& mine = waiting_by_tenant_[tenant];
+    return WithReason(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the queue is full for tenant '", tenant,
+            "', others may come: ", mine.requests, " requests of it wait and ",
+            options_.max_queue_requests - num_waiting_, " places are free, ",
+            mine.tokens, " tokens and ",
+            options_.max_queue_tokens - waiting_tokens_, " are free")),
+        Reason::kQueueFull);
+  }
+  XC_ASSIGN_OR_RETURN(
+      request->queued_tokens,
+      Take(tenants_, tenant, TenantLimit::kQueuedTokens, num_tokens));
+  Waiting& mine = waiting_by_tenant_[tenant];
+  ++mine.requests;
+  mine.tokens += num_tokens;
   ++num_waiting_;
   waiting_tokens_ += num_tokens;
   ++num_open_;
   entered_.push_back(std::move(request));
   return absl::OkStatus();
+}
+
+bool RunQueue::HasRoom(const std::string& tenant, int64_t num_tokens) const {
+  if (tenants_ == nullptr || !tenants_->has_several()) return true;
+  const auto it = waiting_by_tenant_.find(tenant);
+  if (it == waiting_by_tenant_.end()) return true;
+  const double part = kPart * static_cast<double>(WeightOf(tenants_, tenant));
+  const int64_t tokens = it->second.tokens + num_tokens;
+  const auto free_places =
+      static_cast<double>(options_.max_queue_requests - num_waiting_);
+  const auto free_tokens = static_cast<double>(options_.max_queue_tokens -
+                                               waiting_tokens_ - num_tokens);
+  return static_cast<double>(it->second.requests) < part * free_places &&
+         static_cast<double>(tokens) <= part * free_tokens;
 }
 
 void RunQueue::CountOut() {
@@ -95,17 +134,45 @@ void RunQueue::TakeEntered() {
 }
 
 ActiveRequest* RunQueue::Next() const {
-  if (waiting_.empty()) return nullptr;
-  const bool full = static_cast<int>(running_.size()) >= options_.max_running ||
-                    (hold_ && !running_.empty());
-  return full ? nullptr : waiting_.front().get();
+  const auto place = NextPlace();
+  return place == waiting_.end() ? nullptr : place->get();
+}
+
+std::deque<RunQueue::RequestPtr>::const_iterator RunQueue::NextPlace() const {
+  const auto num_running = static_cast<int>(running_.size());
+  if (num_running >= options_.max_running) return waiting_.end();
+  const auto free = static_cast<double>(options_.max_running - num_running);
+  const bool several = tenants_ != nullptr && tenants_->has_several();
+  std::map<std::string_view, double> run;  // for a tenant's weight
+  for (const RequestPtr& request : running_) run[request->base.tenant] += 1;
+  for (auto& [tenant, n] : run) {
+    n /= static_cast<double>(WeightOf(tenants_, tenant));
+  }
+  auto best = waiting_.end();
+  double least = 0;
+  std::set<std::string_view> seen;
+  for (auto it = waiting_.begin(); it != waiting_.end(); ++it) {
+    const std::string& tenant = (*it)->base.tenant;
+    if (!seen.insert(tenant).second) continue;
+    if (held_.contains(tenant) && num_running > 0) continue;
+    const auto mine = run.find(tenant);
+    const double n = mine == run.end() ? 0 : mine->second;
+    if (several && n >= kPart * free) continue;
+    if (best == waiting_.end() || n < least) {
+      best = it;
+      least = n;
+    }
+  }
+  return best;
 }
 
 void RunQueue::Admit() {
-  RequestPtr request = std::move(waiting_.front());
-  waiting_.pop_front();
+  const auto next = NextPlace();
+  RequestPtr request = *next;
+  waiting_.erase(next);
   LeaveQueue(*request);
   if (!request->preempted) {
+    request->minute_tokens.Spend(request->asked_tokens());
     request->admitted = steady_clock::now();
     request->order = ++next_order_;
     request->final.timings.queue_us =
@@ -133,7 +200,7 @@ void RunQueue::PutBack(ActiveRequest& request) {
         return !other->preempted || other->order > request.order;
       });
   waiting_.insert(place, std::move(owner));
-  hold_ = true;
+  held_.insert(request.base.tenant);
   ++changes_;
   Publish();
 }
@@ -149,7 +216,7 @@ RunQueue::RequestPtr RunQueue::Remove(ActiveRequest& request) {
     const auto it = std::find_if(running_.begin(), running_.end(), Is(request));
     owner = std::move(*it);
     running_.erase(it);
-    hold_ = false;
+    held_.clear();
     rates_.AddService(SecondsBetween(request.admitted, steady_clock::now()));
   }
   owner->state = RequestState::kDone;
@@ -158,11 +225,43 @@ RunQueue::RequestPtr RunQueue::Remove(ActiveRequest& request) {
   return owner;
 }
 
-void RunQueue::LeaveQueue(const ActiveRequest& request) {
+ActiveRequest* RunQueue::FirstToGiveWay(
+    const std::function<bool(const ActiveRequest&)>& holds) const {
+  struct OfTenant {
+    double holders = 0;
+    ActiveRequest* youngest = nullptr;
+  };
+  std::map<std::string_view, OfTenant> tenants;
+  for (const RequestPtr& request : running_) {
+    if (!holds(*request)) continue;
+    OfTenant& mine = tenants[request->base.tenant];
+    mine.holders += 1;
+    mine.youngest = request.get();
+  }
+  ActiveRequest* first = nullptr;
+  double most = 0;
+  for (const auto& [tenant, mine] : tenants) {
+    const double n =
+        mine.holders / static_cast<double>(WeightOf(tenants_, tenant));
+    if (first == nullptr || n > most ||
+        (n == most && mine.youngest->order > first->order)) {
+      first = mine.youngest;
+      most = n;
+    }
+  }
+  return first;
+}
+
+void RunQueue::LeaveQueue(ActiveRequest& request) {
   if (request.preempted) return;  // was counted out when it was admitted
+  request.queued_tokens = TenantHold();
+  const auto num_tokens = static_cast<int64_t>(request.tokens.size());
   MutexLock lock(mu_);
   --num_waiting_;
-  waiting_tokens_ -= static_cast<int64_t>(request.tokens.size());
+  waiting_tokens_ -= num_tokens;
+  const auto mine = waiting_by_tenant_.find(request.base.tenant);
+  mine->second.tokens -= num_tokens;
+  if (--mine->second.requests == 0) waiting_by_tenant_.erase(mine);
 }
 
 void RunQueue::Publish() {

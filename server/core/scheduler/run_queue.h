@@ -1,13 +1,22 @@
 // Who waits and who runs, in which order. Requests enter on any thread, up to
 // the queue's limits; the scheduler's thread lets them run in order of arrival,
 // and may put one back to its place in front. Knows nothing of what they do.
+//
+// Of several tenants none fills the queue or the places of those that run: each
+// may have so many times as much as it leaves free (kPart), so there is always
+// something left for the next one. The next to run is of the tenant that runs
+// least, for its weight.
 #ifndef XCACHE_SERVER_CORE_SCHEDULER_RUN_QUEUE_H_
 #define XCACHE_SERVER_CORE_SCHEDULER_RUN_QUEUE_H_
 
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <map>
 #include <memory>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -24,13 +33,19 @@ class RunQueue {
  public:
   using RequestPtr = std::shared_ptr<ActiveRequest>;
 
-  RunQueue(const ServerCoreOptions& options, CoreMetrics& metrics, Rates& rates)
-      : options_(options), metrics_(metrics), rates_(rates) {}
+  // `tenants` may be null.
+  RunQueue(const ServerCoreOptions& options, CoreMetrics& metrics, Rates& rates,
+           TenantLedger* tenants)
+      : options_(options),
+        metrics_(metrics),
+        rates_(rates),
+        tenants_(tenants) {}
 
   // On any thread.
 
-  // RESOURCE_EXHAUSTED: the queue is full; UNAVAILABLE: it is closed. What
-  // entered is told its end once, and then counted out.
+  // RESOURCE_EXHAUSTED: the queue is full, or what a tenant may have of it;
+  // UNAVAILABLE: it is closed. What entered is told its end once, and then
+  // counted out.
   absl::Status Enter(RequestPtr request) XC_EXCLUDES(mu_);
   void CountOut() XC_EXCLUDES(mu_);
   // Nothing enters from now on.
@@ -53,7 +68,7 @@ class RunQueue {
   const std::vector<RequestPtr>& running() const { return running_; }
   bool empty() const { return waiting_.empty() && running_.empty(); }
   // Who is to run next; null: nobody, or not now: there are as many as may run,
-  // or one was put back and none has ended since.
+  // or one of its tenant was put back and none has ended since.
   ActiveRequest* Next() const;
   // Next() runs. The first time it gets its place in the order.
   void Admit();
@@ -64,21 +79,38 @@ class RunQueue {
   // Rises when a running request ends or is put back: others may go on then.
   uint64_t changes() const { return changes_; }
 
+  // The running request that gives way first, of those that `holds` is true of:
+  // the youngest of the tenant that has the most of them, for its weight. Null:
+  // there is none.
+  ActiveRequest* FirstToGiveWay(
+      const std::function<bool(const ActiveRequest&)>& holds) const;
+
  private:
-  void LeaveQueue(const ActiveRequest& request) XC_EXCLUDES(mu_);
+  struct Waiting {  // never admitted yet
+    int64_t requests = 0;
+    int64_t tokens = 0;
+  };
+
+  // Whether its tenant may have one more request of so many tokens here.
+  bool HasRoom(const std::string& tenant, int64_t num_tokens) const
+      XC_REQUIRES(mu_);
+  std::deque<RequestPtr>::const_iterator NextPlace() const;
+  void LeaveQueue(ActiveRequest& request) XC_EXCLUDES(mu_);
   // Tells other threads of the lists.
   void Publish();
 
   const ServerCoreOptions options_;
   CoreMetrics& metrics_;
   Rates& rates_;
+  TenantLedger* const tenants_;
 
   // Scheduler's thread only.
   std::deque<RequestPtr> waiting_;
   std::vector<RequestPtr> running_;
   uint64_t next_order_ = 0;
   uint64_t changes_ = 0;
-  bool hold_ = false;  // one was put back, for lack of memory
+  // Tenants of which one was put back, for lack of memory.
+  std::set<std::string, std::less<>> held_;
 
   mutable Mutex mu_;
   CondVar counted_out_;
@@ -86,6 +118,8 @@ class RunQueue {
   bool closed_ XC_GUARDED_BY(mu_) = false;
   int64_t num_waiting_ XC_GUARDED_BY(mu_) = 0;  // never admitted yet
   int64_t waiting_tokens_ XC_GUARDED_BY(mu_) = 0;
+  std::map<std::string, Waiting, std::less<>> waiting_by_tenant_
+      XC_GUARDED_BY(mu_);
   int64_t num_open_ XC_GUARDED_BY(mu_) = 0;  // entered, not counted out
   std::atomic<uint64_t> num_running_{0};
   // When the first of the queue was submitted; the epoch: nobody waits.

@@ -6,11 +6,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cachestore/cache_store.h"
 #include "engine/base/log.h"
 #include "engine/base/memory_budget.h"
 #include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
+#include "engine/types.h"
 #include "server/core/reason.h"
+#include "server/core/tenants/take.h"
 
 namespace xcache {
 
@@ -22,13 +25,15 @@ Scheduler::Scheduler(const ServerCoreDeps& deps,
     : deps_(deps),
       engine_(*deps.engine),
       codecs_(codecs),
-      queue_(options, *deps.metrics, rates_),
+      max_context_(max_context),
+      shares_(deps.tenants),
+      queue_(options, *deps.metrics, rates_, deps.tenants),
       working_sets_(deps, queue_, [this] { Wake(); }),
       finisher_(deps, options.commit_threads, queue_, working_sets_),
       restorer_(deps, options, queue_, working_sets_, finisher_, rates_,
-                [this] { Wake(); }),
+                shares_, [this] { Wake(); }),
       step_builder_(deps, options.step_rows, max_context, queue_, working_sets_,
-                    finisher_, rates_) {}
+                    finisher_, rates_, shares_) {}
 
 void Scheduler::Start() {
   thread_ = std::thread([this] { Loop(); });
@@ -51,11 +56,42 @@ void Scheduler::Submit(const std::shared_ptr<ActiveRequest>& request) {
   if (request->base.cancellation != nullptr) {
     request->base.cancellation->SetWaker([this] { Wake(); });
   }
-  if (absl::Status status = queue_.Enter(request); !status.ok()) {
+  absl::Status status = TakeLimits(*request);
+  if (status.ok()) {
+    // As soon as may be: they come while it waits for its turn.
+    if (const CodecRef codec = codecs_.Find(request->codec_spec)) {
+      restorer_.remote().Ask(*request, codec->cache_fp());
+    }
+    status = queue_.Enter(request);
+  }
+  if (!status.ok()) {
     Refuse(*request, status);
     return;
   }
   Wake();
+}
+
+absl::Status Scheduler::TakeLimits(ActiveRequest& request) {
+  if (deps_.tenants == nullptr) return absl::OkStatus();
+  const std::string& tenant = request.base.tenant;
+  const int64_t most = request.max_tokens(max_context_);
+  XC_ASSIGN_OR_RETURN(
+      request.minute_tokens,
+      Take(deps_.tenants, tenant, TenantLimit::kTokensPerMinute,
+           request.asked_tokens() + most - request.prompt_tokens));
+  if (request.lease == nullptr || request.options.no_cache) {
+    return absl::OkStatus();
+  }
+  const auto num_pages =
+      static_cast<int64_t>(request.lease->record().page_keys.size());
+  const auto page_bytes =
+      static_cast<int64_t>(codecs_.PageBytes(request.codec_spec));
+  XC_ASSIGN_OR_RETURN(
+      request.page_bytes,
+      Take(deps_.tenants, tenant, TenantLimit::kPageBytes,
+           std::max<int64_t>(0, most / kBlockTokens - num_pages) * page_bytes,
+           deps_.store->sessions().UseOf(tenant).page_bytes));
+  return absl::OkStatus();
 }
 
 void Scheduler::Wake() {
@@ -170,6 +206,9 @@ void Scheduler::WaitForWork() {
   }
   for (const auto& request : queue_.running()) {
     until = std::min(until, request->base.deadline);
+    if (request->remote.began != SteadyTime()) {
+      until = std::min(until, request->remote.until);
+    }
     if (request->stalled_since == SteadyTime()) continue;
     until = std::min(until, steady_clock::now() + std::chrono::milliseconds(5));
   }
@@ -225,6 +264,7 @@ void Scheduler::Admit() {
       finisher_.FailOrCut(*request, status);
       continue;
     }
+    restorer_.remote().Ask(*request, request->codec->cache_fp());
     queue_.Admit();
     working_sets_.TakeIdle(*request);
   }

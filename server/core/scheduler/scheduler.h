@@ -2,7 +2,7 @@
 // round ends who is cancelled, admits who may run, restores a slice of a prefix
 // and computes a step. How is its parts' business: RunQueue (order), Restorer
 // (prefixes), StepBuilder (steps), TurnFinisher (endings), WorkingSets
-// (memory).
+// (memory), FairShares (tenants).
 //
 // Public methods are thread-safe.
 #ifndef XCACHE_SERVER_CORE_SCHEDULER_SCHEDULER_H_
@@ -26,6 +26,7 @@
 #include "server/core/core_options.h"
 #include "server/core/request.h"
 #include "server/core/scheduler/active_request.h"
+#include "server/core/scheduler/fair_shares.h"
 #include "server/core/scheduler/rates.h"
 #include "server/core/scheduler/restorer.h"
 #include "server/core/scheduler/run_queue.h"
@@ -47,7 +48,7 @@ class Scheduler {
   void Stop();
 
   // Takes a request whose prompt is complete, or ends it at once: queue full,
-  // draining.
+  // its tenant at a limit, draining.
   void Submit(const std::shared_ptr<ActiveRequest>& request);
   // Ends a request that was never taken.
   void Refuse(ActiveRequest& request, const absl::Status& status) {
@@ -78,6 +79,8 @@ class Scheduler {
   void EndCancelled();
   absl::Status WhyToEnd(const ActiveRequest& request, SteadyTime now) const;
   void Admit();
+  // Tokens and page bytes that the request may come to, of its tenant's limits.
+  absl::Status TakeLimits(ActiveRequest& request);
   // Opens the request's codec. What it will take must fit.
   absl::Status CheckAdmission(ActiveRequest& request);
   absl::StatusOr<CodecRef> OpenCodecHere(std::string_view spec);
@@ -86,7 +89,9 @@ class Scheduler {
   const ServerCoreDeps deps_;
   Engine& engine_;
   CodecTable& codecs_;
+  const int64_t max_context_;
   Rates rates_;
+  FairShares shares_;
 
   Mutex mu_;
   CondVar changed_;

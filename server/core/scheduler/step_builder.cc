@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -21,6 +23,13 @@ using std::chrono::steady_clock;
 
 // Steps with fewer rows of prompts say little about the rate of prefill.
 constexpr int64_t kMinRateRows = 32;
+
+// Rows that a request can have of one step.
+int64_t MostRows(const ActiveRequest& request) {
+  const int64_t rows = request.live.num_rows();
+  return std::min(kBlockTokens - rows % kBlockTokens,
+                  request.target_rows() - rows);
+}
 
 }  // namespace
 
@@ -84,18 +93,35 @@ StepBuilder::Step StepBuilder::Build() const {
     }
     ready.push_back(request);
   }
-  std::stable_partition(ready.begin(), ready.end(), [](const auto& request) {
-    return request->decoding();
+  const auto prompts = std::stable_partition(
+      ready.begin(), ready.end(),
+      [](const auto& request) { return request->decoding(); });
+  std::stable_sort(ready.begin(), prompts, [](const auto& a, const auto& b) {
+    return a->last_step < b->last_step;
   });
   Step step;
-  int64_t budget = step_rows_;
+  std::map<std::string_view, size_t> part_of;
+  for (const RunQueue::RequestPtr& request : ready) {
+    const auto [it, is_new] =
+        part_of.emplace(request->base.tenant, step.parts.size());
+    if (is_new) step.parts.push_back(shares_.PartOf(request->base.tenant));
+    FairShares::Part& part = step.parts[it->second];
+    part.wants += MostRows(*request);
+    part.waits = part.waits || request->decoding();
+  }
+  if (step.parts.empty()) return step;
+  shares_.Share(step_rows_, step.parts);
+  std::vector<int64_t> left;
+  for (const FairShares::Part& part : step.parts) left.push_back(part.gets);
   for (RunQueue::RequestPtr& request : ready) {
+    const size_t part = part_of.at(request->base.tenant);
+    int64_t& budget = left[part];
     const int64_t rows = request->live.num_rows();
     const int64_t target = request->target_rows();
-    const int64_t count =
-        std::min({kBlockTokens - rows % kBlockTokens, target - rows, budget});
-    if (count == 0) break;
+    const int64_t count = std::min(MostRows(*request), budget);
+    if (count == 0) continue;
     budget -= count;
+    if ((rows + count) % kBlockTokens == 0) ++step.parts[part].seals;
     StepItem item;
     item.sequence = request->live.sequence.get();
     item.tokens =
@@ -125,6 +151,7 @@ void StepBuilder::Run(Step step) {
     Failed(step, status);
     return;
   }
+  ++num_steps_;
   int64_t num_rows = 0;
   int64_t num_prefill = 0;
   for (size_t i = 0; i < step.items.size(); ++i) {
@@ -147,9 +174,12 @@ void StepBuilder::Run(Step step) {
   metrics_.Add(CoreCounter::kStepRows, static_cast<uint64_t>(num_rows));
   for (size_t i = 0; i < step.items.size(); ++i) {
     step.requests[i]->solo = false;
+    step.requests[i]->last_step = num_steps_;
     TakeSealed(*step.requests[i]);
     AfterRows(*step.requests[i], step.items[i], end);
   }
+  // With what comes after it: that is between two tokens, too.
+  shares_.Ran(step.parts, SecondsBetween(begin, steady_clock::now()));
 }
 
 void StepBuilder::Failed(const Step& step, const absl::Status& status) {
@@ -220,6 +250,7 @@ void StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
                      SecondsBetween(request.last_token, now));
   }
   request.last_token = now;
+  request.minute_tokens.Spend(1);
   const FinishReason reason =
       request.AcceptToken(token, *deps_.tokenizer, max_context_);
   if (reason != FinishReason::kNone) finisher_.Finish(request, reason);

@@ -1,6 +1,7 @@
 // One engine step: from the requests that may compute to what they sampled.
-// Each gets its rows of the step's budget, those that decode first; a block
-// that becomes full is sealed, shared and given to the store.
+// Tenants share the step's rows (FairShares), and each one's requests share its
+// part, those that decode first; a block that becomes full is sealed, shared
+// and given to the store.
 //
 // REQUIRES: scheduler's thread.
 #ifndef XCACHE_SERVER_CORE_SCHEDULER_STEP_BUILDER_H_
@@ -14,6 +15,7 @@
 #include "server/core/core_options.h"
 #include "server/core/request.h"
 #include "server/core/scheduler/active_request.h"
+#include "server/core/scheduler/fair_shares.h"
 #include "server/core/scheduler/rates.h"
 #include "server/core/scheduler/run_queue.h"
 #include "server/core/scheduler/turn_finisher.h"
@@ -26,7 +28,7 @@ class StepBuilder {
   // `max_context`: tokens where an answer ends.
   StepBuilder(const ServerCoreDeps& deps, int step_rows, int64_t max_context,
               RunQueue& queue, WorkingSets& working_sets,
-              TurnFinisher& finisher, Rates& rates)
+              TurnFinisher& finisher, Rates& rates, FairShares& shares)
       : deps_(deps),
         engine_(*deps.engine),
         metrics_(*deps.metrics),
@@ -35,19 +37,22 @@ class StepBuilder {
         queue_(queue),
         working_sets_(working_sets),
         finisher_(finisher),
-        rates_(rates) {}
+        rates_(rates),
+        shares_(shares) {}
 
   struct Step {
     std::vector<RunQueue::RequestPtr> requests;
     std::vector<StepItem> items;  // one for each of them
+    std::vector<FairShares::Part> parts;
   };
 
   // Builds a step and runs it. False: nobody has anything to compute.
   bool Compute();
 
   // The step of those that may compute, memory having been reserved for them:
-  // a row for each that decodes, then prompts' tokens by order of admission, to
-  // the end of a block at most, `step_rows` in all.
+  // of each tenant's part a row for each that decodes, who had none for longest
+  // first, then prompts' tokens by order of admission, to the end of a block at
+  // most; `step_rows` in all.
   Step Build() const;
 
  private:
@@ -70,6 +75,8 @@ class StepBuilder {
   WorkingSets& working_sets_;
   TurnFinisher& finisher_;
   Rates& rates_;
+  FairShares& shares_;
+  uint64_t num_steps_ = 0;
 };
 
 }  // namespace xcache

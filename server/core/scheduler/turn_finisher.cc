@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "engine/base/log.h"
 #include "engine/types.h"
+#include "server/core/reason.h"
 #include "server/core/sessions/remat_setting.h"
 
 namespace xcache {
@@ -91,6 +92,7 @@ SessionRecord TurnFinisher::NextRecord(ActiveRequest& request,
         request.keys.begin(),
         request.keys.begin() + static_cast<ptrdiff_t>(num_stored));
   }
+  next.page_bytes = next.page_keys.size() * request.codec->page_bytes();
   return next;
 }
 
@@ -121,9 +123,9 @@ void TurnFinisher::FailOrCut(ActiveRequest& request,
     return;
   }
   XC_LOG_WARN("answer ended for lack of memory",
-              "context_tokens={} generated_tokens={} why={}",
+              "context_tokens={} generated_tokens={} why={}{}",
               request.tokens.size(), request.generated(),
-              LogValue(std::string(status.message())));
+              LogValue(std::string(status.message())), request.base.log_ids);
   Finish(request, FinishReason::kContext);
 }
 
@@ -132,9 +134,11 @@ void TurnFinisher::Refuse(ActiveRequest& request, const absl::Status& status) {
     request.base.cancellation->SetWaker({});
   }
   if (absl::IsResourceExhausted(status)) {
-    request.final.retry_after_ms = queue_.RetryAfterMs();
+    request.final.retry_after_ms =
+        RetryAfterOf(status).value_or(queue_.RetryAfterMs());
   }
   request.lease.reset();
+  request.GiveBack();
   request.sink->OnFinish(status, request.final);
 }
 
@@ -144,27 +148,24 @@ void TurnFinisher::Commit(RunQueue::RequestPtr request, SessionRecord next) {
                     next = std::move(next)] {
     FinalInfo& final = request->final;
     const SteadyTime begin = steady_clock::now();
-    absl::Status status = request->lease->Commit(next);
+    absl::StatusOr<Committed> committed = request->lease->Commit(next);
     const SteadyTime end = steady_clock::now();
     final.timings.commit_us = MicrosBetween(begin, end);
-    final.durability = status.ok() ? Durability::kLocal : Durability::kMemory;
     final.turn = next.turn;
     metrics_.Observe(CoreHistogram::kCommit, SecondsBetween(begin, end));
+    const bool is_durable = committed.ok() && committed->why.ok();
     metrics_.Add(
-        status.ok() ? CoreCounter::kCommits : CoreCounter::kCommitFailures, 1);
-    if (KeptInMemory(status)) {
-      XC_LOG_WARN("turn not durable", "session={} turn={} why={}",
-                  LogValue(next.id), next.turn,
-                  LogValue(std::string(status.message())));
-      status = absl::OkStatus();
-    }
-    if (absl::IsAborted(status)) final.retry_after_ms = queue_.RetryAfterMs();
-    status = NotKept(status);
-    if (!status.ok()) {
+        is_durable ? CoreCounter::kCommits : CoreCounter::kCommitFailures, 1);
+    if (!committed.ok()) {
       final.finish_reason = FinishReason::kNone;
-      final.durability = Durability::kNone;
+      if (absl::IsResourceExhausted(committed.status())) {
+        final.retry_after_ms = queue_.RetryAfterMs();
+      }
+      Report(*request, committed.status());
+      return;
     }
-    Report(*request, status.ok() ? request->cut_short : status);
+    final.durability = committed->durability;
+    Report(*request, request->cut_short);
   });
 }
 
@@ -174,6 +175,8 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
     request.base.cancellation->SetWaker({});
   }
   request.lease.reset();
+  request.remote.prefetch.reset();
+  request.GiveBack();
   FinalInfo& final = request.final;
   const SteadyTime now = steady_clock::now();
   final.timings.total_us = MicrosBetween(request.submitted, now);
@@ -191,6 +194,7 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
   metrics_.Add(CoreCounter::kReusedDevice, final.reused.device);
   metrics_.Add(CoreCounter::kReusedHost, final.reused.host);
   metrics_.Add(CoreCounter::kReusedDisk, final.reused.disk);
+  metrics_.Add(CoreCounter::kReusedRemote, final.reused.remote);
   request.sink->OnFinish(status, final);
   request.sink.reset();
   queue_.CountOut();

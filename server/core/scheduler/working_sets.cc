@@ -68,17 +68,17 @@ absl::StatusOr<MemoryReservation> WorkingSets::Reserve(ActiveRequest& request,
       request.stalled_since = SteadyTime();
       return *std::move(memory);
     }
-    ActiveRequest* youngest = nullptr;
     bool alone = true;
-    for (const RunQueue::RequestPtr& other : queue_.running()) {
-      const bool same = other.get() == &request;
-      if (!same && !HoldsMemory(*other)) continue;
-      youngest = other.get();
-      alone = alone && same;
-    }
+    ActiveRequest* const first =
+        queue_.FirstToGiveWay([&](const ActiveRequest& other) {
+          const bool same = &other == &request;
+          if (!same && !HoldsMemory(other)) return false;
+          alone = alone && same;
+          return true;
+        });
     if (!alone) {
-      const bool gives_way = youngest == &request;
-      Preempt(*youngest);
+      const bool gives_way = first == &request;
+      Preempt(*first);
       if (gives_way) return absl::UnavailableError("put back");
       continue;
     }
@@ -147,15 +147,15 @@ int64_t WorkingSets::Reclaim(int64_t wanted_bytes, bool all) {
 
 bool WorkingSets::MakeRoomOnDevice() {
   if (Reclaim(kEverything, /*all=*/true) > 0) return true;
-  ActiveRequest* youngest = nullptr;
   int holders = 0;
-  for (const RunQueue::RequestPtr& request : queue_.running()) {
-    if (!HoldsMemory(*request)) continue;
-    youngest = request.get();
-    ++holders;
-  }
+  ActiveRequest* const first =
+      queue_.FirstToGiveWay([&](const ActiveRequest& request) {
+        const bool holds = HoldsMemory(request);
+        holders += holds ? 1 : 0;
+        return holds;
+      });
   if (holders < 2) return false;
-  Preempt(*youngest);
+  Preempt(*first);
   Reclaim(kEverything, /*all=*/true);
   return true;
 }

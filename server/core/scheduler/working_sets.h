@@ -1,8 +1,9 @@
 // Memory of working sets (rule R5): reserved before it is used. What has to
 // give way goes in this order: blocks that nobody holds and idle sessions'
-// sequences, the least recently used first; then the youngest running request,
-// which waits and goes on later from its pages and tokens, so the oldest always
-// gets on. Moves no page and runs no step.
+// sequences, the least recently used first; then the youngest running request
+// of the tenant that has the most of them, which waits and goes on later from
+// its pages and tokens, so the oldest always gets on. Moves no page and runs no
+// step.
 #ifndef XCACHE_SERVER_CORE_SCHEDULER_WORKING_SETS_H_
 #define XCACHE_SERVER_CORE_SCHEDULER_WORKING_SETS_H_
 

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/field_error.h"
 #include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/chat_template.h"
@@ -30,10 +31,9 @@ constexpr size_t kMaxValues =
 constexpr uint64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 
 absl::Status Bad(std::string_view field, std::string_view takes,
-                 std::string_view found) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("document: ", std::string(field), " must be ",
-                   std::string(takes), ", not ", std::string(found)));
+                 const absl::AlphaNum& found) {
+  return FieldError(absl::StrCat("document: ", std::string(field)), takes,
+                    found);
 }
 
 // A value as an error shows it: what it is, or the beginning of it.
@@ -65,7 +65,7 @@ class Fields {
     const auto& text = value->get_ref<const std::string&>();
     if (text.size() > max_bytes) {
       return Fail(name, absl::StrCat("at most ", max_bytes, " bytes"),
-                  absl::StrCat(text.size()));
+                  text.size());
     }
     *out = text;
   }
@@ -90,7 +90,8 @@ class Fields {
     Int(name, kMaxInt64 / 1000, &value);
     *out = static_cast<int64_t>(value);
   }
-  void Fail(const char* name, std::string_view takes, std::string_view found) {
+  void Fail(const char* name, std::string_view takes,
+            const absl::AlphaNum& found) {
     status_.Update(Bad(absl::StrCat(where_, name), takes, found));
   }
   // REQUIRES: every known field was asked for.
@@ -168,7 +169,7 @@ class Limits final : public nlohmann::json_sax<Json> {
 absl::StatusOr<Json> ReadJson(std::string_view json) {
   if (json.size() > kMaxDocumentBytes) {
     return Bad("it", absl::StrCat("at most ", kMaxDocumentBytes, " bytes"),
-               absl::StrCat(json.size()));
+               json.size());
   }
   Limits limits;
   Json::sax_parse(json, &limits);
@@ -204,7 +205,7 @@ absl::Status ReadMessages(const Json& list, SessionRecord* record) {
   if (!list.is_array()) return Bad("messages", "a list", Shown(list));
   if (list.size() > kMaxDocumentMessages) {
     return Bad("messages", absl::StrCat("at most ", kMaxDocumentMessages),
-               absl::StrCat(list.size()));
+               list.size());
   }
   size_t with_tokens = 0;
   for (size_t i = 0; i < list.size(); ++i) {
@@ -305,8 +306,7 @@ absl::StatusOr<SessionRecord> ParseSessionDocument(std::string_view json) {
                absl::StrCat("'", absl::CHexEscape(format), "'"));
   }
   if (version != kSessionDocumentVersion) {
-    return Bad("version", absl::StrCat(kSessionDocumentVersion),
-               absl::StrCat(version));
+    return Bad("version", absl::StrCat(kSessionDocumentVersion), version);
   }
   fields.String("id", 128, &record.id);
   fields.String("title", 256, &record.title);

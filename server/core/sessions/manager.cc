@@ -17,6 +17,8 @@
 namespace xcache {
 namespace {
 
+constexpr int kUpdateTries = 4;
+
 absl::Status NoSession(std::string_view id) {
   return absl::NotFoundError(absl::StrCat(
       "no session '", absl::string_view(id.data(), id.size()), "'"));
@@ -30,6 +32,18 @@ absl::Status TurnRuns(const SessionKey& key) {
 std::string UtcTime(int64_t unix_ms) {
   return absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::FromUnixMillis(unix_ms),
                           absl::UTCTimeZone());
+}
+
+// Random.
+std::string MakeSessionId() {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::random_device random;
+  std::string id;
+  for (int i = 0; i < 4; ++i) {
+    uint32_t bits = random();
+    for (int j = 0; j < 8; ++j, bits >>= 4) id += kDigits[bits & 15];
+  }
+  return id;
 }
 
 int64_t ExpireMs(int64_t used_ms, int64_t ttl_ms) {
@@ -56,19 +70,9 @@ void Merge(const SessionUpdate& later, SessionUpdate* update) {
 
 }  // namespace
 
-bool KeptInMemory(const absl::Status& commit) {
-  return absl::IsResourceExhausted(commit) || absl::IsUnavailable(commit);
-}
-
-absl::Status NotKept(const absl::Status& commit) {
-  if (!absl::IsAborted(commit)) return commit;
-  return WithReason(absl::ResourceExhaustedError(commit.message()),
-                    Reason::kOutOfMemory);
-}
-
 SessionManager::Lease::~Lease() { manager_->GiveBack(key_); }
 
-absl::Status SessionManager::Lease::Commit(SessionRecord next) {
+absl::StatusOr<Committed> SessionManager::Lease::Commit(SessionRecord next) {
   next.update_ms = manager_->clock_.StampMs();
   MutexLock lock(busy_->commit_mu);
   if (busy_->deleted) {
@@ -77,9 +81,33 @@ absl::Status SessionManager::Lease::Commit(SessionRecord next) {
   }
   Apply(busy_->update, next.update_ms, &next);
   next.expire_ms = ExpireMs(next.update_ms, next.ttl_ms);
-  const absl::Status status = manager_->store_.Commit(next);
+  next.version = busy_->version;
+  XC_ASSIGN_OR_RETURN(Committed committed, manager_->Store(next));
+  next.version = busy_->version = committed.version;
   record_ = std::move(next);
-  return status;
+  return committed;
+}
+
+absl::Status SessionManager::Lease::ReadRecord() {
+  // No update comes between the record and its version.
+  MutexLock lock(busy_->commit_mu);
+  XC_ASSIGN_OR_RETURN(record_, manager_->Read(key_.first, key_.second));
+  busy_->version = record_.version;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Committed> SessionManager::Store(
+    const SessionRecord& record) const {
+  absl::StatusOr<Committed> committed = store_.Commit(record);
+  if (committed.ok() && !committed->why.ok()) {
+    XC_LOG_WARN("session not durable", "id={} turn={} durability={} why={}",
+                LogValue(record.id), record.turn,
+                DurabilityName(committed->durability),
+                LogValue(std::string(committed->why.message())));
+  } else if (absl::IsAborted(committed.status())) {
+    return WithReason(committed.status(), Reason::kTurnConflict);
+  }
+  return committed;
 }
 
 SessionManager::SessionManager(SessionStore& store, CoreMetrics& metrics,
@@ -115,7 +143,7 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::Begin(
     XC_RETURN_IF_ERROR(Find(tenant, id).status());
     return TurnRuns(key);
   }
-  XC_ASSIGN_OR_RETURN(lease->record_, Read(tenant, id));
+  XC_RETURN_IF_ERROR(lease->ReadRecord());
   if (expected_turn.has_value() && *expected_turn != lease->record_.turn) {
     return WithReason(absl::AbortedError(absl::StrCat(
                           "session '", key.second, "' has had ",
@@ -127,9 +155,10 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::Begin(
 
 absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::BeginNew(
     std::string_view tenant, std::string_view id) {
-  const SessionKey key(tenant, id);
+  const SessionKey key(tenant, id.empty() ? MakeSessionId() : std::string(id));
   std::unique_ptr<Lease> lease = TryLease(key);
-  const absl::Status found = Find(tenant, id).status();
+  const absl::Status found =
+      id.empty() ? absl::NotFoundError("") : Find(tenant, id).status();
   if (lease == nullptr || found.ok()) {
     return absl::AlreadyExistsError(
         absl::StrCat("session '", key.second, "' exists already"));
@@ -144,11 +173,13 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::BeginNew(
 
 absl::StatusOr<SessionRecord> SessionManager::Read(std::string_view tenant,
                                                    std::string_view id) const {
-  XC_RETURN_IF_ERROR(Find(tenant, id).status());
+  XC_RETURN_IF_ERROR(ValidateSessionId(id));
   absl::StatusOr<SessionRecord> record = store_.Load(tenant, id);
   if (absl::IsDataLoss(record.status())) {
     metrics_.Add(CoreCounter::kSessionsCorrupt, 1);
   }
+  if (absl::IsNotFound(record.status())) return NoSession(id);
+  if (record.ok() && Expired(SummaryOf(*record))) return NoSession(id);
   return record;
 }
 
@@ -227,16 +258,21 @@ absl::StatusOr<SessionRecord> SessionManager::Update(
   if (busy == nullptr) return Update(tenant, id, update);
   MutexLock lock(busy->commit_mu);
   if (busy->deleted) return NoSession(id);
-  XC_ASSIGN_OR_RETURN(SessionRecord record, Read(tenant, id));
-  Apply(update, clock_.StampMs(), &record);
-  const absl::Status status = store_.Commit(record);
-  if (!status.ok()) {
-    if (!KeptInMemory(status)) return NotKept(status);
-    XC_LOG_WARN("session not durable", "id={} why={}", LogValue(record.id),
-                LogValue(std::string(status.message())));
+  for (int num_tries = 1;; ++num_tries) {
+    XC_ASSIGN_OR_RETURN(SessionRecord record, Read(tenant, id));
+    const bool follows = record.version == busy->version;
+    Apply(update, clock_.StampMs(), &record);
+    const absl::StatusOr<Committed> committed = Store(record);
+    // What a turn of another server made of the session, it applies to as well.
+    if (absl::IsAborted(committed.status()) && num_tries < kUpdateTries) {
+      continue;
+    }
+    XC_RETURN_IF_ERROR(committed.status());
+    // A turn that runs here goes on from it, unless another has gone before.
+    if (follows) busy->version = committed->version;
+    Merge(update, &busy->update);
+    return record;
   }
-  Merge(update, &busy->update);
-  return record;
 }
 
 int64_t SessionManager::Sweep() {
@@ -275,17 +311,6 @@ absl::Status ValidateSessionId(std::string_view id) {
                    absl::CHexEscape(absl::string_view(
                        id.data(), std::min<size_t>(id.size(), 64))),
                    "\" (", id.size(), " bytes)"));
-}
-
-std::string MakeSessionId() {
-  static constexpr char kDigits[] = "0123456789abcdef";
-  std::random_device random;
-  std::string id;
-  for (int i = 0; i < 4; ++i) {
-    uint32_t bits = random();
-    for (int j = 0; j < 8; ++j, bits >>= 4) id += kDigits[bits & 15];
-  }
-  return id;
 }
 
 }  // namespace xcache

@@ -32,6 +32,8 @@ class SessionManager {
     Mutex commit_mu;
     // What was updated while a turn ran.
     SessionUpdate update XC_GUARDED_BY(commit_mu);
+    // SessionRecord::version of what the next commit replaces.
+    std::string version XC_GUARDED_BY(commit_mu);
   };
 
  public:
@@ -48,15 +50,16 @@ class SessionManager {
     // The session is being deleted: whoever has the lease is to give it back.
     bool deleted() const { return busy_->deleted; }
     // Makes `next` what the session is; sets its update and expiry times, and
-    // what was updated meanwhile. Errors as those of SessionStore::Commit (see
-    // KeptInMemory); CANCELLED: the session is being deleted, and
-    // nothing was written.
-    absl::Status Commit(SessionRecord next);
+    // what was updated meanwhile. Errors as those of SessionStore::Commit;
+    // CANCELLED: the session is being deleted, and nothing was written.
+    absl::StatusOr<Committed> Commit(SessionRecord next);
 
    private:
     friend class SessionManager;
     Lease(SessionManager* manager, SessionKey key, std::shared_ptr<Busy> busy)
         : manager_(manager), key_(std::move(key)), busy_(std::move(busy)) {}
+
+    absl::Status ReadRecord();
 
     SessionManager* manager_;
     SessionKey key_;
@@ -75,7 +78,8 @@ class SessionManager {
   absl::StatusOr<std::unique_ptr<Lease>> Begin(
       std::string_view tenant, std::string_view id,
       std::optional<uint64_t> expected_turn);
-  // The lease of a session that does not exist yet. ALREADY_EXISTS.
+  // The lease of a session that does not exist yet. ALREADY_EXISTS. Without an
+  // id it gets a new one, random, which need not be looked for.
   absl::StatusOr<std::unique_ptr<Lease>> BeginNew(std::string_view tenant,
                                                   std::string_view id);
   // The session as it was last committed. INVALID_ARGUMENT, here and in all
@@ -86,9 +90,8 @@ class SessionManager {
                                       std::string_view id) const;
   // Deletes it; a turn that runs on it is ended first.
   absl::Status Delete(std::string_view tenant, std::string_view id);
-  // Also while a turn runs. Returns the session as it is now, in memory alone
-  // where the disk does not take it. RESOURCE_EXHAUSTED: there was no
-  // room for that either, and nothing changed.
+  // Also while a turn runs. Returns the session as it is now. Errors as those
+  // of SessionStore::Commit.
   absl::StatusOr<SessionRecord> Update(std::string_view tenant,
                                        std::string_view id,
                                        const SessionUpdate& update);
@@ -101,6 +104,7 @@ class SessionManager {
 
  private:
   bool Expired(const SessionSummary& summary) const;
+  absl::StatusOr<Committed> Store(const SessionRecord& record) const;
   // Null: somebody has it.
   std::unique_ptr<Lease> TryLease(const SessionKey& key) XC_EXCLUDES(mu_);
   void GiveBack(const SessionKey& key) XC_EXCLUDES(mu_);
@@ -114,18 +118,8 @@ class SessionManager {
   std::map<SessionKey, std::shared_ptr<Busy>> busy_ XC_GUARDED_BY(mu_);
 };
 
-// Whether a commit that ended so is in memory, to be written when the disk
-// takes it: the session is what was committed, and serving goes on.
-bool KeptInMemory(const absl::Status& commit);
-// One that was not, as a caller hears of it: the store's ABORTED, no memory to
-// keep it in, would tell of another call.
-absl::Status NotKept(const absl::Status& commit);
-
 // Whether `id` may name a session: 1 to 128 of [A-Za-z0-9._-].
 absl::Status ValidateSessionId(std::string_view id);
-// A new id, random.
-std::string MakeSessionId();
-
 }  // namespace xcache
 
 #endif  // XCACHE_SERVER_CORE_SESSIONS_MANAGER_H_

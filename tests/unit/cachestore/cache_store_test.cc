@@ -62,7 +62,7 @@ TEST_F(CacheStoreTest, LaterCommitReplacesTheRecord) {
     const auto found = store_->sessions().Find("t", "chat");
     ASSERT_TRUE(found.ok());
     EXPECT_EQ(found->turn, turn);
-    EXPECT_TRUE(found->durable);
+    EXPECT_EQ(found->durability, Durability::kLocal);
   }
   Open();
   EXPECT_EQ(*store_->sessions().Load("t", "chat"), RecordOf("t", "chat", 6));
@@ -89,11 +89,41 @@ TEST_F(CacheStoreTest, SummaryHasWhatListsShow) {
     EXPECT_EQ(s->num_messages, 6u);
     EXPECT_EQ(s->num_pages, 3u);
     EXPECT_TRUE(s->pinned);
-    EXPECT_TRUE(s->durable);
+    EXPECT_EQ(s->durability, Durability::kLocal);
     EXPECT_FALSE(s->damaged);
     EXPECT_EQ(s->model_fp, record.model_fp);
     Open();
   }
+}
+
+TEST_F(CacheStoreTest, KnowsWhatATenantHasAlsoAfterAStart) {
+  Open();
+  const auto use = [&](std::string_view tenant) {
+    const TenantSessions have = store_->sessions().UseOf(tenant);
+    return std::pair(have.num_sessions, have.page_bytes);
+  };
+  using Use = std::pair<int64_t, int64_t>;
+  EXPECT_EQ(use("t"), Use(0, 0));
+  for (int i = 0; i < 3; ++i) {
+    SessionRecord record = RecordOf("t", absl::StrCat("s", i), 1);
+    record.page_bytes = 100;
+    ASSERT_TRUE(CommitTurn(record).ok());
+  }
+  ASSERT_TRUE(CommitTurn(RecordOf("other", "s0", 0)).ok());
+  SessionRecord grown = RecordOf("t", "s1", 2);
+  grown.page_bytes = 250;
+  ASSERT_TRUE(CommitTurn(grown).ok());
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_EQ(use("t"), Use(3, 450));
+    EXPECT_EQ(use("other").first, 1);
+    EXPECT_EQ(use("nobody"), Use(0, 0));
+    Open();
+  }
+  ASSERT_TRUE(store_->sessions().Delete("t", "s1").ok());
+  EXPECT_EQ(use("t"), Use(2, 200));
+  ASSERT_TRUE(store_->sessions().Delete("t", "s0").ok());
+  ASSERT_TRUE(store_->sessions().Delete("t", "s2").ok());
+  EXPECT_EQ(use("t"), Use(0, 0));
 }
 
 TEST_F(CacheStoreTest, ListsTheMostRecentlyUpdatedFirstInPages) {
@@ -256,12 +286,12 @@ TEST_F(CacheStoreTest, ImpossibleRecordsAreInvalid) {
   for (const SessionRecord& record :
        {RecordOf("t", "", 1), RecordOf("t", std::string(256, 'i'), 1),
         RecordOf(std::string(256, 't'), "i", 1)}) {
-    EXPECT_THAT(store_->sessions().Commit(record),
+    EXPECT_THAT(CommitDurably(*store_, record),
                 HasCode(absl::StatusCode::kInvalidArgument));
   }
   SessionRecord bad = RecordOf("t", "i", 1);
   bad.messages[0].token_end = 1000;
-  EXPECT_THAT(store_->sessions().Commit(bad),
+  EXPECT_THAT(CommitDurably(*store_, bad),
               HasCode(absl::StatusCode::kInvalidArgument));
   EXPECT_EQ(store_->stats().sessions.num_sessions, 0);
   const SessionRecord longest =
@@ -287,7 +317,8 @@ TEST_F(CacheStoreTest, WithoutAFolderSessionsLiveInMemoryAndAreNotDurable) {
   EXPECT_THAT(CommitTurn(record),
               HasCode(absl::StatusCode::kResourceExhausted));
   EXPECT_EQ(*store_->sessions().Load("t", "chat"), record);
-  EXPECT_FALSE(store_->sessions().Find("t", "chat")->durable);
+  EXPECT_EQ(store_->sessions().Find("t", "chat")->durability,
+            Durability::kMemory);
   EXPECT_TRUE(store_->pages().Get(record.page_keys[1]).ok());
   EXPECT_FALSE(store_->stats().files.present);
   EXPECT_TRUE(store_->sessions().Delete("t", "chat").ok());

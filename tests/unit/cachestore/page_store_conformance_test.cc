@@ -9,8 +9,10 @@
 
 #include "cachestore/cache_store.h"
 #include "cachestore/rocksdb/disk_page_store.h"
+#include "cachestore/shared/shared_page_store.h"
 #include "cachestore/tiers/memory_page_store.h"
 #include "cachestore/tiers/tiered_page_store.h"
+#include "tests/support/memory_object_store.h"
 #include "tests/unit/cachestore/store_fixture.h"
 #include "tests/unit/cachestore/store_test_util.h"
 
@@ -61,6 +63,16 @@ class TieredFixture : public DiskFixture {
 
  private:
   std::unique_ptr<TieredPageStore> tiered_;
+};
+
+class SharedFixture : public Fixture {
+ public:
+  PageStore& store() override { return *store_; }
+
+ private:
+  std::unique_ptr<SharedPageStore> store_ = *SharedPageStore::Open(
+      std::make_shared<MemoryObjectStore>(std::make_shared<MemoryBucket>()),
+      budget_, {});
 };
 
 struct Kind {
@@ -213,6 +225,7 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Kind{"Memory", [] { return std::make_unique<MemoryFixture>(); }},
         Kind{"Disk", [] { return std::make_unique<DiskFixture>(); }},
+        Kind{"Shared", [] { return std::make_unique<SharedFixture>(); }},
         Kind{"Tiered", [] { return std::make_unique<TieredFixture>(); }}),
     [](const auto& test) { return test.param.name; });
 

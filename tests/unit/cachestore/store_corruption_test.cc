@@ -49,7 +49,7 @@ void FillStore(const std::string& dir) {
       const PageKey& key = record.page_keys[turn - 1];
       ASSERT_TRUE(
           (*store)->PutPage(key, parent, BytesOf(key[0], kPageBytes)).ok());
-      ASSERT_TRUE((*store)->sessions().Commit(record).ok());
+      ASSERT_TRUE(CommitDurably(**store, record).ok());
     }
   }
 }
@@ -116,7 +116,7 @@ Outcome Examine(const std::string& dir, const std::string& what) {
           (*store)->PutPage(key, parent, BytesOf(key[0], kPageBytes)).ok());
       parent = key;
     }
-    const absl::Status committed = (*store)->sessions().Commit(next);
+    const absl::Status committed = CommitDurably(**store, next);
     if (!committed.ok()) {
       // RocksDB stops writing once a flush or a compaction meets damage. Of
       // pages, a new database is begun then.
@@ -157,7 +157,7 @@ Outcome Examine(const std::string& dir, const std::string& what) {
     const auto loaded = (*store)->sessions().Load("t", IdOf(i));
     EXPECT_TRUE(!loaded.ok() ||
                 *loaded == RecordOf("t", IdOf(i), loaded->turn));
-    EXPECT_TRUE((*store)->sessions().Commit(next).ok());
+    EXPECT_TRUE(CommitDurably(**store, next).ok());
   }
   EXPECT_FALSE((*store)->stats().files.degraded);
   return outcome;

@@ -223,7 +223,7 @@ TEST_F(StoreDurabilityTest, CommitSyncsTheSessionsBeforeItReturnsAndNoPage) {
     ASSERT_TRUE(
         (*store)->PutPage(key, kRootPageKey, BytesOf(key[0], kPageBytes)).ok());
     EXPECT_EQ(log_.num_log_syncs(), before);
-    ASSERT_TRUE((*store)->sessions().Commit(record).ok());
+    ASSERT_TRUE(CommitDurably(**store, record).ok());
     EXPECT_GE(log_.num_log_syncs(), before + 1);
   }
   EXPECT_EQ(log_.num_page_log_syncs(), page_syncs);

@@ -240,7 +240,7 @@ TEST_F(StoreFaultTest, AcknowledgedSessionIsFoundThoughMemoryIsFull) {
   for (int i = 0; i < 300; ++i) {
     fill();
     const std::string id = absl::StrCat("s", i);
-    ASSERT_TRUE(store_->sessions().Commit(RecordOf("t", id, 1)).ok()) << i;
+    ASSERT_TRUE(CommitDurably(*store_, RecordOf("t", id, 1)).ok()) << i;
     EXPECT_TRUE(store_->sessions().Find("t", id).ok()) << i;
   }
   reclaimer.Reset();
@@ -248,10 +248,10 @@ TEST_F(StoreFaultTest, AcknowledgedSessionIsFoundThoughMemoryIsFull) {
   absl::Status committed = absl::OkStatus();
   for (int i = 300; i < 600 && committed.ok(); ++i) {
     const std::string id = absl::StrCat("s", i);
-    committed = store_->sessions().Commit(RecordOf("t", id, 1));
+    committed = CommitDurably(*store_, RecordOf("t", id, 1));
     EXPECT_EQ(committed.ok(), store_->sessions().Find("t", id).ok()) << i;
   }
-  EXPECT_THAT(committed, HasCode(absl::StatusCode::kAborted));
+  EXPECT_THAT(committed, HasCode(absl::StatusCode::kResourceExhausted));
   filler.reset();
 }
 
@@ -271,7 +271,7 @@ TEST_F(StoreFaultTest, DamagedPagesAreBegunAnewWhileServing) {
   int num_put = 0;
   const auto begun_anew = [&] {
     // Conversations go on meanwhile, and pages make flushes.
-    EXPECT_TRUE(store_->sessions().Commit(RecordOf("t", "chat", turn)).ok());
+    EXPECT_TRUE(CommitDurably(*store_, RecordOf("t", "chat", turn)).ok());
     ++turn;
     for (int i = 0; i < 20; ++i) {
       store_->PutPage(KeyOf(++num_put), kRootPageKey, BytesOf(i, 60'000))

@@ -13,6 +13,13 @@
 
 namespace xcache {
 
+// OK: it is on disk; else why not.
+inline absl::Status CommitDurably(CacheStore& store,
+                                  const SessionRecord& record) {
+  const absl::StatusOr<Committed> committed = store.sessions().Commit(record);
+  return committed.ok() ? committed->why : committed.status();
+}
+
 // Puts those pages of a record that are not there, and commits it.
 inline absl::Status CommitTurn(CacheStore& store, const SessionRecord& record,
                                size_t page_bytes) {
@@ -25,7 +32,7 @@ inline absl::Status CommitTurn(CacheStore& store, const SessionRecord& record,
     }
     parent = key;
   }
-  return store.sessions().Commit(record);
+  return CommitDurably(store, record);
 }
 
 // A database by itself, in the folder of a store, with what it borrows.

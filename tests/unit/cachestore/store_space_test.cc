@@ -381,7 +381,8 @@ class TmpfsTest : public StoreFixture {
       const SessionRecord record = RecordOf("t", id, turn);
       EXPECT_FALSE(CommitTurn(record).ok());
       EXPECT_EQ(*store_->sessions().Load("t", id), record);
-      EXPECT_FALSE(store_->sessions().Find("t", id)->durable);
+      EXPECT_EQ(store_->sessions().Find("t", id)->durability,
+                Durability::kMemory);
       for (const PageKey& key : record.page_keys) {
         const auto hit = store_->pages().Get(key);
         ASSERT_TRUE(hit.ok()) << hit.status();
@@ -397,7 +398,8 @@ class TmpfsTest : public StoreFixture {
     EXPECT_TRUE(Eventually([&] { return !store_->stats().files.degraded; }));
     EXPECT_TRUE(Eventually(
         [&] { return store_->stats().sessions.num_undurable == 0; }));
-    EXPECT_TRUE(store_->sessions().Find("t", "other")->durable);
+    EXPECT_EQ(store_->sessions().Find("t", "other")->durability,
+              Durability::kLocal);
     EXPECT_TRUE(CommitTurn(RecordOf("t", "chat", turn + 1)).ok());
     Open();
     EXPECT_EQ(*store_->sessions().Load("t", "chat"),

@@ -56,6 +56,13 @@ inline void FlipByte(const std::string& path, uint64_t offset) {
   EXPECT_TRUE(file.good()) << path;
 }
 
+inline void FixCrc(std::string& bytes) {
+  const uint32_t crc = Crc32c(bytes.data(), bytes.size() - 4);
+  for (size_t i = 0; i < 4; ++i) {
+    bytes[bytes.size() - 4 + i] = static_cast<char>(crc >> (8 * i));
+  }
+}
+
 // Waits for what the housekeeping does; false: it did not within 30 s.
 inline bool Eventually(const std::function<bool()>& condition) {
   for (int i = 0; i < 3000; ++i) {

@@ -84,6 +84,11 @@ class FakeService final : public v1::Inference::Service,
     std::lock_guard<std::mutex> lock(mutex_);
     return last_session_;
   }
+  // The same of traceparent.
+  std::string last_trace() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return last_trace_;
+  }
   v1::ChatRequest last_chat() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return last_chat_;
@@ -448,11 +453,14 @@ class FakeService final : public v1::Inference::Service,
     }
     const auto& metadata = context->client_metadata();
     std::lock_guard<std::mutex> lock(mutex_);
-    const auto session = metadata.find("x-session-id");
-    last_session_ =
-        session == metadata.end()
-            ? ""
-            : std::string(session->second.data(), session->second.size());
+    const auto named = [&metadata](const char* header) {
+      const auto found = metadata.find(header);
+      return found == metadata.end()
+                 ? std::string()
+                 : std::string(found->second.data(), found->second.size());
+    };
+    last_session_ = named("x-session-id");
+    last_trace_ = named("traceparent");
     if (!options_.token.empty()) {
       const auto it = metadata.find("authorization");
       if (it == metadata.end() || it->second != "Bearer " + options_.token) {
@@ -496,6 +504,7 @@ class FakeService final : public v1::Inference::Service,
   grpc::Status midway_;
   int made_ = 0;
   std::string last_session_;
+  std::string last_trace_;
   v1::ChatRequest last_chat_;
   v1::ScoreRequest last_score_;
   std::map<std::string, v1::Session> sessions_;

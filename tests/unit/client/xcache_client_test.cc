@@ -61,6 +61,25 @@ TEST_F(ClientTest, ChatStreamsDeltasAndFillsTheAnswer) {
   EXPECT_GT(answer->client_ttft, absl::ZeroDuration());
 }
 
+TEST_F(ClientTest, CallsNameTheTraceThatTheyAreAskedFor) {
+  auto without = Connect();
+  ASSERT_TRUE(without->GetModelInfo().ok());
+  EXPECT_EQ(service_.last_trace(), "");
+  std::string trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+  ClientOptions options;
+  options.traceparent = [&trace] { return trace; };
+  auto client = Connect(options);
+  ASSERT_TRUE(client->GetModelInfo().ok());
+  EXPECT_EQ(service_.last_trace(), trace);
+  // Each call is asked for anew; what no header may hold is not sent.
+  for (const std::string& none : {std::string(), std::string("a\nb"),
+                                  std::string("\0", 1), std::string("\xff")}) {
+    trace = none;
+    ASSERT_TRUE(client->GetModelInfo().ok());
+    EXPECT_EQ(service_.last_trace(), "");
+  }
+}
+
 TEST_F(ClientTest, CallsOfASessionNameItForLoadBalancers) {
   auto client = Connect();
   ASSERT_TRUE(client->CreateSession({.id = "a-session"}).ok());

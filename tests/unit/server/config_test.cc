@@ -255,6 +255,152 @@ TEST_F(ConfigTest, BadValuesNameTheirFlag) {
               HasSubstr("--batch-rows"));
 }
 
+TEST_F(ConfigTest, ACheckTellsEveryFault) {
+  const std::string path = ::testing::TempDir() + "/config_faults_test.toml";
+  std::ofstream(path) << "threds = 3\ndisc-bytes = \"1GiB\"\n";
+  const auto parsed = Parse({"--check-config", "--config", path.c_str(),
+                             "--memory-bytes", "lots", "--listen", "x",
+                             "--tls-key", "k", "--drain-seconds", "2d"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_TRUE(parsed->check);
+  for (const char* said :
+       {"threds", "disc-bytes", "--memory-bytes", "--listen", "--tls-cert",
+        "--drain-seconds", "--model is missing"}) {
+    EXPECT_THAT(parsed->faults, ::testing::Contains(HasSubstr(said)));
+  }
+  EXPECT_EQ(parsed->faults.size(), 7u);
+  // What does not parse at all.
+  const auto bad = Parse({"--threads", "many", "--check-config"});
+  ASSERT_TRUE(bad.ok()) << bad.status();
+  EXPECT_TRUE(bad->check);
+  EXPECT_THAT(bad->faults, ::testing::ElementsAre(HasSubstr("--threads")));
+}
+
+TEST_F(ConfigTest, ACheckTellsWhoSetWhat) {
+  const std::string path = ::testing::TempDir() + "/config_source_test.toml";
+  std::ofstream(path) << "threads = 3\nisa = \"ref\"\n";
+  SetEnv("XCACHE_DISK_BYTES", "1GiB");
+  SetEnv("XCACHE_ISA", "avx2");
+  SetEnv("XCACHE_THREADS", "4");
+  const auto parsed = Parse({"--model=m.gguf", "--check-config", "--threads",
+                             "2", "--config", path.c_str()});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->faults, std::vector<std::string>());
+  const auto setting = [&](const std::string& flag) {
+    for (const Setting& one : parsed->settings) {
+      if (one.flag == flag) return one.source + " " + one.value;
+    }
+    return std::string("not there");
+  };
+  EXPECT_EQ(setting("--model"), "flag m.gguf");
+  EXPECT_EQ(setting("--threads"), "flag 2");
+  EXPECT_EQ(setting("--isa"), "file ref");
+  EXPECT_EQ(setting("--disk-bytes"), "variable 1GiB");
+  EXPECT_EQ(setting("--memory-bytes"), "default 2GiB");
+  EXPECT_EQ(setting("--quality"), "default balanced");
+  EXPECT_EQ(setting("--store-dir"), "default /data/xcache/m");
+  EXPECT_EQ(setting("--operator-socket"),
+            "default /data/xcache/m/operator.sock");
+  EXPECT_EQ(setting("--check-config"), "not there");
+}
+
+TEST_F(ConfigTest, ASocketHasAShortPath) {
+  const std::string longest(107, 's');
+  EXPECT_EQ(Parse({"--model", "m", "--operator-socket", longest.c_str()})
+                ->config.operator_socket,
+            longest);
+  EXPECT_THAT(
+      Error({"--model", "m", "--operator-socket", (longest + "s").c_str()}),
+      HasSubstr("--operator-socket"));
+  EXPECT_EQ(Parse({"--model", "m", "--operator-socket", "none"})
+                ->config.operator_socket,
+            "");
+  EXPECT_EQ(
+      Parse({"--model", "m", "--store-dir", "none"})->config.operator_socket,
+      "");
+}
+
+TEST_F(ConfigTest, SharedTierIsReadAsItIsTyped) {
+  SetEnv("AWS_REGION", "eu-west-3");
+  auto parsed = Parse({"--model", "m"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_FALSE(parsed->config.shared.enabled());
+
+  parsed = Parse({"--model", "m", "--shared", "s3://bucket/of/mine"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  SharedConfig shared = parsed->config.shared;
+  EXPECT_TRUE(shared.enabled());
+  EXPECT_EQ(shared.location.bucket, "bucket");
+  EXPECT_EQ(shared.location.prefix, "of/mine/");
+  EXPECT_EQ(shared.endpoint.host, "");
+  EXPECT_EQ(shared.region, "eu-west-3");
+  EXPECT_EQ(shared.policy, SharedPolicy::kStrict);
+  EXPECT_EQ(shared.page_life, std::chrono::hours(24 * 7));
+  EXPECT_EQ(shared.encryption, "");
+
+  SetEnv("XCACHE_SHARED_POLICY", "prefer");
+  parsed =
+      Parse({"--model", "m", "--shared", "s3://bucket", "--shared-endpoint",
+             "http://[::1]:8333", "--shared-region", "here",
+             "--shared-bytes-per-s", "2MiB", "--shared-page-life", "12h",
+             "--shared-encryption", "aws:kms:arn:aws:kms:here:1:key/2",
+             "--shared-credentials-file", "/c", "--shared-ca", "/ca"});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  shared = parsed->config.shared;
+  EXPECT_EQ(shared.endpoint.Url(), "http://[::1]:8333");
+  EXPECT_EQ(shared.region, "here");
+  EXPECT_EQ(shared.bytes_per_s, uint64_t{2} << 20);
+  EXPECT_EQ(shared.policy, SharedPolicy::kPrefer);
+  EXPECT_EQ(shared.page_life, std::chrono::hours(12));
+  EXPECT_EQ(shared.encryption, "aws:kms");
+  EXPECT_EQ(shared.kms_key_id, "arn:aws:kms:here:1:key/2");
+  EXPECT_EQ(shared.credentials_file, "/c");
+  EXPECT_EQ(shared.ca_file, "/ca");
+}
+
+TEST_F(ConfigTest, FlagsOfTheSharedTierNeedIt) {
+  for (const char* flag :
+       {"--shared-endpoint", "--shared-region", "--shared-ca",
+        "--shared-credentials-file", "--shared-bytes-per-s", "--shared-policy",
+        "--shared-page-life", "--shared-encryption"}) {
+    for (const char* shared : {"", "none"}) {
+      EXPECT_THAT(Error({"--model", "m", "--shared", shared, flag, "x"}),
+                  HasSubstr(std::string(flag) + " needs --shared"));
+    }
+    // Given, but as nothing: a shell can hardly pass an absent one.
+    EXPECT_TRUE(Parse({"--model", "m", flag, ""}).ok()) << flag;
+  }
+  SetEnv("XCACHE_SHARED_REGION", "here");
+  EXPECT_THAT(Error({"--model", "m"}),
+              HasSubstr("--shared-region needs --shared"));
+}
+
+TEST_F(ConfigTest, BadValuesOfTheSharedTierNameTheirFlag) {
+  const auto error = [](const char* flag, const char* value) {
+    return Error({"--model", "m", "--shared", "s3://bucket", flag, value});
+  };
+  EXPECT_THAT(Error({"--model", "m", "--shared", "bucket"}),
+              HasSubstr("--shared takes s3://bucket"));
+  const std::string endpoint =
+      error("--shared-endpoint", "http://me:secret@host");
+  EXPECT_THAT(endpoint, HasSubstr("--shared-endpoint"));
+  EXPECT_EQ(endpoint.find("secret"), std::string::npos);
+  EXPECT_THAT(error("--shared-region", "Over There"),
+              HasSubstr("--shared-region"));
+  EXPECT_THAT(error("--shared-bytes-per-s", "much"),
+              HasSubstr("--shared-bytes-per-s"));
+  EXPECT_THAT(error("--shared-policy", "lax"), HasSubstr("--shared-policy"));
+  for (const char* life : {"10m", "a week"}) {
+    EXPECT_THAT(error("--shared-page-life", life),
+                HasSubstr("--shared-page-life"));
+  }
+  for (const char* encryption :
+       {"AES", "aws:kms:", "aws:kms:a b", "aws:kmsx"}) {
+    EXPECT_THAT(error("--shared-encryption", encryption),
+                HasSubstr("--shared-encryption"));
+  }
+}
+
 TEST(ParseBytesTest, UnitsAndNonsense) {
   EXPECT_EQ(ParseBytes("1000").value(), 1000u);
   EXPECT_EQ(ParseBytes("512MiB").value(), uint64_t{512} << 20);

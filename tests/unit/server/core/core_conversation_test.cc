@@ -228,6 +228,7 @@ TEST(CoreConversationTest, ImportOnTheSameModelIsTokenExact) {
   SessionRecord after = h.Record("s");
   EXPECT_TRUE(after.page_keys.empty());
   after.page_keys = before.page_keys;
+  after.page_bytes = before.page_bytes;
   after.update_ms = before.update_ms;
   after.expire_ms = before.expire_ms;
   EXPECT_EQ(after, before);
@@ -306,7 +307,7 @@ TEST(CoreConversationTest, ImportChecksWhatADocumentHolds) {
           "a", "out of place");
   refused(R"("messages":[],"id":"a/b")", "", "a session's id must be");
   refused(R"("messages":[])", "a b", "a session's id must be");
-  refused(R"("messages":[],"ttl_ms":9000000000000000)", "a", "ttl is");
+  refused(R"("messages":[],"ttl_ms":9000000000000000)", "a", "ttl must be");
   refused(absl::StrCat(R"("messages":[{"role":"user","content":")",
                        Letters(8192, 1), R"("}])"),
           "a", "too long: ");

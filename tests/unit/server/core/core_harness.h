@@ -12,7 +12,9 @@
 #include "absl/status/status.h"
 #include "engine/base/memory_budget.h"
 #include "engine/base/mutex.h"
+#include "server/core/reason.h"
 #include "server/core/server_core.h"
+#include "server/core/tenants/tenant_ledger.h"
 #include "tests/unit/server/core/fake_engine.h"
 #include "tests/unit/server/core/fake_store.h"
 #include "tests/unit/server/core/fake_text.h"
@@ -131,6 +133,7 @@ struct Harness {
     deps.store = &store;
     deps.memory = &memory;
     deps.metrics = metrics.get();
+    deps.tenants = &tenants;
     core = ServerCore::Create(deps, options.core, {}).value();
   }
 
@@ -208,6 +211,7 @@ struct Harness {
   Options options;
   MemoryBudget memory;
   FakeStore store{memory};
+  TenantLedger tenants;
   FakeTokenizer tokenizer;
   FakeTemplate chat_template;
   std::unique_ptr<FakeEngine> engine;

@@ -270,11 +270,10 @@ TEST(CoreSessionTest, FullDiskIsNotDurableAndServes) {
   }
 }
 
-// ABORTED would say that somebody else had a turn.
 TEST(CoreSessionTest, NoMemoryForASessionIsToTryAgain) {
   Harness h;
   h.NewSession("s");
-  h.store.sessions().SetCommitStatus(absl::AbortedError("no memory"));
+  h.store.sessions().SetCommitError(absl::ResourceExhaustedError("no memory"));
   const auto sink = h.Chat(h.Turn("s", "hi"));
   EXPECT_TRUE(absl::IsResourceExhausted(sink->status())) << sink->status();
   EXPECT_GT(sink->final().retry_after_ms, 0);
@@ -419,6 +418,12 @@ TEST(CoreSessionTest, ListsInPages) {
   } while (!token.empty());
   EXPECT_THAT(ids,
               ::testing::UnorderedElementsAre("s0", "s1", "s2", "s3", "s4"));
+  EXPECT_EQ(h.core->ListSessions("t", 1000, "")->sessions.size(), 5u);
+  for (const int page_size : {-1, 1001}) {
+    const absl::Status refused =
+        h.core->ListSessions("t", page_size, "").status();
+    EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  }
 }
 
 TEST(CoreSessionTest, DeleteEndsARunningTurn) {
@@ -554,7 +559,7 @@ TEST(CoreSessionTest, UpdateChecksItsArguments) {
   EXPECT_TRUE(absl::IsInvalidArgument(update("", int64_t{1} << 62)));
   EXPECT_EQ(h.Record("s"), before);
   // What could not even be kept in memory is not said to be done.
-  h.store.sessions().SetCommitStatus(absl::AbortedError("no memory"));
+  h.store.sessions().SetCommitError(absl::ResourceExhaustedError("no memory"));
   EXPECT_TRUE(absl::IsResourceExhausted(update("a", 1)));
 }
 

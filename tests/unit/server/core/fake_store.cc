@@ -103,14 +103,17 @@ void FakePages::Break() {
   for (auto& [key, stored] : pages_) stored.broken = true;
 }
 
-absl::Status FakeSessions::Commit(const SessionRecord& record) {
+absl::StatusOr<Committed> FakeSessions::Commit(const SessionRecord& record) {
   if (commit_delay_ms_ > 0) {
     std::this_thread::sleep_for(std::chrono::milliseconds(commit_delay_ms_));
   }
   MutexLock lock(mu_);
+  if (!commit_error_.ok()) return commit_error_;
   sessions_[Key(record.tenant, record.id)] = record;
   ++commits_;
-  return commit_status_;
+  return Committed{.durability = Summarize(record).durability,
+                   .why = commit_status_,
+                   .version = ""};
 }
 
 absl::StatusOr<SessionRecord> FakeSessions::Load(std::string_view tenant,
@@ -124,7 +127,8 @@ absl::StatusOr<SessionRecord> FakeSessions::Load(std::string_view tenant,
 
 SessionSummary FakeSessions::Summarize(const SessionRecord& record) const {
   SessionSummary summary = SummaryOf(record);
-  summary.durable = commit_status_.ok();
+  summary.durability =
+      commit_status_.ok() ? Durability::kLocal : Durability::kMemory;
   return summary;
 }
 
@@ -139,7 +143,7 @@ absl::StatusOr<SessionSummary> FakeSessions::Find(std::string_view tenant,
 
 absl::StatusOr<SessionPage> FakeSessions::List(std::string_view tenant,
                                                std::string_view page_token,
-                                               int limit) const {
+                                               int limit) {
   MutexLock lock(mu_);
   SessionPage page;
   for (const auto& [key, record] : sessions_) {
@@ -175,6 +179,17 @@ int64_t FakeSessions::Sweep(
   return num_deleted;
 }
 
+TenantSessions FakeSessions::UseOf(std::string_view tenant) const {
+  MutexLock lock(mu_);
+  TenantSessions use;
+  for (const auto& [key, record] : sessions_) {
+    if (key.first != tenant) continue;
+    ++use.num_sessions;
+    use.page_bytes += static_cast<int64_t>(record.page_bytes);
+  }
+  return use;
+}
+
 SessionStoreStats FakeSessions::stats() const {
   MutexLock lock(mu_);
   SessionStoreStats stats;
@@ -188,6 +203,11 @@ SessionStoreStats FakeSessions::stats() const {
 void FakeSessions::SetCommitStatus(absl::Status status) {
   MutexLock lock(mu_);
   commit_status_ = std::move(status);
+}
+
+void FakeSessions::SetCommitError(absl::Status status) {
+  MutexLock lock(mu_);
+  commit_error_ = std::move(status);
 }
 
 void FakeSessions::SetFindStatus(absl::Status status) {

@@ -68,22 +68,25 @@ class FakePages final : public PageStore {
 
 class FakeSessions final : public SessionStore {
  public:
-  absl::Status Commit(const SessionRecord& record) override;
+  absl::StatusOr<Committed> Commit(const SessionRecord& record) override;
   absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                      std::string_view id) override;
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,
                                       std::string_view id) override;
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
-                                   int limit) const override;
+                                   int limit) override;
   absl::Status Delete(std::string_view tenant, std::string_view id) override;
   int64_t Sweep(int64_t now_ms,
                 const std::function<bool(std::string_view, std::string_view)>&
                     in_use) override;
   SessionStoreStats stats() const override;
+  TenantSessions UseOf(std::string_view tenant) const override;
 
-  // What Commit says; the record is kept all the same.
+  // Records are in memory only, because of that; OK: they are durable.
   void SetCommitStatus(absl::Status status);
+  // Nothing is kept.
+  void SetCommitError(absl::Status status);
   void SetFindStatus(absl::Status status);
   void SetLoadStatus(absl::Status status);
   void set_commit_delay(std::chrono::milliseconds delay) {
@@ -95,12 +98,12 @@ class FakeSessions final : public SessionStore {
 
  private:
   using Key = std::pair<std::string, std::string>;
-  SessionSummary Summarize(const SessionRecord& record) const
-      XC_REQUIRES(mu_);
+  SessionSummary Summarize(const SessionRecord& record) const XC_REQUIRES(mu_);
 
   mutable Mutex mu_;
   std::map<Key, SessionRecord> sessions_ XC_GUARDED_BY(mu_);
   absl::Status commit_status_ XC_GUARDED_BY(mu_);
+  absl::Status commit_error_ XC_GUARDED_BY(mu_);
   absl::Status find_status_ XC_GUARDED_BY(mu_);
   absl::Status load_status_ XC_GUARDED_BY(mu_);
   std::atomic<int64_t> commit_delay_ms_{0}, commits_{0}, sweeps_{0};
@@ -123,6 +126,13 @@ class FakeStore final : public CacheStore {
     return 0;
   }
   StoreStats stats() const override { return {}; }
+  absl::StatusOr<BackupReport> Backup(const BackupOptions&,
+                                      BackupSink&) override {
+    return absl::FailedPreconditionError("there is no store on disk");
+  }
+  absl::StatusOr<VerifyReport> Verify(const VerifyOptions&) override {
+    return absl::FailedPreconditionError("there is no store on disk");
+  }
 
  private:
   FakePages pages_;

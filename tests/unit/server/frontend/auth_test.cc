@@ -75,6 +75,81 @@ TEST(TokenTableTest, BadLinesAreNamedWithoutTheirToken) {
   EXPECT_FALSE(TokenTable::Parse("# nothing\n").ok());
 }
 
+TEST(TokenTableTest, ATenantsLimitsStandInALineOfTheirOwn) {
+  const auto table = TokenTable::Parse(
+      "abc alice\n"
+      "tenant alice weight=3 requests=8 queued-tokens=20000 # hers\n"
+      "tenant bob tokens-per-minute=60000 sessions=100 page-bytes=2GiB\r\n"
+      "def bob\nghi bob\njkl carol\n");
+  ASSERT_TRUE(table.ok()) << table.status();
+  EXPECT_EQ((*table)->size(), 4u);
+  const TenantPolicies& policies = (*table)->policies();
+  ASSERT_EQ(policies.size(), 3u);
+  const TenantPolicy& alice = policies.at("alice");
+  EXPECT_EQ(alice.weight, 3);
+  EXPECT_EQ(alice.limit(TenantLimit::kRequests), 8);
+  EXPECT_EQ(alice.limit(TenantLimit::kQueuedTokens), 20000);
+  EXPECT_EQ(alice.limit(TenantLimit::kSessions), std::nullopt);
+  const TenantPolicy& bob = policies.at("bob");
+  EXPECT_EQ(bob.weight, 1);
+  EXPECT_EQ(bob.limit(TenantLimit::kTokensPerMinute), 60000);
+  EXPECT_EQ(bob.limit(TenantLimit::kSessions), 100);
+  EXPECT_EQ(bob.limit(TenantLimit::kPageBytes), int64_t{2} << 30);
+  EXPECT_EQ(policies.at("carol"), TenantPolicy());
+  EXPECT_EQ((*table)->Find("tenant"), nullptr);
+  EXPECT_TRUE((*table)->without_token().empty());
+}
+
+TEST(TokenTableTest, LimitsOfWhoHasNoTokenAreTakenAndTold) {
+  const auto table = TokenTable::Parse("abc alice\ntenant bob requests=1\n");
+  ASSERT_TRUE(table.ok()) << table.status();
+  EXPECT_EQ((*table)->without_token(), std::vector<std::string>{"bob"});
+  // But limits alone let nobody in.
+  EXPECT_FALSE(TokenTable::Parse("tenant bob requests=1\n").ok());
+}
+
+TEST(TokenTableTest, BadLimitsSayWhereWhatWasExpectedAndWhatWasFound) {
+  const struct {
+    const char* line;
+    const char* expected;
+    const char* found;
+  } kCases[] = {
+      {"tenant alice", "key=value after 'tenant alice'", "found nothing"},
+      {"tenant alice secret", "expected key=value", "a word without a '='"},
+      {"tenant alice request=1", "one of weight, requests, queued-tokens",
+       "found 'request'"},
+      {"tenant alice requests=", "whole number from 1 on", "found ''"},
+      {"tenant alice requests=0", "whole number from 1 on", "found '0'"},
+      {"tenant alice requests=-1", "whole number from 1 on", "found '-1'"},
+      {"tenant alice requests=+1", "whole number from 1 on", "found '+1'"},
+      {"tenant alice requests=1.5", "whole number from 1 on", "found '1.5'"},
+      {"tenant alice requests=2KiB", "whole number from 1 on", "'2KiB'"},
+      {"tenant alice requests=99999999999999999999", "whole number", "'9999"},
+      {"tenant alice page-bytes=2G", "KiB, MiB, GiB or TiB", "found '2G'"},
+      {"tenant alice page-bytes=9999999TiB", "KiB, MiB, GiB or TiB", "TiB'"},
+      {"tenant alice weight=1001", "from 1 to 1000", "found '1001'"},
+      {"tenant alice weight=2 weight=2", "each key once", "'weight' twice"},
+      {"tenant bob sessions=2", "a tenant's limits in one line",
+       "tenant 'bob', whose line is 2"},
+  };
+  for (const auto& c : kCases) {
+    const auto table = TokenTable::Parse(
+        std::string("x alice\ntenant bob sessions=1\n") + c.line + "\n");
+    ASSERT_FALSE(table.ok()) << c.line;
+    EXPECT_TRUE(absl::IsInvalidArgument(table.status()));
+    const std::string message(table.status().message());
+    EXPECT_THAT(message, HasSubstr("line 3: expected ")) << c.line;
+    EXPECT_THAT(message, HasSubstr(c.expected)) << c.line;
+    EXPECT_THAT(message, HasSubstr(c.found)) << c.line;
+    EXPECT_THAT(message, Not(HasSubstr("secret")));
+  }
+  // Where a token's line ends, limits do not go on.
+  EXPECT_THAT(
+      std::string(
+          TokenTable::Parse("secret a requests=1\n").status().message()),
+      HasSubstr("'tenant NAME key=value ...'"));
+}
+
 TEST(AuthenticatorTest, WithoutAFileEverybodyIsTheDefaultTenant) {
   const auto auth = Authenticator::Create("");
   ASSERT_TRUE(auth.ok());
@@ -119,6 +194,24 @@ TEST(AuthenticatorTest, ReloadTakesTheNewFileOrKeepsTheOld) {
   WriteFile("broken\n");
   EXPECT_FALSE((*auth)->Reload().ok());
   EXPECT_TRUE(Ask(**auth, "Bearer new").ok());
+}
+
+TEST(AuthenticatorTest, LimitsAreReadWithTheTokens) {
+  TenantLedger tenants;
+  const std::string path = WriteFile("abc alice\ntenant alice weight=5\n");
+  const auto auth = Authenticator::Create(path, &tenants);
+  ASSERT_TRUE(auth.ok()) << auth.status();
+  EXPECT_EQ(tenants.WeightOf("alice"), 5);
+  EXPECT_FALSE(tenants.has_several());
+  WriteFile("abc alice\ndef bob\ntenant alice requests=1\n");
+  ASSERT_TRUE((*auth)->Reload().ok());
+  EXPECT_EQ(tenants.WeightOf("alice"), 1);
+  EXPECT_TRUE(tenants.has_several());
+  EXPECT_FALSE(tenants.Take("alice", TenantLimit::kRequests, 2).ok());
+  // Of a file that is refused nothing holds.
+  WriteFile("abc alice\ntenant alice requests=7\nbroken\n");
+  EXPECT_FALSE((*auth)->Reload().ok());
+  EXPECT_FALSE(tenants.Take("alice", TenantLimit::kRequests, 2).ok());
 }
 
 }  // namespace

@@ -16,7 +16,8 @@ class FloodGuardTest : public ::testing::Test {
  protected:
   std::vector<std::string> closed_;
   FloodGuard guard_{
-      3, [this](const std::string& peer) { closed_.push_back(peer); }};
+      {.per_connection = 3, .in_all = 8},
+      [this](const std::string& peer) { closed_.push_back(peer); }};
   const int one_ = 0, two_ = 0;
 };
 
@@ -40,6 +41,26 @@ TEST_F(FloodGuardTest, CallsThatNeverArriveAre) {
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(guard_.Begin(&two_));
   EXPECT_FALSE(guard_.Begin(&two_));
   EXPECT_THAT(closed_, ElementsAre("", "1.2.3.4:5"));
+}
+
+TEST_F(FloodGuardTest, ManyTogetherAreOneAndThoseThatHaveMostGo) {
+  const int three_ = 0, four_ = 0;
+  for (const int* busy : {&one_, &two_, &three_}) guard_.Arrive(busy, "");
+  guard_.Arrive(&one_, "1.1.1.1:1");
+  guard_.Arrive(&two_, "2.2.2.2:2");
+  guard_.Arrive(&four_, "4.4.4.4:4");
+  // Each has no more than one may have; 3 and 3 and 2 and 1 are more than 8.
+  for (const int* busy : {&one_, &two_}) {
+    for (int i = 0; i < 3; ++i) EXPECT_TRUE(guard_.Begin(busy));
+  }
+  EXPECT_TRUE(guard_.Begin(&four_));
+  EXPECT_TRUE(guard_.Begin(&three_));
+  EXPECT_THAT(closed_, IsEmpty());
+  EXPECT_TRUE(guard_.Begin(&three_));
+  EXPECT_THAT(closed_, ElementsAre("1.1.1.1:1", "2.2.2.2:2"));
+  // What they began is forgotten with them.
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(guard_.Begin(&one_));
+  EXPECT_EQ(closed_.size(), 2u);
 }
 
 TEST_F(FloodGuardTest, BeginsAnewAfterAFlood) {

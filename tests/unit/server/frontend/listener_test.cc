@@ -151,10 +151,14 @@ TEST_F(ListenerTest, CutsOffOneOrAllThatAreUnknown) {
   EXPECT_TRUE(IsClosed(one));
   listener_->MarkTrusted(AddressOf(two));
   listener_->CloseUntrusted();
+  const auto cut = std::chrono::steady_clock::now();
   EXPECT_TRUE(IsClosed(three));
   EXPECT_FALSE(IsClosed(two));
   EXPECT_EQ(listener_->stats().open, 1);
   EXPECT_EQ(listener_->stats().cut_off, 2u);
+  // A new one is taken, when what they cost is worked off.
+  EXPECT_FALSE(IsClosed(Connect(2)));
+  EXPECT_GE(std::chrono::steady_clock::now() - cut, milliseconds(45));
 }
 
 TEST_F(ListenerTest, AcceptsAgainOnceOthersHaveClosed) {

@@ -1,6 +1,7 @@
 #include "server/frontend/request_bytes.h"
 
 #include <utility>
+#include <vector>
 
 #include "gtest/gtest.h"
 
@@ -18,6 +19,24 @@ TEST(RequestBytesTest, HoldsUpToItsLimitAndTakesBack) {
   moved = RequestBytes::Held();
   first.reset();
   EXPECT_EQ(bytes.held(), 0);
+}
+
+TEST(RequestBytesTest, NoTenantOfSeveralHoldsAll) {
+  RequestBytes bytes(160);
+  std::vector<RequestBytes::Held> flood;
+  while (auto held = bytes.Hold(10, "flood")) flood.push_back(*std::move(held));
+  EXPECT_EQ(bytes.held(), 140);
+  auto good = bytes.Hold(20, "good");
+  EXPECT_TRUE(good.has_value());
+  EXPECT_FALSE(bytes.Hold(1, "another").has_value());
+  // Each of two may have as much as the other, when there is room again.
+  flood.erase(flood.begin() + 7, flood.end());
+  EXPECT_FALSE(bytes.Hold(61, "good").has_value());
+  EXPECT_TRUE(bytes.Hold(50, "good").has_value());
+  flood.clear();
+  good.reset();
+  EXPECT_EQ(bytes.held(), 0);
+  EXPECT_TRUE(bytes.Hold(160, "flood").has_value());
 }
 
 TEST(RequestMemoryTest, IsAnEighthWithinBoundsAndFitsItsLargestMessage) {

@@ -53,6 +53,46 @@ TEST(WorkerPoolTest, RefusesWhenItsQueueIsFull) {
   EXPECT_EQ(ran, taken + 1);
 }
 
+TEST(WorkerPoolTest, TenantsTakeTurns) {
+  Mutex mu;
+  std::string order;
+  std::atomic<bool> go{false};
+  {
+    WorkerPool pool(1, 1000);
+    ASSERT_TRUE(pool.Submit([&] {
+      while (!go) std::this_thread::yield();
+    }));
+    const auto submit = [&](const std::string& tenant) {
+      return pool.Submit(
+          [&, tenant] {
+            MutexLock lock(mu);
+            order += tenant;
+          },
+          tenant);
+    };
+    for (int i = 0; i < 6; ++i) ASSERT_TRUE(submit("a"));
+    for (int i = 0; i < 2; ++i) ASSERT_TRUE(submit("b"));
+    ASSERT_TRUE(submit("c"));
+    go = true;
+  }
+  EXPECT_EQ(order, "abcabaaaa");
+}
+
+TEST(WorkerPoolTest, NoTenantFillsTheQueue) {
+  std::atomic<bool> go{false}, began{false};
+  WorkerPool pool(1, 64);
+  ASSERT_TRUE(pool.Submit([&] {
+    began = true;
+    while (!go) std::this_thread::yield();
+  }));
+  while (!began) std::this_thread::yield();
+  int flood = 0;
+  while (pool.Submit([] {}, "flood")) ++flood;
+  EXPECT_EQ(flood, 56);
+  for (int i = 0; i < 7; ++i) EXPECT_TRUE(pool.Submit([] {}, "good")) << i;
+  go = true;
+}
+
 class CountingStream final : public WatchedStream {
  public:
   void Tick(steady_clock::time_point) override { ++ticks_; }

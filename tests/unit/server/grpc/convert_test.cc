@@ -216,14 +216,6 @@ TEST(ToUpdateSessionTest, WhatIsNotSetStays) {
   EXPECT_EQ(update->ttl, std::chrono::seconds(1));
 }
 
-TEST(CheckListSessionsTest, PageSizeIsBounded) {
-  v1::ListSessionsRequest request;
-  request.set_page_size(1000);
-  EXPECT_TRUE(CheckListSessions(request).ok());
-  request.set_page_size(1001);
-  ExpectBad(CheckListSessions(request), "page_size", "1001");
-}
-
 TEST(ToProtoTest, SessionTimesAreTimestamps) {
   SessionInfo info;
   info.id = "s";

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/base/memory_budget.h"
+#include "server/core/scheduler/fair_shares.h"
 #include "server/core/scheduler/restorer.h"
 #include "server/core/scheduler/run_queue.h"
 #include "server/core/scheduler/step_builder.h"
@@ -22,6 +23,7 @@
 #include "server/core/sessions/clock.h"
 #include "server/core/sessions/conversation.h"
 #include "server/core/sessions/manager.h"
+#include "server/core/tenants/tenant_ledger.h"
 #include "tests/unit/server/core/core_harness.h"
 
 namespace xcache::testing {
@@ -161,18 +163,15 @@ struct Parts {
   const CodecRef codec{engine.OpenCodec(kCodec, {}).value(),
                        [](const CodecHandle*) {}};
   std::atomic<int> num_wakes{0};
-  RunQueue queue{options, metrics, rates};
+  TenantLedger tenants;
+  FairShares shares{&tenants};
+  RunQueue queue{options, metrics, rates, &tenants};
   WorkingSets working_sets{Deps(), queue, [this] { ++num_wakes; }};
   TurnFinisher finisher{Deps(), 1, queue, working_sets};
-  Restorer restorer{Deps(),
-                    options,
-                    queue,
-                    working_sets,
-                    finisher,
-                    rates,
-                    [this] { ++num_wakes; }};
-  StepBuilder steps{Deps(),       options.step_rows, 8192, queue,
-                    working_sets, finisher,          rates};
+  Restorer restorer{Deps(),   options, queue,  working_sets,
+                    finisher, rates,   shares, [this] { ++num_wakes; }};
+  StepBuilder steps{Deps(),       options.step_rows, 8192,  queue,
+                    working_sets, finisher,          rates, shares};
 };
 
 }  // namespace xcache::testing

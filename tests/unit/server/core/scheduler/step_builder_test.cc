@@ -166,5 +166,50 @@ TEST(StepBuilderTest, AScoreNeedsLogitsFromItsFirstTokenOn) {
   EXPECT_EQ(sink->tokens().size(), 50u);  // tokens 100 to 149
 }
 
+TEST(StepBuilderTest, BesideAFloodTheOtherTenantHasItsRowInEveryStep) {
+  Parts parts;
+  std::vector<std::shared_ptr<ActiveRequest>> flood;
+  for (uint32_t i = 0; i < 20; ++i) {
+    const auto request = parts.Raw(10, i, 100'000);
+    request->base.tenant = "flood";
+    parts.Admit(request);
+    flood.push_back(request);
+  }
+  for (int i = 0; i < 4; ++i) parts.Round();
+  const auto good = Decoding(parts, 99);
+  const int64_t before = good->generated();
+  std::vector<int64_t> flood_before;
+  for (const auto& request : flood)
+    flood_before.push_back(request->generated());
+  for (int i = 0; i < 100; ++i) parts.Round();
+  EXPECT_EQ(good->generated(), before + 100);
+  // Who had no row for longest has the next one: all get on alike.
+  int64_t least = 1000, most = 0;
+  for (size_t i = 0; i < flood.size(); ++i) {
+    const int64_t n = flood[i]->generated() - flood_before[i];
+    least = std::min(least, n);
+    most = std::max(most, n);
+  }
+  EXPECT_GT(least, 0);
+  EXPECT_LE(most - least, 1);
+}
+
+TEST(StepBuilderTest, TenantsShareAStepAndEachOnesOldestPromptGoesOn) {
+  ServerCoreOptions options;
+  options.step_rows = 64;
+  Parts parts(options);
+  for (uint32_t i = 0; i < 3; ++i) {
+    const auto request = parts.Raw(1000, i);
+    request->base.tenant = i < 2 ? "a" : "b";
+    parts.Admit(request);
+  }
+  Prepare(parts);
+  const StepBuilder::Step step = parts.steps.Build();
+  ASSERT_EQ(step.items.size(), 2u);
+  EXPECT_EQ(step.requests[0]->id, 1u);
+  EXPECT_EQ(step.requests[1]->id, 3u);
+  EXPECT_EQ(Rows(step), (RowList{32, 32}));
+}
+
 }  // namespace
 }  // namespace xcache::testing

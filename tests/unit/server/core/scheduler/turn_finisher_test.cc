@@ -61,8 +61,6 @@ TEST(TurnFinisherTest, TheLastMessageSaysWhereTheTurnIs) {
                 absl::StatusCode::kOk, Durability::kMemory},
            Case{absl::UnavailableError("I/O error"), absl::StatusCode::kOk,
                 Durability::kMemory},
-           Case{absl::AbortedError("no memory to keep it"),
-                absl::StatusCode::kResourceExhausted, Durability::kNone},
        }) {
     Parts parts;
     const auto request = parts.Turn("s", "hello");
@@ -74,6 +72,25 @@ TEST(TurnFinisherTest, TheLastMessageSaysWhereTheTurnIs) {
     EXPECT_EQ(parts.Count(CoreCounter::kCommitFailures),
               c.commit.ok() ? 0u : 1u);
     parts.store.sessions().SetCommitStatus(absl::OkStatus());
+  }
+}
+
+TEST(TurnFinisherTest, ATurnThatIsNotKeptFails) {
+  for (const absl::Status& error :
+       {absl::ResourceExhaustedError("no memory to keep it"),
+        absl::AbortedError("another server was first"),
+        absl::UnavailableError("the shared store is away")}) {
+    Parts parts;
+    const auto request = parts.Turn("s", "hello");
+    const SessionRecord before = Stored(parts, "s");
+    parts.store.sessions().SetCommitError(error);
+    const auto sink = parts.Answer(request);
+    EXPECT_EQ(sink->status().code(), error.code());
+    EXPECT_EQ(sink->final().durability, Durability::kNone);
+    EXPECT_EQ(sink->final().finish_reason, FinishReason::kNone);
+    EXPECT_EQ(parts.Count(CoreCounter::kCommitFailures), 1u);
+    EXPECT_TRUE(Stored(parts, "s") == before);
+    parts.store.sessions().SetCommitError(absl::OkStatus());
   }
 }
 

@@ -60,6 +60,23 @@ TEST(WorkingSetsTest, TheYoungestThatRunsGivesWayToTheOldest) {
   EXPECT_EQ(parts.Count(CoreCounter::kPreemptions), 1u);
 }
 
+TEST(WorkingSetsTest, OfSeveralTenantsTheOneWithMostGivesWay) {
+  Parts parts({}, 10000);
+  const auto first = Holder(parts, 3000);
+  const auto second = Holder(parts, 3000);
+  const auto other = Holder(parts, 3000);  // the youngest of all
+  other->base.tenant = "other";
+  EXPECT_TRUE(parts.working_sets.Reserve(*other, 2000).ok());
+  EXPECT_TRUE(parts.Waits(*second));
+  EXPECT_FALSE(parts.Waits(*first));
+  EXPECT_FALSE(parts.Waits(*other));
+  // Of one each, the youngest.
+  const auto memory =
+      parts.working_sets.Reserve(*first, parts.free_bytes() + 1);
+  EXPECT_TRUE(memory.ok()) << memory.status();
+  EXPECT_TRUE(parts.Waits(*other));
+}
+
 TEST(WorkingSetsTest, TheYoungestIsPutBackWhereItAsksItself) {
   Parts parts({}, 10000);
   const auto oldest = Holder(parts, 5000);

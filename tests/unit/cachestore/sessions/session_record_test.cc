@@ -6,13 +6,6 @@
 namespace xcache {
 namespace {
 
-void FixCrc(std::string& bytes) {
-  const uint32_t crc = Crc32c(bytes.data(), bytes.size() - 4);
-  for (size_t i = 0; i < 4; ++i) {
-    bytes[bytes.size() - 4 + i] = static_cast<char>(crc >> (8 * i));
-  }
-}
-
 TEST(SessionRecordTest, RoundTrips) {
   SessionRecord record = RecordOf("tenant", "chat-1", 5);
   record.pinned = true;
@@ -103,7 +96,31 @@ TEST(SessionRecordTest, AnotherVersionIsNamedAndNoDamage) {
   EXPECT_THAT(decoded.status(), HasCode(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(std::string(decoded.status().message()),
               ::testing::AllOf(::testing::HasSubstr("version 9"),
-                               ::testing::HasSubstr("versions 1 to 2")));
+                               ::testing::HasSubstr("versions 1 to 3")));
+}
+
+// The rest is as in format 2, which older servers read.
+TEST(SessionRecordTest, AVersionInASharedStoreMakesItFormat3) {
+  SessionRecord record = RecordOf("t", "chat", 2);
+  EXPECT_EQ(EncodeSessionRecord(record)[4], 2);
+  record.version = "version";
+  const std::string bytes = EncodeSessionRecord(record);
+  EXPECT_EQ(bytes[4], 3);
+  const auto decoded = DecodeSessionRecord(bytes);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(*decoded, record);
+  EXPECT_EQ(*DecodeSessionHead(HeadOf(bytes)), SummaryOf(record));
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    std::string bad = bytes;
+    bad[i] = static_cast<char>(bad[i] ^ 1);
+    ASSERT_FALSE(DecodeSessionRecord(bad).ok()) << "byte " << i;
+  }
+  // Each is written in one way.
+  std::string other = EncodeSessionRecord(RecordOf("t", "chat", 2));
+  other[4] = 3;
+  FixCrc(other);
+  EXPECT_THAT(DecodeSessionRecord(other).status(),
+              HasCode(absl::StatusCode::kDataLoss));
 }
 
 // By itself, and where the rest of its manifest is damaged.

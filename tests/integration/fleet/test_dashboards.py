@@ -1,0 +1,222 @@
+"""What an operator sees of a fleet at work: every panel has numbers in it, every
+alert has something to compare and is silent, and those that a fault of these
+tests can cause are seen firing."""
+
+import math
+import re
+import shutil
+import time
+
+import grpc
+import pytest
+from xcache.v1 import sessions_pb2 as spb
+
+import harness
+from clocks import FAKETIME, Clock
+from fault_proxy import Fault
+from fleet import Fleet
+from monitoring import (ALERTS, BOARDS, PROMETHEUS, RECORDS, as_grafana_asks,
+                        as_seconds)
+from prometheus import prometheus, query
+from talks import connect
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None,
+    reason="Debian's package prometheus is not installed")
+
+OUR_RULES = as_seconds((PROMETHEUS / "rules.yaml").read_text())
+
+# Alerts that nothing here brings about, and why. rules_test.yaml has a case of
+# each.
+NOT_HERE = {
+    "XCacheFirstTokenSlow": "load",
+    "XCacheTokensSlow": "load",
+    "XCacheRequestsRefused": "load: test_operation.py",
+    "XCacheConnectionsRefused": "floods: test_floods.py",
+    "XCacheTurnsNotDurable": "a full disk: test_soak.py",
+    "XCacheDiskDegraded": "a full disk",
+    "XCacheDiskFillsUp": "a full disk",
+    "XCacheDiskTooSmall": "load",
+    "XCachePagesNotWritten": "a full disk",
+    "XCacheSessionDamaged": "a damaged disk: test_corruption.py",
+    "XCachePagesSetAside": "a damaged disk",
+    "XCacheCachePressure": "load",
+    "XCacheMemoryShort": "load",
+    "XCachePreempts": "load",
+    "XCacheGone": "Prometheus finds none",
+    "XCacheNotReady": "a large model",
+    "XCacheDescriptorsShort": "a limit",
+    "XCacheModelFileChanged": "an operator",
+}
+
+
+def make_sessions(fleet, names):
+    """Conversations that come back from a disk, later."""
+    for number, name in enumerate(names):
+        client = connect(fleet.replicas[number % 3].address)
+        client.sessions.CreateSession(spb.CreateSessionRequest(id=name))
+        client.chat(name, f"{name}: a few words " * 60)
+    for replica in fleet.replicas:
+        replica.drain()
+        replica.start()
+
+
+@pytest.mark.timeout(180)
+def test_every_query_has_an_answer(tiny_model, tmp_path, store):
+    """Of three servers that chat, fail, spill and restore, each conversation at
+    one after the other."""
+    panels = {f"{name}: {panel['title']}: {target['expr']}":
+              as_grafana_asks(target["expr"])
+              for name, board in BOARDS.items() for panel in board["panels"]
+              for target in panel["targets"]}
+    names = [f"session-{i}" for i in range(90)]
+    with Fleet(tiny_model, tmp_path, store=store, prefix="boards/",
+               balanced=False) as fleet:
+        for _ in range(3):
+            fleet.add()
+        make_sessions(fleet, names)
+        clients = [connect(replica.address) for replica in fleet.replicas]
+        (tmp_path / "prometheus").mkdir()
+        address = fleet.enter_context(prometheus(
+            [r.server.metrics_address for r in fleet.replicas],
+            tmp_path / "prometheus", OUR_RULES))
+        silent = panels
+        for number, name in enumerate(names):
+            for turn in range(3):
+                client = clients[(number + turn) % 3]
+                client.chat(name, "go on")
+                client.chat(name, "and on")
+                with harness.fails_with(grpc.StatusCode.NOT_FOUND):
+                    client.sessions.GetSession(
+                        spb.GetSessionRequest(id="nobody"))
+            # Not even NaN: something was divided by something.
+            silent = {text: expression for text, expression in silent.items()
+                      if not (values := query(address, expression)) or
+                      not all(map(math.isfinite, values))}
+            if not silent:
+                break
+            time.sleep(0.1)
+        assert not silent, "\n".join(silent)
+        for name in RECORDS:
+            assert query(address, name), name
+        # Of an alert, what it compares.
+        for name, rule in ALERTS.items():
+            for part in re.split(r"\nand (?:on \([\w, ]+\) )?", rule["expr"]):
+                asked = re.sub(r"\s+(>|<|==) [\d.]+( \* [\d.]+)?$", "", part)
+                if not part.startswith("absent"):
+                    assert asked != part, name
+                    assert query(address, as_seconds(asked)), name
+        assert not query(address, 'ALERTS{alertstate="firing"}')
+
+
+class Alarm:
+    """Which alerts were seen firing."""
+
+    def __init__(self, address):
+        self.address = address
+        self.seen = set()
+
+    def fires(self, name, seconds=30, meanwhile=lambda: None):
+        def is_firing():
+            meanwhile()
+            return query(self.address, f'ALERTS{{alertname="{name}",'
+                                       'alertstate="firing"}')
+
+        harness.wait_until(is_firing, seconds, name)
+        self.seen.add(name)
+
+    def is_silent(self, *but):
+        """Once what has been is over."""
+        names = "|".join(but) or "none"
+        harness.wait_until(
+            lambda: not query(self.address, 'ALERTS{alertstate="firing",'
+                                            f'alertname!~"{names}"}}'),
+            30, "silence")
+
+
+@pytest.mark.timeout(240)
+def test_alerts_fire(tiny_model, tmp_path, store):
+    """Each that a fault of these tests can cause, by the fault."""
+    clock = Clock(tmp_path)
+    with Fleet(tiny_model, tmp_path, store=store, prefix="alerts/",
+               balanced=False, proxied=True) as fleet:
+        env = clock.env if FAKETIME.exists() else {}
+        # An address for its page that stays: Prometheus's target.
+        pages = [f"127.0.0.1:{harness.free_port()}" for _ in range(4)]
+        servers = [fleet.add(env=env if not i else {},
+                             flags=("--metrics-listen", page))
+                   for i, page in enumerate(pages[:3])]
+        fleet.policy = "prefer"
+        other = fleet.add(flags=("--metrics-listen", pages[3]))
+        clients = [connect(r.address) for r in (*servers, other)]
+        (tmp_path / "prometheus").mkdir()
+        alarm = Alarm(fleet.enter_context(
+            prometheus(pages, tmp_path / "prometheus", OUR_RULES)))
+
+        def chat(number, name="alerts", words="hello"):
+            try:
+                clients[number].chat(name, words)
+            except grpc.RpcError:
+                pass
+
+        for i, client in enumerate(clients):
+            client.sessions.CreateSession(
+                spb.CreateSessionRequest(id=f"alerts-{i}"))
+            chat(i, f"alerts-{i}", "a few words " * 60)
+        alarm.is_silent()
+
+        # The store is away from one server, and from one that goes on.
+        for i in (0, 3):
+            proxy = fleet.proxies[fleet.replicas[i].name]
+            with proxy.injected(Fault(refused=True)):
+                def busy(i=i):
+                    chat(i, f"alerts-{i}", "some more words " * 20)
+
+                alarm.fires("XCacheSharedStoreAway", meanwhile=busy)
+                if i == 0:
+                    alarm.fires("XCacheErrorBudgetBurnsFast", meanwhile=busy)
+                    alarm.fires("XCacheErrorBudgetBurnsSlowly",
+                                meanwhile=busy)
+                else:
+                    alarm.fires("XCacheTurnsNotShared", meanwhile=busy)
+                    # Another server goes on with the same conversation.
+                    chat(1, "alerts-3", "another turn")
+            if i == 3:
+                alarm.fires("XCacheSessionsForked")
+            alarm.is_silent("XCacheSessionsForked")
+
+        # What comes from the store is damaged.
+        made = [f"damaged-{i}" for i in range(40)]
+        for name in made:
+            clients[1].sessions.CreateSession(
+                spb.CreateSessionRequest(id=name))
+            clients[1].chat(name, f"{name}: a few words " * 60)
+        with fleet.proxies[servers[2].name].injected(Fault(flip=True)):
+            alarm.fires("XCachePagesDamaged",
+                        meanwhile=lambda: made and chat(2, made.pop()))
+
+        # A file of credentials that is none.
+        servers[0].write_credentials("", "")
+        alarm.fires("XCacheCredentialsBad")
+        servers[0].write_credentials("replica", "replicas-secret")
+
+        if env:
+            clock.set(30)
+            alarm.fires("XCacheClockJumped")
+            clock.set(0)
+
+        other.kill()
+        alarm.fires("XCacheDown")
+        for _ in range(3):
+            other.start()
+            time.sleep(0.6)
+            other.kill()
+        alarm.fires("XCacheRestarts")
+        # One with another codec's numerics is another one.
+        other.env = {"XCACHE_ISA": "ref"}
+        other.start()
+        alarm.fires("XCacheVersionsDiffer")
+        if not env:
+            alarm.seen.add("XCacheClockJumped")
+        assert alarm.seen | set(NOT_HERE) == set(ALERTS)
+        assert not alarm.seen & set(NOT_HERE)
