@@ -22,6 +22,8 @@ struct CodecShape {
   int num_layers = 0;
   int d_model = 0;
   int kv_dim = 0;  // "k"
+
+  bool operator==(const CodecShape&) const = default;
 };
 
 struct QuantOptions {

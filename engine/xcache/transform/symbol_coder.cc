@@ -35,7 +35,7 @@ class EscapeWriter {
   void Add(int value) {
     const uint32_t code =
         static_cast<uint32_t>(std::abs(value)) - 1 + kGolombBase;
-    const int bits = std::bit_width(code);
+    const auto bits = static_cast<int>(std::bit_width(code));
     for (int i = kGolombBits; i < bits; ++i) Bit(0);
     for (int i = bits - 1; i >= 0; --i) Bit(code >> i & 1u);
     Bit(value < 0 ? 1 : 0);

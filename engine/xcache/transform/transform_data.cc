@@ -240,11 +240,6 @@ class TransformProfile final : public Profile {
 
 }  // namespace
 
-bool operator==(const CodecShape& a, const CodecShape& b) {
-  return a.num_layers == b.num_layers && a.d_model == b.d_model &&
-         a.kv_dim == b.kv_dim;
-}
-
 HalfRows MakeHalfRows(uint32_t rows, uint32_t cols, const double* values) {
   const Kernels& kernels = GetKernels(Isa::kRef);
   HalfRows out{rows, cols, std::vector<float>(rows),

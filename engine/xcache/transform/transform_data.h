@@ -104,8 +104,6 @@ struct TransformData {
   bool operator==(const TransformData&) const = default;
 };
 
-bool operator==(const CodecShape& a, const CodecShape& b);
-
 // Features of group `g`.
 size_t NumFeatures(const TransformData& data, size_t g);
 
