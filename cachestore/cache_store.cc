@@ -139,8 +139,14 @@ class CacheStoreImpl : public CacheStore {
 
   StoreStats stats() const override {
     StoreStats stats;
-    stats.sessions = shared_sessions_ != nullptr ? shared_sessions_->stats()
-                                                 : sessions_->stats();
+    stats.sessions = sessions_->stats();
+    if (shared_sessions_ != nullptr) {
+      stats.sessions = shared_sessions_->stats();
+      stats.shared_sessions = SharedClientStats{
+          .breaker = shared_sessions_->breaker().state(),
+          .breaker_opened = shared_sessions_->breaker().num_opened(),
+          .objects = options_.shared_sessions->stats()};
+    }
     stats.tiers = tiers_->tier_stats();
     if (shared_ != nullptr) {
       stats.shared_pages = shared_->shared_stats();

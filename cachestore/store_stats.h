@@ -46,10 +46,18 @@ struct DiskStats {
   std::vector<std::pair<std::string, int64_t>> tickers;
 };
 
+// How the shared store answers.
+struct SharedClientStats {
+  CircuitBreaker::State breaker = CircuitBreaker::State::kClosed;
+  int64_t breaker_opened = 0;
+  ObjectStoreStats objects;
+};
+
 struct StoreStats {
   std::vector<TierStats> tiers;  // the fastest first
   SessionStoreStats sessions;
   DiskStats files;
+  std::optional<SharedClientStats> shared_sessions;
   std::optional<SharedPageStats> shared_pages;  // nothing: no shared tier
   int64_t owed_pages = 0;  // that the shared tier is still to get
 

@@ -43,7 +43,7 @@ class SharedSessionStore : public SessionStore {
  public:
   struct Options {
     SharedPolicy policy = SharedPolicy::kStrict;
-    std::chrono::milliseconds timeout{5000};  // of one call to the store
+    SessionObjects::Timeouts timeouts{};
     // How often what is ahead is tried to be pushed.
     std::chrono::milliseconds push_interval{1000};
     // Unix time, of what is written. For tests.
@@ -78,6 +78,7 @@ class SharedSessionStore : public SessionStore {
     return local_.UseOf(tenant);
   }
   SessionStoreStats stats() const override;
+  const CircuitBreaker& breaker() const { return objects_.breaker(); }
 
   // Tries to push what is ahead. For tests and for the end; a thread does so.
   void PushAhead();

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/base/log.h"
+
 namespace xcache {
 
 bool IsAnswer(const absl::Status& status) {
@@ -20,10 +22,26 @@ std::optional<CircuitBreaker::Ticket> CircuitBreaker::Begin(
 
 void CircuitBreaker::End(Ticket ticket, const absl::Status& status,
                          Clock::time_point now) {
-  MutexLock lock(mu_);
+  bool opened = false, closed = false;
+  {
+    MutexLock lock(mu_);
+    EndLocked(ticket, status, now, &opened, &closed);
+  }
+  if (opened) {
+    XC_LOG_WARN("store away", "store={} error={}", LogValue(options_.name),
+                LogValue(std::string(status.message())));
+  } else if (closed) {
+    XC_LOG_INFO("store back", "store={}", LogValue(options_.name));
+  }
+}
+
+void CircuitBreaker::EndLocked(Ticket ticket, const absl::Status& status,
+                               Clock::time_point now, bool* opened,
+                               bool* closed) {
   if (ticket != era_ || state_ == State::kOpen) return;
   if (IsAnswer(status)) {
-    if (state_ == State::kHalfOpen) ++era_;
+    *closed = state_ == State::kHalfOpen;
+    if (*closed) ++era_;
     state_ = State::kClosed;
     failures_ = 0;
     pause_ = std::chrono::milliseconds(0);
@@ -35,6 +53,7 @@ void CircuitBreaker::End(Ticket ticket, const absl::Status& status,
     return;
   }
   if (state_ == State::kHalfOpen || ++failures_ >= options_.max_failures) {
+    *opened = state_ == State::kClosed;
     Open(now);
   }
 }

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <random>
+#include <string>
 
 #include "absl/status/status.h"
 #include "engine/base/mutex.h"
@@ -21,7 +22,8 @@ class CircuitBreaker {
   using Clock = std::chrono::steady_clock;
   enum class State { kClosed, kHalfOpen, kOpen };
   struct Options {
-    int max_failures = 5;  // in a row
+    std::string name = "shared store";  // for the log
+    int max_failures = 5;               // in a row
     // How long it stays open: at first, doubled each time that the one call
     // fails, and at most; less up to a quarter, at random, so that replicas
     // do not come back all at once.
@@ -43,6 +45,10 @@ class CircuitBreaker {
   int64_t num_opened() const;
 
  private:
+  // What End does under the lock; `opened` and `closed`: for the log.
+  void EndLocked(Ticket ticket, const absl::Status& status,
+                 Clock::time_point now, bool* opened, bool* closed)
+      XC_REQUIRES(mu_);
   void Open(Clock::time_point now) XC_REQUIRES(mu_);
 
   const Options options_;

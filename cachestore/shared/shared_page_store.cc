@@ -149,6 +149,7 @@ struct SharedPageStore::State {
                                                        uint64_t{kPageFolders});
   Clock::time_point next_sweep XC_GUARDED_BY(mu);
   bool is_sweeping XC_GUARDED_BY(mu) = false;
+  int64_t deleted_now XC_GUARDED_BY(mu) = 0;  // by the sweep under way
 };
 
 absl::StatusOr<std::unique_ptr<SharedPageStore>> SharedPageStore::Open(
@@ -413,6 +414,7 @@ void SharedPageStore::Sweep(int64_t now_ms) {
       [state = state_](const std::string&) {
         MutexLock lock(state->mu);
         ++state->shared.pages_swept;
+        ++state->deleted_now;
       },
       [state = state_, folder = sweep.folder](const absl::Status& status) {
         if (!status.ok()) {
@@ -422,6 +424,11 @@ void SharedPageStore::Sweep(int64_t now_ms) {
         MutexLock lock(state->mu);
         state->is_sweeping = false;
         if (status.ok()) ++state->shared.folders_swept;
+        const int64_t num_deleted = std::exchange(state->deleted_now, 0);
+        if (num_deleted > 0) {
+          XC_LOG_INFO("shared pages swept", "folder={} pages={}", folder,
+                      num_deleted);
+        }
       });
 }
 

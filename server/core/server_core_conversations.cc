@@ -57,9 +57,9 @@ absl::Status WithAdvice(const absl::Status& too_long, size_t num_messages) {
 
 absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
     const ForkOptions& options) {
-  const std::string fork_id =
-      options.new_id.empty() ? MakeSessionId() : options.new_id;
-  XC_RETURN_IF_ERROR(ValidateSessionId(fork_id));
+  if (!options.new_id.empty()) {
+    XC_RETURN_IF_ERROR(ValidateSessionId(options.new_id));
+  }
   XC_ASSIGN_OR_RETURN(SessionRecord record,
                       sessions_.Read(options.tenant, options.id));
   const size_t num_pages = record.page_keys.size();
@@ -82,12 +82,12 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
         &record)));
   }
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
-                      sessions_.BeginNew(options.tenant, fork_id));
+                      sessions_.BeginNew(options.tenant, options.new_id));
   ScalePageBytes(num_pages, &record);
   XC_ASSIGN_OR_RETURN(const SessionPlace place,
                       TakeSession(deps_.tenants, deps_.store->sessions(),
                                   options.tenant, record.page_bytes));
-  record.id = fork_id;
+  record.id = lease->record().id;
   record.create_ms = lease->record().create_ms;
   record.pinned = false;
   // A turn is one answer, or one that replaced it.
@@ -168,8 +168,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ImportSession(
   XC_ASSIGN_OR_RETURN(SessionRecord record,
                       ParseSessionDocument(options.document));
   if (!options.id.empty()) record.id = options.id;
-  if (record.id.empty()) record.id = MakeSessionId();
-  XC_RETURN_IF_ERROR(ValidateSessionId(record.id));
+  if (!record.id.empty()) XC_RETURN_IF_ERROR(ValidateSessionId(record.id));
   SessionUpdate settings;
   settings.title = record.title;
   settings.ttl = std::chrono::milliseconds(record.ttl_ms);
@@ -203,6 +202,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ImportSession(
                       TakeSession(deps_.tenants, deps_.store->sessions(),
                                   options.tenant, /*page_bytes=*/0));
   record.tenant = lease->record().tenant;
+  record.id = lease->record().id;
   record.create_ms = std::min(record.create_ms, lease->record().create_ms);
   record.codec = std::string(codec->spec());
   record.cache_fp = codec->cache_fp();

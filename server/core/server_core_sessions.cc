@@ -125,8 +125,7 @@ absl::Status ServerCoreImpl::CheckUpdate(const SessionUpdate& update) const {
 
 absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
     const CreateSessionOptions& options) {
-  const std::string id = options.id.empty() ? MakeSessionId() : options.id;
-  XC_RETURN_IF_ERROR(ValidateSessionId(id));
+  if (!options.id.empty()) XC_RETURN_IF_ERROR(ValidateSessionId(options.id));
   SessionUpdate settings;
   settings.title = options.title;
   settings.ttl = options.ttl;
@@ -142,7 +141,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   XC_ASSIGN_OR_RETURN(const CodecRef codec,
                       ChooseCodec(options.codec, default_codec_->spec()));
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
-                      sessions_.BeginNew(options.tenant, id));
+                      sessions_.BeginNew(options.tenant, options.id));
   XC_ASSIGN_OR_RETURN(const SessionPlace place,
                       TakeSession(deps_.tenants, deps_.store->sessions(),
                                   options.tenant, /*page_bytes=*/0));

@@ -136,6 +136,9 @@ enum class Metric {
   // The shared tier.
   kSharedBreakerState,
   kSharedBreakerOpened,
+  kSharedAheadSessions,
+  kSharedConflicts,
+  kSharedBranches,
   kSharedRequests,
   kSharedFailures,
   kSharedRetries,

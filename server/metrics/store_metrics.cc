@@ -60,11 +60,15 @@ double StateValue(CircuitBreaker::State state) {
   return 2;
 }
 
-void SampleObjects(const ObjectStoreStats& stats, std::string_view objects,
-                   SampleWriter& writer) {
+void SampleClient(const SharedClientStats& client, std::string_view objects,
+                  SampleWriter& writer) {
+  const ObjectStoreStats& stats = client.objects;
   const auto set = [&](Metric metric, int64_t value) {
     writer.Set(metric, static_cast<double>(value), {objects});
   };
+  writer.Set(Metric::kSharedBreakerState, StateValue(client.breaker),
+             {objects});
+  set(Metric::kSharedBreakerOpened, client.breaker_opened);
   set(Metric::kSharedRequests, stats.requests);
   set(Metric::kSharedFailures, stats.failures);
   set(Metric::kSharedRetries, stats.retries);
@@ -80,9 +84,15 @@ void SampleObjects(const ObjectStoreStats& stats, std::string_view objects,
 // Zeros where there is no such tier.
 void SampleShared(const StoreStats& stats, SampleWriter& writer) {
   const SharedPageStats shared = stats.shared_pages.value_or(SharedPageStats());
-  SampleObjects(shared.objects, "pages", writer);
-  writer.Set(Metric::kSharedBreakerState, StateValue(shared.breaker));
-  Set(writer, Metric::kSharedBreakerOpened, shared.breaker_opened);
+  SampleClient({.breaker = shared.breaker,
+                .breaker_opened = shared.breaker_opened,
+                .objects = shared.objects},
+               "pages", writer);
+  SampleClient(stats.shared_sessions.value_or(SharedClientStats()), "sessions",
+               writer);
+  Set(writer, Metric::kSharedAheadSessions, stats.sessions.num_ahead);
+  Set(writer, Metric::kSharedConflicts, stats.sessions.conflicts);
+  Set(writer, Metric::kSharedBranches, stats.sessions.branches);
   Set(writer, Metric::kSharedNegativeHits, shared.negative_hits);
   Set(writer, Metric::kSharedRefreshed, shared.refreshed);
   Set(writer, Metric::kSharedSweptFolders, shared.folders_swept);

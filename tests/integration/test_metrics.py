@@ -40,6 +40,12 @@ MOVED_ELSEWHERE = {
         "unit/cachestore/shared/circuit_breaker_test.cc:State::kHalfOpen",
     "xcache_shared_breaker_opened_total":
         "unit/cachestore/shared/shared_page_store_test.cc:breaker_opened, 1",
+    "xcache_shared_ahead_sessions":
+        "unit/cachestore/sessions/shared_session_store_test.cc:num_ahead, 2",
+    "xcache_shared_conflicts_total":
+        "unit/cachestore/sessions/shared_session_store_test.cc:.conflicts",
+    "xcache_shared_branches_total":
+        "unit/cachestore/sessions/shared_session_store_test.cc:.branches, 1",
     "xcache_shared_requests_total":
         "unit/cachestore/shared/s3_object_store_test.cc:.requests",
     "xcache_shared_failures_total":

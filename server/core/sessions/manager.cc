@@ -34,6 +34,18 @@ std::string UtcTime(int64_t unix_ms) {
                           absl::UTCTimeZone());
 }
 
+// Random.
+std::string MakeSessionId() {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::random_device random;
+  std::string id;
+  for (int i = 0; i < 4; ++i) {
+    uint32_t bits = random();
+    for (int j = 0; j < 8; ++j, bits >>= 4) id += kDigits[bits & 15];
+  }
+  return id;
+}
+
 int64_t ExpireMs(int64_t used_ms, int64_t ttl_ms) {
   return ttl_ms > 0 ? used_ms + ttl_ms : 0;
 }
@@ -143,9 +155,10 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::Begin(
 
 absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::BeginNew(
     std::string_view tenant, std::string_view id) {
-  const SessionKey key(tenant, id);
+  const SessionKey key(tenant, id.empty() ? MakeSessionId() : std::string(id));
   std::unique_ptr<Lease> lease = TryLease(key);
-  const absl::Status found = Find(tenant, id).status();
+  const absl::Status found =
+      id.empty() ? absl::NotFoundError("") : Find(tenant, id).status();
   if (lease == nullptr || found.ok()) {
     return absl::AlreadyExistsError(
         absl::StrCat("session '", key.second, "' exists already"));
@@ -298,17 +311,6 @@ absl::Status ValidateSessionId(std::string_view id) {
                    absl::CHexEscape(absl::string_view(
                        id.data(), std::min<size_t>(id.size(), 64))),
                    "\" (", id.size(), " bytes)"));
-}
-
-std::string MakeSessionId() {
-  static constexpr char kDigits[] = "0123456789abcdef";
-  std::random_device random;
-  std::string id;
-  for (int i = 0; i < 4; ++i) {
-    uint32_t bits = random();
-    for (int j = 0; j < 8; ++j, bits >>= 4) id += kDigits[bits & 15];
-  }
-  return id;
 }
 
 }  // namespace xcache

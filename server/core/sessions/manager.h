@@ -78,7 +78,8 @@ class SessionManager {
   absl::StatusOr<std::unique_ptr<Lease>> Begin(
       std::string_view tenant, std::string_view id,
       std::optional<uint64_t> expected_turn);
-  // The lease of a session that does not exist yet. ALREADY_EXISTS.
+  // The lease of a session that does not exist yet. ALREADY_EXISTS. Without an
+  // id it gets a new one, random, which need not be looked for.
   absl::StatusOr<std::unique_ptr<Lease>> BeginNew(std::string_view tenant,
                                                   std::string_view id);
   // The session as it was last committed. INVALID_ARGUMENT, here and in all
@@ -119,9 +120,6 @@ class SessionManager {
 
 // Whether `id` may name a session: 1 to 128 of [A-Za-z0-9._-].
 absl::Status ValidateSessionId(std::string_view id);
-// A new id, random.
-std::string MakeSessionId();
-
 }  // namespace xcache
 
 #endif  // XCACHE_SERVER_CORE_SESSIONS_MANAGER_H_

@@ -254,24 +254,38 @@ class Backend:
 
 
 class Talker(threading.Thread):
-    """Goes on in its talks, one after the other, until it is stopped."""
+    """Goes on in its talks, one after the other, until it is stopped. One of
+    `longest` tokens is over, and another takes its place."""
 
-    def __init__(self, backend, talks, long_prompt=0, max_tokens=24):
+    def __init__(self, backend, talks, long_prompt=0, think=0.03,
+                 longest=2800):
         super().__init__()
         self.backend = backend
         self.talks = talks
-        self.long_prompt = long_prompt
-        self.max_tokens = max_tokens
+        self.over = []
+        self.long_prompt = long_prompt  # words of a talk's first message
+        self.think = think              # seconds at most, between turns
+        self.longest = longest
+        self.rng = random.Random(talks[0].name)
         self.stop = threading.Event()
         self.asked = 0
         self.problem = None
 
+    @property
+    def all_talks(self):
+        return self.over + [talk for talk in self.talks if talk.is_created]
+
     def run(self):
         try:
             while not self.stop.is_set():
-                for talk in self.talks:
+                for i, talk in enumerate(self.talks):
                     self._step(talk)
-                    if self.stop.is_set():
+                    if talk.tokens > self.longest:
+                        self.over.append(talk)
+                        self.talks[i] = Talk(
+                            f"{talk.name}.{len(self.over)}",
+                            talk.system_prompt, self.rng.randrange(1 << 30))
+                    if self.stop.wait(self.rng.uniform(0, self.think)):
                         return
         except Exception as error:  # shown by finish()
             self.problem = error
@@ -281,7 +295,7 @@ class Talker(threading.Thread):
             self.backend.create(talk)
         words = self.long_prompt if not talk.turns else 0
         text = talk.next_words(words or 4, words or 40)
-        self.backend.ask(talk, text, talk.next_params(self.max_tokens))
+        self.backend.ask(talk, text, talk.next_params())
         self.asked += 1
 
     def finish(self):

@@ -17,11 +17,10 @@ from talks import Backend, Talk, Talker, check_twins, connect
 EVENTS = int(harness.campaign("FLEET_EVENTS", 25))
 CLIENTS = 4
 TALKS_EACH = 2
+THINK = 0.3  # seconds at most, between turns
 LEAST, MOST = 3, 5  # servers
 # Words of a talk's first message: a cache that is worth to be moved.
 LONG_PROMPT = 450
-# A talk of so many tokens is over, and another takes its place.
-LONGEST = 2800
 
 
 class Events:
@@ -72,31 +71,6 @@ class Events:
         replica.start()
 
 
-class EventTalker(Talker):
-    """One whose talks end: `talks` are those that go on, `over` the others."""
-
-    def __init__(self, name, backend, rng):
-        super().__init__(backend, [], long_prompt=LONG_PROMPT)
-        self.name_prefix = name
-        self.rng = rng
-        self.made = 0
-        self.over = []
-        self.talks = [self._new() for _ in range(TALKS_EACH)]
-
-    def _new(self):
-        self.made += 1
-        return Talk(f"{self.name_prefix}-{self.made}", "You know the words.",
-                    self.rng.randrange(1 << 30))
-
-    def _step(self, talk):
-        super()._step(talk)
-        # A user thinks.
-        time.sleep(self.rng.uniform(0, 0.3))
-        if talk.tokens > LONGEST:
-            self.over.append(talk)
-            self.talks[self.talks.index(talk)] = self._new()
-
-
 def moved(talks, new_at):
     """Turns at another server than the one before, or at one that has lost all
     it had since."""
@@ -118,8 +92,10 @@ def test_conversations_go_on(tiny_model, tmp_path, seed):
         fleet.balancer.wait_healthy(LEAST)
         backends = [Backend(connect(fleet.balancer.address))
                     for _ in range(CLIENTS)]
-        talkers = [EventTalker(f"client{i}", backend,
-                               random.Random(rng.randrange(1 << 30)))
+        talkers = [Talker(backend, [
+            Talk(f"talk-{i}-{k}", "You know the words.",
+                 rng.randrange(1 << 30)) for k in range(TALKS_EACH)],
+            long_prompt=LONG_PROMPT, think=THINK)
                    for i, backend in enumerate(backends)]
         for talker in talkers:
             talker.start()
@@ -140,8 +116,7 @@ def test_conversations_go_on(tiny_model, tmp_path, seed):
                 f"turns after event {number}, {kind}")
         for talker in talkers:
             talker.finish()
-        talks = [talk for t in talkers for talk in t.over + t.talks
-                 if talk.turns]
+        talks = [talk for t in talkers for talk in t.all_talks]
         # Whichever server is asked, the conversation is as its client knows it.
         for talk in talks:
             Backend(connect(rng.choice(fleet.replicas).address)).check(talk)
