@@ -59,7 +59,8 @@ class CodecHandle {
   virtual std::string_view spec() const = 0;
   // SHA-256 of model_fp, spec, profile digest and page format version.
   virtual const Digest& cache_fp() const = 0;
-  // Size of every page of this codec, everything included.
+  // Size of a page of this codec, everything included: of every one, or about,
+  // where they differ (xquant-tc).
   virtual size_t page_bytes() const = 0;
 };
 
@@ -88,7 +89,7 @@ using KvBlockRef = std::shared_ptr<const KvBlock>;
 // What sealing a block yields.
 struct SealedBlock {
   int64_t block_index = 0;  // covers tokens [64 i, 64 i + 64)
-  std::string page;         // page format v1, engine/xcache/PAGE_FORMAT.md
+  std::string page;         // engine/xcache/PAGE_FORMAT.md
   KvBlockRef kv;
 };
 

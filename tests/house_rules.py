@@ -37,6 +37,9 @@ DOORS = [
          r"(base|kernels|device/kernels)/|device/ops\.h|types\.h"),
         ("device",
          r"(base|kernels|model|xcache|common|device)/|(engine|types)\.h"),
+        ("calibration",
+         r"(base|kernels|model|xcache|common|calibration)/|"
+         r"(engine|engine_factory|philox|types)\.h"),
         ("cuda", r"(cuda|device/kernels)/|device/ops\.h"),
         ("emulation", r"(emulation|device/kernels)/|device/ops\.h")]),
     ("engine/", OUTSIDE_ENGINE),

@@ -49,24 +49,30 @@ SessionObjects::Found FoundIn(const StoredObject& got,
 
 template <typename T>
 absl::StatusOr<T> SessionObjects::Ask(
-    const std::function<absl::StatusOr<T>()>& call) {
+    const std::function<absl::StatusOr<T>()>& call, bool also_if_away) {
   const auto ticket = breaker_.Begin(Clock::now());
   if (!ticket.has_value()) {
+    if (also_if_away) return call();
     return absl::UnavailableError("it did not answer lately");
   }
   absl::StatusOr<T> result = call();
-  breaker_.End(*ticket, result.status(), Clock::now());
+  // Where it is not known what was done, it did answer.
+  breaker_.End(
+      *ticket,
+      absl::IsUnknown(result.status()) ? absl::OkStatus() : result.status(),
+      Clock::now());
   return result;
 }
 
 absl::StatusOr<SessionObjects::Found> SessionObjects::Look(
-    const std::string& key, const std::string& known_etag) {
+    const std::string& key, const std::string& known_etag, bool also_if_away) {
+  const auto get = [&] {
+    return objects_.Get(
+        key, {.if_none_match = known_etag, .timeout = timeouts_.look});
+  };
   std::string unreadable;  // what was read before
   for (int num_tries = 0; num_tries < kMaxTries; ++num_tries) {
-    absl::StatusOr<StoredObject> got = Ask<StoredObject>([&] {
-      return objects_.Get(key,
-                          {.if_none_match = known_etag, .timeout = timeout_});
-    });
+    absl::StatusOr<StoredObject> got = Ask<StoredObject>(get, also_if_away);
     if (absl::IsNotFound(got.status())) return Found();
     if (!got.ok()) return Away(got.status());
     Found found = FoundIn(*got, known_etag);
@@ -96,12 +102,12 @@ SessionObjects::Outcome SessionObjects::Replace(const std::string& key,
           key, bytes,
           {.condition = etag.empty() ? PutCondition::IfAbsent()
                                      : PutCondition::IfEtag(etag),
-           .timeout = timeout_});
+           .timeout = timeouts_.change});
     });
     if (put.ok()) return {.what = What::kDone, .etag = *put};
     put_status = put.status();
     // Whatever it says, what is there decides: its answer may have been lost.
-    const absl::StatusOr<Found> found = Look(key, "");
+    const absl::StatusOr<Found> found = Look(key, "", /*also_if_away=*/true);
     if (!found.ok()) return {.what = What::kFailed, .status = found.status()};
     const bool did_not_hold =
         absl::IsAborted(put_status) || absl::IsNotFound(put_status);
@@ -165,9 +171,9 @@ absl::Status SessionObjects::Bury(const std::string& key,
                                                  .manifest = ""});
   const absl::Status buried =
       Ask<std::string>([&] {
-        return objects_.Put(
-            key, bytes,
-            {.condition = PutCondition::IfEtag(etag), .timeout = timeout_});
+        return objects_.Put(key, bytes,
+                            {.condition = PutCondition::IfEtag(etag),
+                             .timeout = timeouts_.change});
       }).status();
   return IsAnswer(buried) || absl::IsUnknown(buried) ? buried : Away(buried);
 }
@@ -175,7 +181,7 @@ absl::Status SessionObjects::Bury(const std::string& key,
 void SessionObjects::RemoveOldMark(const std::string& key,
                                    const SessionObject& mark) {
   if (!mark.is_deleted || unix_ms_() - mark.written_ms <= kMarkLifeMs) return;
-  objects_.Delete(key, timeout_).IgnoreError();  // it is found again
+  objects_.Delete(key, timeouts_.look).IgnoreError();  // it is found again
 }
 
 absl::StatusOr<ObjectList> SessionObjects::List(const ListOptions& options) {
@@ -188,7 +194,7 @@ absl::StatusOr<ObjectList> SessionObjects::List(const ListOptions& options) {
 absl::StatusOr<std::vector<ListedObject>> SessionObjects::ListAll(
     const std::string& prefix) {
   std::vector<ListedObject> objects;
-  ListOptions options = {.prefix = prefix, .timeout = timeout_};
+  ListOptions options = {.prefix = prefix, .timeout = timeouts_.change};
   do {
     XC_ASSIGN_OR_RETURN(const ObjectList list, List(options));
     objects.insert(objects.end(), list.objects.begin(), list.objects.end());
@@ -205,7 +211,8 @@ absl::StatusOr<std::vector<SessionObjects::Found>> SessionObjects::LookAtAll(
     std::vector<absl::StatusOr<StoredObject>> answers(n, StoredObject());
     std::latch done(static_cast<ptrdiff_t>(n));
     for (size_t i = 0; i < n; ++i) {
-      objects_.Get(keys[begin + i], {.if_none_match = "", .timeout = timeout_},
+      objects_.Get(keys[begin + i],
+                   {.if_none_match = "", .timeout = timeouts_.change},
                    [&, i](absl::StatusOr<StoredObject> answer) {
                      answers[i] = std::move(answer);
                      done.count_down();

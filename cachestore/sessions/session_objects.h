@@ -18,9 +18,17 @@
 namespace xcache {
 
 // Thread-safe. Each call waits for the store. UNAVAILABLE: it does not answer,
-// or has not lately.
+// or has not lately: after one call that failed, though it was tried again
+// until its time was over, the next ones fail at once for a while.
 class SessionObjects {
  public:
+  // How long a call may take. That bounds what a turn waits for a store that
+  // has just gone away: a look, a change, and a look at what became of it.
+  struct Timeouts {
+    std::chrono::milliseconds look{1500};
+    std::chrono::milliseconds change{5000};
+  };
+
   // What is at a session's place.
   struct Found {
     enum class What { kNothing, kSame, kUnreadable, kDeleted, kSession };
@@ -45,13 +53,15 @@ class SessionObjects {
   };
 
   // `unix_ms` is the time of what is written.
-  SessionObjects(ObjectStore& objects, std::chrono::milliseconds timeout,
+  SessionObjects(ObjectStore& objects, const Timeouts& timeouts,
                  std::function<int64_t()> unix_ms)
-      : objects_(objects), timeout_(timeout), unix_ms_(std::move(unix_ms)) {}
+      : objects_(objects), timeouts_(timeouts), unix_ms_(std::move(unix_ms)) {}
 
   // kSame where it still has `known_etag`.
   absl::StatusOr<Found> Look(const std::string& key,
-                             const std::string& known_etag);
+                             const std::string& known_etag) {
+    return Look(key, known_etag, /*also_if_away=*/false);
+  }
   // Puts a version in the place of the one with that etag (empty: of none).
   // What counts is what is there in the end: a try whose answer was lost may
   // have been done.
@@ -74,15 +84,19 @@ class SessionObjects {
   const CircuitBreaker& breaker() const { return breaker_; }
 
  private:
+  absl::StatusOr<Found> Look(const std::string& key,
+                             const std::string& known_etag, bool also_if_away);
+
   using Clock = std::chrono::steady_clock;
   // `call`, unless the store is known to be away.
   template <typename T>
-  absl::StatusOr<T> Ask(const std::function<absl::StatusOr<T>()>& call);
+  absl::StatusOr<T> Ask(const std::function<absl::StatusOr<T>()>& call,
+                        bool also_if_away = false);
 
   ObjectStore& objects_;
-  const std::chrono::milliseconds timeout_;
+  const Timeouts timeouts_;
   const std::function<int64_t()> unix_ms_;
-  CircuitBreaker breaker_{{}};
+  CircuitBreaker breaker_{{.max_failures = 2}};
 };
 
 }  // namespace xcache

@@ -1,5 +1,5 @@
-// Long, because what a session is here, is there, and becomes of it when the two
-// differ, is to be read in one place.
+// Long, because what a session is here, is there, and becomes of it when the
+// two differ, is to be read in one place.
 #include "cachestore/sessions/shared_session_store.h"
 
 #include <algorithm>
@@ -68,7 +68,7 @@ SharedSessionStore::SharedSessionStore(ObjectStore& objects,
                                        MemoryBudget& budget, Options options)
     : local_(local),
       options_(std::move(options)),
-      objects_(objects, options_.timeout, options_.unix_ms),
+      objects_(objects, options_.timeouts, options_.unix_ms),
       list_(objects_, budget) {
   // A session that was never shared is ahead of nothing.
   for (const SessionSummary& summary : local_.Select(IsAhead)) {
@@ -506,7 +506,7 @@ int64_t SharedSessionStore::Sweep(
   ListOptions options = {.prefix = std::string(kSessionObjects),
                          .start_after = "",
                          .max_keys = kSweepStep,
-                         .timeout = options_.timeout};
+                         .timeout = options_.timeouts.look};
   {
     MutexLock lock(mu_);
     options.start_after = sweep_after_;

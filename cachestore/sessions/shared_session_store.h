@@ -43,7 +43,7 @@ class SharedSessionStore : public SessionStore {
  public:
   struct Options {
     SharedPolicy policy = SharedPolicy::kStrict;
-    std::chrono::milliseconds timeout{5000};  // of one call to the store
+    SessionObjects::Timeouts timeouts{};
     // How often what is ahead is tried to be pushed.
     std::chrono::milliseconds push_interval{1000};
     // Unix time, of what is written. For tests.

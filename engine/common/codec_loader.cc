@@ -9,7 +9,7 @@ namespace xcache {
 namespace {
 
 Digest CacheFp(const Digest& model_fp, std::string_view spec,
-               const Profile* profile) {
+               const Profile* profile, uint16_t page_version) {
   const auto bytes = [](const Digest& digest) {
     return std::string_view(reinterpret_cast<const char*>(digest.data()),
                             digest.size());
@@ -18,11 +18,16 @@ Digest CacheFp(const Digest& model_fp, std::string_view spec,
       .Field(bytes(model_fp))
       .Field(spec)
       .Field(profile != nullptr ? bytes(profile->digest()) : "")
-      .Field(std::to_string(kPageFormatVersion))
+      .Field(std::to_string(page_version))
       .Finish();
 }
 
 }  // namespace
+
+uint16_t PageVersion(const Codec& codec) {
+  return codec.variable_size() ? kVariablePageFormatVersion
+                               : kPageFormatVersion;
+}
 
 CodecLoader::CodecLoader(std::shared_ptr<const Model> model,
                          std::string profile_dir, Isa isa)
@@ -66,8 +71,8 @@ absl::StatusOr<LoadedCodec> CodecLoader::Load(std::string_view spec_text,
   XC_ASSIGN_OR_RETURN(loaded.codec,
                       MakeCodec(spec, *model_, loaded.profile.get(), isa_));
   loaded.spec = loaded.codec->spec().ToString();
-  loaded.cache_fp =
-      CacheFp(model_->fingerprint(), loaded.spec, loaded.profile.get());
+  loaded.cache_fp = CacheFp(model_->fingerprint(), loaded.spec,
+                            loaded.profile.get(), PageVersion(*loaded.codec));
   return loaded;
 }
 

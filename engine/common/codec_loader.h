@@ -3,6 +3,7 @@
 #ifndef XCACHE_ENGINE_COMMON_CODEC_LOADER_H_
 #define XCACHE_ENGINE_COMMON_CODEC_LOADER_H_
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -19,6 +20,9 @@
 #include "engine/xcache/profile.h"
 
 namespace xcache {
+
+// The page format that the codec's pages are of.
+uint16_t PageVersion(const Codec& codec);
 
 struct LoadedCodec {
   std::shared_ptr<const Profile> profile;  // null where it needs none

@@ -11,7 +11,7 @@ EngineCodec::EngineCodec(const Engine* engine, LoadedCodec loaded,
     : engine_(engine),
       loaded_(std::move(loaded)),
       live_rows_(shape, loaded_.codec->live_rows()),
-      page_bytes_(PageBytes(loaded_.codec->payload_bytes())) {}
+      page_bytes_(PageBytes(loaded_.codec->expected_payload_bytes())) {}
 
 std::vector<SealedBlock> EngineSequence::TakeSealed() {
   return std::exchange(fresh_, {});

@@ -116,7 +116,8 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
     CpuSequence& s = *full[i];
     const Codec& codec = s.codec().codec();
     pages[i] = BeginPage(s.codec().cache_fp(), s.live_index(),
-                         s.tokens().last(kBlockTokens), codec.payload_bytes());
+                         s.tokens().last(kBlockTokens), codec.payload_bytes(),
+                         PageVersion(codec));
     if (codec.layers_independent()) {
       AddLayerTasks(i, codec, full.size(), &tasks);
     } else {
@@ -125,7 +126,8 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   }
   const auto seal_whole = [&](size_t i, const ParallelForFn& parallel) {
     CpuSequence& s = *full[i];
-    return SealWholeBlock(*forward_, s.codec(), s.live_index(), s.live_rows(),
+    return SealWholeBlock(*forward_, s.codec(), s.live_index(),
+                          s.tokens().last(kBlockTokens), s.live_rows(),
                           s.live(), PagePayload(pages[i]), parallel);
   };
   // A block for each thread, as long as there are; what is left over is worked
@@ -148,11 +150,16 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
     task.status =
         s.codec().codec().layers_independent()
             ? SealBlock(*forward_, s.codec(), s.live_index(), task.range,
-                        s.live_rows(), s.live(), PagePayload(pages[task.block]))
+                        s.tokens().last(kBlockTokens), s.live_rows(), s.live(),
+                        PagePayload(pages[task.block]))
             : seal_whole(task.block, nullptr);
   });
   for (const LayerTask& task : tasks) XC_RETURN_IF_ERROR(task.status);
   for (size_t i = 0; i < full.size(); ++i) {
+    const Codec& codec = full[i]->codec().codec();
+    if (codec.variable_size()) {
+      ShrinkPage(pages[i], codec.used_bytes(PagePayload(pages[i])));
+    }
     FinishPage(pages[i]);
     full[i]->FinishSeal(std::move(pages[i]));
   }
@@ -224,9 +231,9 @@ std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
   }
   pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
     LayerTask& task = tasks[static_cast<size_t>(t)];
-    task.status =
-        RematBlock(*forward_, handle, jobs[task.block].block_index, task.range,
-                   payloads[task.block], *blocks[task.block]);
+    task.status = RematBlock(*forward_, handle, jobs[task.block].block_index,
+                             jobs[task.block].tokens, task.range,
+                             payloads[task.block], *blocks[task.block]);
   });
   for (const LayerTask& task : tasks) statuses[task.block].Update(task.status);
   for (size_t i = 0; i < jobs.size(); ++i) {

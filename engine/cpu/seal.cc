@@ -116,38 +116,43 @@ absl::Status SealStatus(int64_t block_index, const absl::Status& status) {
 
 absl::Status SealBlock(const CpuForward& forward, const EngineCodec& codec,
                        int64_t block_index, LayerRange range,
-                       LiveBlockRows& rows, CpuKvBlock& block,
-                       std::span<uint8_t> payload) {
+                       std::span<const TokenId> tokens, LiveBlockRows& rows,
+                       CpuKvBlock& block, std::span<uint8_t> payload) {
   const ExactRows exact(codec, rows, block);
   absl::Status status = codec.codec().SealLayers(
-      range, [&](int layer) { return exact(layer); }, FirstRow(block_index),
-      payload);
+      range, [&](int layer) { return exact(layer); },
+      {FirstRow(block_index), tokens}, payload);
   if (status.ok()) {
-    status = RematBlock(forward, codec, block_index, range, payload, block);
+    status =
+        RematBlock(forward, codec, block_index, tokens, range, payload, block);
   }
   return SealStatus(block_index, status);
 }
 
 absl::Status SealWholeBlock(const CpuForward& forward, const EngineCodec& codec,
-                            int64_t block_index, LiveBlockRows& rows,
-                            CpuKvBlock& block, std::span<uint8_t> payload,
+                            int64_t block_index,
+                            std::span<const TokenId> tokens,
+                            LiveBlockRows& rows, CpuKvBlock& block,
+                            std::span<uint8_t> payload,
                             const ParallelForFn& parallel) {
   const ExactRows exact(codec, rows, block);
   const TileWriter write(forward, codec, block_index, block);
-  return SealStatus(
-      block_index,
-      codec.codec().SealRemat(
-          [&](int layer) { return exact(layer); }, FirstRow(block_index),
-          payload, [&](int layer, const RematRows& out) { write(layer, out); },
-          parallel));
+  return SealStatus(block_index, codec.codec().SealRemat(
+                                     [&](int layer) { return exact(layer); },
+                                     {FirstRow(block_index), tokens}, payload,
+                                     [&](int layer, const RematRows& out) {
+                                       write(layer, out);
+                                     },
+                                     parallel));
 }
 
 absl::Status RematBlock(const CpuForward& forward, const EngineCodec& codec,
-                        int64_t block_index, LayerRange range,
-                        std::span<const uint8_t> payload, CpuKvBlock& block) {
+                        int64_t block_index, std::span<const TokenId> tokens,
+                        LayerRange range, std::span<const uint8_t> payload,
+                        CpuKvBlock& block) {
   const TileWriter write(forward, codec, block_index, block);
   const absl::Status status = codec.codec().RematLayers(
-      range, payload, FirstRow(block_index),
+      range, payload, {FirstRow(block_index), tokens},
       [&](int layer, const RematRows& rows) { write(layer, rows); });
   if (!status.ok()) {
     return absl::DataLossError(

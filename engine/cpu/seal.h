@@ -16,27 +16,30 @@
 
 namespace xcache {
 
-// Encodes layers `range` of the full block `block_index` from its exact rows
-// into `payload`, then overwrites their tiles, except for the sinks', by what
-// the payload gives back. INTERNAL: a layer's input is not finite. Thread-safe
-// for different blocks and ranges.
+// Encodes layers `range` of the full block `block_index`, whose ids are
+// `tokens`, from its exact rows into `payload`, then overwrites their tiles,
+// except for the sinks', by what the payload gives back. INTERNAL: a layer's
+// input is not finite. Thread-safe for different blocks and ranges.
 absl::Status SealBlock(const CpuForward& forward, const EngineCodec& codec,
                        int64_t block_index, LayerRange range,
-                       LiveBlockRows& rows, CpuKvBlock& block,
-                       std::span<uint8_t> payload);
+                       std::span<const TokenId> tokens, LiveBlockRows& rows,
+                       CpuKvBlock& block, std::span<uint8_t> payload);
 // The same of all layers, with the work on this one block spread by `parallel`
 // where it is not null.
 absl::Status SealWholeBlock(const CpuForward& forward, const EngineCodec& codec,
-                            int64_t block_index, LiveBlockRows& rows,
-                            CpuKvBlock& block, std::span<uint8_t> payload,
+                            int64_t block_index,
+                            std::span<const TokenId> tokens,
+                            LiveBlockRows& rows, CpuKvBlock& block,
+                            std::span<uint8_t> payload,
                             const ParallelForFn& parallel);
 
 // Writes what layers `range` of a payload give back into the tiles; those of
 // the sinks, rows 0 to 3 of block 0, are left alone. DATA_LOSS: the codec
 // refuses the payload. Thread-safe for different blocks and ranges.
 absl::Status RematBlock(const CpuForward& forward, const EngineCodec& codec,
-                        int64_t block_index, LayerRange range,
-                        std::span<const uint8_t> payload, CpuKvBlock& block);
+                        int64_t block_index, std::span<const TokenId> tokens,
+                        LayerRange range, std::span<const uint8_t> payload,
+                        CpuKvBlock& block);
 
 }  // namespace xcache
 

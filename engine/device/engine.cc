@@ -110,6 +110,12 @@ void DeviceEngine::CloseCodec(const CodecHandle& codec) {
 absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
     std::string_view spec, const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(LoadedCodec loaded, loader_.Load(spec, progress));
+  if (loaded.codec->variable_size() || loaded.codec->wants_tokens()) {
+    return absl::UnimplementedError(absl::StrCat(
+        "codec ", loaded.codec->spec().name,
+        ": expected a codec of pages of one size, which a GPU can hold; this "
+        "one runs on the CPU alone (--device cpu)"));
+  }
   std::unique_ptr<DeviceCodecHandle>& handle = codecs_[loaded.spec];
   if (handle == nullptr) {
     DeviceCodecSources sources;

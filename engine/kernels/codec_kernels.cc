@@ -5,10 +5,11 @@ namespace {
 
 using AddFn = void (*)(CodecKernels* table);
 
-CodecKernels MakeTable(AddFn quantize, AddFn pack) {
+CodecKernels MakeTable(AddFn quantize, AddFn pack, AddFn rans) {
   CodecKernels table;
   quantize(&table);
   pack(&table);
+  rans(&table);
   return table;
 }
 
@@ -18,17 +19,17 @@ const CodecKernels& GetCodecKernels([[maybe_unused]] Isa isa) {
 #if defined(XCACHE_KERNELS_X86)
   if (isa == Isa::kAvx512) {
     static const CodecKernels avx512 =
-        MakeTable(AddQuantizeGroupsAvx512, AddPackBitsAvx512);
+        MakeTable(AddQuantizeGroupsAvx512, AddPackBitsAvx512, AddRansAvx512);
     return avx512;
   }
   if (isa == Isa::kAvx2) {
     static const CodecKernels avx2 =
-        MakeTable(AddQuantizeGroupsAvx2, AddPackBitsAvx2);
+        MakeTable(AddQuantizeGroupsAvx2, AddPackBitsAvx2, AddRansAvx2);
     return avx2;
   }
 #endif
   static const CodecKernels ref =
-      MakeTable(AddQuantizeGroupsRef, AddPackBitsRef);
+      MakeTable(AddQuantizeGroupsRef, AddPackBitsRef, AddRansRef);
   return ref;
 }
 

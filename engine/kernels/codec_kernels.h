@@ -1,11 +1,13 @@
 // The table of the codecs' kernels of one instruction set: quantize, pack,
-// unpack. Every table gives the same bits. All functions are thread-safe.
+// unpack, entropy coding. Every table gives the same bits. All functions are
+// thread-safe.
 #ifndef XCACHE_ENGINE_KERNELS_CODEC_KERNELS_H_
 #define XCACHE_ENGINE_KERNELS_CODEC_KERNELS_H_
 
 #include "engine/kernels/isa.h"
 #include "engine/kernels/pack_bits.h"
 #include "engine/kernels/quantize_groups.h"
+#include "engine/kernels/rans.h"
 
 namespace xcache {
 
@@ -19,6 +21,8 @@ struct CodecKernels {
   TransposeFn transpose = nullptr;
   HadamardFn hadamard = nullptr;
   ScaleRowsFn scale_rows = nullptr;
+
+  RansDecodeFn rans_decode = nullptr;
 };
 
 // REQUIRES: IsaSupported(isa).
@@ -27,10 +31,13 @@ const CodecKernels& GetCodecKernels(Isa isa);
 // Each of these sets its op's entries. Only the kernels' own files use them.
 void AddQuantizeGroupsRef(CodecKernels* table);
 void AddPackBitsRef(CodecKernels* table);
+void AddRansRef(CodecKernels* table);
 void AddQuantizeGroupsAvx2(CodecKernels* table);
 void AddPackBitsAvx2(CodecKernels* table);
+void AddRansAvx2(CodecKernels* table);
 void AddQuantizeGroupsAvx512(CodecKernels* table);
 void AddPackBitsAvx512(CodecKernels* table);
+void AddRansAvx512(CodecKernels* table);
 
 }  // namespace xcache
 

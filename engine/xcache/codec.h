@@ -79,6 +79,18 @@ using RematSink = std::function<void(int layer, const RematRows& rows)>;
 using ParallelForFn = std::function<void(
     int64_t num_tasks, const std::function<void(int64_t task)>& fn)>;
 
+// What a codec is told of the block at hand.
+struct BlockInfo {
+  // The row alone, where the codec does not ask for more.
+  BlockInfo(int first) : first_row(first) {}  // NOLINT: a block's first row
+  BlockInfo(int first, std::span<const TokenId> ids)
+      : first_row(first), tokens(ids) {}
+
+  int first_row = 0;  // 4 for block 0, whose first rows are sinks, else 0
+  // The block's 64 ids; may be empty unless the codec's wants_tokens() is set.
+  std::span<const TokenId> tokens;
+};
+
 struct LayerRange {
   int begin = 0;
   int end = 0;
@@ -93,34 +105,44 @@ class Codec {
   // What a payload holds, the same for every page.
   const PayloadPlan& plan() const { return plan_; }
   size_t payload_at(int layer) const { return plan_.at(layer); }
+  // The size of every payload, or the most, where they differ in size.
   size_t payload_bytes() const { return plan_.bytes(); }
+  bool variable_size() const { return plan_.variable_size(); }
+  // What Seal has used of the payload_bytes() that it was given.
+  virtual size_t used_bytes(std::span<const uint8_t> payload) const {
+    return payload.size();
+  }
+  // About what a payload takes; exact unless variable_size().
+  virtual size_t expected_payload_bytes() const { return plan_.bytes(); }
+  // Whether the codec reads a block's token ids.
+  virtual bool wants_tokens() const { return false; }
   int num_layers() const { return plan_.num_layers(); }
   virtual unsigned live_rows() const = 0;
   virtual RematStage remat_stage() const { return RematStage::kPre; }
 
   // Encodes a block. `rows(layer)` is called once for each layer, in order.
-  // `first_row` is 4 for block 0, else 0. `payload` has payload_bytes().
-  // INVALID_ARGUMENT, naming layer and row: a value is not finite; nothing is
-  // to be kept then. Thread-safe. Deterministic: equal rows, equal bytes,
-  // whatever the instruction set.
+  // `payload` has payload_bytes(). INVALID_ARGUMENT, naming layer and row: a
+  // value is not finite; nothing is to be kept then. Thread-safe.
+  // Deterministic: equal rows, equal bytes, whatever the instruction set.
   absl::Status Seal(const std::function<LayerRows(int layer)>& rows,
-                    int first_row, std::span<uint8_t> payload) const {
-    return SealLayers({0, num_layers()}, rows, first_row, payload);
+                    BlockInfo block, std::span<uint8_t> payload) const {
+    return SealLayers({0, num_layers()}, rows, block, payload);
   }
 
-  // Decodes a payload, layer by layer in order, into `sink`, whose argument is
-  // valid during the call only. INVALID_ARGUMENT: wrong size or a scale that is
-  // not finite. Thread-safe. The same bits for the same payload, always.
-  absl::Status Remat(std::span<const uint8_t> payload, int first_row,
+  // Decodes a payload, what used_bytes() says of it, layer by layer in order,
+  // into `sink`, whose argument is valid during the call only.
+  // INVALID_ARGUMENT: wrong size or a scale that is not finite. Thread-safe.
+  // The same bits for the same payload, always.
+  absl::Status Remat(std::span<const uint8_t> payload, BlockInfo block,
                      const RematSink& sink) const {
-    return RematLayers({0, num_layers()}, payload, first_row, sink);
+    return RematLayers({0, num_layers()}, payload, block, sink);
   }
 
   // Seal, and Remat of the payload it wrote, in one pass where that saves work:
   // `sink` is handed the very bits that Remat would hand it. `parallel`, where
   // it is not null, spreads the work on this one block.
   virtual absl::Status SealRemat(
-      const std::function<LayerRows(int layer)>& rows, int first_row,
+      const std::function<LayerRows(int layer)>& rows, BlockInfo block,
       std::span<uint8_t> payload, const RematSink& sink,
       const ParallelForFn& parallel) const;
 
@@ -134,10 +156,10 @@ class Codec {
   // Seal and Remat of layers [range.begin, range.end), of the whole payload.
   virtual absl::Status SealLayers(
       LayerRange range, const std::function<LayerRows(int layer)>& rows,
-      int first_row, std::span<uint8_t> payload) const = 0;
+      BlockInfo block, std::span<uint8_t> payload) const = 0;
   virtual absl::Status RematLayers(LayerRange range,
                                    std::span<const uint8_t> payload,
-                                   int first_row,
+                                   BlockInfo block,
                                    const RematSink& sink) const = 0;
 
  protected:

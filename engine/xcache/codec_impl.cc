@@ -9,11 +9,11 @@
 namespace xcache {
 
 absl::Status Codec::SealRemat(const std::function<LayerRows(int layer)>& rows,
-                              int first_row, std::span<uint8_t> payload,
+                              BlockInfo block, std::span<uint8_t> payload,
                               const RematSink& sink,
                               const ParallelForFn& /*parallel*/) const {
-  XC_RETURN_IF_ERROR(Seal(rows, first_row, payload));
-  return Remat(payload, first_row, sink);
+  XC_RETURN_IF_ERROR(Seal(rows, block, payload));
+  return Remat(payload.first(used_bytes(payload)), block, sink);
 }
 
 std::vector<LayerRange> Codec::SplitLayers(int64_t wanted) const {

@@ -26,6 +26,9 @@ struct CodecSources {
   std::function<void(int layer, Projection projection, int row, float* out)>
       weights;
   const Profile* profile = nullptr;  // of the registry's kind; else null
+  // The row of a token that layer 0 starts with, [d]; outlives the codec.
+  std::function<void(TokenId token, float* out)> embedding;
+  float rms_norm_eps = 0.0f;
 };
 
 using MakeCodecFn = absl::StatusOr<std::unique_ptr<const Codec>> (*)(
@@ -54,6 +57,8 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantCl(
 absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantClGqa(
     const CodecSpec& spec, const CodecSources& sources, Isa isa);
 absl::StatusOr<std::unique_ptr<const Codec>> MakeKivi(
+    const CodecSpec& spec, const CodecSources& sources, Isa isa);
+absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantTc(
     const CodecSpec& spec, const CodecSources& sources, Isa isa);
 
 // Reads a spec's options one by one; each that is read is known, and what is

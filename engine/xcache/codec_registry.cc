@@ -7,6 +7,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/xcache/codec.h"
 #include "engine/xcache/codec_impl.h"
+#include "engine/xcache/transform/transform_data.h"
 
 namespace xcache {
 namespace {
@@ -26,6 +27,14 @@ size_t ProjectionsAndBases(size_t d, size_t k) {
   return TwoProjections(d, k) + (d * Padded(rank) + rank * Padded(d)) * 2;
 }
 
+// A layer's share of its group's transform, there and back, and a prediction;
+// in the profile and packed.
+size_t Transforms(size_t d, size_t k) {
+  const size_t inputs =
+      Padded(MostChannels(2 * k * kMostGroupLayers)) + kMostRank;
+  return 2 * 2 * (2 * 2 * k * inputs + kMostRank * (d + 4 * k + 1));
+}
+
 constexpr std::array kCodecs = {
     CodecEntry{"kv-fp16", ProfileKind::kNone, &MakeKvFp16, &NoMatrices},
     CodecEntry{"xquant", ProfileKind::kNone, &MakeXquant, &TwoProjections},
@@ -33,6 +42,8 @@ constexpr std::array kCodecs = {
     CodecEntry{"xquant-cl", ProfileKind::kNone, &MakeXquantCl, &TwoProjections},
     CodecEntry{"xquant-cl-gqa", ProfileKind::kClGqaSvd, &MakeXquantClGqa,
                &ProjectionsAndBases},
+    CodecEntry{"xquant-tc", ProfileKind::kTransform, &MakeXquantTc,
+               &Transforms},
     CodecEntry{"kivi", ProfileKind::kNone, &MakeKivi, &NoMatrices},
 };
 
@@ -97,6 +108,12 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(const CodecSpec& spec,
   CodecSources sources;
   sources.shape = {h.num_layers, h.d_model, h.kv_dim()};
   sources.profile = profile;
+  // The model's bytes stay, as long as its engine does.
+  sources.embedding = [embedding = model.token_embd()](TokenId token,
+                                                       float* out) {
+    DequantizeRow(embedding, token, out);
+  };
+  sources.rms_norm_eps = h.rms_norm_eps;
   std::vector<float> gain(static_cast<size_t>(h.d_model));
   sources.weights = [&](int layer, Projection projection, int row, float* out) {
     const LayerTensors& tensors = model.layer(layer);

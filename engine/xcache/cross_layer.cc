@@ -61,19 +61,20 @@ class CrossLayer final : public Codec {
 
   absl::Status SealLayers(LayerRange range,
                           const std::function<LayerRows(int layer)>& rows,
-                          int first_row,
+                          BlockInfo info,
                           std::span<uint8_t> payload) const override {
     XC_RETURN_IF_ERROR(CheckRange(range));
-    return SealRemat(rows, first_row, payload, nullptr, nullptr);
+    return SealRemat(rows, info, payload, nullptr, nullptr);
   }
 
   // Rows depend on each other only in the quantizer. So a layer takes two
   // rounds: in the first, over rows, the layer before comes back and this one's
   // latent is made; in the second this one is quantized, beside `sink`.
   absl::Status SealRemat(const std::function<LayerRows(int layer)>& rows,
-                         int first_row, std::span<uint8_t> payload,
+                         BlockInfo info, std::span<uint8_t> payload,
                          const RematSink& sink,
                          const ParallelForFn& parallel) const override {
+    const int first_row = info.first_row;
     XC_RETURN_IF_ERROR(CheckPayloadSize(plan(), payload.size()));
     Block block(plan().shape(), first_row, sink != nullptr);
     std::vector<float> difference(kBlockTokens * d());
@@ -132,8 +133,9 @@ class CrossLayer final : public Codec {
   }
 
   absl::Status RematLayers(LayerRange range, std::span<const uint8_t> payload,
-                           int first_row,
+                           BlockInfo info,
                            const RematSink& sink) const override {
+    const int first_row = info.first_row;
     XC_RETURN_IF_ERROR(CheckRange(range));
     XC_RETURN_IF_ERROR(CheckPayloadSize(plan(), payload.size()));
     Block block(plan().shape(), first_row, true);

@@ -16,28 +16,29 @@ IndependentLayers::IndependentLayers(CodecSpec spec, PayloadPlan plan, Isa isa)
 
 absl::Status IndependentLayers::SealLayers(
     LayerRange range, const std::function<LayerRows(int layer)>& rows,
-    int first_row, std::span<uint8_t> payload) const {
+    BlockInfo block, std::span<uint8_t> payload) const {
   XC_RETURN_IF_ERROR(CheckPayloadSize(plan(), payload.size()));
   Buffers buffers;
   for (int layer = range.begin; layer < range.end; ++layer) {
     const LayerRows in = rows(layer);
-    XC_RETURN_IF_ERROR(CheckRows(live_rows(), plan().shape(), in, first_row,
-                                 layer, all_finite_));
+    XC_RETURN_IF_ERROR(CheckRows(live_rows(), plan().shape(), in,
+                                 block.first_row, layer, all_finite_));
     XC_RETURN_IF_ERROR(
-        SealLayer(layer, in, first_row, buffers, payload.data()));
+        SealLayer(layer, in, block.first_row, buffers, payload.data()));
   }
   return absl::OkStatus();
 }
 
 absl::Status IndependentLayers::RematLayers(LayerRange range,
                                             std::span<const uint8_t> payload,
-                                            int first_row,
+                                            BlockInfo block,
                                             const RematSink& sink) const {
   XC_RETURN_IF_ERROR(CheckPayloadSize(plan(), payload.size()));
   Buffers buffers;
   for (int layer = range.begin; layer < range.end; ++layer) {
-    XC_ASSIGN_OR_RETURN(const RematRows out,
-                        RematLayer(layer, payload.data(), first_row, buffers));
+    XC_ASSIGN_OR_RETURN(
+        const RematRows out,
+        RematLayer(layer, payload.data(), block.first_row, buffers));
     sink(layer, out);
   }
   return absl::OkStatus();

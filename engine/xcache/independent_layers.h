@@ -27,10 +27,10 @@ class IndependentLayers : public Codec {
   bool layers_independent() const final { return true; }
   absl::Status SealLayers(LayerRange range,
                           const std::function<LayerRows(int layer)>& rows,
-                          int first_row,
+                          BlockInfo block,
                           std::span<uint8_t> payload) const final;
   absl::Status RematLayers(LayerRange range, std::span<const uint8_t> payload,
-                           int first_row, const RematSink& sink) const final;
+                           BlockInfo block, const RematSink& sink) const final;
 
  protected:
   // Room for rows, kept from one layer to the next.

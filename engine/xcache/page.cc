@@ -1,4 +1,5 @@
-// Page format v1: see PAGE_FORMAT.md, whose offsets are the constants here.
+// Page formats 1 and 2: see PAGE_FORMAT.md, whose offsets are the constants
+// here.
 #include "engine/xcache/page.h"
 
 #include <cstring>
@@ -41,10 +42,11 @@ size_t PageBytes(size_t payload_bytes) {
 }
 
 std::string BeginPage(const Digest& cache_fp, int64_t block_index,
-                      std::span<const TokenId> tokens, size_t payload_bytes) {
+                      std::span<const TokenId> tokens, size_t payload_bytes,
+                      uint16_t version) {
   std::string page(PageBytes(payload_bytes), '\0');
   StoreLe32(&page[0], kMagic);
-  StoreLe16(&page[kVersionAt], kPageFormatVersion);
+  StoreLe16(&page[kVersionAt], version);
   StoreLe16(&page[kHeaderBytesAt], static_cast<uint16_t>(kHeaderBytes));
   StoreLe32(&page[kFlagsAt], 0);
   StoreLe32(&page[kNumTokensAt], kBlockTokens);
@@ -62,6 +64,12 @@ std::span<uint8_t> PagePayload(std::string& page) {
           page.size() - kHeaderBytes - kCrcBytes};
 }
 
+void ShrinkPage(std::string& page, size_t payload_bytes) {
+  StoreLe64(&page[kPayloadBytesAt], payload_bytes);
+  page.resize(PageBytes(payload_bytes));
+  page.shrink_to_fit();
+}
+
 void FinishPage(std::string& page) {
   const size_t covered = page.size() - kCrcBytes;
   StoreLe32(&page[covered], Crc32c(page.data(), covered));
@@ -77,8 +85,8 @@ absl::StatusOr<PageView> ParsePage(std::string_view bytes) {
   if (LoadLe32(p) != kMagic) {
     return WrongField("magic", absl::Hex(kMagic), absl::Hex(LoadLe32(p)));
   }
-  if (const uint16_t version = LoadLe16(p + kVersionAt);
-      version != kPageFormatVersion) {
+  const uint16_t version = LoadLe16(p + kVersionAt);
+  if (version != kPageFormatVersion && version != kVariablePageFormatVersion) {
     return WrongField("format version", kPageFormatVersion, version);
   }
   if (const size_t n = LoadLe16(p + kHeaderBytesAt); n != kHeaderBytes) {
@@ -102,6 +110,7 @@ absl::StatusOr<PageView> ParsePage(std::string_view bytes) {
                                             block_index));
   }
   PageView view;
+  view.version = version;
   std::memcpy(view.cache_fp.data(), p + kCacheFpAt, view.cache_fp.size());
   view.block_index = static_cast<int64_t>(block_index);
   for (size_t i = 0; i < kBlockTokens; ++i) {

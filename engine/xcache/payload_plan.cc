@@ -37,6 +37,14 @@ PayloadMatrix HalfMatrix(int num_channels) {
   return matrix;
 }
 
+PayloadPlan PayloadPlan::VariableSize(const CodecShape& shape, size_t most) {
+  PayloadPlan plan(shape, QuantOptions{});
+  plan.layers_.resize(static_cast<size_t>(shape.num_layers));
+  plan.bytes_ = most;
+  plan.variable_size_ = true;
+  return plan;
+}
+
 void PayloadPlan::AddLayer(std::initializer_list<PayloadMatrix> parts,
                            Prediction prediction) {
   Layer layer;

@@ -22,6 +22,8 @@ struct CodecShape {
   int num_layers = 0;
   int d_model = 0;
   int kv_dim = 0;  // "k"
+
+  bool operator==(const CodecShape&) const = default;
 };
 
 struct QuantOptions {
@@ -83,6 +85,10 @@ class PayloadPlan {
 
   PayloadPlan(const CodecShape& shape, const QuantOptions& quant)
       : shape_(shape), quant_(quant) {}
+  // Of payloads that differ in size, `most` bytes at most: what they hold is
+  // the codec's own business, and nothing is said of layers but how many there
+  // are.
+  static PayloadPlan VariableSize(const CodecShape& shape, size_t most);
   // Appends a layer: scales, then the parts in order.
   void AddLayer(std::initializer_list<PayloadMatrix> parts,
                 Prediction prediction = Prediction::kNone);
@@ -102,7 +108,9 @@ class PayloadPlan {
   size_t at(int layer) const {
     return layer == num_layers() ? bytes_ : this->layer(layer).at;
   }
+  // The most where variable_size().
   size_t bytes() const { return bytes_; }
+  bool variable_size() const { return variable_size_; }
 
  private:
   CodecShape shape_;
@@ -110,6 +118,7 @@ class PayloadPlan {
   std::vector<PayloadMatrix> matrices_;
   std::vector<Layer> layers_;
   size_t bytes_ = 0;
+  bool variable_size_ = false;
 };
 
 }  // namespace xcache

@@ -19,6 +19,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/xcache/little_endian.h"
 #include "engine/xcache/profile_impl.h"
+#include "engine/xcache/transform/transform_data.h"
 
 namespace xcache {
 namespace {
@@ -27,7 +28,6 @@ static_assert(std::endian::native == std::endian::little,
               "matrices are copied as they lie in memory");
 
 constexpr uint32_t kMagic = 0x46504358;  // "XCPF"
-constexpr uint16_t kVersion = 1;
 constexpr size_t kHeaderBytes = 64;
 constexpr size_t kModelFpAt = 32;
 constexpr size_t kCrcBytes = 4;
@@ -59,21 +59,9 @@ class ProfileData final : public Profile {
   }
 
   std::string Serialize() const override {
-    const size_t bytes = values_.size() * sizeof(float);
-    std::string out(kHeaderBytes + bytes + kCrcBytes, '\0');
-    StoreLe32(&out[0], kMagic);
-    StoreLe16(&out[4], kVersion);
-    StoreLe16(&out[6], static_cast<uint16_t>(kHeaderBytes));
-    StoreLe32(&out[8], static_cast<uint32_t>(shape_.kind));
-    StoreLe32(&out[12], shape_.num_layers);
-    StoreLe32(&out[16], shape_.d_model);
-    StoreLe32(&out[20], shape_.kv_dim);
-    StoreLe64(&out[24], bytes);
-    std::memcpy(&out[kModelFpAt], model_fp_.data(), model_fp_.size());
-    std::memcpy(&out[kHeaderBytes], values_.data(), bytes);
-    StoreLe32(&out[kHeaderBytes + bytes],
-              Crc32c(out.data(), kHeaderBytes + bytes));
-    return out;
+    return SerializeProfile(kProfileVersion, shape_, model_fp_,
+                            {reinterpret_cast<const char*>(values_.data()),
+                             values_.size() * sizeof(float)});
   }
 
  private:
@@ -130,6 +118,12 @@ absl::Status WriteFileAtomically(const std::string& dir,
   return status;
 }
 
+std::string PathOf(const std::string& dir, ProfileKind kind,
+                   const Digest& model_fp) {
+  return absl::StrCat(dir, "/", std::string(ProfileKindName(kind)), "-",
+                      ToHex(model_fp).substr(0, 16), ".xcpf");
+}
+
 }  // namespace
 
 std::string_view ProfileKindName(ProfileKind kind) {
@@ -140,6 +134,8 @@ std::string_view ProfileKindName(ProfileKind kind) {
       return "gqa-svd";
     case ProfileKind::kClGqaSvd:
       return "cl-gqa-svd";
+    case ProfileKind::kTransform:
+      return "transform";
   }
   return "unknown";
 }
@@ -147,6 +143,7 @@ std::string_view ProfileKindName(ProfileKind kind) {
 std::vector<MatrixShape> MatricesOf(const ProfileShape& shape) {
   switch (shape.kind) {
     case ProfileKind::kNone:
+    case ProfileKind::kTransform:
       return {};
     case ProfileKind::kGqaSvd:
       return {{"k_spectrum", 1, shape.kv_dim},
@@ -174,6 +171,24 @@ std::unique_ptr<const Profile> NewProfile(const ProfileShape& shape,
                                              std::move(values));
 }
 
+std::string SerializeProfile(uint16_t version, const ProfileShape& shape,
+                             const Digest& model_fp, std::string_view body) {
+  std::string out(kHeaderBytes + body.size() + kCrcBytes, '\0');
+  StoreLe32(&out[0], kMagic);
+  StoreLe16(&out[4], version);
+  StoreLe16(&out[6], static_cast<uint16_t>(kHeaderBytes));
+  StoreLe32(&out[8], static_cast<uint32_t>(shape.kind));
+  StoreLe32(&out[12], shape.num_layers);
+  StoreLe32(&out[16], shape.d_model);
+  StoreLe32(&out[20], shape.kv_dim);
+  StoreLe64(&out[24], body.size());
+  std::memcpy(&out[kModelFpAt], model_fp.data(), model_fp.size());
+  std::memcpy(&out[kHeaderBytes], body.data(), body.size());
+  StoreLe32(&out[kHeaderBytes + body.size()],
+            Crc32c(out.data(), kHeaderBytes + body.size()));
+  return out;
+}
+
 absl::StatusOr<std::unique_ptr<const Profile>> Profile::Parse(
     std::string_view bytes, const Digest& model_fp, ProfileKind kind) {
   const char* p = bytes.data();
@@ -183,9 +198,12 @@ absl::StatusOr<std::unique_ptr<const Profile>> Profile::Parse(
                                             " bytes, found ", bytes.size()));
   }
   if (LoadLe32(p) != kMagic) return Corrupt("magic", kMagic, LoadLe32(p));
-  if (const uint16_t version = LoadLe16(p + 4); version != kVersion) {
+  const uint16_t expected = kind == ProfileKind::kTransform
+                                ? kTransformProfileVersion
+                                : kProfileVersion;
+  if (const uint16_t version = LoadLe16(p + 4); version != expected) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "profile: format version: expected ", kVersion, ", found ", version));
+        "profile: format version: expected ", expected, ", found ", version));
   }
   const size_t covered = bytes.size() - kCrcBytes;
   if (const uint32_t crc = Crc32c(p, covered); LoadLe32(p + covered) != crc) {
@@ -211,6 +229,16 @@ absl::StatusOr<std::unique_ptr<const Profile>> Profile::Parse(
   }
   // Divided, not multiplied: a product of the file's numbers could wrap.
   const uint64_t num_bytes = covered - kHeaderBytes;
+  if (kind == ProfileKind::kTransform) {
+    if (LoadLe64(p + 24) != num_bytes) {
+      return Corrupt("bytes of the body", num_bytes, LoadLe64(p + 24));
+    }
+    return ParseTransformProfile(
+        bytes.substr(kHeaderBytes, num_bytes),
+        {static_cast<int>(shape.num_layers), static_cast<int>(shape.d_model),
+         static_cast<int>(shape.kv_dim)},
+        model_fp);
+  }
   const uint64_t layer_bytes = FloatsPerLayer(shape) * sizeof(float);
   if (LoadLe64(p + 24) != num_bytes || num_bytes % layer_bytes != 0 ||
       num_bytes / layer_bytes != shape.num_layers) {
@@ -226,30 +254,39 @@ absl::StatusOr<std::unique_ptr<const Profile>> Profile::Parse(
   return NewProfile(shape, model_fp, std::move(values));
 }
 
+absl::Status Profile::Save(const Profile& profile, const std::string& dir,
+                           const Digest& model_fp) {
+  if (mkdir(dir.c_str(), 0700) != 0 && errno != EEXIST) {
+    return FileError("create", dir);
+  }
+  return WriteFileAtomically(dir, PathOf(dir, profile.kind(), model_fp),
+                             profile.Serialize());
+}
+
 absl::StatusOr<std::unique_ptr<const Profile>> Profile::LoadOrMake(
     const std::string& dir, const Model& model, ProfileKind kind,
     const ProgressFn& progress) {
   if (dir.empty()) return Make(model, kind, progress);
-  const std::string path =
-      absl::StrCat(dir, "/", std::string(ProfileKindName(kind)), "-",
-                   ToHex(model.fingerprint()).substr(0, 16), ".xcpf");
+  const std::string path = PathOf(dir, kind, model.fingerprint());
   const absl::StatusOr<FileBytes> bytes = FileBytes::Read(path, {});
+  absl::Status unusable = bytes.status();
   if (bytes.ok()) {
     auto profile = Parse({reinterpret_cast<const char*>(bytes->bytes().data()),
                           bytes->bytes().size()},
                          model.fingerprint(), kind);
     if (profile.ok()) return profile;
+    unusable = profile.status();
+  }
+  if (kind == ProfileKind::kTransform && !absl::IsNotFound(unusable)) {
+    return absl::Status(unusable.code(),
+                        absl::StrCat(path, ": ", unusable.message()));
+  }
+  if (!absl::IsNotFound(unusable)) {
     XC_LOG_WARN("profile made anew", "path={} reason={}", LogValue(path),
-                LogValue(std::string(profile.status().message())));
-  } else if (!absl::IsNotFound(bytes.status())) {
-    XC_LOG_WARN("profile made anew", "path={} reason={}", LogValue(path),
-                LogValue(std::string(bytes.status().message())));
+                LogValue(std::string(unusable.message())));
   }
   XC_ASSIGN_OR_RETURN(auto profile, Make(model, kind, progress));
-  if (mkdir(dir.c_str(), 0700) != 0 && errno != EEXIST) {
-    return FileError("create", dir);
-  }
-  XC_RETURN_IF_ERROR(WriteFileAtomically(dir, path, profile->Serialize()));
+  XC_RETURN_IF_ERROR(Save(*profile, dir, model.fingerprint()));
   return profile;
 }
 

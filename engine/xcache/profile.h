@@ -19,21 +19,27 @@
 
 namespace xcache {
 
+struct TransformData;
+
 enum class ProfileKind : uint32_t {
-  kNone = 0,      // computed from the model alone, fast enough to keep no file
-  kGqaSvd = 2,    // SVD of W_k, with the norm's gain folded in
-  kClGqaSvd = 3,  // SVD of [W_k | W_v], with the norm's gain folded in
+  kNone = 0,       // computed from the model alone, fast enough to keep no file
+  kGqaSvd = 2,     // SVD of W_k, with the norm's gain folded in
+  kClGqaSvd = 3,   // SVD of [W_k | W_v], with the norm's gain folded in
+  kTransform = 4,  // of calibration text: engine/calibration
 };
 std::string_view ProfileKindName(ProfileKind kind);
 
 class Profile {
  public:
   // Computes the profile. Single-threaded FP64 SVD (Eigen); deterministic.
+  // FAILED_PRECONDITION: kTransform, which is computed from text and not from
+  // weights alone (xcache-calibrate).
   static absl::StatusOr<std::unique_ptr<const Profile>> Make(
       const Model& model, ProfileKind kind, const ProgressFn& progress);
   // Loads `dir`/<file name of model and kind>, or makes it and writes it there
   // (to a temporary name, synced, then renamed). A file that is corrupt or of
   // another model is made anew, with a line in the log. Empty `dir`: only made.
+  // One of kTransform is only loaded: where it cannot be, that is the error.
   static absl::StatusOr<std::unique_ptr<const Profile>> LoadOrMake(
       const std::string& dir, const Model& model, ProfileKind kind,
       const ProgressFn& progress);
@@ -41,6 +47,9 @@ class Profile {
   // another model, kind or format version.
   static absl::StatusOr<std::unique_ptr<const Profile>> Parse(
       std::string_view bytes, const Digest& model_fp, ProfileKind kind);
+  // Writes it into `dir` under the name that LoadOrMake looks for.
+  static absl::Status Save(const Profile& profile, const std::string& dir,
+                           const Digest& model_fp);
 
   virtual ~Profile() = default;
   virtual ProfileKind kind() const = 0;
@@ -50,6 +59,8 @@ class Profile {
   // PROFILE_FORMAT.md.
   virtual std::span<const float> matrix(int layer,
                                         std::string_view name) const = 0;
+  // What a profile of kind kTransform holds, which has no matrices; else null.
+  virtual const TransformData* transform() const { return nullptr; }
   virtual std::string Serialize() const = 0;
 };
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -29,6 +30,13 @@ struct MatrixShape {
 // Each layer's matrices, in the order in which they are kept.
 std::vector<MatrixShape> MatricesOf(const ProfileShape& shape);
 size_t FloatsPerLayer(const ProfileShape& shape);
+
+// Formats of profiles of weights alone, and of kTransform.
+inline constexpr uint16_t kProfileVersion = 1;
+inline constexpr uint16_t kTransformProfileVersion = 2;
+// Header, `body`, checksum.
+std::string SerializeProfile(uint16_t version, const ProfileShape& shape,
+                             const Digest& model_fp, std::string_view body);
 
 // `values`: every layer's matrices, one after another.
 std::unique_ptr<const Profile> NewProfile(const ProfileShape& shape,

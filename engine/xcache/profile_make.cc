@@ -123,6 +123,11 @@ absl::StatusOr<std::unique_ptr<const Profile>> Profile::Make(
   switch (kind) {
     case ProfileKind::kNone:
       return absl::InternalError("a profile of kind none");
+    case ProfileKind::kTransform:
+      return absl::FailedPreconditionError(absl::StrCat(
+          "no profile of kind ", std::string(ProfileKindName(kind)),
+          " of this model: it is computed from text, by xcache-calibrate, and "
+          "looked for in the folder of profiles"));
     case ProfileKind::kGqaSvd:
       values = MakeGqaSvd(shape, weights, progress);
       break;

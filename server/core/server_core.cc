@@ -96,7 +96,6 @@ absl::Status ServerCoreImpl::Start(const ProgressFn& progress) {
   XC_ASSIGN_OR_RETURN(default_codec_, std::move(codec));
   XC_RETURN_IF_ERROR(CheckMemoryCap(*default_codec_, 0));
   clock_.Start(deps_.store->sessions().stats().newest_update_ms);
-  sessions_.Sweep();
   scheduler_.Start();
   sweeper_ = std::thread([this] { SweepLoop(); });
   return absl::OkStatus();
@@ -121,6 +120,8 @@ absl::Status ServerCoreImpl::CheckMemoryCap(const CodecHandle& codec,
 }
 
 void ServerCoreImpl::SweepLoop() {
+  // A shared store may take its time: no start waits for it.
+  sessions_.Sweep();
   while (true) {
     {
       MutexLock lock(mu_);

@@ -121,9 +121,15 @@ def test_the_server_takes_the_settings(render, tiny_model, secrets, tmp_path,
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
     # Nor does it warn, of a setting that it does not know for one.
-    levels = {json.loads(line)["level"] for line in log.open()}
-    assert "info" in levels and not levels & {"warning", "error", "critical"}, (
-        log.read_text())
+    told = [json.loads(line) for line in log.open()]
+    assert "serving" in [line["event"] for line in told]
+    # No bucket is within reach here, which is another test's matter.
+    away = ({"store away", "shared pages not swept"}
+            if "shared-s3" in components else set())
+    warnings = [line for line in told
+                if line["level"] in ("warning", "error", "critical") and
+                line["event"] not in away]
+    assert not warnings, warnings
 
 
 def test_a_gpu_that_is_missing_is_an_error(render, tiny_model, secrets,

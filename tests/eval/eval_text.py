@@ -13,8 +13,8 @@ packages that anybody can install:
     tests/eval/eval_text.py --all FOLDER     # prose.txt, code.txt, german.txt
 
 A profile that is computed from data must never be computed from these: they are
-what codecs are judged by. (Profiles of weights alone, which all are today, see
-no text.) The SHA-256 of each is below; another one, of another version of the
+what codecs are judged by. (That of xquant-tc is computed from the texts of
+engine/calibration/calibration_text.py, the others from weights alone.) The SHA-256 of each is below; another one, of another version of the
 package, is said on stderr, and figures of it do not compare."""
 import argparse
 import glob

@@ -1,5 +1,6 @@
 // Payload bytes to K and V: no payload may crash a codec. The first byte picks
-// the codec; the rest is cut or filled up to the payload's size.
+// the codec; the rest is cut or filled up to the payload's size, where payloads
+// have one.
 #include <array>
 #include <cmath>
 
@@ -19,7 +20,14 @@ constexpr std::array kSpecs = {
     "xquant-cl-gqa:bits=2,base_layers=1",
     "xquant-cl-gqa:axis=token,group=16,x=unit",
     "kivi:bits=2",
+    "xquant-tc:rate=high",
+    "xquant-tc:rate=small",
 };
+
+const std::vector<xcache::TokenId>& Ids() {
+  static const std::vector<xcache::TokenId> ids(xcache::kBlockTokens, 7);
+  return ids;
+}
 
 }  // namespace
 
@@ -30,8 +38,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       model.Make(kSpecs[data[0] % kSpecs.size()], xcache::Isa::kRef);
   XCACHE_FUZZ_CHECK(codec.ok());
   std::vector<uint8_t> payload(data + 1, data + size);
-  payload.resize((*codec)->payload_bytes());
-  const auto restored = xcache::Restore(**codec, model.shape(), 0, payload);
+  if (!(*codec)->variable_size()) payload.resize((*codec)->payload_bytes());
+  const auto restored =
+      xcache::Restore(**codec, model.shape(), {0, Ids()}, payload);
   if (!restored.ok()) {
     XCACHE_FUZZ_CHECK(absl::IsInvalidArgument(restored.status()));
   }
@@ -47,8 +56,9 @@ std::vector<std::string> XcacheFuzzSeeds() {
     std::vector<uint8_t> payload((*codec)->payload_bytes());
     XCACHE_FUZZ_CHECK(
         (*codec)
-            ->Seal([&](int layer) { return rows(layer); }, 0, payload)
+            ->Seal([&](int layer) { return rows(layer); }, {0, Ids()}, payload)
             .ok());
+    payload.resize((*codec)->used_bytes(payload));
     std::string seed(1, static_cast<char>(i));
     seed.append(payload.begin(), payload.end());
     seeds.push_back(std::move(seed));

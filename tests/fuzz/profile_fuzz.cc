@@ -2,14 +2,17 @@
 #include "engine/base/crc32c.h"
 #include "engine/xcache/little_endian.h"
 #include "engine/xcache/profile_impl.h"
+#include "engine/xcache/transform/transform_data.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/unit/engine/xcache/transform_test_util.h"
 
 using xcache::Profile;
 using xcache::ProfileKind;
 
 namespace {
 
-constexpr ProfileKind kKinds[] = {ProfileKind::kGqaSvd, ProfileKind::kClGqaSvd};
+constexpr ProfileKind kKinds[] = {ProfileKind::kGqaSvd, ProfileKind::kClGqaSvd,
+                                  ProfileKind::kTransform};
 
 }  // namespace
 
@@ -23,6 +26,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         continue;
       }
       XCACHE_FUZZ_CHECK((*profile)->Serialize() == bytes);
+      if (kind == ProfileKind::kTransform) {
+        XCACHE_FUZZ_CHECK((*profile)->transform() != nullptr);
+        continue;
+      }
       const bool keys = kind == ProfileKind::kGqaSvd;
       XCACHE_FUZZ_CHECK(
           !(*profile)->matrix(0, keys ? "k_basis" : "kv_basis").empty());
@@ -41,6 +48,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 std::vector<std::string> XcacheFuzzSeeds() {
   std::vector<std::string> seeds;
   for (const ProfileKind kind : kKinds) {
+    if (kind == ProfileKind::kTransform) {
+      seeds.push_back(
+          xcache::NewTransformProfile(xcache::MakeUpTransform({3, 8, 2}, 1),
+                                      xcache::Digest{})
+              ->Serialize());
+      continue;
+    }
     const xcache::ProfileShape shape{kind, 2, 5, 3};
     std::vector<float> values(2 * xcache::FloatsPerLayer(shape), 0.5f);
     seeds.push_back(

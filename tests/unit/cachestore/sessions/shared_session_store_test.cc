@@ -532,8 +532,12 @@ TEST_F(SharedSessionsTest, NothingAcknowledgedIsLost) {
     }
     std::multiset<std::string> said;
     uint64_t most_turns = 0;
-    const auto list = servers[0]->sessions().List("t", "", 1000);
-    ASSERT_TRUE(list.ok());
+    absl::StatusOr<SessionPage> list;
+    EXPECT_TRUE(Eventually([&] {
+      list = servers[0]->sessions().List("t", "", 1000);
+      return list.ok() && servers[1]->TurnOf("s") > 0;
+    }));
+    ASSERT_TRUE(list.ok()) << list.status();
     for (const SessionSummary& summary : list->sessions) {
       const auto record = servers[1]->sessions().Load("t", summary.id);
       ASSERT_TRUE(record.ok()) << record.status();

@@ -1,5 +1,5 @@
-// What every codec promises, on small made-up models of awkward sizes. One suite
-// over all codecs: hence over 500 lines.
+// What every codec promises, on small made-up models of awkward sizes. One
+// suite over all codecs: hence over 500 lines.
 #include "engine/xcache/codec.h"
 
 #include <cmath>

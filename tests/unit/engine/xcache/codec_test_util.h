@@ -14,30 +14,10 @@
 #include "engine/xcache/codec.h"
 #include "engine/xcache/codec_impl.h"
 #include "engine/xcache/profile_impl.h"
+#include "engine/xcache/transform/transform_data.h"
+#include "tests/unit/engine/xcache/transform_test_util.h"
 
 namespace xcache {
-
-// Roughly normal, variance 1: the sum of four uniform numbers. Exact in FP32.
-class Numbers {
- public:
-  explicit Numbers(uint64_t seed) : state_(seed * 2 + 1) {}
-  float Next() {
-    float sum = 0.0f;
-    for (int i = 0; i < 4; ++i) {
-      state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-      sum += static_cast<float>(state_ >> 48) * 0x1p-16f - 0.5f;
-    }
-    return sum * 1.75f;
-  }
-  std::vector<float> Vector(size_t n) {
-    std::vector<float> v(n);
-    for (float& x : v) x = Next();
-    return v;
-  }
-
- private:
-  uint64_t state_;
-};
 
 // A model of made-up weights with everything that codecs are made from. The
 // "bases" of its profiles are orthogonal, but no decompositions: a rotation of
@@ -69,6 +49,8 @@ class FakeModel {
                       static_cast<uint32_t>(d), static_cast<uint32_t>(k)},
                      Digest{}, std::move(values)));
     }
+    profiles_.push_back(
+        NewTransformProfile(MakeUpTransform(shape, 2), Digest{}));
     Numbers numbers(7);
     const float scale = 1.0f / std::sqrt(static_cast<float>(shape.d_model));
     weights_ =
@@ -114,7 +96,17 @@ class FakeModel {
                   Weights(layer, projection) + static_cast<size_t>(row) * d,
                   d * sizeof(float));
     };
+    sources.embedding = [shape = shape_](TokenId token, float* out) {
+      Embed(token, shape, out);
+    };
+    sources.rms_norm_eps = 1e-5f;
     return entry->make(*spec, sources, isa);
+  }
+
+  // The row of a token, [d].
+  static void Embed(TokenId token, const CodecShape& shape, float* out) {
+    Numbers numbers(static_cast<uint64_t>(token) + 1000);
+    for (int i = 0; i < shape.d_model; ++i) out[i] = numbers.Next();
   }
 
   // [k, d]
@@ -209,13 +201,14 @@ struct Restored {
 };
 
 inline absl::StatusOr<Restored> Restore(const Codec& codec,
-                                        const CodecShape& shape, int first_row,
+                                        const CodecShape& shape,
+                                        BlockInfo block,
                                         std::span<const uint8_t> payload) {
   Restored out;
-  const auto begin = static_cast<size_t>(first_row * shape.kv_dim);
+  const auto begin = static_cast<size_t>(block.first_row * shape.kv_dim);
   const auto end = static_cast<size_t>(kBlockTokens * shape.kv_dim);
   const absl::Status status =
-      codec.Remat(payload, first_row, [&](int, const RematRows& rows) {
+      codec.Remat(payload, block, [&](int, const RematRows& rows) {
         if (codec.remat_stage() == RematStage::kPre) {
           out.k.emplace_back(rows.k_pre + begin, rows.k_pre + end);
           out.v.emplace_back(rows.v_pre + begin, rows.v_pre + end);

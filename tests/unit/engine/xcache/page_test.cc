@@ -119,7 +119,8 @@ TEST(PageTest, WrongFieldsAreNamedEvenWithAFittingChecksum) {
     const char* field;
   } kCases[] = {
       {0, 'Y', "magic"},
-      {4, 2, "format version"},
+      {4, 0, "format version"},
+      {4, 3, "format version"},
       {6, 0x41, "header bytes"},
       {8, 1, "flags"},
       {11, 1, "flags"},
@@ -135,6 +136,21 @@ TEST(PageTest, WrongFieldsAreNamedEvenWithAFittingChecksum) {
     EXPECT_EQ(view.status().code(), absl::StatusCode::kDataLoss) << c.at;
     EXPECT_THAT(std::string(view.status().message()), HasSubstr(c.field));
   }
+}
+
+// Version 2: a page of the most that its codec takes is cut to what it took.
+TEST(PageTest, PagesMayShrinkBeforeTheyAreFinished) {
+  std::string page = BeginPage(SomeDigest(), 5, SomeTokens(), 1000,
+                               kVariablePageFormatVersion);
+  for (uint8_t& byte : PagePayload(page)) byte = 7;
+  ShrinkPage(page, 10);
+  FinishPage(page);
+  EXPECT_EQ(page.size(), PageBytes(10));
+  const auto view = ParsePage(page);
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_EQ(view->version, kVariablePageFormatVersion);
+  EXPECT_EQ(std::vector<uint8_t>(view->payload.begin(), view->payload.end()),
+            std::vector<uint8_t>(10, 7));
 }
 
 TEST(PageTest, MessageSaysExpectedAndFound) {

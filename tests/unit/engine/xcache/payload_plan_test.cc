@@ -28,6 +28,11 @@ TEST(PayloadPlanTest, PartsFollowEachOtherWithoutGaps) {
     const std::unique_ptr<const Codec> codec = Make(model, name);
     const PayloadPlan& plan = codec->plan();
     ASSERT_EQ(plan.num_layers(), kShape.num_layers);
+    if (plan.variable_size()) {
+      EXPECT_EQ(name, "xquant-tc");
+      EXPECT_GT(codec->payload_bytes(), 0u);
+      continue;
+    }
     size_t at = 0;
     for (int i = 0; i < plan.num_layers(); ++i) {
       const PayloadPlan::Layer& layer = plan.layer(i);

@@ -132,9 +132,11 @@ TEST_F(CoreSharedTest, AnotherMachineFetchesTheSessionsPages) {
   b.objects->set_delay(milliseconds(5));
   const auto sink = b.Chat("s", "more");
   const FinalInfo final = sink->final();
-  EXPECT_EQ(final.reused.remote, b.num_pages * kBlockTokens);
+  // But for what a busy machine did not wait for.
+  EXPECT_GE(final.reused.remote + 4 * kBlockTokens,
+            b.num_pages * kBlockTokens);
   EXPECT_EQ(final.reused.total(), final.reused.remote);
-  EXPECT_LT(final.prefilled_tokens, 2 * uint64_t{kBlockTokens});
+  EXPECT_LT(final.prefilled_tokens, 6 * uint64_t{kBlockTokens});
   EXPECT_EQ(b.metrics->counter(CoreCounter::kReusedRemote),
             final.reused.remote);
   EXPECT_EQ(b.metrics->observations(CoreHistogram::kRemoteWait), 1u);
