@@ -147,15 +147,16 @@ class Server:
         self.log_file = self.folder / "server.log"
         self.ready_file.unlink(missing_ok=True)
         self.tls_ca = tls_ca
-        words = [str(SERVER), "--model", str(model), "--metrics-listen", "127.0.0.1:0", "--ready-file",
+        words = [str(SERVER), "--model", str(model), "--ready-file",
                  str(self.ready_file)]
         if store is not None:
             store = self.folder / store
         words += ["--store-dir", str(store) if store is not None else "none"]
         # What is faster is not for a test to depend on.
         words += ["--restore", restore]
-        if "--listen" not in flags:
-            words += ["--listen", "127.0.0.1:0"]
+        for flag in ("--listen", "--metrics-listen"):
+            if flag not in flags:
+                words += [flag, "127.0.0.1:0"]
         words += [str(flag) for flag in flags]
         self.log_start = (self.log_file.stat().st_size
                           if self.log_file.exists() else 0)

@@ -56,10 +56,20 @@ def get(url):
 
 def query(address, expression):
     """The values that the expression has now."""
+    return [float(r["value"][1]) for r in _results(address, expression)]
+
+
+def firing(address):
+    """The names of the alerts that fire now."""
+    return {r["metric"]["alertname"]
+            for r in _results(address, 'ALERTS{alertstate="firing"}')}
+
+
+def _results(address, expression):
     url = f"{address}/api/v1/query?" + urllib.parse.urlencode(
         {"query": expression})
     try:
         found = json.loads(get(url))
     except urllib.error.HTTPError as error:
         raise AssertionError(f"{expression}: {error.read()}") from error
-    return [float(r["value"][1]) for r in found["data"]["result"]]
+    return found["data"]["result"]

@@ -20,23 +20,33 @@ ROUNDS = int(harness.campaign("FLEET_RACE_ROUNDS", 30))
 # Several sessions at once: the S3 server lets who meets another writer of a key
 # wait for a second and more.
 SESSIONS = 6
+# Of a session, before another one is taken: contexts have an end.
+TURNS = 20
 
 
 class Race:
-    """One session's races, one after the other."""
+    """The races of one session after another."""
 
     def __init__(self, name, servers, seed):
-        self.talk = Talk(name, "You know the words.", seed)
+        self.name_prefix = name
         self.clients = [connect(server.address) for server in servers]
         self.rng = random.Random(seed)
         self.count = collections.Counter()
-        self.clients[0].sessions.CreateSession(spb.CreateSessionRequest(
-            id=name, system_prompt=self.talk.system_prompt))
-        self.history = [(common_pb2.ROLE_SYSTEM, self.talk.system_prompt)]
+        self.histories = {}  # by session's name
 
     def run(self, rounds):
-        for turn in range(rounds):
-            self.one(turn)
+        for number in range(rounds):
+            if number % TURNS == 0:
+                self._begin(f"{self.name_prefix}-{number}")
+            self.one(number % TURNS)
+
+    def _begin(self, name):
+        self.talk = Talk(name, "You know the words.",
+                         self.rng.randrange(1 << 30))
+        self.clients[0].sessions.CreateSession(spb.CreateSessionRequest(
+            id=name, system_prompt=self.talk.system_prompt))
+        self.history = self.histories[name] = [
+            (common_pb2.ROLE_SYSTEM, self.talk.system_prompt)]
 
     def one(self, turn):
         texts = [f"I am {i}. {self.talk.next_words()}" for i in range(2)]
@@ -120,7 +130,8 @@ def test_of_two_servers_one_wins(tiny_model, tmp_path, store, seed):
         # The history is the winner's at a server that took no part in it, too.
         third = connect(fleet.add().address)
         for race in races:
-            session = third.sessions.GetSession(spb.GetSessionRequest(
-                id=race.talk.name, with_messages=True))
-            assert [(m.role, m.content)
-                    for m in session.messages] == race.history
+            for name, history in race.histories.items():
+                session = third.sessions.GetSession(spb.GetSessionRequest(
+                    id=name, with_messages=True))
+                assert [(m.role, m.content)
+                        for m in session.messages] == history
