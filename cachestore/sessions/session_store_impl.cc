@@ -285,11 +285,10 @@ absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
                                                    int limit) {
   static const Order kNone;
   MutexLock lock(mu_);
-  const auto& summaries = summaries_;
   const auto order = orders_.find(std::string(tenant));
   return PageOf(order == orders_.end() ? kNone : order->second, page_token,
-                limit, [&](const std::string& id) {
-                  return summaries.find(SessionKeyBytes(tenant, id))->second;
+                limit, [&](const std::string& id) XC_REQUIRES(mu_) {
+                  return summaries_.find(SessionKeyBytes(tenant, id))->second;
                 });
 }
 
