@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <tuple>
@@ -181,7 +182,11 @@ TEST(CoreTenantsTest, AFullQueueOfOneTenantIsOpenToAnother) {
   for (uint32_t i = 0; i < 100; ++i) {
     flood.push_back(Start(h, RawPrompt(20, i, 400)));
   }
-  EXPECT_TRUE(absl::IsResourceExhausted(flood.back()->status()));
+  const auto num_refused =
+      std::count_if(flood.begin(), flood.end(), [](const auto& sink) {
+        return absl::IsResourceExhausted(sink->status());
+      });
+  EXPECT_GE(num_refused, 40) << flood.back()->status();
   // It runs at once, beside all of those.
   const auto good = h.Generate(Of("other", RawPrompt(20, 1, 4)));
   EXPECT_TRUE(good->status().ok()) << good->status();
