@@ -287,7 +287,7 @@ absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
   MutexLock lock(mu_);
   const auto order = orders_.find(std::string(tenant));
   return PageOf(order == orders_.end() ? kNone : order->second, page_token,
-                limit, [&](const std::string& id) {
+                limit, [&](const std::string& id) XC_REQUIRES(mu_) {
                   return summaries_.find(SessionKeyBytes(tenant, id))->second;
                 });
 }

@@ -171,7 +171,8 @@ class Codec {
   const PayloadPlan plan_;
 };
 
-// Names of the codecs there are, for messages and help.
+// Names of the codecs that every model can have, for messages and help. Not
+// xquant-tc, which needs a profile from calibration text.
 std::vector<std::string> CodecNames();
 
 // The profile that `spec` needs on `model`; kind kNone if none.

@@ -64,7 +64,11 @@ const CodecEntry* FindCodec(std::string_view name) {
 
 std::vector<std::string> CodecNames() {
   std::vector<std::string> names;
-  for (const CodecEntry& entry : kCodecs) names.emplace_back(entry.name);
+  for (const CodecEntry& entry : kCodecs) {
+    if (entry.profile_kind != ProfileKind::kTransform) {
+      names.emplace_back(entry.name);
+    }
+  }
   return names;
 }
 

@@ -358,6 +358,10 @@ TEST_F(ServerAppTest, TlsAndTokensSeparateTenants) {
 }
 
 TEST_F(ServerAppTest, TheMetricsPageHasASampleOfEveryMetric) {
+  // Of tenants there are samples where they have limits.
+  config_.token_file =
+      WriteTestFile("app_limits", "token-a alice\ntenant alice requests=100\n");
+  token_ = "token-a";
   Start();
   ASSERT_TRUE(CreateSession("s").ok());
   ASSERT_TRUE(Chat(Turn("s", LongText(300))).status.ok());

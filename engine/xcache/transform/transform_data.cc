@@ -141,7 +141,7 @@ absl::Status ReadTables(Reader& in, TransformData* data) {
   for (int t = 0; t <= kNumContexts; ++t) {
     SymbolFrequencies& table = data->tables.emplace_back();
     const bool steps = t == kNumContexts;
-    uint32_t magnitudes;
+    uint32_t magnitudes = 0;
     XC_RETURN_IF_ERROR(in.Count(
         steps ? kNumSteps / 2 + 1 : 1,
         steps ? kNumSteps / 2 + 1 : kMaxTableMagnitude + 1, &magnitudes));
@@ -161,7 +161,7 @@ absl::Status ReadTables(Reader& in, TransformData* data) {
 absl::Status ReadGroups(Reader& in, TransformData* data) {
   const uint32_t latent = 2 * static_cast<uint32_t>(data->shape.kv_dim);
   const auto layers = static_cast<uint32_t>(data->shape.num_layers);
-  uint32_t num_groups;
+  uint32_t num_groups = 0;
   XC_RETURN_IF_ERROR(in.Count(layers > 1 ? 1 : 0, layers - 1, &num_groups));
   uint32_t next = 1;
   for (uint32_t g = 0; g < num_groups; ++g) {
@@ -279,7 +279,7 @@ absl::StatusOr<std::unique_ptr<const Profile>> ParseTransformProfile(
   data.shape = shape;
   Reader in(body);
   std::vector<char> origin;
-  uint32_t origin_bytes;
+  uint32_t origin_bytes = 0;
   XC_RETURN_IF_ERROR(in.Count(0, kMaxOriginBytes, &origin_bytes));
   XC_RETURN_IF_ERROR(in.Array(origin_bytes, &origin));
   data.origin.assign(origin.begin(), origin.end());

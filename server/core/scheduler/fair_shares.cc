@@ -15,21 +15,24 @@ namespace {
 // block are fewer than one in twenty.
 constexpr double kShare = 0.4;
 
-// Half of the weight is in the last 138 steps (0.995^138 = 0.50), a second's.
-constexpr double kKeep = 0.995;
+// Half of the weight is in the last 35 steps (0.98^35 = 0.49): what a row costs
+// changes with the length of the contexts at hand.
+constexpr double kKeep = 0.98;
 // Variance of the rows below which steps say nothing of what a row costs.
 constexpr double kLeastVariance = 0.05;
 // A step that took more times than this what it should counts as so many: it
-// was held up by something else. What is found is nearer to what most steps
-// take than to the mean, and a machine that became twice as slow is followed
-// within some hundred steps.
-constexpr double kOutlier = 1.25;
+// may have been held up by something else. What is true is followed all the
+// same, within some ten steps.
+constexpr double kOutlier = 2;
 // How far beyond the largest step of late the line is believed.
 constexpr double kFurther = 4;
 
 // Steps of more rows than these say little of what sealing a block takes.
 constexpr int64_t kSmallStep = 16;
 constexpr double kNewSeal = 0.1;
+
+// The most that was charged at once is forgotten within some thousand steps.
+constexpr double kKeepAtOnce = 0.999;
 
 // Rows are given out in so many rounds at least, for shares to come out even.
 constexpr int64_t kRounds = 64;
@@ -196,8 +199,14 @@ void FairShares::Ran(std::span<const Part> parts, double seconds) {
     const double most = 2 * seal_seconds_ + cost_.seconds(1);
     seal_seconds_ += kNewSeal * (std::min(each, most) - seal_seconds_);
   }
-  cost_.Add(rows, std::max(0.0, seconds - static_cast<double>(seals) *
-                                              seal_seconds_));
+  // Those that somebody waits for while others compute, and small ones: a large
+  // step of one tenant has rows of another kind.
+  const bool waits = std::any_of(parts.begin(), parts.end(),
+                                 [](const Part& part) { return part.waits; });
+  if (rows <= kSmallStep || (waits && parts.size() > 1)) {
+    cost_.Add(rows, std::max(0.0, seconds - static_cast<double>(seals) *
+                                                seal_seconds_));
+  }
   if (parts.size() > 1) ++num_shared_;
   const Limit limit = LimitOf(parts);
   for (auto& [tenant, account] : accounts_) {
@@ -217,7 +226,7 @@ void FairShares::Ran(std::span<const Part> parts, double seconds) {
     account.owed_seconds =
         std::max(-at_once_seconds_, account.owed_seconds - std::max(0.0, left));
   }
-  at_once_seconds_ *= kKeep;
+  at_once_seconds_ *= kKeepAtOnce;
   for (const Part& part : parts) {
     if (part.seals == 0) continue;
     Charge(part.tenant, part.weight,

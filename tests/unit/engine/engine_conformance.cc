@@ -11,8 +11,6 @@ namespace xcache::testing {
 
 std::vector<std::string> CodecSpecsUnderTest() {
   std::vector<std::string> specs = CodecNames();
-  // Needs a profile that is computed from text: cpu/transform_engine_test.cc.
-  std::erase(specs, "xquant-tc");
   for (const char* name : {"xquant", "xquant-gqa"}) {
     if (std::find(specs.begin(), specs.end(), name) == specs.end()) continue;
     specs.push_back(std::string(name) + ":bits=3");

@@ -27,10 +27,10 @@ constexpr bool kSanitized = false;
 #endif
 
 // Small pieces of which a few stay, as pages stay between a flood's calls.
-std::vector<std::unique_ptr<char[]>> MakeHoles(int64_t num_bytes) {
+std::vector<std::unique_ptr<char[]>> MakeHoles(size_t num_bytes) {
   constexpr size_t kPiece = 16 << 10;
   std::vector<std::unique_ptr<char[]>> pieces;
-  for (int64_t done = 0; done < num_bytes; done += kPiece) {
+  for (size_t done = 0; done < num_bytes; done += kPiece) {
     pieces.push_back(std::make_unique<char[]>(kPiece));
     std::memset(pieces.back().get(), 1, kPiece);
   }
@@ -46,7 +46,7 @@ TEST(HeapTrimmerTest, HolesBetweenWhatStaysGoBack) {
   const int64_t before = ResidentBytes();
   ASSERT_GT(before, 0);
   HeapTrimmer trimmer(std::chrono::milliseconds(10), kMib);
-  const auto stays = MakeHoles(64 * kMib);
+  const auto stays = MakeHoles(64 << 20);
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   while (ResidentBytes() > before + 16 * kMib &&
          std::chrono::steady_clock::now() < end) {
@@ -61,7 +61,7 @@ TEST(HeapTrimmerTest, WithoutOneTheyStay) {
   if (kSanitized) GTEST_SKIP() << "sanitizers have allocators of their own";
   BoundAllocator();
   const int64_t before = ResidentBytes();
-  const auto stays = MakeHoles(64 * kMib);
+  const auto stays = MakeHoles(64 << 20);
   EXPECT_GT(ResidentBytes(), before + 48 * kMib);
 }
 

@@ -78,7 +78,8 @@ TEST_P(RansTest, DecodesLikeTheReference) {
     };
     const Decoded expected = decode(GetCodecKernels(Isa::kRef));
     EXPECT_EQ(decode(GetCodecKernels(GetParam())), expected) << rounds;
-    if (rounds > 1) {
+    // Large states last for some symbols.
+    if (rounds > 16) {
       EXPECT_GT(expected.taken, 0);
     }
   }
