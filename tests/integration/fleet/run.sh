@@ -20,5 +20,7 @@ export PYTHONPATH=$STUBS:$ROOT/tests/integration:$ROOT/tests/deploy
 export PYTHONDONTWRITEBYTECODE=1
 keep_test_variables
 cd "$ROOT/tests/integration/fleet"
-exec "$VENV/bin/python" -m pytest -p no:cacheprovider -q -rsx \
+# They wait more than they work: several at once, each worker with an S3 server of
+# its own. A campaign takes `-n 0 -s` to show what it finds.
+exec "$VENV/bin/python" -m pytest -p no:cacheprovider -q -rsx -n 3 \
   --basetemp="$WORK/tmp" "$@"
