@@ -71,6 +71,10 @@ void JudgeError(const HttpAnswer& answer, const std::string& what,
     status = StatusCode::kNotFound;
   } else if (http == 412) {
     status = StatusCode::kAborted;
+  } else if (IsOneOf(code, {"BadDigest", "XAmzContentSHA256Mismatch"})) {
+    // The body was damaged on its way, and is not taken.
+    status = StatusCode::kUnavailable;
+    verdict.is_passing = true;
   } else if (http == 409) {  // another operation on the key at the same time
     status = StatusCode::kUnavailable;
     verdict.is_passing = true;

@@ -193,6 +193,7 @@ TEST_F(S3ObjectStoreTest, WhatIsSafeIsTriedAgain) {
         Fault{.reply = HttpReply(503, "no healthy upstream")},
         Fault{.reply = FakeS3::Error(429, "TooManyRequests")},
         Fault{.reply = FakeS3::Error(409, "ConditionalRequestConflict")},
+        Fault{.reply = FakeS3::Error(400, "BadDigest")},
         Fault{.reply = {.bytes = HttpBytes(200, "bytes").substr(0, 45),
                        .then = HttpPeer::Reply::Then::kClose}}}) {
     First(2, fault);
@@ -208,7 +209,7 @@ TEST_F(S3ObjectStoreTest, WhatIsSafeIsTriedAgain) {
   }
   EXPECT_EQ(store_->stats().failures, 0);
   // Three tries of each, and one to clear away.
-  EXPECT_EQ(NumRequests(), 7 * (3 * 3 + 1));
+  EXPECT_EQ(NumRequests(), 8 * (3 * 3 + 1));
   EXPECT_EQ(store_->stats().throttled, 2 * 3 * 2);
 }
 
@@ -221,6 +222,12 @@ TEST_F(S3ObjectStoreTest, APutWithoutConditionIsNotRepeatedWhereItMayBeDone) {
   First(1, {.reply = FakeS3::Error(503, "SlowDown")});
   EXPECT_TRUE(store_->Put("a", "x").ok());
   EXPECT_EQ(NumRequests(), 4);
+}
+
+TEST_F(S3ObjectStoreTest, EachBodyHasItsDigest) {
+  ASSERT_TRUE(store_->Put("a", "hello").ok());
+  EXPECT_EQ(s3_.requests().back().headers.at("content-md5"),
+            "XUFAKrxLKna5cZ2REBfFkg==");
 }
 
 TEST_F(S3ObjectStoreTest, ThrottlingSaysWhenToComeBack) {
