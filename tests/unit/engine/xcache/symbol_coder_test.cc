@@ -1,5 +1,6 @@
 #include "engine/xcache/transform/symbol_coder.h"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -64,7 +65,8 @@ Block SomeBlock(const std::vector<int>& channels, int first_lane,
       }
       for (size_t lane = 0; lane < kRansLanes; ++lane) {
         double v = mean * magnitude(random);
-        if (random() % 500 == 0) v = 32767.0 * std::exp2(-(random() % 16));
+        if (random() % 500 == 0)
+          v = 32767.0 * std::exp2(-static_cast<double>(random() % 16));
         int value = static_cast<int>(v) * (random() % 2 == 0 ? 1 : -1);
         if (lane < static_cast<size_t>(first_lane)) value = 0;
         symbols.push_back(static_cast<int16_t>(value));
