@@ -59,6 +59,11 @@ std::string Identity(const std::string& id, const std::string& secret,
          "\",\"secretKey\":\"" + secret + "\"}],\"actions\":[" + actions + "]}";
 }
 
+// In a short folder: a socket's path has 107 bytes at most.
+std::string Socket(const std::string& name, int port) {
+  return "/tmp/seaweedfs-" + name + "-" + std::to_string(port) + ".sock";
+}
+
 }  // namespace
 
 WeedServer::WeedServer(std::string program, std::string folder)
@@ -79,11 +84,11 @@ WeedServer::~WeedServer() {
   // Sockets that no flag puts elsewhere.
   const char* const names[] = {"s3", "master", "volume", "filer"};
   for (size_t i = 0; i < 4; ++i) {
-    const std::string socket = std::string("/tmp/seaweedfs-") + names[i] +
-                               "-grpc-" + std::to_string(ports_[2 * i + 1]) +
-                               ".sock";
-    ::unlink(socket.c_str());
+    ::unlink(
+        Socket(std::string(names[i]) + "-grpc", ports_[2 * i + 1]).c_str());
   }
+  ::unlink(Socket("s3", ports_[0]).c_str());
+  ::unlink(Socket("filer", ports_[6]).c_str());
 }
 
 bool WeedServer::Start() {
@@ -107,8 +112,8 @@ bool WeedServer::Start() {
       "-s3.config=" + folder_ + "/s3.json",
       // What else it would listen on.
       "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false",
-      "-s3.localSocket=" + folder_ + "/s3.sock",
-      "-filer.localSocket=" + folder_ + "/filer.sock", port("-s3.port", 0),
+      "-s3.localSocket=" + Socket("s3", ports_[0]),
+      "-filer.localSocket=" + Socket("filer", ports_[6]), port("-s3.port", 0),
       port("-s3.port.grpc", 1), port("-master.port", 2),
       port("-master.port.grpc", 3), port("-volume.port", 4),
       port("-volume.port.grpc", 5), port("-filer.port", 6),

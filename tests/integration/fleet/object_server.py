@@ -64,18 +64,21 @@ class ObjectServer(Program):
             f"-s3.config={self.folder}/s3.json",
             # What else it would listen on.
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false",
-            f"-s3.localSocket={self.folder}/s3.sock",
-            f"-filer.localSocket={self.folder}/filer.sock",
+            # In a short folder: a socket's path has 107 bytes at most.
+            f"-s3.localSocket={self._socket('s3', 0)}",
+            f"-filer.localSocket={self._socket('filer', 6)}",
             *(f"-{name}={port}" for name, port in zip(names, self.ports))])
         self.wait_for(self._is_ready, START_SECONDS, "SeaweedFS")
 
     def kill(self):
         super().kill()
-        # Sockets that no flag puts elsewhere.
-        for name, port in zip(("s3", "master", "volume", "filer"),
-                              self.ports[1::2]):
-            pathlib.Path(f"/tmp/seaweedfs-{name}-grpc-{port}.sock").unlink(
-                missing_ok=True)
+        for name, i in (("s3", 0), ("filer", 6), ("s3-grpc", 1),
+                        ("master-grpc", 3), ("volume-grpc", 5),
+                        ("filer-grpc", 7)):
+            self._socket(name, i).unlink(missing_ok=True)
+
+    def _socket(self, name, i):
+        return pathlib.Path(f"/tmp/seaweedfs-{name}-{self.ports[i]}.sock")
 
     def suspend(self):
         """Its connections stay, and nobody answers on them."""

@@ -162,6 +162,8 @@ class Alarm:
             pytest.fail(f"these go on firing: {left}")
 
 
+@pytest.mark.skipif(not harness.campaign("FLEET_FAULT_SECONDS", 0),
+                    reason="a campaign: XCACHE_FLEET_FAULT_SECONDS")
 @pytest.mark.timeout(240)
 def test_alerts_fire(tiny_model, tmp_path, store):
     """Each that a fault of these tests can cause, by the fault."""
