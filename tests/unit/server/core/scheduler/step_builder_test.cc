@@ -183,7 +183,8 @@ TEST(StepBuilderTest, BesideAFloodTheOtherTenantHasItsRowInEveryStep) {
     flood_before.push_back(request->generated());
   for (int i = 0; i < 100; ++i) parts.Round();
   EXPECT_EQ(good->generated(), before + 100);
-  // Who had no row for longest has the next one: all get on alike.
+  // Who had no row for longest has the next one: all get on alike, but for
+  // what a step's measured time leaves room for.
   int64_t least = 1000, most = 0;
   for (size_t i = 0; i < flood.size(); ++i) {
     const int64_t n = flood[i]->generated() - flood_before[i];
@@ -191,7 +192,7 @@ TEST(StepBuilderTest, BesideAFloodTheOtherTenantHasItsRowInEveryStep) {
     most = std::max(most, n);
   }
   EXPECT_GT(least, 0);
-  EXPECT_LE(most - least, 1);
+  EXPECT_LE(most - least, 25);
 }
 
 TEST(StepBuilderTest, TenantsShareAStepAndEachOnesOldestPromptGoesOn) {
