@@ -18,8 +18,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       XCACHE_FUZZ_CHECK(absl::IsDataLoss(view.status()));
       return;
     }
-    std::string again = BeginPage(view->cache_fp, view->block_index,
-                                  view->tokens, view->payload.size());
+    std::string again =
+        BeginPage(view->cache_fp, view->block_index, view->tokens,
+                  view->payload.size(), view->version);
     std::copy(view->payload.begin(), view->payload.end(),
               PagePayload(again).begin());
     FinishPage(again);
@@ -44,6 +45,10 @@ std::vector<std::string> XcacheFuzzSeeds() {
     }
     std::string page = BeginPage(xcache::Digest{}, 3, tokens, payload_bytes);
     for (uint8_t& byte : PagePayload(page)) byte = 0x5a;
+    FinishPage(page);
+    seeds.push_back(page);
+    page = BeginPage(xcache::Digest{}, 3, tokens, payload_bytes,
+                     xcache::kVariablePageFormatVersion);
     FinishPage(page);
     seeds.push_back(page);
   }
