@@ -283,7 +283,7 @@ class Talker(threading.Thread):
                     if talk.tokens > self.longest:
                         self.over.append(talk)
                         self.talks[i] = Talk(
-                            f"{talk.name}.{len(self.over)}",
+                            f"{talk.name.split('.')[0]}.{len(self.over)}",
                             talk.system_prompt, self.rng.randrange(1 << 30))
                     if self.stop.wait(self.rng.uniform(0, self.think)):
                         return
