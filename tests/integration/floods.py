@@ -48,7 +48,7 @@ def leave_unfinished(address, connections, streams, size, token=None,
     body = raw_http2.message_prefix(size) + bytes(size - 1)
     made = []
     for _ in range(connections):
-        connection = raw_http2.Connection(address)
+        connection = connected(address)
         left = {connection.open(raw_http2.call_headers(CHAT, token)): 0
                 for _ in range(streams)}
         made.append((connection, left))
@@ -86,23 +86,31 @@ def open_and_reset(peer, count):
     peer.send(*frames)
 
 
+def connected(address):
+    """A connection, also where the server refuses some for a while."""
+    while True:
+        try:
+            return raw_http2.Connection(address)
+        except ConnectionError:
+            time.sleep(0.01)
+
+
 def reset_streams(address, most=1000):
     """On one connection, until that is closed; returns how many were sent."""
-    peer = raw_http2.Connection(address)
     sent = 0
-    with contextlib.suppress(OSError):
+    with (contextlib.suppress(OSError),
+          contextlib.closing(connected(address)) as peer):
         while sent < most:
             open_and_reset(peer, 50)
             sent += 50
             peer.read(0.0001)
-    peer.close()
     return sent
 
 
 def reset_on_many(address, connections, streams):
     """So many streams on each of many connections, which stay open; returns
     these."""
-    peers = [raw_http2.Connection(address) for _ in range(connections)]
+    peers = [connected(address) for _ in range(connections)]
     for _ in range(0, streams, 50):
         for peer in peers:
             with contextlib.suppress(OSError):
