@@ -135,7 +135,7 @@ TEST_F(CalibrateTest, FinerLevelsAreNearerAndLarger) {
           std::pow(static_cast<double>(run.logits[i] - exact.logits[i]), 2);
       size += std::pow(static_cast<double>(exact.logits[i]), 2);
     }
-    EXPECT_LT(error, 0.01 * size) << rate;
+    EXPECT_LT(error, 0.05 * size) << rate;
     EXPECT_LT(run.bytes, last_bytes) << rate;
     errors.push_back(error);
     last_bytes = run.bytes;
