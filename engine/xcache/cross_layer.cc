@@ -9,6 +9,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/kernels/kernels.h"
 #include "engine/xcache/block_coder.h"
+#include "engine/xcache/dependent_layers.h"
 
 namespace xcache {
 namespace {
@@ -39,11 +40,11 @@ float Dot(const float* a, const float* b, size_t n) {
   return sum;
 }
 
-class CrossLayer final : public Codec {
+class CrossLayer final : public DependentLayers {
  public:
   CrossLayer(CodecSpec spec, PayloadPlan plan,
              std::vector<CrossLayerMatrices> matrices, Isa isa)
-      : Codec(std::move(spec), std::move(plan)),
+      : DependentLayers(std::move(spec), std::move(plan)),
         matrices_(std::move(matrices)),
         coders_(CodersOf(this->plan(), isa)),
         kernels_(GetKernels(isa)),
@@ -56,15 +57,6 @@ class CrossLayer final : public Codec {
       }
     }
     return kLiveUnitX;
-  }
-  bool layers_independent() const override { return false; }
-
-  absl::Status SealLayers(LayerRange range,
-                          const std::function<LayerRows(int layer)>& rows,
-                          BlockInfo info,
-                          std::span<uint8_t> payload) const override {
-    XC_RETURN_IF_ERROR(CheckRange(range));
-    return SealRemat(rows, info, payload, nullptr, nullptr);
   }
 
   // Rows depend on each other only in the quantizer. So a layer takes two
@@ -190,15 +182,6 @@ class CrossLayer final : public Codec {
   }
   const BlockCoder& coder(int layer) const {
     return coders_[plan().part(layer, 0).matrix];
-  }
-
-  absl::Status CheckRange(LayerRange range) const {
-    if (range.begin == 0 && range.end == num_layers()) {
-      return absl::OkStatus();
-    }
-    return absl::InternalError(absl::StrCat(
-        "codec ", spec().name, ": its layers depend on each other: expected ",
-        "all of them, found [", range.begin, ", ", range.end, ")"));
   }
 
   // X^ of crafted scales may have grown beyond FP32; no later layer makes it

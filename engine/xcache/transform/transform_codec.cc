@@ -29,6 +29,7 @@
 #include "engine/kernels/codec_kernels.h"
 #include "engine/kernels/kernels.h"
 #include "engine/xcache/codec_impl.h"
+#include "engine/xcache/dependent_layers.h"
 #include "engine/xcache/little_endian.h"
 #include "engine/xcache/projection.h"
 #include "engine/xcache/transform/symbol_coder.h"
@@ -141,13 +142,13 @@ absl::StatusOr<Group> PackGroup(const TransformData& data, size_t g,
   return out;
 }
 
-class TransformCodec final : public Codec {
+class TransformCodec final : public DependentLayers {
  public:
   TransformCodec(CodecSpec spec, PayloadPlan plan, const TransformData& data,
                  float step, std::vector<Group> groups, SymbolTables tables,
                  KvProjections first_layer, const CodecSources& sources,
                  Isa isa)
-      : Codec(std::move(spec), std::move(plan)),
+      : DependentLayers(std::move(spec), std::move(plan)),
         step_(step),
         class_layers_(data.class_layers),
         class_weights_(data.class_weights),
@@ -166,19 +167,10 @@ class TransformCodec final : public Codec {
   }
 
   unsigned live_rows() const override { return kLiveKvPre; }
-  bool layers_independent() const override { return false; }
   bool wants_tokens() const override { return true; }
   size_t expected_payload_bytes() const override { return expected_bytes_; }
   size_t used_bytes(std::span<const uint8_t> payload) const override {
     return LoadLe32(payload.data());
-  }
-
-  absl::Status SealLayers(LayerRange range,
-                          const std::function<LayerRows(int layer)>& rows,
-                          BlockInfo info,
-                          std::span<uint8_t> payload) const override {
-    XC_RETURN_IF_ERROR(CheckRange(range));
-    return SealRemat(rows, info, payload, nullptr, nullptr);
   }
 
   absl::Status SealRemat(const std::function<LayerRows(int layer)>& rows,
@@ -276,13 +268,6 @@ class TransformCodec final : public Codec {
   bool AllFinite(const std::vector<float>& values) const {
     return codec_kernels_.all_finite(values.data(),
                                      static_cast<int64_t>(values.size()));
-  }
-
-  absl::Status CheckRange(LayerRange range) const {
-    if (range.begin == 0 && range.end == num_layers()) return absl::OkStatus();
-    return absl::InternalError(absl::StrCat(
-        "codec ", spec().name, ": its layers depend on each other: expected ",
-        "all of them, found [", range.begin, ", ", range.end, ")"));
   }
 
   absl::StatusOr<Block> Begin(BlockInfo info) const {
