@@ -42,12 +42,6 @@ std::string DataHome() {
 // "none" and "" both switch off: a shell can hardly pass an empty variable.
 bool IsOff(std::string_view value) { return value.empty() || value == "none"; }
 
-absl::Status FlagError(std::string_view flag, std::string_view takes,
-                       std::string_view value) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      ToAbsl(flag), " takes ", ToAbsl(takes), ", not \"", ToAbsl(value), "\""));
-}
-
 // What `flag` was given, as `parse` reads it. `takes`: what it takes, in words.
 template <typename T>
 absl::Status ReadFlag(std::string_view flag, std::string_view takes,

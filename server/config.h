@@ -93,6 +93,10 @@ struct CommandLine {
 // was given. With --check-config that is in `faults` instead.
 absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv);
 
+// INVALID_ARGUMENT: `flag` was given another value than it takes, in words.
+absl::Status FlagError(std::string_view flag, std::string_view takes,
+                       std::string_view value);
+
 // "512MiB", "4GiB", "1.5G", "1000000": a number with an optional unit, of
 // powers of 1024 (KiB, MiB, GiB, TiB, and K, M, G, T) or of 1000 (KB, MB, GB,
 // TB).

@@ -36,6 +36,12 @@ bool SplitNumber(std::string_view text, double* number, std::string* unit) {
 
 }  // namespace
 
+absl::Status FlagError(std::string_view flag, std::string_view takes,
+                       std::string_view value) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      ToAbsl(flag), " takes ", ToAbsl(takes), ", not \"", ToAbsl(value), "\""));
+}
+
 absl::StatusOr<uint64_t> ParseBytes(std::string_view text) {
   double number = 0;
   std::string unit;

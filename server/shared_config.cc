@@ -14,12 +14,6 @@ namespace {
 // Less would have replicas put their pages again all the time.
 constexpr std::chrono::seconds kLeastPageLife(3600);
 
-absl::Status FlagError(const std::string& flag, const std::string& takes,
-                       const std::string& value) {
-  return absl::InvalidArgumentError(
-      absl::StrCat(flag, " takes ", takes, ", not \"", value, "\""));
-}
-
 // Platforms say it so beside the credentials that they give.
 std::string RegionOfEnvironment() {
   for (const char* name : {"AWS_REGION", "AWS_DEFAULT_REGION"}) {
