@@ -47,6 +47,12 @@ SessionObjects::Found FoundIn(const StoredObject& got,
 
 }  // namespace
 
+std::string SessionObjects::Outcome::WhatHappened() const {
+  return what == What::kDeleted
+             ? "another server has deleted it"
+             : absl::StrCat("another server has taken it to turn ", turn);
+}
+
 template <typename T>
 absl::StatusOr<T> SessionObjects::Ask(
     const std::function<absl::StatusOr<T>()>& call, bool also_if_away) {

@@ -18,8 +18,8 @@
 namespace xcache {
 
 // Thread-safe. Each call waits for the store. UNAVAILABLE: it does not answer,
-// or has not lately: after one call that failed, though it was tried again
-// until its time was over, the next ones fail at once for a while.
+// or has not lately: after two calls in a row that failed, though each was
+// tried again until its time was over, the next ones fail at once for a while.
 class SessionObjects {
  public:
   // How long a call may take. That bounds what a turn waits for a store that
@@ -50,6 +50,8 @@ class SessionObjects {
     std::string etag{};     // of kDone
     uint64_t turn = 0;      // of kLost: where the session is
     absl::Status status{};  // of kFailed
+    // Of kLost and kDeleted: what became of the session.
+    std::string WhatHappened() const;
   };
 
   // `unix_ms` is the time of what is written.

@@ -59,6 +59,11 @@ absl::Status CheckKey(const SessionHead& head, std::string_view key) {
 
 }  // namespace
 
+bool IsExpired(const SessionHead& session, int64_t now_ms) {
+  return !session.pinned && session.expire_ms != 0 &&
+         session.expire_ms <= now_ms;
+}
+
 SessionSummary SummaryOf(const SessionRecord& record) {
   SessionSummary out;
   static_cast<SessionHead&>(out) = record;

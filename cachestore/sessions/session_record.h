@@ -65,6 +65,9 @@ struct SessionRecord : SessionHead {
   bool operator==(const SessionRecord&) const = default;
 };
 
+// Whether its time was over at `now_ms`. A pinned session's never is.
+bool IsExpired(const SessionHead& session, int64_t now_ms);
+
 // A session without its tokens, messages and keys.
 struct SessionSummary : SessionHead {
   uint64_t num_tokens = 0;

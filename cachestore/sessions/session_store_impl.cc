@@ -303,11 +303,11 @@ std::vector<SessionSummary> SessionStoreImpl::Select(
 }
 
 void SessionStoreImpl::KeepCopy(const SessionRecord& record) {
+  const std::string key = SessionKeyBytes(record.tenant, record.id);
   if (parts_.db == nullptr) {
-    Leave(SessionKeyBytes(record.tenant, record.id));
+    Leave(key);
     return;
   }
-  const std::string key = SessionKeyBytes(record.tenant, record.id);
   MutexLock write_lock(WriteLock(key));
   if (!ReserveIndex(/*reclaim=*/false) ||
       !WriteManifest(key, EncodeSessionRecord(record), /*sync=*/false).ok()) {
@@ -355,7 +355,7 @@ int64_t SessionStoreImpl::Sweep(
     int64_t now_ms,
     const std::function<bool(std::string_view, std::string_view)>& in_use) {
   const auto is_expired = [&](const SessionSummary& s) {
-    return !s.pinned && !s.damaged && s.expire_ms != 0 && s.expire_ms <= now_ms;
+    return !s.damaged && IsExpired(s, now_ms);
   };
   int64_t num_deleted = 0;
   for (const SessionSummary& summary : Select(is_expired)) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "absl/hash/hash.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
@@ -40,25 +41,6 @@ SessionSummary Placed(SessionSummary summary) {
     summary.durability = Durability::kShared;
   }
   return summary;
-}
-
-std::string ManifestOf(SessionRecord record) {
-  record.version.clear();
-  return EncodeSessionRecord(record);
-}
-
-bool IsExpired(const SessionHead& session, int64_t now_ms) {
-  return !session.pinned && session.expire_ms != 0 &&
-         session.expire_ms <= now_ms;
-}
-
-std::string HexOf(const Revision& revision, size_t num_bytes) {
-  std::string hex;
-  for (size_t i = 0; i < num_bytes; ++i) {
-    absl::StrAppend(
-        &hex, absl::Hex(static_cast<uint8_t>(revision[i]), absl::kZeroPad2));
-  }
-  return hex;
 }
 
 }  // namespace
@@ -97,11 +79,13 @@ absl::StatusOr<Committed> SharedSessionStore::Commit(
   const std::string key = SessionKeyBytes(record.tenant, record.id);
   const auto base = DecodeSessionVersion(record.version);
   SessionRecord next = record;
+  next.version.clear();
   SessionVersion version = base.has_value()
                                ? base->Next()
                                : SessionVersion{.revision = MakeRevision()};
-  const Outcome outcome = objects_.Replace(
-      SessionObjectKey(record.tenant, record.id), version, ManifestOf(record));
+  const Outcome outcome =
+      objects_.Replace(SessionObjectKey(record.tenant, record.id), version,
+                       EncodeSessionRecord(next));
   switch (outcome.what) {
     case Outcome::What::kDone:
     case Outcome::What::kOvertaken: {
@@ -126,13 +110,10 @@ absl::StatusOr<Committed> SharedSessionStore::Commit(
         return absl::AlreadyExistsError(
             absl::StrCat("session '", record.id, "' exists already"));
       }
-      const std::string why =
-          outcome.what == Outcome::What::kDeleted
-              ? "another server has deleted it"
-              : absl::StrCat("another server has taken it to turn ",
-                             outcome.turn);
-      if (base->is_ahead)
+      const std::string why = outcome.WhatHappened();
+      if (base->is_ahead) {
         KeepBranch(record.tenant, record.id, why).IgnoreError();
+      }
       return absl::AbortedError(
           absl::StrCat("session '", record.id, "': ", why));
     }
@@ -181,7 +162,9 @@ absl::Status SharedSessionStore::KeepBranch(const std::string& tenant,
   const auto version = DecodeSessionVersion(branch.version);
   if (version.has_value() && !version->is_ahead) return absl::OkStatus();
   const SessionVersion fresh = {.is_ahead = true, .revision = MakeRevision()};
-  const std::string suffix = absl::StrCat(".fork-", HexOf(fresh.revision, 4));
+  const std::string suffix = absl::StrCat(
+      ".fork-",
+      absl::BytesToHexString(absl::string_view(fresh.revision.data(), 4)));
   branch.id =
       absl::StrCat(branch.id.substr(0, kMaxIdBytes - suffix.size()), suffix);
   branch.version = EncodeSessionVersion(fresh);
@@ -230,19 +213,15 @@ absl::Status SharedSessionStore::Push(const std::string& tenant,
       XC_RETURN_IF_ERROR(local_.Commit(record).status());
     }
   }
-  const Outcome outcome = objects_.Replace(SessionObjectKey(tenant, id),
-                                           version, ManifestOf(record));
+  record.version.clear();  // of what is put in the store
+  const Outcome outcome = objects_.Replace(
+      SessionObjectKey(tenant, id), version, EncodeSessionRecord(record));
   switch (outcome.what) {
     case Outcome::What::kFailed:
       return outcome.status;
     case Outcome::What::kLost:
     case Outcome::What::kDeleted:
-      return KeepBranch(tenant, id,
-                        outcome.what == Outcome::What::kDeleted
-                            ? "another server has deleted it"
-                            : absl::StrCat("another server has taken it to "
-                                           "turn ",
-                                           outcome.turn));
+      return KeepBranch(tenant, id, outcome.WhatHappened());
     case Outcome::What::kDone:
     case Outcome::What::kOvertaken:
       break;
@@ -311,10 +290,12 @@ absl::StatusOr<SessionRecord> SharedSessionStore::Load(std::string_view tenant,
                                                        std::string_view id) {
   if (!IsSessionName(tenant, id)) return NoSession(id);
   const std::string key = SessionKeyBytes(tenant, id);
-  std::optional<SessionSummary> here;
-  if (auto found = local_.Find(tenant, id); found.ok()) {
-    here = *std::move(found);
-  }
+  const auto find_here = [&]() -> std::optional<SessionSummary> {
+    auto found = local_.Find(tenant, id);
+    if (!found.ok()) return std::nullopt;
+    return *std::move(found);
+  };
+  std::optional<SessionSummary> here = find_here();
   const auto from_here =
       [&](const absl::Status& away) -> absl::StatusOr<SessionRecord> {
     if (options_.policy == SharedPolicy::kStrict || !here.has_value()) {
@@ -327,10 +308,7 @@ absl::StatusOr<SessionRecord> SharedSessionStore::Load(std::string_view tenant,
         !pushed.ok()) {
       return from_here(pushed);
     }
-    here.reset();
-    if (auto found = local_.Find(tenant, id); found.ok()) {
-      here = *std::move(found);
-    }
+    here = find_here();
   }
   const auto version =
       here.has_value() ? DecodeSessionVersion(here->version) : std::nullopt;

@@ -115,8 +115,7 @@ SessionManager::SessionManager(SessionStore& store, CoreMetrics& metrics,
     : store_(store), metrics_(metrics), clock_(clock), wake_(std::move(wake)) {}
 
 bool SessionManager::Expired(const SessionSummary& summary) const {
-  return summary.expire_ms > 0 && !summary.pinned && !summary.damaged &&
-         summary.expire_ms <= clock_.ExpiryMs();
+  return !summary.damaged && IsExpired(summary, clock_.ExpiryMs());
 }
 
 std::unique_ptr<SessionManager::Lease> SessionManager::TryLease(
