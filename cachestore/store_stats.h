@@ -46,13 +46,6 @@ struct DiskStats {
   std::vector<std::pair<std::string, int64_t>> tickers;
 };
 
-// How the shared store answers.
-struct SharedClientStats {
-  CircuitBreaker::State breaker = CircuitBreaker::State::kClosed;
-  int64_t breaker_opened = 0;
-  ObjectStoreStats objects;
-};
-
 struct StoreStats {
   std::vector<TierStats> tiers;  // the fastest first
   SessionStoreStats sessions;

@@ -47,14 +47,18 @@ struct SharedPageOptions {
   std::function<int64_t()> unix_ms{};
 };
 
-struct SharedPageStats {
+// How the shared store answers.
+struct SharedClientStats {
   CircuitBreaker::State breaker = CircuitBreaker::State::kClosed;
   int64_t breaker_opened = 0;
+  ObjectStoreStats objects;
+};
+
+struct SharedPageStats : SharedClientStats {
   int64_t negative_hits = 0;  // misses that asked nobody
   int64_t refreshed = 0;      // pages put again for their age
   int64_t folders_swept = 0;
   int64_t pages_swept = 0;
-  ObjectStoreStats objects;
 };
 
 class SharedPageStore final : public RemotePageStore {

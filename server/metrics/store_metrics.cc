@@ -84,10 +84,7 @@ void SampleClient(const SharedClientStats& client, std::string_view objects,
 // Zeros where there is no such tier.
 void SampleShared(const StoreStats& stats, SampleWriter& writer) {
   const SharedPageStats shared = stats.shared_pages.value_or(SharedPageStats());
-  SampleClient({.breaker = shared.breaker,
-                .breaker_opened = shared.breaker_opened,
-                .objects = shared.objects},
-               "pages", writer);
+  SampleClient(shared, "pages", writer);
   SampleClient(stats.shared_sessions.value_or(SharedClientStats()), "sessions",
                writer);
   Set(writer, Metric::kSharedAheadSessions, stats.sessions.num_ahead);
