@@ -1,13 +1,10 @@
 """Models, and a server for tests that need nothing special of it."""
 
-import os
-import random
-
 import pytest
 
 import harness
 from model_fixtures import (  # noqa: F401
-    make_model, models, slow_model, tiny_model)
+    make_model, models, real_model, seed, slow_model, tiny_model)
 
 
 @pytest.fixture(scope="session")
@@ -21,21 +18,6 @@ def medium_model(models):
     return make_model(models / "medium.gguf", "layers=4", "d_model=256",
                       "n_heads=4", "n_kv_heads=2", "head_dim=64", "d_ff=512",
                       "context=4096")
-
-
-@pytest.fixture(scope="session")
-def real_model():
-    path = os.environ.get("XCACHE_TEST_MODEL")
-    if not path:
-        pytest.skip("XCACHE_TEST_MODEL is not set")
-    return path
-
-
-@pytest.fixture(scope="session")
-def seed():
-    value = int(os.environ.get("XCACHE_SEED") or random.randrange(1 << 30))
-    print(f"XCACHE_SEED={value}")
-    return value
 
 
 @pytest.fixture(scope="module")

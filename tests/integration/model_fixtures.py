@@ -1,6 +1,8 @@
-"""Models that tests of several folders take: `from model_fixtures import ...` in
-a conftest.py."""
+"""Models, and a seed, that tests of several folders take: `from model_fixtures
+import ...` in a conftest.py."""
 
+import os
+import random
 import subprocess
 
 import pytest
@@ -32,3 +34,18 @@ def slow_model(models):
     return make_model(models / "slow.gguf", "layers=8", "d_model=512",
                       "n_heads=8", "n_kv_heads=2", "head_dim=64", "d_ff=2048",
                       "context=8192")
+
+
+@pytest.fixture(scope="session")
+def real_model():
+    path = os.environ.get("XCACHE_TEST_MODEL")
+    if not path:
+        pytest.skip("XCACHE_TEST_MODEL is not set")
+    return path
+
+
+@pytest.fixture(scope="session")
+def seed():
+    value = int(os.environ.get("XCACHE_SEED") or random.randrange(1 << 30))
+    print(f"XCACHE_SEED={value}")
+    return value

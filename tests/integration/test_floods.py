@@ -17,14 +17,11 @@ import harness
 import raw_http2
 from floods import leave_unfinished, reset_on_many, reset_streams
 from harness import fails_with, params, user
+from latencies import percentile
 
 Code = grpc.StatusCode
 MIB = 1 << 20
 RESETS = 1000 * int(harness.campaign("RESET_ROUNDS", 30))
-
-
-def percentile(values, share):
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from conversations import Conversation
 from disks import no_byte_left, small_disk
 from floods import FLOODS
 from harness import params
+from latencies import latencies, percentile
 
 MIB = 1 << 20
 CAP = 160 * MIB
@@ -38,10 +39,6 @@ REFUSALS = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE,
             grpc.StatusCode.ABORTED)
 WORDS = ("apple river stone cloud lamp paper seven green never after window "
          "music train bread quiet north").split()
-
-
-def percentile(values, share):
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 class Stats:
@@ -194,40 +191,18 @@ def flood(server, name, seconds):
         stderr=subprocess.DEVNULL, preexec_fn=lambda: os.nice(19))
 
 
-def latencies(client, seconds):
-    """Seconds between the tokens of answers, one after the other. Answers that
-    were refused in a flood are asked for again."""
-    out = []
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        last = None
-        try:
-            for _ in client.inference.Chat(harness.inference_pb2.ChatRequest(
-                    messages=[harness.user("Tell me of the river.")],
-                    params=params(max_tokens=200, ignore_eos=True))):
-                now = time.monotonic()
-                if last is not None:
-                    out.append(now - last)
-                last = now
-        except grpc.RpcError as error:
-            if error.code() not in REFUSALS:
-                raise
-            time.sleep(0.05)
-    return out
-
-
 def test_a_good_client_hardly_notices_a_flood(real_model, tmp_path, tokens):
     with harness.Server(real_model, tmp_path, "--memory-bytes",
                         1024 * MIB, *tokens) as server:
         client = server.client("good")
         seconds = max(4, SECONDS / 60)
-        latencies(client, 1)
-        idle = percentile(latencies(client, seconds), 0.95)
+        latencies(client, 1, REFUSALS)
+        idle = percentile(latencies(client, seconds, REFUSALS), 0.95)
         slowdowns = {}
         for name in FLOODS:
             attacker = flood(server, name, seconds + 1)
             time.sleep(1)
-            slowdowns[name] = percentile(latencies(client, seconds),
+            slowdowns[name] = percentile(latencies(client, seconds, REFUSALS),
                                          0.95) / idle
             assert attacker.wait(timeout=60) == 0, name
         print(f"p95 between tokens, idle: {idle * 1e3:.1f} ms; in floods: " +

@@ -18,15 +18,12 @@ from xcache.v1 import sessions_pb2 as spb
 
 import harness
 from harness import fails_with, params, wait_until
+from latencies import latencies, percentile
 
 Code = grpc.StatusCode
 SECONDS = harness.campaign("TENANTS_SECONDS", 10)
 ASSERTED = SECONDS >= 60
 MAX_SLOWDOWN = 2
-
-
-def percentile(values, share):
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def write_tokens(folder, *lines):
@@ -200,22 +197,6 @@ def test_tokens_a_minute_hold(tiny_model, tmp_path):
         if minutes:
             assert total >= 0.95 * most * minutes
         server.stop()
-
-
-def latencies(client, seconds):
-    """Seconds between the tokens of answers, one after the other."""
-    out = []
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        last = None
-        for _ in client.inference.Chat(pb.ChatRequest(
-                messages=[harness.user("Tell me of the river.")],
-                params=params(max_tokens=200, ignore_eos=True))):
-            now = time.monotonic()
-            if last is not None:
-                out.append(now - last)
-            last = now
-    return out
 
 
 FLOODS = ["prompts", "answers", "histories"]

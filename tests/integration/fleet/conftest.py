@@ -1,27 +1,17 @@
 """A model and a seed; each test makes its own fleet."""
 
 import os
-import random
 
 import pytest
 
 import harness
-from model_fixtures import make_model, models, tiny_model  # noqa: F401
+from model_fixtures import (  # noqa: F401
+    models, real_model, seed, tiny_model)
 
 
-@pytest.fixture(scope="session")
-def seed():
-    value = int(os.environ.get("XCACHE_SEED") or random.randrange(1 << 30))
-    print(f"XCACHE_SEED={value}")
-    return value
-
-
-@pytest.fixture(scope="session")
-def real_model():
-    path = os.environ.get("XCACHE_TEST_MODEL")
-    if not path:
-        pytest.skip("XCACHE_TEST_MODEL is not set")
-    return path
+def pytest_xdist_setupnodes():
+    """The workers' processes are to know what a campaign asks for, too."""
+    os.environ.update(harness.CAMPAIGN)
 
 
 @pytest.fixture(scope="session")

@@ -142,9 +142,6 @@ class Fleet(contextlib.ExitStack):
         self.replicas.remove(replica)
         replica.drain()
 
-    def restart(self, replica):
-        replica.start()
-
     def objects(self):
         """Key below the prefix -> bytes, of what the fleet has stored."""
         return {key.removeprefix(self.prefix): size for key, size in

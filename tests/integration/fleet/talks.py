@@ -3,6 +3,7 @@ it has an answer, and knows what it was told. And the twin that nothing happened
 to. No tests here."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import random
 import threading
@@ -305,29 +306,24 @@ class Talker(threading.Thread):
             raise self.problem
 
 
+def at_once(most, call, *arguments):
+    """Calls it with each of the arguments, so many at a time; the first that
+    fails is raised."""
+    with concurrent.futures.ThreadPoolExecutor(most) as pool:
+        list(pool.map(call, *arguments))
+
+
 def check_twins(model, folder, talks):
     """Each talk once more, on one server that has no fleet and that nothing
     happens to: the same tokens with the same log-probabilities."""
     folder.mkdir()
     with harness.Server(model, folder) as server:
-        problems = []
-
         def one(mine):
-            try:
-                client = server.client()
-                for talk in mine:
-                    check_twin(client, talk)
-            except Exception as error:  # shown below
-                problems.append(error)
+            client = server.client()
+            for talk in mine:
+                check_twin(client, talk)
 
-        threads = [threading.Thread(target=one, args=[talks[i::4]])
-                   for i in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if problems:
-            raise problems[0]
+        at_once(4, one, [talks[i::4] for i in range(4)])
 
 
 def check_twin(client, talk):

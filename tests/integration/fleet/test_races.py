@@ -14,7 +14,7 @@ from xcache.v1 import sessions_pb2 as spb
 
 import harness
 from fleet import Fleet
-from talks import Talk, connect, reason
+from talks import Talk, at_once, connect, reason
 
 ROUNDS = int(harness.campaign("FLEET_RACE_ROUNDS", 30))
 # Several sessions at once: the S3 server lets who meets another writer of a key
@@ -106,23 +106,9 @@ def test_of_two_servers_one_wins(tiny_model, tmp_path, store, seed):
         servers = [fleet.add(), fleet.add()]
         races = [Race(f"race-{i}", servers if i % 2 else servers[::-1],
                       rng.randrange(1 << 30)) for i in range(SESSIONS)]
-        problems = []
-
-        def run(race, rounds):
-            try:
-                race.run(rounds)
-            except BaseException as error:  # shown below
-                problems.append(error)
-
-        threads = [threading.Thread(target=run, args=(
-            race, ROUNDS // SESSIONS + (i < ROUNDS % SESSIONS)))
-                   for i, race in enumerate(races)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if problems:
-            raise problems[0]
+        at_once(SESSIONS, lambda race, rounds: race.run(rounds), races,
+                [ROUNDS // SESSIONS + (i < ROUNDS % SESSIONS)
+                 for i in range(SESSIONS)])
         count = sum((race.count for race in races), collections.Counter())
         print(f"\n{ROUNDS} races: {dict(count)}")
         assert count["won by 0"] + count["won by 1"] == ROUNDS
