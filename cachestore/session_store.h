@@ -44,6 +44,7 @@ struct SessionStoreStats {
   int64_t branches = 0;          // kept as sessions of their own
   int64_t demoted = 0;           // lost their claim on pages to a full disk
   int64_t newest_update_ms = 0;  // of any session; Unix time
+  int64_t last_commit_ms = 0;    // that was durable; Unix time, 0: none yet
 };
 
 // What a tenant has in the store.

@@ -203,11 +203,20 @@ absl::StatusOr<Committed> SessionStoreImpl::Commit(const SessionRecord& record,
   Enter(key, std::move(summary));
   {
     MutexLock lock(mu_);
-    if (written.ok()) undurable_.erase(key);
-    written.ok() ? ++stats_.commits : ++stats_.commit_failures;
+    if (written.ok()) {
+      undurable_.erase(key);
+      CountCommit();
+    } else {
+      ++stats_.commit_failures;
+    }
   }
   Claim(key, record.page_keys, record.pinned);
   return committed;
+}
+
+void SessionStoreImpl::CountCommit() {
+  ++stats_.commits;
+  stats_.last_commit_ms = static_cast<int64_t>(UnixMicros() / 1000);
 }
 
 absl::StatusOr<SessionRecord> SessionStoreImpl::Read(const std::string& key) {
@@ -394,7 +403,7 @@ void SessionStoreImpl::WriteUndurable() {
     undurable_.erase(key);
     const auto it = summaries_.find(key);
     if (it != summaries_.end()) it->second.durability = Durability::kLocal;
-    ++stats_.commits;
+    CountCommit();
   }
 }
 

@@ -105,6 +105,7 @@ class SessionStoreImpl : public SessionStore {
   absl::Status DeleteKey(const std::string& key, bool sync);
   absl::StatusOr<SessionRecord> Read(const std::string& key);
   void MarkDamaged(const std::string& key);
+  void CountCommit() XC_REQUIRES(mu_);
   Mutex& WriteLock(const std::string& key);
 
   const Parts parts_;

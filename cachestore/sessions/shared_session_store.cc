@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "absl/algorithm/container.h"
 #include "absl/hash/hash.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -34,6 +35,13 @@ bool IsAhead(const SessionSummary& summary) {
   if (summary.damaged) return false;
   const auto version = DecodeSessionVersion(summary.version);
   return !version.has_value() || version->is_ahead;
+}
+
+// As far as that is known.
+bool ComesAfter(const SessionSummary& summary, const Revision& revision) {
+  const auto version = DecodeSessionVersion(summary.version);
+  return version.has_value() &&
+         absl::c_linear_search(version->ancestry, revision);
 }
 
 SessionSummary Placed(SessionSummary summary) {
@@ -136,6 +144,7 @@ absl::StatusOr<Committed> SharedSessionStore::Commit(
 void SharedSessionStore::NoteShared(const std::string& key) {
   MutexLock lock(mu_);
   ++stats_.commits;
+  stats_.last_commit_ms = options_.unix_ms();
   ahead_.erase(key);
   NoteChecked(key);
   list_.Changed();
@@ -282,7 +291,11 @@ absl::StatusOr<SessionRecord> SharedSessionStore::Take(const std::string& key,
                                          .ancestry = found.object.ancestry});
   MutexLock lock(KeyLock(key));
   const auto here = local_.Find(record.tenant, record.id);
-  if (!here.ok() || !IsAhead(*here)) local_.KeepCopy(record);
+  // A turn may have been committed since that was read.
+  if (!here.ok() ||
+      (!IsAhead(*here) && !ComesAfter(*here, found.object.revision))) {
+    local_.KeepCopy(record);
+  }
   return record;
 }
 
@@ -514,6 +527,7 @@ SessionStoreStats SharedSessionStore::stats() const {
   SessionStoreStats stats = local_.stats();
   MutexLock lock(mu_);
   stats.commits = stats_.commits;
+  stats.last_commit_ms = std::max(stats.last_commit_ms, stats_.last_commit_ms);
   stats.commit_failures = stats_.commit_failures;
   stats.expired = stats_.expired;
   stats.conflicts = stats_.conflicts;

@@ -323,6 +323,46 @@ TEST_F(SharedSessionsTest, APutThatWasDoneUnseenIsNoBranch) {
   EXPECT_EQ(NewServer(SharedPolicy::kStrict)->TurnOf("s"), 3u);
 }
 
+// However many turns later the store is back.
+TEST_F(SharedSessionsTest, APutThatWasDoneUnseenIsNoBranchOfALongOutage) {
+  const auto a = NewServer(SharedPolicy::kPrefer);
+  ASSERT_TRUE(a->Create("s").ok());
+  const auto record = a->sessions().Load("t", "s");
+  a->objects().FailNext(Call::kPut, 1, absl::UnavailableError("reset"),
+                        When::kAfter);
+  a->objects().FailNext(Call::kGet, 1, absl::UnavailableError("reset"));
+  ASSERT_TRUE(a->sessions().Commit(Server::After(*record)).ok());
+  a->objects().FailAll(absl::UnavailableError("no route"));
+  while (a->TurnOf("s") < 40) {
+    const auto committed = a->Turn("s");
+    ASSERT_TRUE(committed.ok()) << committed.status();
+    ASSERT_EQ(committed->durability, Durability::kLocal);
+  }
+  ASSERT_EQ(NewServer(SharedPolicy::kStrict)->TurnOf("s"), 2u);
+  a->objects().FailAll(absl::OkStatus());
+  EXPECT_TRUE(Eventually([&] { return a->sessions().stats().num_ahead == 0; }));
+  EXPECT_EQ(a->sessions().stats().branches, 0);
+  EXPECT_EQ(NewServer(SharedPolicy::kStrict)->TurnOf("s"), 40u);
+}
+
+// What was read of the store before a turn does not replace what is after it.
+TEST_F(SharedSessionsTest, ALateReadingLeavesTheCopyOfALaterTurn) {
+  const auto a = NewServer(SharedPolicy::kPrefer);
+  const auto b = NewServer(SharedPolicy::kPrefer);
+  ASSERT_TRUE(a->Create("s").ok());
+  ASSERT_EQ(b->TurnOf("s"), 1u);
+  ASSERT_TRUE(a->Turn("s").ok());
+  const auto at_b = b->sessions().Load("t", "s");
+  ASSERT_EQ(at_b->turn, 2u);
+  // What a slow reader still has, as if it had been read before the turn.
+  const auto then = bucket_->objects();
+  ASSERT_TRUE(b->sessions().Commit(Server::After(*at_b)).ok());
+  for (const auto& [key, object] : then) bucket_->Set(key, object.bytes);
+  EXPECT_EQ(b->TurnOf("s"), 2u);
+  b->objects().FailAll(absl::UnavailableError("no route"));
+  EXPECT_EQ(b->TurnOf("s"), 3u);
+}
+
 TEST_F(SharedSessionsTest, ADeletedSessionIsGoneEverywhere) {
   const auto a = NewServer(SharedPolicy::kStrict);
   const auto b = NewServer(SharedPolicy::kStrict);
