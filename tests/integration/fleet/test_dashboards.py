@@ -4,8 +4,10 @@ tests can cause are seen firing."""
 
 import contextlib
 import math
+import os
 import re
 import shutil
+import subprocess
 import threading
 import time
 
@@ -17,8 +19,10 @@ import harness
 from clocks import FAKETIME, Clock
 from fault_proxy import Fault
 from fleet import Fleet
+from model_fixtures import make_model
 from monitoring import (ALERTS, BOARDS, PROMETHEUS, RECORDS, as_grafana_asks,
                         as_seconds)
+from object_server import BUCKET
 from prometheus import firing, prometheus, query
 from talks import connect
 
@@ -34,28 +38,35 @@ NOT_HERE = {
     "XCacheFirstTokenSlow": "load",
     "XCacheTokensSlow": "load",
     "XCacheRequestsRefused": "load: test_operation.py",
+    "XCacheTenantAtLimit": "load: test_tenants.py",
     "XCacheConnectionsRefused": "floods: test_floods.py",
     "XCacheTurnsNotDurable": "a full disk: test_soak.py",
     "XCacheDiskDegraded": "a full disk",
     "XCacheDiskFillsUp": "a full disk",
     "XCacheDiskTooSmall": "load",
     "XCachePagesNotWritten": "a full disk",
-    "XCacheSessionDamaged": "a damaged disk: test_corruption.py",
-    "XCachePagesSetAside": "a damaged disk",
     "XCacheCachePressure": "load",
     "XCacheMemoryShort": "load",
     "XCachePreempts": "load",
     "XCacheGone": "Prometheus finds none",
     "XCacheNotReady": "a large model",
     "XCacheDescriptorsShort": "a limit",
-    "XCacheModelFileChanged": "an operator",
 }
+
+
+TOKEN = "secret-of-acme"
+
+
+def back_up(replica, folder):
+    subprocess.run([harness.COMMAND, "store", "backup", folder, "--socket",
+                    replica.operator_socket], check=True, timeout=60,
+                   stdout=subprocess.DEVNULL)
 
 
 def make_sessions(fleet, names):
     """Conversations that come back from a disk, later."""
     for number, name in enumerate(names):
-        client = connect(fleet.replicas[number % 3].address)
+        client = connect(fleet.replicas[number % 3].address, TOKEN)
         client.sessions.CreateSession(spb.CreateSessionRequest(id=name))
         client.chat(name, f"{name}: a few words " * 60)
     for replica in fleet.replicas:
@@ -63,7 +74,7 @@ def make_sessions(fleet, names):
         replica.start()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_every_query_has_an_answer(tiny_model, tmp_path, store):
     """Of three servers that chat, fail, spill and restore, each conversation at
     one after the other."""
@@ -72,12 +83,17 @@ def test_every_query_has_an_answer(tiny_model, tmp_path, store):
               for name, board in BOARDS.items() for panel in board["panels"]
               for target in panel["targets"]}
     names = [f"session-{i}" for i in range(90)]
+    tokens = tmp_path / "tokens"
+    tokens.touch(0o600)
+    tokens.write_text(f"{TOKEN} acme\ntenant acme sessions=1000 requests=10\n")
     with Fleet(tiny_model, tmp_path, store=store, prefix="boards/",
-               balanced=False) as fleet:
+               balanced=False, flags=("--token-file", tokens)) as fleet:
         for _ in range(3):
             fleet.add()
         make_sessions(fleet, names)
-        clients = [connect(replica.address) for replica in fleet.replicas]
+        back_up(fleet.replicas[0], tmp_path / "backup")
+        clients = [connect(replica.address, TOKEN)
+                   for replica in fleet.replicas]
         (tmp_path / "prometheus").mkdir()
         address = fleet.enter_context(prometheus(
             [r.server.metrics_address for r in fleet.replicas],
@@ -108,7 +124,9 @@ def test_every_query_has_an_answer(tiny_model, tmp_path, store):
                 if not part.startswith("absent"):
                     assert asked != part, name
                     assert query(address, as_seconds(asked)), name
-        assert not firing(address)
+        # Where a machine is slow, a scrape may be missed for a while.
+        harness.wait_until(lambda: not firing(address), 60,
+                           f"silence: {firing(address)}")
 
 
 @contextlib.contextmanager
@@ -142,7 +160,7 @@ class Alarm:
     def fire(self, *names, meanwhile=lambda: None):
         with at_work(meanwhile):
             for name in names:
-                harness.wait_until(lambda: name in firing(self.address), 60,
+                harness.wait_until(lambda: name in firing(self.address), 120,
                                    f"{name}: {firing(self.address)}")
                 self.seen.add(name)
 
@@ -157,15 +175,13 @@ class Alarm:
 
         try:
             with at_work(meanwhile):
-                harness.wait_until(none, 30)
+                harness.wait_until(none, 120)
         except AssertionError:
             pytest.fail(f"these go on firing: {left}")
 
 
-@pytest.mark.skipif(not harness.campaign("FLEET_FAULT_SECONDS", 0),
-                    reason="a campaign: XCACHE_FLEET_FAULT_SECONDS")
-@pytest.mark.timeout(240)
-def test_alerts_fire(tiny_model, tmp_path, store):
+@pytest.mark.timeout(900)
+def test_alerts_fire(tiny_model, models, tmp_path, store):
     """Each that a fault of these tests can cause, by the fault."""
     clock = Clock(tmp_path)
     with Fleet(tiny_model, tmp_path, store=store, prefix="alerts/",
@@ -250,10 +266,25 @@ def test_alerts_fire(tiny_model, tmp_path, store):
             other.kill()
         alarm.fire("XCacheRestarts")
 
-        # One of another kind.
-        other.env = {"XCACHE_ISA": "ref"}
+        # One with another model of the same name, with a store that was backed
+        # up three days ago, and whose pages are damaged. And then a conversation
+        # of it is.
+        other.model = make_model(models / "another.gguf", "context=4096",
+                                 "seed=7")
+        then = time.time() - 3 * 86400
+        back_up_mark = other.folder / "store/last-backup"
+        back_up_mark.touch()
+        os.utime(back_up_mark, (then, then))
+        (other.folder / "store/pages/CURRENT").write_bytes(b"rubbish")
         other.start()
-        alarm.fire("XCacheVersionsDiffer")
+        alarm.fire("XCacheVersionsDiffer", "XCacheBackupOld",
+                   "XCachePagesSetAside")
+        os.utime(other.model)
+        alarm.fire("XCacheModelFileChanged")
+        for key in store.objects(f"{fleet.prefix}sessions/"):
+            store.client().put_object(Bucket=BUCKET, Key=key, Body=b"rubbish")
+        alarm.fire("XCacheSessionDamaged",
+                   meanwhile=lambda: chat(1, "alerts-1"))
         assert alarm.seen | set(NOT_HERE) | (
             set() if env else {"XCacheClockJumped"}) == set(ALERTS)
         assert not alarm.seen & set(NOT_HERE)
