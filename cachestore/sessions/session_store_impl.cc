@@ -289,6 +289,11 @@ absl::StatusOr<SessionSummary> SessionStoreImpl::Find(std::string_view tenant,
   return summary;
 }
 
+Durability SessionStoreImpl::DurabilityOf(const SessionRecord& record) const {
+  const auto known = Known(SessionKeyBytes(record.tenant, record.id));
+  return known.has_value() ? known->durability : Durability::kNone;
+}
+
 absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
                                                    std::string_view page_token,
                                                    int limit) {

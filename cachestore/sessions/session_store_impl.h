@@ -48,6 +48,7 @@ class SessionStoreImpl : public SessionStore {
                                      std::string_view id) override;
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,
                                       std::string_view id) override;
+  Durability DurabilityOf(const SessionRecord& record) const override;
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
                                    int limit) override;

@@ -71,6 +71,7 @@ class Replica:
         if self.server is not None:
             self.server.close_channels()
             self.server.kill()
+        pathlib.Path(self.operator_socket).unlink(missing_ok=True)
 
     def drain(self):
         self.server.stop()
