@@ -1,4 +1,4 @@
-"""A real Prometheus that looks at servers twice a second. No tests here."""
+"""A real Prometheus that looks at servers, twice a second as a rule. No tests here."""
 
 import contextlib
 import json
@@ -13,14 +13,14 @@ import harness
 
 
 @contextlib.contextmanager
-def prometheus(targets, folder, rules=None):
+def prometheus(targets, folder, rules=None, interval="500ms"):
     """Its address. `rules`: the text of a file of rules."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("Debian's package prometheus is not installed")
     config = {
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms",
-                   "evaluation_interval": "500ms"},
+        "global": {"scrape_interval": interval, "scrape_timeout": interval,
+                   "evaluation_interval": interval},
         "scrape_configs": [{
             "job_name": "xcache", "static_configs": [{"targets": targets}]}]}
     if rules is not None:
