@@ -331,16 +331,15 @@ def test_alerts_of_a_full_disk_fire(tiny_model, tmp_path):
         alarm.is_silent()
 
 
-@pytest.mark.model
 @pytest.mark.skipif(not PICTURE_SECONDS,
                     reason="draws README's picture of a fleet: "
                            "XCACHE_FLEET_PICTURE_SECONDS")
 @pytest.mark.timeout(0)
-def test_the_picture_in_readme(real_model, tmp_path, store, seed):
+def test_the_picture_in_readme(tiny_model, tmp_path, store, seed):
     """Of three servers that chat behind Envoy; every minute one is lost, with all
     that it had on its disk."""
     rng = random.Random(seed)
-    with Fleet(real_model, tmp_path, store=store, prefix="picture/",
+    with Fleet(tiny_model, tmp_path, store=store, prefix="picture/",
                flags=("--threads", 1)) as fleet:
         pages = []
         for _ in range(3):
