@@ -3,8 +3,9 @@
 what xcache-bench measures.
 
 Both run in turn, round after round, so that a machine whose speed drifts is fair
-to both; which one is first changes with each round. A figure is the median over
-rounds, and its ratio is above 1 where the second build is better.
+to both; which one is first changes with each round. A figure is the best of all
+rounds: what else a machine does only ever slows it. The ratio of the medians
+stands beside it. A ratio is above 1 where the second build is better.
 
   tests/bench/compare_versions.py --model M BEFORE AFTER [--rounds 5]
                                   [--tokens 4000] [--json FILE]
@@ -46,7 +47,7 @@ def turns(build, model, tokens, folder):
         prompts = ["river " * tokens] + ["And then?"] * TURNS
         done = subprocess.run(
             [os.path.join(build, "bin", "xcache"), "-a", address, "--json",
-             "chat", "-s", "raced", "-n", "64"],
+             "chat", "-s", "raced", "-n", "64", "--temperature", "0"],
             input="\n".join(prompts), capture_output=True, text=True,
             check=True)
         finals = [line["final"] for line in map(json.loads,
@@ -100,26 +101,35 @@ def main():
             for what, value in bench(build, a):
                 figures.add(name, what, value)
 
-    print(f"\n{machine()}; {a.threads} threads; {a.tokens} tokens; medians of "
+    print(f"\n{machine()}; {a.threads} threads; {a.tokens} tokens; the best of "
           f"{a.rounds} rounds; ratio above 1: after is better\n")
     rows = []
     for engine, what in figures.values:
         if engine != "before":
             continue
-        x, y = figures.median("before", what), figures.median("after", what)
         # Tokens a second are better when there are more of them.
-        faster = what.startswith(("prefill", "decode at"))
-        rows.append((what, x, y, y / x if faster else x / max(y, 1e-9)))
+        more = what.startswith(("prefill", "decode at"))
+
+        def ratio(before, after):
+            return after / before if more else before / max(after, 1e-9)
+
+        best = [(max if more else min)(figures.values[name, what])
+                for name in ("before", "after")]
+        medians = [figures.median(name, what) for name in ("before", "after")]
+        rows.append((what, *best, ratio(*best), ratio(*medians)))
     width = max(len(row[0]) for row in rows)
-    print(f"{'':{width}}  {'before':>12} {'after':>12} {'ratio':>8}")
-    for what, x, y, ratio in sorted(rows):
-        print(f"{what:{width}}  {x:12.2f} {y:12.2f} {ratio:8.2f}")
+    print(f"{'':{width}}  {'before':>12} {'after':>12} {'ratio':>8} "
+          f"{'of medians':>11}")
+    for what, x, y, of_best, of_medians in sorted(rows):
+        print(f"{what:{width}}  {x:12.2f} {y:12.2f} {of_best:8.2f} "
+              f"{of_medians:11.2f}")
     if a.json:
         with open(a.json, "w", encoding="utf-8") as f:
             json.dump({"machine": machine(), "threads": a.threads,
                        "tokens": a.tokens, "rounds": a.rounds,
-                       "rows": [dict(zip(("what", "before", "after", "ratio"),
-                                         row)) for row in rows]}, f, indent=1)
+                       "rows": [dict(zip(("what", "before", "after", "ratio",
+                                          "ratio_of_medians"), row))
+                                for row in rows]}, f, indent=1)
 
 
 if __name__ == "__main__":
