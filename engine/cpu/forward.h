@@ -9,6 +9,7 @@
 #define XCACHE_ENGINE_CPU_FORWARD_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -47,15 +48,15 @@ class CpuForward {
   // REQUIRES: every item has tokens, with valid ids, that fit its live block.
   void Run(std::span<ForwardItem> items);
 
-  // Biases, RoPE and FP16: writes `num_rows` rows of K and V as they leave
-  // W_k, W_v, [num_rows, stride], into the tiles of `layer` at slots
+  // Biases, K's norm, RoPE and FP16: writes `num_rows` rows of K and V as they
+  // leave W_k, W_v, [num_rows, stride], into the tiles of `layer` at slots
   // first_slot, ... of block `block_index`. Changes k and v. The one way by
   // which rows get into tiles, live and rematerialized. Thread-safe for
   // positions that a Run or ExtendRope has covered.
   void StoreRows(int layer, int64_t block_index, int first_slot, int num_rows,
                  float* k, float* v, int64_t stride, CpuKvBlock& block) const;
   // Makes RoPE angles available for positions below `num_positions`.
-  void ExtendRope(int64_t num_positions) { rope_.Extend(num_positions); }
+  void ExtendRope(int64_t num_positions);
 
  private:
   // One head's share of an item's attention: some of its tokens, over one
@@ -69,13 +70,21 @@ class CpuForward {
   struct AttentionGroup {
     AttentionArgs args;
     int64_t first_partial;
-    int num_chunks;
     bool chunked;
+  };
+  // Of the layers that attend alike.
+  struct AttentionPlan {
+    int window = 0;  // 0: all keys
+    std::vector<AttentionTask> tasks;
+    std::vector<AttentionGroup> groups;
+    bool parallel = false;
   };
 
   void Reserve(int64_t rows);
   void Embed(std::span<const ForwardItem> items);
   void PlanAttention(std::span<const ForwardItem> items);
+  // Returns how many rows a task has at most.
+  int PlanAttention(std::span<const ForwardItem> items, AttentionPlan* plan);
   void Layer(int layer, std::span<ForwardItem> items);
   void Logits(std::span<ForwardItem> items);
 
@@ -84,10 +93,18 @@ class CpuForward {
   void NormRows(const std::vector<float>& gain, bool quantize, int layer,
                 std::span<ForwardItem> items);
   void QuantizeAll(const float* x, int64_t stride, const QuantRows& out);
-  // Biases, RoPE, and K/V rows into the live tiles.
+  // The heads of a query or a key, [num_heads, head_dim], normalised where the
+  // model does that (`gain` is not empty), and turned by RoPE.
+  void Turn(int layer, float* heads, int num_heads,
+            const std::vector<float>& gain, int64_t position) const;
+  // Biases, norms, RoPE, and K/V rows into the live tiles.
   void StoreKvRows(int layer, std::span<ForwardItem> items);
-  void AttendAll();
+  void Attend(const AttentionPlan& plan);
   void GateUp(const CpuLayer& w);
+  // Adds the product of `a`, normalised where `gain` is not empty, to x_.
+  // Writes norm_ then, which `a` must not be in.
+  void AddProduct(const CpuMatrix& w, const Activations& a,
+                  const std::vector<float>& gain);
 
   // fn(first_row, last_row) over all rows_, in parallel where that pays.
   template <typename Fn>
@@ -105,6 +122,7 @@ class CpuForward {
   const int q_dim_;    // n_heads * head_dim
   const int qkv_dim_;  // q_dim + 2 * kv_dim
   RopeTable rope_;
+  std::optional<RopeTable> sliding_rope_;  // of layers whose attention slides
 
   int64_t rows_ = 0;           // of the step at hand
   int64_t capacity_ = 0;       // rows that the buffers below have room for
@@ -118,14 +136,12 @@ class CpuForward {
   AlignedBuffer<float> logits_;
   std::vector<int64_t> row_of_item_;
 
-  std::vector<AttentionTask> tasks_;
-  std::vector<AttentionGroup> groups_;
+  AttentionPlan full_, sliding_;
   std::vector<const uint16_t*> k_tiles_, v_tiles_;  // of the layer at hand
   AlignedBuffer<float> partials_;
   int64_t scratch_floats_ = 0;  // of one thread
   int64_t local_floats_ = 0;    // its two partials for unchunked tasks
   AlignedBuffer<float> scratch_;
-  bool attention_parallel_ = false;
 };
 
 }  // namespace xcache
