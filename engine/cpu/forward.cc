@@ -7,21 +7,6 @@
 namespace xcache {
 namespace {
 
-// A parallel loop costs about a microsecond, more when a worker has gone to
-// sleep. Rows are prepared by the caller where there are fewer than this.
-constexpr int64_t kMinParallelRows = 6;
-// Multiply-adds of attention below which one thread is faster than two.
-constexpr int64_t kMinParallelMacs = 1 << 15;
-// Room for partial results of attention; longer ones are not split by chunk.
-constexpr int64_t kMaxPartialFloats = int64_t{8} << 20;
-
-template <typename T>
-void Grow(AlignedBuffer<T>& buffer, int64_t size) {
-  if (static_cast<int64_t>(buffer.size()) < size) {
-    buffer = AlignedBuffer<T>(static_cast<size_t>(size));
-  }
-}
-
 QuantRows QuantView(AlignedBuffer<uint8_t>& buffer, int cols) {
   return {buffer.data(), QuantRowBytes(cols), cols};
 }
@@ -53,9 +38,9 @@ CpuForward::CpuForward(const Model& model, const CpuWeights& weights,
       shape_(shape),
       q_dim_(hparams_.n_heads * hparams_.head_dim),
       qkv_dim_(q_dim_ + 2 * shape.kv_dim()),
-      rope_(model) {
+      rope_(model),
+      attention_(hparams_, kernels, pool, shape, qkv_dim_, q_dim_) {
   if (hparams_.window > 0) sliding_rope_.emplace(model, /*slides=*/true);
-  sliding_.window = hparams_.window;
 }
 
 void CpuForward::ExtendRope(int64_t num_positions) {
@@ -272,146 +257,16 @@ void CpuForward::StoreKvRows(int layer, std::span<ForwardItem> items) {
 }
 
 void CpuForward::PlanAttention(std::span<const ForwardItem> items) {
-  const int heads = shape_.n_kv_heads;
-  k_tiles_.clear();
-  v_tiles_.clear();
-  for (const ForwardItem& item : items) {
-    for (int head = 0; head < heads; ++head) {
-      for (const KvBlockRef& ref : item.sealed) {
-        const auto& block = static_cast<const CpuKvBlock&>(*ref);
-        k_tiles_.push_back(block.k_tile(0, head));
-        v_tiles_.push_back(block.v_tile(0, head));
-      }
-      k_tiles_.push_back(item.live->k_tile(0, head));
-      v_tiles_.push_back(item.live->v_tile(0, head));
-    }
-  }
-  int max_rows = PlanAttention(items, &full_);
-  if (sliding_.window > 0) {
-    max_rows = std::max(max_rows, PlanAttention(items, &sliding_));
-  }
-  const int head_dim = shape_.head_dim;
-  const int64_t round = 16;  // threads' scratch on cache lines of their own
-  local_floats_ = 2 * max_rows * PartialRowFloats(head_dim);
-  scratch_floats_ =
-      (local_floats_ + AttentionScratchFloats(head_dim, max_rows) + round - 1) /
-      round * round;
-  local_floats_ = (local_floats_ + round - 1) / round * round;
-  scratch_floats_ += round;
-  Grow(scratch_, scratch_floats_ * pool_.num_threads());
-}
-
-int CpuForward::PlanAttention(std::span<const ForwardItem> items,
-                              AttentionPlan* plan) {
-  const int heads = shape_.n_kv_heads;
-  const int group = hparams_.n_heads / heads;
-  const int head_dim = shape_.head_dim;
-  const auto num_items = static_cast<int64_t>(items.size());
-  const int64_t wanted = pool_.num_threads() == 1 ? 1 : 3 * pool_.num_threads();
-
-  plan->tasks.clear();
-  plan->groups.clear();
-  int64_t macs = 0;
-  int64_t partial_floats = 0;
-  int max_rows = 0;
-  size_t tile = 0;
+  attention_items_.clear();
   for (size_t i = 0; i < items.size(); ++i) {
     const ForwardItem& item = items[i];
-    const int num_tokens = static_cast<int>(item.tokens.size());
-
-    AttentionArgs args;
-    args.head_dim = head_dim;
-    args.group = group;
-    args.num_tokens = num_tokens;
-    args.first_position = static_cast<int>(item.first_position());
-    args.window = plan->window;
-    args.scale = hparams_.attention_scale;
-    args.q_stride = qkv_dim_;
-    args.out_stride = q_dim_;
-    const int64_t keys = item.first_position() + num_tokens - FirstKey(args, 0);
-    macs += 2 * keys * num_tokens * hparams_.n_heads * head_dim;
-    const int num_chunks = NumChunks(args) - FirstChunk(args);
-    // Chunks are split off where heads alone do not keep the threads busy, and
-    // for few tokens always: they cost little there and balance long and
-    // short sequences.
-    const bool chunked =
-        num_chunks > 1 && wanted > 1 &&
-        (num_tokens <= 8 || num_items * heads < wanted) &&
-        num_chunks * heads * PartialFloats(args) <= kMaxPartialFloats;
-    const int64_t so_far = num_items * heads * (chunked ? num_chunks : 1);
-    // Fewer tokens a task means converting each tile's FP16 once more.
-    const int splits = static_cast<int>(std::clamp<int64_t>(
-        (wanted + so_far - 1) / so_far, 1, std::max(1, num_tokens / 8)));
-    for (int head = 0; head < heads; ++head) {
-      args.k_tiles = k_tiles_.data() + tile;
-      args.v_tiles = v_tiles_.data() + tile;
-      tile += item.sealed.size() + 1;
-      for (int s = 0; s < splits; ++s) {
-        const int first = num_tokens * s / splits;
-        const int last = num_tokens * (s + 1) / splits;
-        AttentionArgs part = args;
-        part.num_tokens = last - first;
-        part.first_position += first;
-        const int64_t row = row_of_item_[i] + first;
-        part.q = qkv_.data() + row * qkv_dim_ + head * group * head_dim;
-        part.out = attn_.data() + row * q_dim_ + head * group * head_dim;
-        max_rows = std::max(max_rows, part.num_tokens * group);
-        plan->groups.push_back({part, partial_floats, chunked});
-        if (!chunked) {
-          plan->tasks.push_back({plan->groups.size() - 1, -1, 0});
-          continue;
-        }
-        for (int chunk = FirstChunk(part); chunk < NumChunks(part); ++chunk) {
-          plan->tasks.push_back(
-              {plan->groups.size() - 1, chunk, partial_floats});
-          partial_floats += PartialFloats(part);
-        }
-      }
-    }
+    const int64_t row = row_of_item_[i];
+    attention_items_.push_back(
+        {static_cast<int>(item.tokens.size()),
+         static_cast<int>(item.first_position()), item.sealed, item.live,
+         qkv_.data() + row * qkv_dim_, attn_.data() + row * q_dim_});
   }
-  plan->parallel = macs >= kMinParallelMacs;
-  Grow(partials_, partial_floats);
-  return max_rows;
-}
-
-void CpuForward::Attend(const AttentionPlan& plan) {
-  const auto run = [&](int64_t t, int thread) {
-    const AttentionTask& task = plan.tasks[static_cast<size_t>(t)];
-    const AttentionArgs& args = plan.groups[task.group].args;
-    float* local = scratch_.data() + thread * scratch_floats_;
-    float* scratch = local + local_floats_;
-    if (task.chunk < 0) {
-      xcache::Attend(kernels_, args, local, scratch);
-    } else {
-      kernels_.attention_chunk(args, task.chunk,
-                               partials_.data() + task.partial, scratch);
-    }
-  };
-  const auto merge = [&](size_t g) {
-    const AttentionGroup& group = plan.groups[g];
-    if (!group.chunked) return;
-    float* first = partials_.data() + group.first_partial;
-    const int64_t stride = PartialFloats(group.args);
-    const int num_chunks = NumChunks(group.args) - FirstChunk(group.args);
-    for (int chunk = 1; chunk < num_chunks; ++chunk) {
-      kernels_.attention_merge(group.args, first, first + chunk * stride);
-    }
-    kernels_.attention_finish(group.args, first);
-  };
-  const auto num_tasks = static_cast<int64_t>(plan.tasks.size());
-  const auto num_groups = static_cast<int64_t>(plan.groups.size());
-  if (plan.parallel) {
-    pool_.ParallelFor(num_tasks, run);
-  } else {
-    for (int64_t t = 0; t < num_tasks; ++t) run(t, 0);
-  }
-  if (rows_ < kMinParallelRows) {
-    for (size_t g = 0; g < plan.groups.size(); ++g) merge(g);
-  } else if (std::any_of(plan.groups.begin(), plan.groups.end(),
-                         [](const AttentionGroup& g) { return g.chunked; })) {
-    pool_.ParallelFor(num_groups,
-                      [&](int64_t g, int) { merge(static_cast<size_t>(g)); });
-  }
+  attention_.Plan(attention_items_);
 }
 
 void CpuForward::GateUp(const CpuLayer& w) {
@@ -489,14 +344,7 @@ void CpuForward::Layer(int layer, std::span<ForwardItem> items) {
   });
 
   StoreKvRows(layer, items);
-  Attend(hparams_.slides(layer) ? sliding_ : full_);
-  // The next layer's tiles lie at the same distance in every block.
-  const size_t layer_stride =
-      layer + 1 == hparams_.num_layers
-          ? 0
-          : 2 * shape_.tile_elements() * static_cast<size_t>(shape_.n_kv_heads);
-  for (const uint16_t*& tile : k_tiles_) tile += layer_stride;
-  for (const uint16_t*& tile : v_tiles_) tile += layer_stride;
+  attention_.Run(layer);
 
   const Activations attended{attn_.data(), q_dim_, QuantView(q_attn_, q_dim_)};
   if (w.wo.quantized()) QuantizeAll(attn_.data(), q_dim_, attended.q);

@@ -15,6 +15,7 @@
 
 #include "engine/base/thread_pool.h"
 #include "engine/common/rope_table.h"
+#include "engine/cpu/attention.h"
 #include "engine/cpu/kv.h"
 #include "engine/cpu/weights.h"
 #include "engine/engine.h"
@@ -59,32 +60,9 @@ class CpuForward {
   void ExtendRope(int64_t num_positions);
 
  private:
-  // One head's share of an item's attention: some of its tokens, over one
-  // chunk of keys, or over all of them.
-  struct AttentionTask {
-    size_t group;     // index into groups_
-    int chunk;        // -1: all chunks
-    int64_t partial;  // where its partial goes, in floats; unused for -1
-  };
-  // Tokens of one item and head that are finished together.
-  struct AttentionGroup {
-    AttentionArgs args;
-    int64_t first_partial;
-    bool chunked;
-  };
-  // Of the layers that attend alike.
-  struct AttentionPlan {
-    int window = 0;  // 0: all keys
-    std::vector<AttentionTask> tasks;
-    std::vector<AttentionGroup> groups;
-    bool parallel = false;
-  };
-
   void Reserve(int64_t rows);
   void Embed(std::span<const ForwardItem> items);
   void PlanAttention(std::span<const ForwardItem> items);
-  // Returns how many rows a task has at most.
-  int PlanAttention(std::span<const ForwardItem> items, AttentionPlan* plan);
   void Layer(int layer, std::span<ForwardItem> items);
   void Logits(std::span<ForwardItem> items);
 
@@ -99,7 +77,6 @@ class CpuForward {
             const std::vector<float>& gain, int64_t position) const;
   // Biases, norms, RoPE, and K/V rows into the live tiles.
   void StoreKvRows(int layer, std::span<ForwardItem> items);
-  void Attend(const AttentionPlan& plan);
   void GateUp(const CpuLayer& w);
   // Adds the product of `a`, normalised where `gain` is not empty, to x_.
   // Writes norm_ then, which `a` must not be in.
@@ -136,12 +113,8 @@ class CpuForward {
   AlignedBuffer<float> logits_;
   std::vector<int64_t> row_of_item_;
 
-  AttentionPlan full_, sliding_;
-  std::vector<const uint16_t*> k_tiles_, v_tiles_;  // of the layer at hand
-  AlignedBuffer<float> partials_;
-  int64_t scratch_floats_ = 0;  // of one thread
-  int64_t local_floats_ = 0;    // its two partials for unchunked tasks
-  AlignedBuffer<float> scratch_;
+  CpuAttention attention_;
+  std::vector<AttentionItem> attention_items_;
 };
 
 }  // namespace xcache
