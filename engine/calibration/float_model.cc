@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/base/status_macros.h"
+#include "engine/common/checks.h"
 
 namespace xcache {
 namespace {
