@@ -164,6 +164,14 @@ def panels_of(board, rows):
             panel["gridPos"]["y"] + panel["gridPos"]["h"] <= rows]
 
 
+def small_tag(tag):
+    """A tag of an SVG, with places to a tenth of a point."""
+    text = re.sub(r"(\d\.\d)\d+", r"\1", tag[0])
+    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
+    return re.sub(r' d="[^"]*"',
+                  lambda d: re.sub(r"\s*([MLCQ])\s*", r"\1", d[0]), text)
+
+
 def draw(boards, prometheus, rows, out):
     """Returns the titles of panels that had no data."""
     import matplotlib
@@ -208,10 +216,8 @@ def draw(boards, prometheus, rows, out):
         return empty
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    # A place to a tenth of a point is as fine as anybody sees.
-    pathlib.Path(out).write_text(re.sub(
-        r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d)\d+", r"\1", tag[0]),
-        text.getvalue()))
+    pathlib.Path(out).write_text(
+        re.sub(r"<[^>]*>", small_tag, re.sub(r"\s*\n\s*", "\n", text.getvalue())))
     return empty
 
 
