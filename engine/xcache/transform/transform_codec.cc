@@ -32,6 +32,7 @@
 #include "engine/xcache/dependent_layers.h"
 #include "engine/xcache/little_endian.h"
 #include "engine/xcache/projection.h"
+#include "engine/xcache/transform/row_corrector.h"
 #include "engine/xcache/transform/symbol_coder.h"
 #include "engine/xcache/transform/transform_data.h"
 
@@ -146,8 +147,8 @@ class TransformCodec final : public DependentLayers {
  public:
   TransformCodec(CodecSpec spec, PayloadPlan plan, const TransformData& data,
                  float step, std::vector<Group> groups, SymbolTables tables,
-                 KvProjections first_layer, const CodecSources& sources,
-                 Isa isa)
+                 RowCorrector corrector, KvProjections first_layer,
+                 const CodecSources& sources, Isa isa)
       : DependentLayers(std::move(spec), std::move(plan)),
         step_(step),
         class_layers_(data.class_layers),
@@ -155,6 +156,7 @@ class TransformCodec final : public DependentLayers {
         class_bias_(data.class_bias),
         groups_(std::move(groups)),
         tables_(std::move(tables)),
+        corrector_(std::move(corrector)),
         first_layer_(std::move(first_layer)),
         embedding_(sources.embedding),
         rms_norm_eps_(sources.rms_norm_eps),
@@ -188,11 +190,14 @@ class TransformCodec final : public DependentLayers {
     // coefficient too large for its integer.
     for (int coarsening = 0; coarsening <= kMaxCoarsening; ++coarsening) {
       block.SetSteps(step_, coarsening, symbols.classes);
+      symbols.corrections.clear();
       bool fits = true;
       for (size_t g = 0; g < groups_.size() && fits; ++g) {
         Predict(g, parallel, block);
         fits = Quantize(g, latents[g], parallel, block, &symbols.groups[g]);
-        if (fits) Synthesize(g, symbols, parallel, block);
+        if (!fits) break;
+        Synthesize(g, symbols, parallel, block);
+        fits = Correct(g, latents[g], block, &symbols.corrections);
       }
       if (!fits) continue;
       std::vector<uint8_t> bytes(kSymbolsAt);
@@ -225,14 +230,18 @@ class TransformCodec final : public DependentLayers {
                        ", found ", coarsening));
     }
     BlockSymbols symbols;
-    XC_RETURN_IF_ERROR(DecodeSymbols(tables_, models_, info.first_row,
-                                     codec_kernels_,
-                                     payload.subspan(kSymbolsAt), &symbols));
+    XC_RETURN_IF_ERROR(DecodeSymbols(
+        tables_, models_,
+        {static_cast<uint32_t>(num_layers()), static_cast<uint32_t>(2 * k())},
+        info.first_row, codec_kernels_, payload.subspan(kSymbolsAt), &symbols));
     XC_ASSIGN_OR_RETURN(Block block, Begin(info));
     block.SetSteps(step_, static_cast<int>(coarsening), symbols.classes);
     for (size_t g = 0; g < groups_.size(); ++g) {
       Predict(g, nullptr, block);
       Synthesize(g, symbols, nullptr, block);
+      for (const LayerCorrection& correction : symbols.corrections) {
+        if (Holds(g, correction.layer)) Apply(g, correction, block);
+      }
       if (!AllFinite(block.latents[g])) {
         return absl::InvalidArgumentError("payload: a row is not finite");
       }
@@ -450,6 +459,43 @@ class TransformCodec final : public DependentLayers {
     });
   }
 
+  bool Holds(size_t g, uint32_t layer) const {
+    const Group& group = groups_[g];
+    return layer >= group.first_layer &&
+           (layer - group.first_layer) * 2 * k() < group.width;
+  }
+
+  void Apply(size_t g, const LayerCorrection& correction, Block& block) const {
+    const Group& group = groups_[g];
+    corrector_.Apply(
+        correction, block.steps,
+        &block.latents[g][(correction.layer - group.first_layer) * 2 * k()],
+        static_cast<int64_t>(group.width));
+  }
+
+  // Corrects what came back of group `g` where it errs too much. False: it errs
+  // beyond what integers hold.
+  bool Correct(size_t g, const std::vector<float>& latents, Block& block,
+               std::vector<LayerCorrection>* corrections) const {
+    const Group& group = groups_[g];
+    std::vector<float>& errors = block.inputs;
+    errors.resize(latents.size());
+    for (size_t i = 0; i < latents.size(); ++i) {
+      errors[i] = latents[i] - block.latents[g][i];
+    }
+    for (size_t j = 0; j * 2 * k() < group.width; ++j) {
+      const size_t before = corrections->size();
+      if (!corrector_.Correct(static_cast<uint32_t>(group.first_layer + j),
+                              &errors[j * 2 * k()],
+                              static_cast<int64_t>(group.width), block.steps,
+                              corrections)) {
+        return false;
+      }
+      if (corrections->size() > before) Apply(g, corrections->back(), block);
+    }
+    return true;
+  }
+
   // Coefficients that are not 0, as they come back, row by row.
   struct Values {
     std::vector<float> values;
@@ -546,6 +592,7 @@ class TransformCodec final : public DependentLayers {
   const std::vector<Group> groups_;
   std::vector<ContextModel> models_;  // of groups_
   const SymbolTables tables_;
+  const RowCorrector corrector_;
   const KvProjections first_layer_;
   const std::function<void(TokenId token, float* out)> embedding_;
   const float rms_norm_eps_;
@@ -579,6 +626,8 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantTc(
   // Of tokens that are not coded: 0 alone, which takes no bits.
   tables.insert(tables.begin() + kZeroTable, {{kRansTotal}, 0});
   XC_ASSIGN_OR_RETURN(SymbolTables symbol_tables, SymbolTables::Create(tables));
+  XC_ASSIGN_OR_RETURN(RowCorrector corrector,
+                      RowCorrector::Create(data, level, GetKernels(isa)));
   XC_ASSIGN_OR_RETURN(KvProjections first_layer, PackKvProjections(sources, 0));
   // No larger than kv-fp16's: where a page would be, its steps are coarsened.
   const auto values = static_cast<size_t>(sources.shape.num_layers) * 2 *
@@ -587,8 +636,8 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantTc(
       sources.shape, std::max<size_t>(4096, 2 * kRows * values));
   return std::make_unique<const TransformCodec>(
       std::move(canonical), std::move(plan), data, level.step,
-      std::move(groups), std::move(symbol_tables), std::move(first_layer),
-      sources, isa);
+      std::move(groups), std::move(symbol_tables), std::move(corrector),
+      std::move(first_layer), sources, isa);
 }
 
 }  // namespace xcache
