@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/codec_kernels.h"
@@ -32,6 +33,7 @@
 #include "engine/xcache/dependent_layers.h"
 #include "engine/xcache/little_endian.h"
 #include "engine/xcache/projection.h"
+#include "engine/xcache/transform/level_choice.h"
 #include "engine/xcache/transform/row_corrector.h"
 #include "engine/xcache/transform/symbol_coder.h"
 #include "engine/xcache/transform/transform_data.h"
@@ -146,11 +148,12 @@ absl::StatusOr<Group> PackGroup(const TransformData& data, size_t g,
 class TransformCodec final : public DependentLayers {
  public:
   TransformCodec(CodecSpec spec, PayloadPlan plan, const TransformData& data,
-                 float step, std::vector<Group> groups, SymbolTables tables,
-                 RowCorrector corrector, KvProjections first_layer,
-                 const CodecSources& sources, Isa isa)
+                 const TransformLevel& level, std::vector<Group> groups,
+                 SymbolTables tables, RowCorrector corrector,
+                 KvProjections first_layer, const CodecSources& sources,
+                 Isa isa)
       : DependentLayers(std::move(spec), std::move(plan)),
-        step_(step),
+        step_(level.step),
         class_layers_(data.class_layers),
         class_weights_(data.class_weights),
         class_bias_(data.class_bias),
@@ -165,7 +168,8 @@ class TransformCodec final : public DependentLayers {
     for (const Group& group : groups_) {
       models_.emplace_back(group.level.expectations);
     }
-    expected_bytes_ = std::min(ExpectBytes(), this->plan().bytes());
+    expected_bytes_ = std::min(kSymbolsAt + ExpectSymbolBytes(level, tables_),
+                               this->plan().bytes());
   }
 
   unsigned live_rows() const override { return kLiveKvPre; }
@@ -563,28 +567,6 @@ class TransformCodec final : public DependentLayers {
     }
   }
 
-  // The entropy of the tables that tokens of the middle step and activity take.
-  size_t ExpectBytes() const {
-    double bits = 0.0;
-    for (const Group& group : groups_) {
-      for (size_t c = 0; c < group.channels; ++c) {
-        const size_t table =
-            static_cast<size_t>(MagnitudeOf(
-                group.level.expectations[c * kNumSteps + kNumSteps / 2])) +
-            kNumActivities / 2 * kNumMagnitudes;
-        for (int v = -kMaxTableMagnitude; v <= kMaxTableMagnitude; ++v) {
-          const double p =
-              static_cast<double>(tables_.range(table, v).frequency) /
-              static_cast<double>(kRansTotal);
-          if (p > 0.0) bits -= p * std::log2(p);
-        }
-      }
-    }
-    constexpr size_t kStateBytes = 4 + 4 * kRansLanes;
-    return kSymbolsAt + kStateBytes +
-           static_cast<size_t>(bits * static_cast<double>(kRows) / 8.0);
-  }
-
   const float step_;
   const std::array<uint32_t, 2> class_layers_;
   const std::vector<float> class_weights_;
@@ -606,26 +588,31 @@ class TransformCodec final : public DependentLayers {
 absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantTc(
     const CodecSpec& spec, const CodecSources& sources, Isa isa) {
   OptionReader options(spec);
-  const std::string rate = options.Choice(
-      "rate", {kLevelNames.begin(), kLevelNames.end()}, "balanced");
+  const std::string rate = options.ChoiceOrNumber(
+      "rate", {kLevelNames.begin(), kLevelNames.end()}, 2, 1000, "balanced");
   XC_ASSIGN_OR_RETURN(CodecSpec canonical, options.Finish());
   const TransformData& data = *sources.profile->transform();
   if (!(data.shape == sources.shape)) {
     return absl::InternalError("profile of another shape than the model's");
   }
-  const auto level_index = static_cast<size_t>(
-      std::find(kLevelNames.begin(), kLevelNames.end(), rate) -
-      kLevelNames.begin());
-  const TransformLevel& level = data.levels[level_index];
+  std::vector<SymbolFrequencies> tables = data.tables;
+  // Of tokens that are not coded: 0 alone, which takes no bits.
+  tables.insert(tables.begin() + kZeroTable, {{kRansTotal}, 0});
+  XC_ASSIGN_OR_RETURN(SymbolTables symbol_tables, SymbolTables::Create(tables));
+  TransformLevel level;
+  const auto name = std::find(kLevelNames.begin(), kLevelNames.end(), rate);
+  if (name != kLevelNames.end()) {
+    level = data.levels[static_cast<size_t>(name - kLevelNames.begin())];
+  } else {
+    int ratio = 0;
+    (void)absl::SimpleAtoi(rate, &ratio);
+    XC_ASSIGN_OR_RETURN(level, LevelOfRatio(data, symbol_tables, ratio));
+  }
   std::vector<Group> groups;
   for (size_t g = 0; g < data.groups.size(); ++g) {
     XC_ASSIGN_OR_RETURN(groups.emplace_back(),
                         PackGroup(data, g, level.groups[g]));
   }
-  std::vector<SymbolFrequencies> tables = data.tables;
-  // Of tokens that are not coded: 0 alone, which takes no bits.
-  tables.insert(tables.begin() + kZeroTable, {{kRansTotal}, 0});
-  XC_ASSIGN_OR_RETURN(SymbolTables symbol_tables, SymbolTables::Create(tables));
   XC_ASSIGN_OR_RETURN(RowCorrector corrector,
                       RowCorrector::Create(data, level, GetKernels(isa)));
   XC_ASSIGN_OR_RETURN(KvProjections first_layer, PackKvProjections(sources, 0));
@@ -635,9 +622,9 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantTc(
   PayloadPlan plan = PayloadPlan::VariableSize(
       sources.shape, std::max<size_t>(4096, 2 * kRows * values));
   return std::make_unique<const TransformCodec>(
-      std::move(canonical), std::move(plan), data, level.step,
-      std::move(groups), std::move(symbol_tables), std::move(corrector),
-      std::move(first_layer), sources, isa);
+      std::move(canonical), std::move(plan), data, level, std::move(groups),
+      std::move(symbol_tables), std::move(corrector), std::move(first_layer),
+      sources, isa);
 }
 
 }  // namespace xcache

@@ -232,10 +232,11 @@ absl::Status ReadLevels(Reader& in, TransformData* data) {
 
 class TransformProfile final : public Profile {
  public:
-  TransformProfile(TransformData data, const Digest& model_fp)
+  TransformProfile(TransformData data, const Digest& model_fp,
+                   std::optional<Digest> digest)
       : data_(std::move(data)),
         model_fp_(model_fp),
-        digest_(Sha256Of(Serialize())) {}
+        digest_(digest.has_value() ? *digest : Sha256Of(Serialize())) {}
 
   ProfileKind kind() const override { return ProfileKind::kTransform; }
   const Digest& digest() const override { return digest_; }
@@ -288,13 +289,15 @@ size_t NumFeatures(const TransformData& data, size_t g) {
   return d + layers * 2 * static_cast<size_t>(data.shape.kv_dim) + 1;
 }
 
-std::unique_ptr<const Profile> NewTransformProfile(TransformData data,
-                                                   const Digest& model_fp) {
-  return std::make_unique<const TransformProfile>(std::move(data), model_fp);
+std::unique_ptr<const Profile> NewTransformProfile(
+    TransformData data, const Digest& model_fp, std::optional<Digest> digest) {
+  return std::make_unique<const TransformProfile>(std::move(data), model_fp,
+                                                  digest);
 }
 
 absl::StatusOr<std::unique_ptr<const Profile>> ParseTransformProfile(
-    std::string_view body, const CodecShape& shape, const Digest& model_fp) {
+    std::string_view body, const CodecShape& shape, const Digest& model_fp,
+    const Digest& digest) {
   TransformData data;
   data.shape = shape;
   Reader in(body);
@@ -316,7 +319,7 @@ absl::StatusOr<std::unique_ptr<const Profile>> ParseTransformProfile(
   XC_RETURN_IF_ERROR(ReadLayers(in, &data));
   XC_RETURN_IF_ERROR(ReadLevels(in, &data));
   if (!in.empty()) return Corrupt("bytes are left over");
-  return NewTransformProfile(std::move(data), model_fp);
+  return NewTransformProfile(std::move(data), model_fp, digest);
 }
 
 }  // namespace xcache

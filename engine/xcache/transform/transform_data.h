@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -124,13 +125,16 @@ struct TransformData {
 // Features of group `g`.
 size_t NumFeatures(const TransformData& data, size_t g);
 
-// The profile that holds `data`. REQUIRES: it is whole.
-std::unique_ptr<const Profile> NewTransformProfile(TransformData data,
-                                                   const Digest& model_fp);
-// Of the bytes between a profile's header and its checksum. DATA_LOSS: they are
-// not what NewTransformProfile serializes.
+// The profile that holds `data`. REQUIRES: it is whole. `digest`: of what it
+// serializes to, where that is known.
+std::unique_ptr<const Profile> NewTransformProfile(
+    TransformData data, const Digest& model_fp,
+    std::optional<Digest> digest = std::nullopt);
+// Of the bytes between a profile's header and its checksum; `digest`: of all
+// its bytes. DATA_LOSS: they are not what NewTransformProfile serializes.
 absl::StatusOr<std::unique_ptr<const Profile>> ParseTransformProfile(
-    std::string_view body, const CodecShape& shape, const Digest& model_fp);
+    std::string_view body, const CodecShape& shape, const Digest& model_fp,
+    const Digest& digest);
 
 }  // namespace xcache
 

@@ -88,6 +88,46 @@ TEST_F(TransformCodecTest, FinerLevelsAreLargerPages) {
   }
 }
 
+TEST_F(TransformCodecTest, ARateMayBeARatio) {
+  const BlockRows rows(model_, 1, 0.7f);
+  const std::vector<TokenId> ids = Ids();
+  const auto ratio = [&](const Codec& codec) {
+    return static_cast<double>(kShape.num_layers * 4 * kShape.kv_dim *
+                               kBlockTokens) /
+           static_cast<double>(Seal(codec, rows, {0, ids}).size());
+  };
+  const double least = ratio(*Make("high")), most = ratio(*Make("small"));
+  double before = 0.0;
+  int made = 0;
+  for (int rate = 2; rate < 64; ++rate) {
+    const auto codec =
+        model_.Make("xquant-tc:rate=" + std::to_string(rate), *ChooseIsa(""));
+    if (!codec.ok()) {
+      EXPECT_EQ(codec.status().code(), absl::StatusCode::kInvalidArgument);
+      continue;
+    }
+    ++made;
+    EXPECT_EQ((*codec)->spec().ToString(),
+              "xquant-tc:rate=" + std::to_string(rate));
+    const double is = ratio(**codec);
+    EXPECT_GT(is, before);
+    EXPECT_GE(is, least);
+    EXPECT_LE(is, most);
+    const auto back =
+        Restore(**codec, kShape, {0, ids}, Seal(**codec, rows, {0, ids}));
+    EXPECT_TRUE(back.ok()) << back.status();
+    before = is;
+  }
+  EXPECT_GT(made, 1);
+  for (const char* rate : {"1", "03", "2.5", "1001", "-3", "fine"}) {
+    EXPECT_EQ(model_.Make(std::string("xquant-tc:rate=") + rate, *ChooseIsa(""))
+                  .status()
+                  .code(),
+              absl::StatusCode::kInvalidArgument)
+        << rate;
+  }
+}
+
 // What a layer without latents gives follows from the tokens alone.
 TEST_F(TransformCodecTest, TheFirstLayerIsThatOfTheTokens) {
   const auto codec = Make("balanced");
