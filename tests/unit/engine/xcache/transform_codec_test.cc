@@ -284,7 +284,7 @@ class CorrectionTest : public TransformCodecTest {
 
 TEST_F(CorrectionTest, ErrorsOfRowsAreBounded) {
   const std::vector<TokenId> ids = Ids();
-  for (float size : {0.3f, 30.0f, 300.0f}) {
+  for (float size : {0.3f, 3.0f, 30.0f}) {
     const BlockRows rows = RowsOf(11, size);
     for (Isa isa : {Isa::kRef, *ChooseIsa("")}) {
       const auto codec = halved_.Make("xquant-tc:rate=small", isa);
