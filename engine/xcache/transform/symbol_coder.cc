@@ -104,6 +104,7 @@ class RansEncoder {
  public:
   explicit RansEncoder(const SymbolTables& tables) : tables_(tables) {}
 
+  void Reserve(size_t symbols) { ranges_.reserve(symbols); }
   void Add(size_t table, int symbol) {
     ranges_.push_back(tables_.range(table, symbol));
   }
@@ -198,6 +199,10 @@ void EncodeSymbols(const SymbolTables& tables,
                    std::span<const ContextModel> models, int first_lane,
                    const BlockSymbols& symbols, std::vector<uint8_t>* out) {
   RansEncoder encoder(tables);
+  size_t count = kRansLanes;
+  for (const auto& group : symbols.groups) count += group.size();
+  for (const auto& of : symbols.corrections) count += of.values.size();
+  encoder.Reserve(count);
   EscapeWriter escapes;
   const auto add = [&](size_t table, int value) {
     if (tables.Holds(table, value)) {

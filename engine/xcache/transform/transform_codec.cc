@@ -414,16 +414,25 @@ class TransformCodec final : public DependentLayers {
     std::vector<float> coefficients(kRows * group.channels);
     Multiply(block.inputs.data(), group.encode, parallel, coefficients.data());
     symbols->assign(group.channels * kRows, 0);
+    std::vector<int16_t> values(group.channels);
     for (size_t r = 0; r < kRows; ++r) {
       if (!(block.steps[r] > 0.0f)) continue;
       const float inverse = 1.0f / block.steps[r];
       const float* row = &coefficients[r * group.channels];
+      const float* scales = group.encode_scales.data();
+      bool fits = true;
       for (size_t c = 0; c < group.channels; ++c) {
-        const float x = row[c] * group.encode_scales[c] * inverse;
-        const float magnitude = std::floor(std::abs(x) + kRounding);
-        if (!(magnitude <= kMaxMagnitude)) return false;
-        const int q = static_cast<int>(magnitude);
-        (*symbols)[c * kRows + r] = static_cast<int16_t>(x < 0.0f ? -q : q);
+        const float x = row[c] * scales[c] * inverse;
+        const float size = std::abs(x) + kRounding;
+        const bool small = size < kMaxMagnitude + 1.0f;
+        fits &= small;
+        // Whole numbers by truncation, as floor would give, in vectors.
+        const int q = static_cast<int>(small ? size : 0.0f);
+        values[c] = static_cast<int16_t>(x < 0.0f ? -q : q);
+      }
+      if (!fits) return false;
+      for (size_t c = 0; c < group.channels; ++c) {
+        (*symbols)[c * kRows + r] = values[c];
       }
     }
     return true;
