@@ -158,6 +158,8 @@ enum class Metric {
   kSessions,
   kSessionsInMemory,
   kUndurableSessions,
+  kLastCommitTime,
+  kLastBackupTime,
   kCommits,
   kExpiredSessions,
   kCorruptSessions,
