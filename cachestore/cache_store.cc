@@ -1,8 +1,14 @@
 #include "cachestore/cache_store.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -17,6 +23,8 @@
 #include "cachestore/shared/shared_page_store.h"
 #include "cachestore/tiers/tiered_page_store.h"
 #include "cachestore/upkeep_impl.h"
+#include "engine/base/file.h"
+#include "engine/base/log.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
 
@@ -158,6 +166,9 @@ class CacheStoreImpl : public CacheStore {
     files.cap_bytes = space_->plan().cap;
     files.used_bytes = space_->used_bytes();
     files.free_bytes = space_->free_bytes();
+    if (const auto mark = StampOf(BackupMark()); mark.ok()) {
+      files.last_backup_ms = mark->modified_ns / 1'000'000;
+    }
     files.live_bytes = stats.tier(disk_->tier()).page_bytes;
     files.block_cache_bytes =
         static_cast<int64_t>(resources_->cache->GetUsage());
@@ -184,9 +195,12 @@ class CacheStoreImpl : public CacheStore {
   absl::StatusOr<BackupReport> Backup(const BackupOptions& options,
                                       BackupSink& sink) override {
     tiers_->Flush();
-    return WithUpkeep<BackupReport>(options.bytes_per_s, [&](Upkeep& upkeep) {
-      return upkeep.Backup(options.sessions_only, sink);
-    });
+    const auto report =
+        WithUpkeep<BackupReport>(options.bytes_per_s, [&](Upkeep& upkeep) {
+          return upkeep.Backup(options.sessions_only, sink);
+        });
+    if (report.ok()) NoteBackup();
+    return report;
   }
 
   absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) override {
@@ -218,6 +232,20 @@ class CacheStoreImpl : public CacheStore {
     remote->prefetch.ahead_bytes =
         std::min(remote->prefetch.ahead_bytes, budget_.cap_bytes() / 8);
     return absl::OkStatus();
+  }
+
+  std::string BackupMark() const {
+    return absl::StrCat(options_.dir, "/last-backup");
+  }
+  // The mark's time of modification says when.
+  void NoteBackup() {
+    const int fd =
+        open(BackupMark().c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || futimens(fd, nullptr) != 0) {
+      XC_LOG_WARN("when the last backup was is not kept", "path={} errno={}",
+                  LogValue(BackupMark()), errno);
+    }
+    if (fd >= 0) close(fd);
   }
 
   // One at a time: each reads the whole disk.

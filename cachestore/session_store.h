@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -44,6 +45,7 @@ struct SessionStoreStats {
   int64_t branches = 0;          // kept as sessions of their own
   int64_t demoted = 0;           // lost their claim on pages to a full disk
   int64_t newest_update_ms = 0;  // of any session; Unix time
+  int64_t last_commit_ms = 0;    // that was durable; Unix time, 0: none yet
 };
 
 // What a tenant has in the store.
@@ -73,10 +75,21 @@ class SessionStore {
   virtual absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                              std::string_view id) = 0;
 
+  // The copy that this machine has of what others may have changed: Load says
+  // whether it is the latest. Nothing: there is none, or it is no mere copy.
+  virtual std::optional<SessionRecord> LoadCopy(std::string_view /*tenant*/,
+                                                std::string_view /*id*/) {
+    return std::nullopt;
+  }
+
   // NOT_FOUND: there is no such session, on disk neither; UNAVAILABLE: not
   // known now. Other models' and damaged sessions too.
   virtual absl::StatusOr<SessionSummary> Find(std::string_view tenant,
                                               std::string_view id) = 0;
+
+  // Where a record is by now that was loaded or committed just before. Asks
+  // nobody else.
+  virtual Durability DurabilityOf(const SessionRecord& record) const = 0;
 
   // The tenant's sessions, the most recently updated first, from where
   // `page_token` (empty: the start) says. INVALID_ARGUMENT: not a token of

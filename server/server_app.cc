@@ -13,6 +13,7 @@
 #include "cachestore/cache_store.h"
 #include "engine/base/log.h"
 #include "engine/base/memory_budget.h"
+#include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
 #include "engine/engine_factory.h"
 #include "engine/model/chat_template.h"
@@ -109,7 +110,7 @@ void SampleFrontend(const Listener::Stats& connections, int64_t request_bytes,
   refused(connections.accept_failures, "descriptors");
   writer.Set(Metric::kRequestBytes, static_cast<double>(request_bytes));
   // Where there is no such file, too: a sample that is missing is no zero.
-  for (const std::string_view what : {"tokens", "tls"}) {
+  for (const std::string_view what : {"tokens", "tls", "shared"}) {
     const auto found = std::find_if(
         reloads.begin(), reloads.end(),
         [&](const FileWatcher::Count& count) { return count.what == what; });
@@ -331,6 +332,12 @@ class ServerAppImpl final : public ServerApp {
       watched.push_back(
           {"tls", std::move(files), [this] { return tls_->Reload(); }});
     }
+    if (const std::string& file = config_.shared.credentials_file;
+        config_.shared.enabled() && !file.empty()) {
+      // The client of the store reads it by itself, when it next needs it.
+      watched.push_back(
+          {"shared", {file}, [file] { return CheckSharedCredentials(file); }});
+    }
     return std::make_unique<FileWatcher>(std::move(watched),
                                          kCredentialsInterval);
   }
@@ -399,12 +406,14 @@ class ServerAppImpl final : public ServerApp {
       SampleMemory(*budget_, writer);
       SampleTenants(tenants_, store_->sessions(), writer);
     });
-    build_source_ = metrics_->AddSource(
-        [name = engine_->info().name, id = engine_->info().numerics_id,
-         codec =
-             std::string(core_->default_codec().spec())](SampleWriter& writer) {
-          writer.Set(Metric::kBuildInfo, 1, {kServerVersion, name, codec, id});
-        });
+    build_source_ = metrics_->AddSource([name = engine_->info().name,
+                                         fp = ToHex(engine_->info().model_fp),
+                                         id = engine_->info().numerics_id,
+                                         codec = std::string(
+                                             core_->default_codec().spec())](
+                                            SampleWriter& writer) {
+      writer.Set(Metric::kBuildInfo, 1, {kServerVersion, name, fp, codec, id});
+    });
   }
 
   const Config config_;

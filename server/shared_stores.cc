@@ -19,13 +19,14 @@ namespace {
 // Pages are got in parallel; a replica commits few turns at once.
 constexpr int kPageConnections = 16;
 constexpr int kSessionConnections = 8;
+constexpr char kProfile[] = "default";
 
 // What the operator named, else what the environment gives: keys, or the token
 // that a platform puts there.
 absl::StatusOr<std::unique_ptr<CredentialsProvider>> FindCredentials(
     const SharedConfig& config, const std::shared_ptr<HttpClient>& http) {
   if (!config.credentials_file.empty()) {
-    auto provider = CredentialsFromFile(config.credentials_file, "default");
+    auto provider = CredentialsFromFile(config.credentials_file, kProfile);
     if (provider.ok()) return provider;
     return absl::Status(
         provider.status().code(),
@@ -72,6 +73,10 @@ std::string HostOf(const std::string& host) {
 }
 
 }  // namespace
+
+absl::Status CheckSharedCredentials(const std::string& path) {
+  return CredentialsFromFile(path, kProfile).status();
+}
 
 absl::StatusOr<SharedStores> OpenSharedStores(const SharedConfig& config) {
   SharedStores stores;

@@ -5,7 +5,9 @@
 #define XCACHE_SERVER_SHARED_STORES_H_
 
 #include <memory>
+#include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cachestore/shared/object_store.h"
 #include "server/shared_config.h"
@@ -21,6 +23,9 @@ struct SharedStores {
 // PERMISSION_DENIED, INVALID_ARGUMENT: no credentials, or bad ones; the message
 // says where they were looked for.
 absl::StatusOr<SharedStores> OpenSharedStores(const SharedConfig& config);
+
+// Whether a file of credentials is one: what reading it says.
+absl::Status CheckSharedCredentials(const std::string& path);
 
 }  // namespace xcache
 

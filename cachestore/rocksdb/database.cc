@@ -290,6 +290,9 @@ absl::StatusOr<std::unique_ptr<PinnedFiles>> Database::PinFiles() {
 absl::Status Database::Sync() {
   XC_ASSIGN_OR_RETURN(const Live live, Acquire());
   const uint64_t last = live->GetLatestSequenceNumber();
+  if (ledger_ != nullptr && ledger_->synced_sequence() == last) {
+    return absl::OkStatus();  // nothing was written since
+  }
   const rocksdb::Status synced = live->SyncWAL();
   if (synced.ok() && ledger_ != nullptr) ledger_->LogSynced(last);
   return FromRocksDb(synced, "sync");

@@ -180,6 +180,11 @@ void SyncLedger::LogSynced(uint64_t sequence) {
   Write(/*sync=*/false).IgnoreError();
 }
 
+uint64_t SyncLedger::synced_sequence() const {
+  MutexLock lock(mu_);
+  return record_.synced_sequence;
+}
+
 void SyncLedger::ManifestSynced(const ManifestMark& mark, uint64_t current) {
   MutexLock lock(mu_);
   if (mark.number == current) {

@@ -70,6 +70,7 @@ class SyncLedger {
   // The log is synced up to `sequence`. The file is written, not synced: after
   // a kill it has this, after a power loss it may lag.
   void LogSynced(uint64_t sequence);
+  uint64_t synced_sequence() const XC_EXCLUDES(mu_);
   // A MANIFEST is synced as `mark` says, and `current` is the one in force (0:
   // none yet). The file is synced: what RocksDB deletes next is deleted because
   // of what that MANIFEST says.
@@ -80,7 +81,7 @@ class SyncLedger {
   absl::Status Write(bool sync) XC_REQUIRES(mu_);
 
   const std::string path_;
-  Mutex mu_;
+  mutable Mutex mu_;
   LedgerRecord record_ XC_GUARDED_BY(mu_);
   int fd_ XC_GUARDED_BY(mu_) = -1;  // -1: not started
   bool has_failed_ XC_GUARDED_BY(mu_) = false;

@@ -41,10 +41,6 @@ void WriteAncestry(FieldWriter& w, const Ancestry& ancestry) {
 
 Ancestry ReadAncestry(FieldReader& r) {
   Ancestry ancestry(r.Int<uint8_t>());
-  if (ancestry.size() > kMaxAncestry) {
-    r.Fail();
-    return {};
-  }
   for (Revision& revision : ancestry) revision = ReadRevision(r);
   return ancestry;
 }
@@ -122,7 +118,8 @@ SessionVersion SessionVersion::Next() const {
                          .revision = MakeRevision(),
                          .ancestry = ancestry};
   next.ancestry.insert(next.ancestry.begin(), revision);
-  next.ancestry.resize(std::min(next.ancestry.size(), kMaxAncestry));
+  next.ancestry.resize(std::min(next.ancestry.size(),
+                                is_ahead ? kMaxAncestryAhead : kMaxAncestry));
   return next;
 }
 

@@ -24,6 +24,10 @@ Revision MakeRevision();
 // kept: one that is not among them may have been overtaken that often.
 using Ancestry = std::vector<Revision>;
 inline constexpr size_t kMaxAncestry = 8;
+// Of one that follows one that is ahead of the store: each of those before it
+// may be there all the same, by a put whose answer was lost, and is not to be
+// taken for another server's.
+inline constexpr size_t kMaxAncestryAhead = 255;
 
 struct SessionObject {
   Revision revision{};

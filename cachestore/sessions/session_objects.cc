@@ -184,10 +184,13 @@ absl::Status SessionObjects::Bury(const std::string& key,
   return IsAnswer(buried) || absl::IsUnknown(buried) ? buried : Away(buried);
 }
 
-void SessionObjects::RemoveOldMark(const std::string& key,
-                                   const SessionObject& mark) {
-  if (!mark.is_deleted || unix_ms_() - mark.written_ms <= kMarkLifeMs) return;
-  objects_.Delete(key, timeouts_.look).IgnoreError();  // it is found again
+int64_t SessionObjects::RemoveOldMark(const std::string& key,
+                                      const SessionObject& mark) {
+  const int64_t due_ms = mark.written_ms + kMarkLifeMs;
+  if (unix_ms_() > due_ms) {
+    objects_.Delete(key, timeouts_.look).IgnoreError();  // it is found again
+  }
+  return due_ms;
 }
 
 absl::StatusOr<ObjectList> SessionObjects::List(const ListOptions& options) {

@@ -73,8 +73,9 @@ class SessionObjects {
   // ABORTED: it has another one; UNKNOWN: look whether it is this mark.
   absl::Status Bury(const std::string& key, const std::string& etag,
                     const Revision& mark);
-  // Removes the mark of a session that was deleted long ago.
-  void RemoveOldMark(const std::string& key, const SessionObject& mark);
+  // Removes the mark of a session that was deleted long ago. Returns when it is
+  // due, Unix time.
+  int64_t RemoveOldMark(const std::string& key, const SessionObject& mark);
 
   // A part of the objects under a prefix, and all of them.
   absl::StatusOr<ObjectList> List(const ListOptions& options);

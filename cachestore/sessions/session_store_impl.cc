@@ -203,11 +203,20 @@ absl::StatusOr<Committed> SessionStoreImpl::Commit(const SessionRecord& record,
   Enter(key, std::move(summary));
   {
     MutexLock lock(mu_);
-    if (written.ok()) undurable_.erase(key);
-    written.ok() ? ++stats_.commits : ++stats_.commit_failures;
+    if (written.ok()) {
+      undurable_.erase(key);
+      CountCommit();
+    } else {
+      ++stats_.commit_failures;
+    }
   }
   Claim(key, record.page_keys, record.pinned);
   return committed;
+}
+
+void SessionStoreImpl::CountCommit() {
+  ++stats_.commits;
+  stats_.last_commit_ms = static_cast<int64_t>(UnixMicros() / 1000);
 }
 
 absl::StatusOr<SessionRecord> SessionStoreImpl::Read(const std::string& key) {
@@ -278,6 +287,11 @@ absl::StatusOr<SessionSummary> SessionStoreImpl::Find(std::string_view tenant,
   if (!summary.damaged) summary.durability = Durability::kLocal;
   if (ReserveIndex(/*reclaim=*/false)) Enter(key, summary);
   return summary;
+}
+
+Durability SessionStoreImpl::DurabilityOf(const SessionRecord& record) const {
+  const auto known = Known(SessionKeyBytes(record.tenant, record.id));
+  return known.has_value() ? known->durability : Durability::kNone;
 }
 
 absl::StatusOr<SessionPage> SessionStoreImpl::List(std::string_view tenant,
@@ -394,7 +408,7 @@ void SessionStoreImpl::WriteUndurable() {
     undurable_.erase(key);
     const auto it = summaries_.find(key);
     if (it != summaries_.end()) it->second.durability = Durability::kLocal;
-    ++stats_.commits;
+    CountCommit();
   }
 }
 

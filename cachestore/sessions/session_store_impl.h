@@ -48,6 +48,7 @@ class SessionStoreImpl : public SessionStore {
                                      std::string_view id) override;
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,
                                       std::string_view id) override;
+  Durability DurabilityOf(const SessionRecord& record) const override;
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
                                    int limit) override;
@@ -105,6 +106,7 @@ class SessionStoreImpl : public SessionStore {
   absl::Status DeleteKey(const std::string& key, bool sync);
   absl::StatusOr<SessionRecord> Read(const std::string& key);
   void MarkDamaged(const std::string& key);
+  void CountCommit() XC_REQUIRES(mu_);
   Mutex& WriteLock(const std::string& key);
 
   const Parts parts_;

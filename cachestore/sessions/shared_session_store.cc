@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "absl/algorithm/container.h"
 #include "absl/hash/hash.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -34,6 +35,13 @@ bool IsAhead(const SessionSummary& summary) {
   if (summary.damaged) return false;
   const auto version = DecodeSessionVersion(summary.version);
   return !version.has_value() || version->is_ahead;
+}
+
+// As far as that is known.
+bool ComesAfter(const SessionSummary& summary, const Revision& revision) {
+  const auto version = DecodeSessionVersion(summary.version);
+  return version.has_value() &&
+         absl::c_linear_search(version->ancestry, revision);
 }
 
 SessionSummary Placed(SessionSummary summary) {
@@ -136,6 +144,7 @@ absl::StatusOr<Committed> SharedSessionStore::Commit(
 void SharedSessionStore::NoteShared(const std::string& key) {
   MutexLock lock(mu_);
   ++stats_.commits;
+  stats_.last_commit_ms = options_.unix_ms();
   ahead_.erase(key);
   NoteChecked(key);
   list_.Changed();
@@ -282,7 +291,11 @@ absl::StatusOr<SessionRecord> SharedSessionStore::Take(const std::string& key,
                                          .ancestry = found.object.ancestry});
   MutexLock lock(KeyLock(key));
   const auto here = local_.Find(record.tenant, record.id);
-  if (!here.ok() || !IsAhead(*here)) local_.KeepCopy(record);
+  // A turn may have been committed since that was read.
+  if (!here.ok() ||
+      (!IsAhead(*here) && !ComesAfter(*here, found.object.revision))) {
+    local_.KeepCopy(record);
+  }
   return record;
 }
 
@@ -346,6 +359,16 @@ absl::StatusOr<SessionRecord> SharedSessionStore::Load(std::string_view tenant,
   }
 }
 
+std::optional<SessionRecord> SharedSessionStore::LoadCopy(
+    std::string_view tenant, std::string_view id) {
+  if (!IsSessionName(tenant, id)) return std::nullopt;
+  const auto here = local_.Find(tenant, id);
+  if (!here.ok() || here->damaged || IsAhead(*here)) return std::nullopt;
+  auto copy = local_.Load(tenant, id);
+  if (!copy.ok() || copy->version != here->version) return std::nullopt;
+  return *std::move(copy);
+}
+
 absl::StatusOr<SessionSummary> SharedSessionStore::Find(std::string_view tenant,
                                                         std::string_view id) {
   if (!IsSessionName(tenant, id)) return NoSession(id);
@@ -376,6 +399,13 @@ absl::StatusOr<SessionSummary> SharedSessionStore::Find(std::string_view tenant,
     summary.durability = here->durability;
   }
   return Placed(std::move(summary));
+}
+
+Durability SharedSessionStore::DurabilityOf(const SessionRecord& record) const {
+  const auto version = DecodeSessionVersion(record.version);
+  return version.has_value() && !version->is_ahead
+             ? Durability::kShared
+             : local_.DurabilityOf(record);
 }
 
 absl::StatusOr<SessionPage> SharedSessionStore::List(
@@ -492,16 +522,29 @@ int64_t SharedSessionStore::Sweep(
   const absl::StatusOr<ObjectList> list = objects_.List(options);
   if (!list.ok()) return num_deleted;
   for (const ListedObject& object : list->objects) {
+    // What an object of this etag says it says for ever.
+    const size_t name = absl::HashOf(object.key, object.etag);
+    if (const auto due = sweep_due_ms_.find(name);
+        due != sweep_due_ms_.end() && now_ms < due->second) {
+      continue;
+    }
     const absl::StatusOr<Found> found = objects_.Look(object.key, "");
     if (!found.ok()) break;
+    int64_t due_ms = now_ms;
     if (found->what == Found::What::kDeleted) {
-      objects_.RemoveOldMark(object.key, found->object);
+      due_ms = objects_.RemoveOldMark(object.key, found->object);
     } else if (found->what == Found::What::kSession) {
       const auto head = DecodeSessionHead(found->object.manifest);
       if (head.ok() && IsExpired(*head, now_ms)) {
         expire(object.key, *found, *head);
+      } else if (head.ok()) {
+        due_ms =
+            head->pinned || head->expire_ms == 0 ? INT64_MAX : head->expire_ms;
       }
     }
+    if (found->etag != object.etag) continue;  // replaced meanwhile
+    if (sweep_due_ms_.size() >= kMaxChecked) sweep_due_ms_.clear();
+    sweep_due_ms_[name] = due_ms;
   }
   MutexLock lock(mu_);
   sweep_after_ = list->next_start_after;
@@ -514,6 +557,7 @@ SessionStoreStats SharedSessionStore::stats() const {
   SessionStoreStats stats = local_.stats();
   MutexLock lock(mu_);
   stats.commits = stats_.commits;
+  stats.last_commit_ms = std::max(stats.last_commit_ms, stats_.last_commit_ms);
   stats.commit_failures = stats_.commit_failures;
   stats.expired = stats_.expired;
   stats.conflicts = stats_.conflicts;

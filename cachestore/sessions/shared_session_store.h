@@ -63,9 +63,12 @@ class SharedSessionStore : public SessionStore {
   absl::StatusOr<Committed> Commit(const SessionRecord& record) override;
   absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                      std::string_view id) override;
+  std::optional<SessionRecord> LoadCopy(std::string_view tenant,
+                                        std::string_view id) override;
   // As it was a second ago, at most.
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,
                                       std::string_view id) override;
+  Durability DurabilityOf(const SessionRecord& record) const override;
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
                                    int limit) override;
@@ -116,6 +119,9 @@ class SharedSessionStore : public SessionStore {
   absl::flat_hash_map<std::string, Clock::time_point> checked_
       XC_GUARDED_BY(mu_);
   std::string sweep_after_ XC_GUARDED_BY(mu_);
+  // Of objects that a sweep has looked at, by a hash of their key and etag:
+  // when it has to look again. One sweep at a time.
+  absl::flat_hash_map<size_t, int64_t> sweep_due_ms_;
   SessionStoreStats stats_ XC_GUARDED_BY(mu_);
 
   std::thread pusher_;

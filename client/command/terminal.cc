@@ -48,7 +48,9 @@ void CancelLoop() {
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return;
     std::lock_guard<std::mutex> lock(g_scope_mutex);
-    if (g_scope != nullptr) g_scope->Cancel();
+    // This thread may be late: what was taken meanwhile was for the prompt, and
+    // not for the call that came after it.
+    if (g_scope != nullptr && g_pending) g_scope->Cancel();
   }
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/base/status_macros.h"
+#include "engine/common/checks.h"
 
 namespace xcache {
 namespace {
@@ -73,6 +74,7 @@ FloatModel::FloatModel(const Model& model, Isa isa, ThreadPool* pool)
 
 absl::StatusOr<std::unique_ptr<FloatModel>> FloatModel::Create(
     const Model& model, Isa isa, ThreadPool* pool) {
+  XC_RETURN_IF_ERROR(CheckIsPlainDecoder(model, "calibration"));
   std::unique_ptr<FloatModel> out(new FloatModel(model, isa, pool));
   XC_RETURN_IF_ERROR(out->Pack(model));
   return out;

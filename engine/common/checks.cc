@@ -37,6 +37,18 @@ absl::Status CheckAppend(const ModelInfo& info, const Sequence& sequence,
 
 }  // namespace
 
+absl::Status CheckIsPlainDecoder(const Model& model, std::string_view who) {
+  const HyperParams& h = model.hparams();
+  const LayerTensors& layer = model.layer(0);
+  if (!layer.q_norm.has_value() && !layer.post_attn_norm.has_value() &&
+      h.window == 0 && !h.gelu && h.embedding_scale == 1.0f) {
+    return absl::OkStatus();
+  }
+  return absl::UnimplementedError(absl::StrCat(
+      "architecture ", h.architecture, ": the CPU engine computes it, ",
+      std::string(who), " does not yet"));
+}
+
 ModelInfo DescribeModel(const Model& model) {
   const HyperParams& h = model.hparams();
   ModelInfo info;

@@ -19,6 +19,11 @@ namespace xcache {
 // All of a ModelInfo but device, numerics_id and weight_bytes.
 ModelInfo DescribeModel(const Model& model);
 
+// UNIMPLEMENTED: the model computes what the forward passes that are not the
+// CPU engine's do not: norms of q and k or of what a layer adds, attention that
+// slides, a GELU gate. `who` refuses it.
+absl::Status CheckIsPlainDecoder(const Model& model, std::string_view who);
+
 // INVALID_ARGUMENT: an id outside [0, vocab_size).
 absl::Status CheckTokenIds(std::span<const TokenId> tokens, int vocab_size);
 // INVALID_ARGUMENT unless `tokens` can be the prefix that the blocks hold.

@@ -4,22 +4,23 @@
 
 namespace xcache {
 
-RopeTable::RopeTable(const Model& model) {
+RopeTable::RopeTable(const Model& model, bool slides) {
   const HyperParams& h = model.hparams();
   order_ = h.rope_pairs == RopePairs::kInterleaved ? RopeOrder::kInterleaved
                                                    : RopeOrder::kHalves;
   std::vector<float> factors;
-  if (model.rope_freqs().has_value()) {
+  if (model.rope_freqs().has_value() && !slides) {
     factors.resize(static_cast<size_t>(model.rope_freqs()->cols));
     DequantizeRow(*model.rope_freqs(), 0, factors.data());
   }
-  const double scale = h.rope_scaling == RopeScaling::kLinear
+  const double scale = h.rope_scaling == RopeScaling::kLinear && !slides
                            ? 1.0 / static_cast<double>(h.rope_linear_factor)
                            : 1.0;
+  const double base =
+      static_cast<double>(slides ? h.window_rope_freq_base : h.rope_freq_base);
   for (int i = 0; i < h.rope_dim / 2; ++i) {
     // Su et al., "RoFormer", 2021, section 3.2.2.
-    double inverse =
-        std::pow(static_cast<double>(h.rope_freq_base), -2.0 * i / h.rope_dim);
+    double inverse = std::pow(base, -2.0 * i / h.rope_dim);
     if (!factors.empty()) {
       inverse /= static_cast<double>(factors[static_cast<size_t>(i)]);
     }

@@ -14,7 +14,8 @@ namespace xcache {
 // Cosines and sines of RoPE, for positions as far as they were asked for.
 class RopeTable {
  public:
-  explicit RopeTable(const Model& model);
+  // `slides`: of the layers whose attention slides.
+  explicit RopeTable(const Model& model, bool slides = false);
 
   // Makes positions [0, num_positions) available. Not thread-safe.
   void Extend(int64_t num_positions);

@@ -7,21 +7,6 @@
 namespace xcache {
 namespace {
 
-// A parallel loop costs about a microsecond, more when a worker has gone to
-// sleep. Rows are prepared by the caller where there are fewer than this.
-constexpr int64_t kMinParallelRows = 6;
-// Multiply-adds of attention below which one thread is faster than two.
-constexpr int64_t kMinParallelMacs = 1 << 15;
-// Room for partial results of attention; longer ones are not split by chunk.
-constexpr int64_t kMaxPartialFloats = int64_t{8} << 20;
-
-template <typename T>
-void Grow(AlignedBuffer<T>& buffer, int64_t size) {
-  if (static_cast<int64_t>(buffer.size()) < size) {
-    buffer = AlignedBuffer<T>(static_cast<size_t>(size));
-  }
-}
-
 QuantRows QuantView(AlignedBuffer<uint8_t>& buffer, int cols) {
   return {buffer.data(), QuantRowBytes(cols), cols};
 }
@@ -53,7 +38,15 @@ CpuForward::CpuForward(const Model& model, const CpuWeights& weights,
       shape_(shape),
       q_dim_(hparams_.n_heads * hparams_.head_dim),
       qkv_dim_(q_dim_ + 2 * shape.kv_dim()),
-      rope_(model) {}
+      rope_(model),
+      attention_(hparams_, kernels, pool, shape, qkv_dim_, q_dim_) {
+  if (hparams_.window > 0) sliding_rope_.emplace(model, /*slides=*/true);
+}
+
+void CpuForward::ExtendRope(int64_t num_positions) {
+  rope_.Extend(num_positions);
+  if (sliding_rope_.has_value()) sliding_rope_->Extend(num_positions);
+}
 
 template <typename Fn>
 void CpuForward::ForRows(const Fn& fn) {
@@ -127,7 +120,7 @@ void CpuForward::Run(std::span<ForwardItem> items) {
   }
   if (rows == 0) return;
   Reserve(rows);
-  rope_.Extend(positions);
+  ExtendRope(positions);
   Embed(items);
   PlanAttention(items);
   for (int layer = 0; layer < hparams_.num_layers; ++layer) {
@@ -141,6 +134,11 @@ void CpuForward::Embed(std::span<const ForwardItem> items) {
   for (const ForwardItem& item : items) {
     for (TokenId token : item.tokens) {
       DequantizeRow(embedding_, token, out);
+      if (hparams_.embedding_scale != 1.0f) {
+        for (int i = 0; i < hparams_.d_model; ++i) {
+          out[i] *= hparams_.embedding_scale;
+        }
+      }
       out += hparams_.d_model;
     }
   }
@@ -189,6 +187,19 @@ void CpuForward::QuantizeAll(const float* x, int64_t stride,
   });
 }
 
+void CpuForward::Turn(int layer, float* heads, int num_heads,
+                      const std::vector<float>& gain, int64_t position) const {
+  const RopeTable& rope = hparams_.slides(layer) ? *sliding_rope_ : rope_;
+  const int head_dim = shape_.head_dim;
+  for (int h = 0; h < num_heads && !gain.empty(); ++h) {
+    float* head = heads + static_cast<ptrdiff_t>(h) * head_dim;
+    kernels_.rms_norm(head, gain.data(), head_dim, hparams_.rms_norm_eps, head,
+                      nullptr);
+  }
+  kernels_.rope(heads, num_heads, head_dim, rope.rope_dim(), rope.cos(position),
+                rope.sin(position), rope.order());
+}
+
 void CpuForward::StoreRows(int layer, int64_t block_index, int first_slot,
                            int num_rows, float* k, float* v, int64_t stride,
                            CpuKvBlock& block) const {
@@ -201,8 +212,7 @@ void CpuForward::StoreRows(int layer, int64_t block_index, int first_slot,
     float* v_row = v + i * stride;
     if (!w.bk.empty()) kernels_.add(k_row, w.bk.data(), kv_dim, k_row);
     if (!w.bv.empty()) kernels_.add(v_row, w.bv.data(), kv_dim, v_row);
-    kernels_.rope(k_row, shape_.n_kv_heads, head_dim, rope_.rope_dim(),
-                  rope_.cos(position), rope_.sin(position), rope_.order());
+    Turn(layer, k_row, shape_.n_kv_heads, w.k_norm, position);
   }
   for (int head = 0; head < shape_.n_kv_heads; ++head) {
     StoreKv(kernels_, k + head * head_dim, v + head * head_dim, stride,
@@ -235,8 +245,7 @@ void CpuForward::StoreKvRows(int layer, std::span<ForwardItem> items) {
       float* q = rows + r * qkv_dim_;
       const int64_t position = item.first_position() + r;
       if (!w.bq.empty()) kernels_.add(q, w.bq.data(), q_dim_, q);
-      kernels_.rope(q, hparams_.n_heads, hparams_.head_dim, rope_.rope_dim(),
-                    rope_.cos(position), rope_.sin(position), rope_.order());
+      Turn(layer, q, hparams_.n_heads, w.q_norm, position);
     }
   };
   const auto num_items = static_cast<int64_t>(items.size());
@@ -248,133 +257,16 @@ void CpuForward::StoreKvRows(int layer, std::span<ForwardItem> items) {
 }
 
 void CpuForward::PlanAttention(std::span<const ForwardItem> items) {
-  const int heads = shape_.n_kv_heads;
-  const int group = hparams_.n_heads / heads;
-  const int head_dim = shape_.head_dim;
-  const auto num_items = static_cast<int64_t>(items.size());
-  const int64_t wanted = pool_.num_threads() == 1 ? 1 : 3 * pool_.num_threads();
-
-  tasks_.clear();
-  groups_.clear();
-  size_t num_tiles = 0;
-  for (const ForwardItem& item : items) {
-    num_tiles += (item.sealed.size() + 1) * static_cast<size_t>(heads);
-  }
-  k_tiles_.clear();
-  v_tiles_.clear();
-  k_tiles_.reserve(num_tiles);  // args point into them
-  v_tiles_.reserve(num_tiles);
-
-  int64_t macs = 0;
-  int64_t partial_floats = 0;
-  int max_rows = 0;
+  attention_items_.clear();
   for (size_t i = 0; i < items.size(); ++i) {
     const ForwardItem& item = items[i];
-    const int num_tokens = static_cast<int>(item.tokens.size());
-    const int64_t keys = item.first_position() + num_tokens;
-    macs += 2 * keys * num_tokens * hparams_.n_heads * head_dim;
-
-    AttentionArgs args;
-    args.head_dim = head_dim;
-    args.group = group;
-    args.num_tokens = num_tokens;
-    args.first_position = static_cast<int>(item.first_position());
-    args.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-    args.q_stride = qkv_dim_;
-    args.out_stride = q_dim_;
-    const int num_chunks = NumChunks(args);
-    // Chunks are split off where heads alone do not keep the threads busy, and
-    // for few tokens always: they cost little there and balance long and
-    // short sequences.
-    const bool chunked =
-        num_chunks > 1 && wanted > 1 &&
-        (num_tokens <= 8 || num_items * heads < wanted) &&
-        num_chunks * heads * PartialFloats(args) <= kMaxPartialFloats;
-    const int64_t so_far = num_items * heads * (chunked ? num_chunks : 1);
-    // Fewer tokens a task means converting each tile's FP16 once more.
-    const int splits = static_cast<int>(std::clamp<int64_t>(
-        (wanted + so_far - 1) / so_far, 1, std::max(1, num_tokens / 8)));
-    for (int head = 0; head < heads; ++head) {
-      args.k_tiles = k_tiles_.data() + k_tiles_.size();
-      args.v_tiles = v_tiles_.data() + v_tiles_.size();
-      for (const KvBlockRef& ref : item.sealed) {
-        const auto& block = static_cast<const CpuKvBlock&>(*ref);
-        k_tiles_.push_back(block.k_tile(0, head));
-        v_tiles_.push_back(block.v_tile(0, head));
-      }
-      k_tiles_.push_back(item.live->k_tile(0, head));
-      v_tiles_.push_back(item.live->v_tile(0, head));
-      for (int s = 0; s < splits; ++s) {
-        const int first = num_tokens * s / splits;
-        const int last = num_tokens * (s + 1) / splits;
-        AttentionArgs part = args;
-        part.num_tokens = last - first;
-        part.first_position += first;
-        const int64_t row = row_of_item_[i] + first;
-        part.q = qkv_.data() + row * qkv_dim_ + head * group * head_dim;
-        part.out = attn_.data() + row * q_dim_ + head * group * head_dim;
-        max_rows = std::max(max_rows, part.num_tokens * group);
-        groups_.push_back({part, partial_floats, num_chunks, chunked});
-        if (!chunked) {
-          tasks_.push_back({groups_.size() - 1, -1, 0});
-          continue;
-        }
-        for (int chunk = 0; chunk < num_chunks; ++chunk) {
-          tasks_.push_back({groups_.size() - 1, chunk, partial_floats});
-          partial_floats += PartialFloats(part);
-        }
-      }
-    }
+    const int64_t row = row_of_item_[i];
+    attention_items_.push_back(
+        {static_cast<int>(item.tokens.size()),
+         static_cast<int>(item.first_position()), item.sealed, item.live,
+         qkv_.data() + row * qkv_dim_, attn_.data() + row * q_dim_});
   }
-  attention_parallel_ = macs >= kMinParallelMacs;
-  Grow(partials_, partial_floats);
-  const int64_t round = 16;  // threads' scratch on cache lines of their own
-  local_floats_ = 2 * max_rows * PartialRowFloats(head_dim);
-  scratch_floats_ =
-      (local_floats_ + AttentionScratchFloats(head_dim, max_rows) + round - 1) /
-      round * round;
-  local_floats_ = (local_floats_ + round - 1) / round * round;
-  scratch_floats_ += round;
-  Grow(scratch_, scratch_floats_ * pool_.num_threads());
-}
-
-void CpuForward::AttendAll() {
-  const auto run = [&](int64_t t, int thread) {
-    const AttentionTask& task = tasks_[static_cast<size_t>(t)];
-    const AttentionArgs& args = groups_[task.group].args;
-    float* local = scratch_.data() + thread * scratch_floats_;
-    float* scratch = local + local_floats_;
-    if (task.chunk < 0) {
-      Attend(kernels_, args, local, scratch);
-    } else {
-      kernels_.attention_chunk(args, task.chunk,
-                               partials_.data() + task.partial, scratch);
-    }
-  };
-  const auto merge = [&](size_t g) {
-    const AttentionGroup& group = groups_[g];
-    if (!group.chunked) return;
-    float* first = partials_.data() + group.first_partial;
-    const int64_t stride = PartialFloats(group.args);
-    for (int chunk = 1; chunk < group.num_chunks; ++chunk) {
-      kernels_.attention_merge(group.args, first, first + chunk * stride);
-    }
-    kernels_.attention_finish(group.args, first);
-  };
-  const auto num_tasks = static_cast<int64_t>(tasks_.size());
-  const auto num_groups = static_cast<int64_t>(groups_.size());
-  if (attention_parallel_) {
-    pool_.ParallelFor(num_tasks, run);
-  } else {
-    for (int64_t t = 0; t < num_tasks; ++t) run(t, 0);
-  }
-  if (rows_ < kMinParallelRows) {
-    for (size_t g = 0; g < groups_.size(); ++g) merge(g);
-  } else if (std::any_of(groups_.begin(), groups_.end(),
-                         [](const AttentionGroup& g) { return g.chunked; })) {
-    pool_.ParallelFor(num_groups,
-                      [&](int64_t g, int) { merge(static_cast<size_t>(g)); });
-  }
+  attention_.Plan(attention_items_);
 }
 
 void CpuForward::GateUp(const CpuLayer& w) {
@@ -392,6 +284,7 @@ void CpuForward::GateUp(const CpuLayer& w) {
       args.up = w.w_up.quant();
       args.out = ff_.data();
       args.out_stride = d_ff;
+      args.activation = hparams_.gelu ? Activation::kGelu : Activation::kSilu;
       kernels_.quant_gate_up(args, first / kPanelCols,
                              (last + kPanelCols - 1) / kPanelCols);
     });
@@ -403,10 +296,32 @@ void CpuForward::GateUp(const CpuLayer& w) {
     matrices[i]->Multiply(kernels_, a, rows, first, last, Epilogue::kStore,
                           i == 0 ? ff_.data() : up_.data(), d_ff);
   });
+  const auto multiply = hparams_.gelu ? kernels_.gelu_mul : kernels_.silu_mul;
   ForRows([&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
-      kernels_.silu_mul(ff_.data() + row * d_ff, up_.data() + row * d_ff, d_ff,
-                        ff_.data() + row * d_ff);
+      multiply(ff_.data() + row * d_ff, up_.data() + row * d_ff, d_ff,
+               ff_.data() + row * d_ff);
+    }
+  });
+}
+
+void CpuForward::AddProduct(const CpuMatrix& w, const Activations& a,
+                            const std::vector<float>& gain) {
+  const int d = hparams_.d_model;
+  const bool add = gain.empty();
+  const std::array matrices = {&w};
+  ForColumns(matrices, [&](size_t, int first, int last) {
+    w.Multiply(kernels_, a, static_cast<int>(rows_), first, last,
+               add ? Epilogue::kAdd : Epilogue::kStore,
+               add ? x_.data() : norm_.data(), d);
+  });
+  if (add) return;
+  ForRows([&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      float* product = norm_.data() + row * d;
+      kernels_.rms_norm(product, gain.data(), d, hparams_.rms_norm_eps, product,
+                        nullptr);
+      kernels_.add(x_.data() + row * d, product, d, x_.data() + row * d);
     }
   });
 }
@@ -429,32 +344,17 @@ void CpuForward::Layer(int layer, std::span<ForwardItem> items) {
   });
 
   StoreKvRows(layer, items);
-  AttendAll();
-  // The next layer's tiles lie at the same distance in every block.
-  const size_t layer_stride =
-      layer + 1 == hparams_.num_layers
-          ? 0
-          : 2 * shape_.tile_elements() * static_cast<size_t>(shape_.n_kv_heads);
-  for (const uint16_t*& tile : k_tiles_) tile += layer_stride;
-  for (const uint16_t*& tile : v_tiles_) tile += layer_stride;
+  attention_.Run(layer);
 
   const Activations attended{attn_.data(), q_dim_, QuantView(q_attn_, q_dim_)};
   if (w.wo.quantized()) QuantizeAll(attn_.data(), q_dim_, attended.q);
-  const std::array out = {&w.wo};
-  ForColumns(out, [&](size_t, int first, int last) {
-    w.wo.Multiply(kernels_, attended, rows, first, last, Epilogue::kAdd,
-                  x_.data(), d);
-  });
+  AddProduct(w.wo, attended, w.post_attn_norm);
 
   NormRows(w.ffn_norm, w.w_gate.quantized() || w.w_up.quantized(), -1, items);
   GateUp(w);
   const Activations activated{ff_.data(), d_ff, QuantView(q_ff_, d_ff)};
   if (w.w_down.quantized()) QuantizeAll(ff_.data(), d_ff, activated.q);
-  const std::array down = {&w.w_down};
-  ForColumns(down, [&](size_t, int first, int last) {
-    w.w_down.Multiply(kernels_, activated, rows, first, last, Epilogue::kAdd,
-                      x_.data(), d);
-  });
+  AddProduct(w.w_down, activated, w.post_ffn_norm);
 }
 
 void CpuForward::Logits(std::span<ForwardItem> items) {

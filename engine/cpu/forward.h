@@ -9,11 +9,13 @@
 #define XCACHE_ENGINE_CPU_FORWARD_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/base/thread_pool.h"
 #include "engine/common/rope_table.h"
+#include "engine/cpu/attention.h"
 #include "engine/cpu/kv.h"
 #include "engine/cpu/weights.h"
 #include "engine/engine.h"
@@ -47,32 +49,17 @@ class CpuForward {
   // REQUIRES: every item has tokens, with valid ids, that fit its live block.
   void Run(std::span<ForwardItem> items);
 
-  // Biases, RoPE and FP16: writes `num_rows` rows of K and V as they leave
-  // W_k, W_v, [num_rows, stride], into the tiles of `layer` at slots
+  // Biases, K's norm, RoPE and FP16: writes `num_rows` rows of K and V as they
+  // leave W_k, W_v, [num_rows, stride], into the tiles of `layer` at slots
   // first_slot, ... of block `block_index`. Changes k and v. The one way by
   // which rows get into tiles, live and rematerialized. Thread-safe for
   // positions that a Run or ExtendRope has covered.
   void StoreRows(int layer, int64_t block_index, int first_slot, int num_rows,
                  float* k, float* v, int64_t stride, CpuKvBlock& block) const;
   // Makes RoPE angles available for positions below `num_positions`.
-  void ExtendRope(int64_t num_positions) { rope_.Extend(num_positions); }
+  void ExtendRope(int64_t num_positions);
 
  private:
-  // One head's share of an item's attention: some of its tokens, over one
-  // chunk of keys, or over all of them.
-  struct AttentionTask {
-    size_t group;     // index into groups_
-    int chunk;        // -1: all chunks
-    int64_t partial;  // where its partial goes, in floats; unused for -1
-  };
-  // Tokens of one item and head that are finished together.
-  struct AttentionGroup {
-    AttentionArgs args;
-    int64_t first_partial;
-    int num_chunks;
-    bool chunked;
-  };
-
   void Reserve(int64_t rows);
   void Embed(std::span<const ForwardItem> items);
   void PlanAttention(std::span<const ForwardItem> items);
@@ -84,10 +71,17 @@ class CpuForward {
   void NormRows(const std::vector<float>& gain, bool quantize, int layer,
                 std::span<ForwardItem> items);
   void QuantizeAll(const float* x, int64_t stride, const QuantRows& out);
-  // Biases, RoPE, and K/V rows into the live tiles.
+  // The heads of a query or a key, [num_heads, head_dim], normalised where the
+  // model does that (`gain` is not empty), and turned by RoPE.
+  void Turn(int layer, float* heads, int num_heads,
+            const std::vector<float>& gain, int64_t position) const;
+  // Biases, norms, RoPE, and K/V rows into the live tiles.
   void StoreKvRows(int layer, std::span<ForwardItem> items);
-  void AttendAll();
   void GateUp(const CpuLayer& w);
+  // Adds the product of `a`, normalised where `gain` is not empty, to x_.
+  // Writes norm_ then, which `a` must not be in.
+  void AddProduct(const CpuMatrix& w, const Activations& a,
+                  const std::vector<float>& gain);
 
   // fn(first_row, last_row) over all rows_, in parallel where that pays.
   template <typename Fn>
@@ -105,6 +99,7 @@ class CpuForward {
   const int q_dim_;    // n_heads * head_dim
   const int qkv_dim_;  // q_dim + 2 * kv_dim
   RopeTable rope_;
+  std::optional<RopeTable> sliding_rope_;  // of layers whose attention slides
 
   int64_t rows_ = 0;           // of the step at hand
   int64_t capacity_ = 0;       // rows that the buffers below have room for
@@ -118,14 +113,8 @@ class CpuForward {
   AlignedBuffer<float> logits_;
   std::vector<int64_t> row_of_item_;
 
-  std::vector<AttentionTask> tasks_;
-  std::vector<AttentionGroup> groups_;
-  std::vector<const uint16_t*> k_tiles_, v_tiles_;  // of the layer at hand
-  AlignedBuffer<float> partials_;
-  int64_t scratch_floats_ = 0;  // of one thread
-  int64_t local_floats_ = 0;    // its two partials for unchunked tasks
-  AlignedBuffer<float> scratch_;
-  bool attention_parallel_ = false;
+  CpuAttention attention_;
+  std::vector<AttentionItem> attention_items_;
 };
 
 }  // namespace xcache

@@ -42,6 +42,14 @@ class AlignedBuffer {
   size_t size_ = 0;
 };
 
+// Makes room for `size` elements; what was there may be gone then.
+template <typename T>
+void Grow(AlignedBuffer<T>& buffer, int64_t size) {
+  if (static_cast<int64_t>(buffer.size()) < size) {
+    buffer = AlignedBuffer<T>(static_cast<size_t>(size));
+  }
+}
+
 // The tiles of all layers and KV heads: K transposed, [head_dim][64], and V,
 // [64][head_dim], next to each other, FP16. Written by the sequence whose live
 // block it is, immutable once it is sealed.

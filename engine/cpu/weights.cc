@@ -117,7 +117,8 @@ int64_t CpuWeights::bytes() const {
       total += m->bytes();
     }
     for (const std::vector<float>* v :
-         {&l.attn_norm, &l.ffn_norm, &l.bq, &l.bk, &l.bv}) {
+         {&l.attn_norm, &l.ffn_norm, &l.bq, &l.bk, &l.bv, &l.q_norm, &l.k_norm,
+          &l.post_attn_norm, &l.post_ffn_norm}) {
       total += v->size() * sizeof(float);
     }
   }
@@ -144,6 +145,10 @@ absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
     to.bq = Vector(from.bq);
     to.bk = Vector(from.bk);
     to.bv = Vector(from.bv);
+    to.q_norm = Vector(from.q_norm);
+    to.k_norm = Vector(from.k_norm);
+    to.post_attn_norm = Vector(from.post_attn_norm);
+    to.post_ffn_norm = Vector(from.post_ffn_norm);
     jobs.insert(jobs.end(), {{from.wq, &to.wq, false},
                              {from.wk, &to.wk, true},
                              {from.wv, &to.wv, true},

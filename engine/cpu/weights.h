@@ -64,7 +64,10 @@ struct CpuLayer {
   std::vector<float> attn_norm, ffn_norm;  // [d_model]
   CpuMatrix wq, wk, wv, wo;
   CpuMatrix w_gate, w_up, w_down;
-  std::vector<float> bq, bk, bv;  // empty where the model has none
+  // Empty where the model has none.
+  std::vector<float> bq, bk, bv;
+  std::vector<float> q_norm, k_norm;                 // [head_dim]
+  std::vector<float> post_attn_norm, post_ffn_norm;  // [d_model]
 };
 
 struct CpuWeights {

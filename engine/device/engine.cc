@@ -45,6 +45,7 @@ absl::StatusOr<std::unique_ptr<Engine>> DeviceEngine::Create(
   std::unique_ptr<DeviceEngine> engine(
       new DeviceEngine(std::move(model), std::move(ops), options));
   const HyperParams& h = engine->model_->hparams();
+  XC_RETURN_IF_ERROR(CheckIsPlainDecoder(*engine->model_, "the device engine"));
   if (h.head_dim % 16 != 0 || h.head_dim > kMaxHeadDim) {
     return absl::UnimplementedError(
         absl::StrCat("head_dim: expected a multiple of 16, at most ",

@@ -11,9 +11,10 @@ namespace xcache {
 
 void Attend(const Kernels& kernels, const AttentionArgs& args, float* partials,
             float* scratch) {
-  kernels.attention_chunk(args, 0, partials, scratch);
+  const int first = FirstChunk(args);
+  kernels.attention_chunk(args, first, partials, scratch);
   float* next = partials + PartialFloats(args);
-  for (int chunk = 1; chunk < NumChunks(args); ++chunk) {
+  for (int chunk = first + 1; chunk < NumChunks(args); ++chunk) {
     kernels.attention_chunk(args, chunk, next, scratch);
     kernels.attention_merge(args, partials, next);
   }

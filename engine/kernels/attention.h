@@ -23,13 +23,15 @@ inline constexpr int kMaxGroup = 64;  // query heads of one kv head
 // +1, ..., all within one block of 64, times the `group` query heads of one kv
 // head. Row (i, g) is at q + i * q_stride + g * head_dim, and its result at
 // out + i * out_stride + g * head_dim; its number is i * group + g. It sees the
-// keys 0 .. first_position + i. Keys after the last token's may be anything,
-// NaN included.
+// keys 0 .. first_position + i, or the last `window` of them. Keys after the
+// last token's, and whole tiles before the first token's window, may be
+// anything, NaN included.
 struct AttentionArgs {
   int head_dim = 0;    // a multiple of 16, 16 .. 256
   int group = 1;       // 1 .. kMaxGroup
   int num_tokens = 0;  // 1 .. 64
   int first_position = 0;
+  int window = 0;  // keys that a token sees at most, its own included; 0: all
   float scale = 0.0f;
   const float* q = nullptr;
   int64_t q_stride = 0;  // elements
@@ -40,6 +42,15 @@ struct AttentionArgs {
   int64_t out_stride = 0;
 };
 
+// The first key that token `i` sees.
+[[gnu::always_inline]] inline int FirstKey(const AttentionArgs& args, int i) {
+  const int first = args.first_position + i + 1 - args.window;
+  return args.window == 0 || first < 0 ? 0 : first;
+}
+// The first chunk that any token sees a key of; NumChunks is the end.
+[[gnu::always_inline]] inline int FirstChunk(const AttentionArgs& args) {
+  return FirstKey(args, 0) / kChunkKeys;
+}
 [[gnu::always_inline]] inline int NumChunks(const AttentionArgs& args) {
   return (args.first_position + args.num_tokens - 1) / kChunkKeys + 1;
 }
@@ -59,7 +70,8 @@ struct AttentionArgs {
          8 * kTileKeys;
 }
 
-// Writes the partial of every row over chunk `chunk` < NumChunks.
+// Writes the partial of every row over chunk `chunk`, FirstChunk <= chunk <
+// NumChunks. That of a row that sees none of its keys changes nothing.
 using AttentionChunkFn = void (*)(const AttentionArgs& args, int chunk,
                                   float* partial, float* scratch);
 // into = into merged with `from`, the next chunk's partial.
@@ -69,8 +81,8 @@ using AttentionMergeFn = void (*)(const AttentionArgs& args, float* into,
 using AttentionFinishFn = void (*)(const AttentionArgs& args,
                                    const float* partial);
 
-// The three of them, for chunks 0, 1, ... on the calling thread. `partials` has
-// room for two partials.
+// The three of them, for chunk after chunk on the calling thread. `partials`
+// has room for two partials.
 struct Kernels;
 void Attend(const Kernels& kernels, const AttentionArgs& args, float* partials,
             float* scratch);

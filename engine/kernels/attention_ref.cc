@@ -8,13 +8,15 @@
 namespace xcache {
 namespace {
 
-// One row over the keys [0, num_keys) of a tile. `sums` are the 16 partials of
-// the weights' sum: key j in partial j % 16, (0 + 1) + (2 + 3) by groups of 16.
+// One row over the keys [first, num_keys) of a tile. `sums` are the 16 partials
+// of the weights' sum: key j in partial j % 16, (0 + 1) + (2 + 3) by groups
+// of 16.
 void TileRow(const float* q, const uint16_t* k_tile, const uint16_t* v_tile,
-             int head_dim, int num_keys, float* max, float* sums, float* acc) {
+             int head_dim, int first, int num_keys, float* max, float* sums,
+             float* acc) {
   float weights[kTileKeys] = {};
   float tile_max = -std::numeric_limits<float>::infinity();
-  for (int j = 0; j < num_keys; ++j) {
+  for (int j = first; j < num_keys; ++j) {
     float z = 0.0f;
     for (int d = 0; d < head_dim; ++d) {
       z = std::fma(q[d], F16ToF32(k_tile[d * kTileKeys + j]), z);
@@ -26,7 +28,9 @@ void TileRow(const float* q, const uint16_t* k_tile, const uint16_t* v_tile,
   const float new_max = (*max > tile_max ? *max : tile_max) + 0.0f;
   const float correction = Exp2(*max - new_max);
   *max = new_max;
-  for (int j = 0; j < num_keys; ++j) weights[j] = Exp2(weights[j] - new_max);
+  for (int j = first; j < num_keys; ++j) {
+    weights[j] = Exp2(weights[j] - new_max);
+  }
   for (int i = 0; i < 16; ++i) {
     const float added =
         (weights[i] + weights[i + 16]) + (weights[i + 32] + weights[i + 48]);
@@ -34,7 +38,7 @@ void TileRow(const float* q, const uint16_t* k_tile, const uint16_t* v_tile,
   }
   for (int d = 0; d < head_dim; ++d) {
     float value = acc[d] * correction;
-    for (int j = 0; j < num_keys; ++j) {
+    for (int j = first; j < num_keys; ++j) {
       value = std::fma(weights[j], F16ToF32(v_tile[j * head_dim + d]), value);
     }
     acc[d] = value;
@@ -56,10 +60,13 @@ void AttentionChunk(const AttentionArgs& args, int chunk, float* partial,
       float sums[16] = {};
       for (int tile = chunk * kChunkTiles; tile < (chunk + 1) * kChunkTiles;
            ++tile) {
+        const int first = FirstKey(args, i) - tile * kTileKeys;
         const int left = num_keys - tile * kTileKeys;
         if (left <= 0) break;
+        if (first >= kTileKeys) continue;
         TileRow(q, args.k_tiles[tile], args.v_tiles[tile], hd,
-                left < kTileKeys ? left : kTileKeys, &max, sums, partial);
+                first > 0 ? first : 0, left < kTileKeys ? left : kTileKeys,
+                &max, sums, partial);
       }
       // A zero's sign may depend on masked keys of a wider kernel: drop it.
       for (int d = 0; d < hd; ++d) partial[d] += 0.0f;

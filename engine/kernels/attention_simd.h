@@ -21,20 +21,32 @@ struct RowGroup {
   float* maxima = nullptr;
   float* weights = nullptr;  // [rows, 64], scratch
   int num_keys[kRowTile];    // of this tile, 1 .. 64, ascending
+  int first_key[kRowTile];   // the first that is seen; 64 or more: none
 };
 
-// One row's scores become weights 2^(z - max) in place, 0 from num_keys on;
-// updates the maximum and the sums; yields what the row's acc is to be
-// multiplied with.
-XCACHE_INLINE float SoftmaxRow(float* row, int num_keys, float* max,
-                               float* sums) {
+// One row's scores become weights 2^(z - max) in place, 0 before first_key and
+// from num_keys on; updates the maximum and the sums; yields what the row's acc
+// is to be multiplied with.
+XCACHE_INLINE float SoftmaxRow(float* row, int first_key, int num_keys,
+                               float* max, float* sums) {
   F z[4];
+  if (first_key >= kTileKeys) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) Store(Zero(), row + v * 16);
+    return 1.0f;
+  }
 #pragma GCC unroll 4
   for (int v = 0; v < 4; ++v) z[v] = Load(row + v * 16);
   if (num_keys < kTileKeys) {
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       z[v] = KeepFirst(z[v], num_keys - v * 16, Set1(kMinusInfinity));
+    }
+  }
+  if (first_key > 0) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      z[v] = KeepFirst(Set1(kMinusInfinity), first_key - v * 16, z[v]);
     }
   }
   const float tile_max = MaxLane(Max(Max(z[0], z[1]), Max(z[2], z[3])));
@@ -119,8 +131,9 @@ void GroupTile(const RowGroup& group, const void* k_tile, const void* v_tile,
   float corrections[kRows];
   for (int r = 0; r < kRows; ++r) {
     float* sums = group.partials + r * PartialRowFloats(head_dim) + head_dim;
-    corrections[r] = SoftmaxRow(group.weights + r * kTileKeys,
-                                group.num_keys[r], group.maxima + r, sums);
+    corrections[r] =
+        SoftmaxRow(group.weights + r * kTileKeys, group.first_key[r],
+                   group.num_keys[r], group.maxima + r, sums);
   }
   int channel = 0;
   for (; channel + kVecTile * 16 <= head_dim; channel += kVecTile * 16) {
@@ -183,7 +196,8 @@ void AttentionChunk(const AttentionArgs& args, int chunk, float* partial,
   const int tiles_left = last_key / kTileKeys + 1 - chunk * kChunkTiles;
   const int num_tiles = tiles_left < kChunkTiles ? tiles_left : kChunkTiles;
   const bool widen = rows > kRowTile;
-  for (int i = 0; i < num_tiles; ++i) {
+  const int unseen = FirstKey(args, 0) / kTileKeys - chunk * kChunkTiles;
+  for (int i = unseen > 0 ? unseen : 0; i < num_tiles; ++i) {
     const int tile = chunk * kChunkTiles + i;
     const uint16_t* k_tile = args.k_tiles[tile];
     const uint16_t* v_tile = args.v_tiles[tile];
@@ -201,9 +215,10 @@ void AttentionChunk(const AttentionArgs& args, int chunk, float* partial,
       group.maxima = maxima + row;
       group.weights = weights;
       for (int r = 0; r < n; ++r) {
-        const int left =
-            args.first_position + (row + r) / args.group + 1 - first_key;
+        const int token = (row + r) / args.group;
+        const int left = args.first_position + token + 1 - first_key;
         group.num_keys[r] = left < kTileKeys ? left : kTileKeys;
+        group.first_key[r] = FirstKey(args, token) - first_key;
       }
       if (widen) {
         GroupTileOfRows<FloatType::kF32>(n, group, wide_k, wide_v, hd);

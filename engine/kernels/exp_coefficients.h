@@ -29,6 +29,11 @@ inline constexpr float kLog2eLow = 0x1.4ae0c0p-26f;
 inline constexpr float kExpMin = -86.5f;
 inline constexpr float kExpMax = 88.0f;
 
+// GELU by the tangent (Hendrycks, Gimpel, "GELUs", 2016): (1 + tanh(y)) / 2 is
+// 1 / (1 + e^-2y), and 2y is x times this much and that much x^2.
+inline constexpr float kGeluLinear = 1.5957691f;   // 2 sqrt(2 / pi)
+inline constexpr float kGeluCubic = 0.071354816f;  // 0.044715 times that
+
 }  // namespace xcache
 
 #endif  // XCACHE_ENGINE_KERNELS_EXP_COEFFICIENTS_H_

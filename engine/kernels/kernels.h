@@ -30,6 +30,7 @@ struct Kernels {
 
   RmsNormFn rms_norm = nullptr;
   SiluMulFn silu_mul = nullptr;
+  GeluMulFn gelu_mul = nullptr;
   AddFn add = nullptr;
   RopeFn rope = nullptr;
   ToF16Fn to_f16 = nullptr;

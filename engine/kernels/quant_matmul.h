@@ -78,14 +78,18 @@ struct QuantMatmulArgs {
 using QuantMatmulFn = void (*)(const QuantMatmulArgs& args, int first,
                                int last);
 
+enum class Activation { kSilu, kGelu };  // of a gate
+
 struct QuantGateUpArgs {
   QuantRows a;
   int num_rows = 0;
   QuantMatrix gate, up;  // of one shape
-  float* out = nullptr;  // [num_rows, gate.rows]: silu(a gate^T) * (a up^T)
+  Activation activation = Activation::kSilu;
+  // [num_rows, gate.rows]: activation(a gate^T) * (a up^T)
+  float* out = nullptr;
   int64_t out_stride = 0;
 };
-// The same bits as two products and silu_mul.
+// The same bits as two products and silu_mul, or gelu_mul.
 using QuantGateUpFn = void (*)(const QuantGateUpArgs& args, int first,
                                int last);
 

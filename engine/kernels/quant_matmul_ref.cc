@@ -109,7 +109,10 @@ void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
     const uint8_t* a = args.a.data + row * args.a.stride;
     float* out = args.out + row * args.out_stride;
     for (int n = first * kPanelCols; n < LastCol(args.gate.rows, last); ++n) {
-      out[n] = Silu(Dot(args.gate, a, n)) * Dot(args.up, a, n);
+      const float gate = Dot(args.gate, a, n);
+      out[n] =
+          (args.activation == Activation::kSilu ? Silu(gate) : Gelu(gate)) *
+          Dot(args.up, a, n);
     }
   }
 }

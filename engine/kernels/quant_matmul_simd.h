@@ -162,12 +162,13 @@ void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
   }
 }
 
-// out = silu(gate) * up, of rows x 16 products.
+// out = activation(gate) * up, of rows x 16 products.
+template <F (*kActivation)(F)>
 XCACHE_INLINE void FinishGateUp(const float* gate, const float* up, int rows,
                                 int cols, float* out, int64_t out_stride) {
   for (int r = 0; r < rows; ++r, out += out_stride) {
-    const F value =
-        Mul(Silu(Load(gate + r * kPanelCols)), Load(up + r * kPanelCols));
+    const F value = Mul(kActivation(Load(gate + r * kPanelCols)),
+                        Load(up + r * kPanelCols));
     if (cols >= kPanelCols) {
       Store(value, out);
     } else {
@@ -197,8 +198,14 @@ void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
     const int cols = args.gate.rows - panel * kPanelCols;
     float* out = args.out + panel * kPanelCols;
     const auto finish = [&](int row, int rows) {
-      FinishGateUp(products[0], products[1], rows, cols,
-                   out + row * args.out_stride, args.out_stride);
+      float* to_row = out + row * args.out_stride;
+      if (args.activation == Activation::kSilu) {
+        FinishGateUp<Silu>(products[0], products[1], rows, cols, to_row,
+                           args.out_stride);
+      } else {
+        FinishGateUp<Gelu>(products[0], products[1], rows, cols, to_row,
+                           args.out_stride);
+      }
     };
     if (alike) {
       ForRowTiles(gate_dots, args.a, args.num_rows, args.gate, panels, 2, to,

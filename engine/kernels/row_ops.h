@@ -19,6 +19,9 @@ using RmsNormFn = float (*)(const float* x, const float* gain, int n, float eps,
 using SiluMulFn = void (*)(const float* gate, const float* up, int n,
                            float* out);
 
+// The same with gelu(gate), its tangent form.
+using GeluMulFn = SiluMulFn;
+
 // out = a + b
 using AddFn = void (*)(const float* a, const float* b, int n, float* out);
 

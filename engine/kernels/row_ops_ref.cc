@@ -28,6 +28,10 @@ void SiluMul(const float* gate, const float* up, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = Silu(gate[i]) * up[i];
 }
 
+void GeluMul(const float* gate, const float* up, int n, float* out) {
+  for (int i = 0; i < n; ++i) out[i] = Gelu(gate[i]) * up[i];
+}
+
 void Add(const float* a, const float* b, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = a[i] + b[i];
 }
@@ -61,6 +65,7 @@ void FromF16(const uint16_t* x, int n, float* out) {
 void AddRowOpsRef(Kernels* table) {
   table->rms_norm = RmsNorm;
   table->silu_mul = SiluMul;
+  table->gelu_mul = GeluMul;
   table->add = Add;
   table->rope = Rope;
   table->to_f16 = ToF16;

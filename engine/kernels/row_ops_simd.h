@@ -41,13 +41,14 @@ float RmsNorm(const float* x, const float* gain, int n, float eps, float* out,
   return rms;
 }
 
-void SiluMul(const float* gate, const float* up, int n, float* out) {
+template <F (*kActivation)(F)>
+void ActivationMul(const float* gate, const float* up, int n, float* out) {
   const int whole = n / 16 * 16;
   for (int i = 0; i < whole; i += 16) {
-    Store(Mul(Silu(Load(gate + i)), Load(up + i)), out + i);
+    Store(Mul(kActivation(Load(gate + i)), Load(up + i)), out + i);
   }
   if (const int rest = n - whole; rest != 0) {
-    StoreN(Mul(Silu(LoadN(gate + whole, rest)), LoadN(up + whole, rest)),
+    StoreN(Mul(kActivation(LoadN(gate + whole, rest)), LoadN(up + whole, rest)),
            out + whole, rest);
   }
 }
@@ -120,7 +121,8 @@ void FromF16(const uint16_t* x, int n, float* out) {
 
 XCACHE_INLINE void SetRowOps(Kernels* table) {
   table->rms_norm = RmsNorm;
-  table->silu_mul = SiluMul;
+  table->silu_mul = ActivationMul<Silu>;
+  table->gelu_mul = ActivationMul<Gelu>;
   table->add = AddRows;
   table->rope = Rope;
   table->to_f16 = ToF16;

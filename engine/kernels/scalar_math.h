@@ -43,6 +43,10 @@ inline float Exp(float x) {
 
 inline float Silu(float x) { return x / (1.0f + Exp(-x)); }
 
+inline float Gelu(float x) {
+  return x / (1.0f + Exp(-(x * std::fma(x * x, kGeluCubic, kGeluLinear))));
+}
+
 inline float F16ToF32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t exponent = (h >> 10) & 0x1fu;

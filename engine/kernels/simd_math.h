@@ -33,6 +33,10 @@ XCACHE_INLINE F Exp(F unbounded) {
 }
 
 XCACHE_INLINE F Silu(F x) { return Div(x, Add(Set1(1.0f), Exp(Negate(x)))); }
+XCACHE_INLINE F Gelu(F x) {
+  const F slope = Fma(Mul(x, x), Set1(kGeluCubic), Set1(kGeluLinear));
+  return Div(x, Add(Set1(1.0f), Exp(Negate(Mul(x, slope)))));
+}
 
 }  // namespace
 }  // namespace xcache

@@ -18,6 +18,24 @@ constexpr Architecture kArchitectures[] = {
      .rope_pairs = RopePairs::kInterleaved,
      .qkv_bias_allowed = true,
      .qkv_bias_required = false},
+    {.name = "qwen2",
+     .rope_pairs = RopePairs::kHalves,
+     .qkv_bias_allowed = true,
+     .qkv_bias_required = true},
+    {.name = "qwen3",
+     .rope_pairs = RopePairs::kHalves,
+     .qkv_bias_allowed = false,
+     .qkv_bias_required = false,
+     .qk_norm = true},
+    {.name = "gemma3",
+     .rope_pairs = RopePairs::kHalves,
+     .qkv_bias_allowed = false,
+     .qkv_bias_required = false,
+     .qk_norm = true,
+     .post_norms = true,
+     .gelu = true,
+     .scales_embedding = true,
+     .slides = true},
 };
 
 // Bounds that no real model comes near; they keep products of a few of these
@@ -26,6 +44,12 @@ constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxHeads = 4096;
 constexpr int64_t kMaxWidth = 1 << 20;
 constexpr int64_t kMaxContext = 1 << 28;
+
+// What files of Gemma 3 do not say: one in six layers sees all keys, and of the
+// largest model, 27B, the scale of attention is another (Gemma 3's report,
+// 2025, section 2; its published configuration).
+constexpr int kGemmaPattern = 6;
+constexpr int kGemma27bLayers = 62;
 
 // Keys that this file reads, or that say nothing about the computation.
 constexpr std::string_view kReadKeys[] = {
@@ -50,6 +74,13 @@ constexpr std::string_view kReadKeys[] = {
     "rope.scaling.finetuned",
     // What Llama 3.1's factors in rope_freqs.weight were computed from.
     "rope.scaling.original_context_length",
+};
+
+// The same, where attention slides.
+constexpr std::string_view kSlidingKeys[] = {
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "rope.freq_base_swa",
 };
 
 // Keys that change the computation unless they say this. Integers, floats and
@@ -91,6 +122,7 @@ class HyperParamReader {
  public:
   HyperParamReader(const GgufFile& gguf, const Architecture& architecture)
       : gguf_(gguf),
+        slides_(architecture.slides),
         prefix_(absl::StrCat(std::string(architecture.name), ".")) {}
 
   // Every key under the architecture's prefix must be known.
@@ -100,6 +132,10 @@ class HyperParamReader {
       const std::string_view name =
           std::string_view(key).substr(prefix_.size());
       if (std::ranges::find(kReadKeys, name) != std::end(kReadKeys)) continue;
+      if (slides_ &&
+          std::ranges::find(kSlidingKeys, name) != std::end(kSlidingKeys)) {
+        continue;
+      }
       const auto* neutral =
           std::ranges::find(kNeutralKeys, name, &NeutralKey::key);
       if (neutral == std::end(kNeutralKeys)) {
@@ -207,6 +243,7 @@ class HyperParamReader {
 
  private:
   const GgufFile& gguf_;
+  const bool slides_;
   const std::string prefix_;
 };
 
@@ -267,6 +304,24 @@ absl::StatusOr<HyperParams> ReadHyperParams(const GgufFile& gguf,
   XC_RETURN_IF_ERROR(
       reader.Float("attention.layer_norm_rms_epsilon", &h.rms_norm_eps));
   XC_RETURN_IF_ERROR(reader.ReadRope(&h));
+  h.attention_scale = 1.0f / std::sqrt(static_cast<float>(h.head_dim));
+  h.gelu = architecture.gelu;
+  if (architecture.scales_embedding) {
+    h.embedding_scale = std::sqrt(static_cast<float>(h.d_model));
+  }
+  if (architecture.slides) {
+    XC_RETURN_IF_ERROR(
+        reader.Int("attention.sliding_window", kMaxContext, &h.window));
+    XC_RETURN_IF_ERROR(reader.IntOr("attention.sliding_window_pattern",
+                                    kMaxLayers, kGemmaPattern,
+                                    &h.window_pattern));
+    XC_RETURN_IF_ERROR(reader.FloatOr("rope.freq_base_swa", 10000.0f,
+                                      &h.window_rope_freq_base));
+    if (h.num_layers == kGemma27bLayers) {
+      h.attention_scale =
+          1.0f / std::sqrt(static_cast<float>(h.d_model / h.n_heads));
+    }
+  }
   return h;
 }
 

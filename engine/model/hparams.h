@@ -20,6 +20,14 @@ struct Architecture {
   // Whether q, k and v may have biases. Where they must, all three do.
   bool qkv_bias_allowed;
   bool qkv_bias_required;
+  // Whether the heads of q and k are normalised before RoPE.
+  bool qk_norm = false;
+  // Gemma: a norm after attention and after the feed-forward network, a GELU
+  // gate, embeddings times sqrt(d_model), attention that slides.
+  bool post_norms = false;
+  bool gelu = false;
+  bool scales_embedding = false;
+  bool slides = false;
 };
 
 // UNIMPLEMENTED names the known ones.

@@ -97,6 +97,18 @@ absl::Status BindLayer(const HyperParams& h, const Architecture& architecture,
         absl::StrCat("layer ", index, ": expected biases of q, k and v (",
                      "architecture ", h.architecture, "), found not all"));
   }
+  if (architecture.qk_norm) {
+    XC_RETURN_IF_ERROR(binder->Vector(name("attn_q_norm.weight"), h.head_dim,
+                                      &layer->q_norm.emplace()));
+    XC_RETURN_IF_ERROR(binder->Vector(name("attn_k_norm.weight"), h.head_dim,
+                                      &layer->k_norm.emplace()));
+  }
+  if (architecture.post_norms) {
+    XC_RETURN_IF_ERROR(binder->Vector(name("post_attention_norm.weight"), d,
+                                      &layer->post_attn_norm.emplace()));
+    XC_RETURN_IF_ERROR(binder->Vector(name("post_ffw_norm.weight"), d,
+                                      &layer->post_ffn_norm.emplace()));
+  }
   XC_RETURN_IF_ERROR(
       binder->Vector(name("ffn_norm.weight"), d, &layer->ffn_norm));
   XC_RETURN_IF_ERROR(

@@ -45,7 +45,18 @@ struct HyperParams {
   RopePairs rope_pairs = RopePairs::kInterleaved;
   RopeScaling rope_scaling = RopeScaling::kNone;
   float rope_linear_factor = 1.0f;
+  float attention_scale = 1.0f;  // of q k^T
+  float embedding_scale = 1.0f;  // of what is embedded
+  bool gelu = false;             // the gate's activation; else SiLU
+  // Keys that a token sees, its own included, where attention slides; 0: it
+  // does in no layer. There RoPE has a base of its own and no scaling.
+  int window = 0;
+  int window_pattern = 1;  // one layer of so many, the last, sees all keys
+  float window_rope_freq_base = 10000.0f;
 
+  bool slides(int layer) const {
+    return window > 0 && (layer + 1) % window_pattern != 0;
+  }
   int kv_dim() const { return n_kv_heads * head_dim; }  // "k" of the codecs
 };
 
@@ -67,9 +78,14 @@ struct LayerTensors {
   TensorView wq, wk, wv;                 // [n_heads*head_dim | k, d_model]
   TensorView wo;                         // [d_model, n_heads*head_dim]
   std::optional<TensorView> bq, bk, bv;  // biases, where the model has them
-  TensorView ffn_norm;                   // [d_model]
-  TensorView w_gate, w_up;               // [d_ff, d_model]
-  TensorView w_down;                     // [d_model, d_ff]
+  // RMS norms of each head, [head_dim], where the model has them.
+  std::optional<TensorView> q_norm, k_norm;
+  // RMS norms of what attention and feed-forward network add, [d_model], where
+  // the model has them.
+  std::optional<TensorView> post_attn_norm, post_ffn_norm;
+  TensorView ffn_norm;      // [d_model]
+  TensorView w_gate, w_up;  // [d_ff, d_model]
+  TensorView w_down;        // [d_model, d_ff]
 };
 
 class Model {

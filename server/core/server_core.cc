@@ -295,7 +295,11 @@ void ServerCoreImpl::SubmitChat(ChatTurn turn,
         *deps_.chat_template, active->tokens, before, active->new_messages,
         static_cast<size_t>(active->options.sampling.penalty_last_n));
   }
+  // The store is asked while the prompt is computed.
+  const std::shared_ptr<SessionManager::Check> check =
+      active->lease != nullptr ? active->lease->check() : nullptr;
   scheduler_.Submit(active);
+  if (check != nullptr) check->Run();
 }
 
 void ServerCoreImpl::SubmitGenerate(GenerateRequest request,

@@ -62,8 +62,7 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionSummary& summary) const {
 
 SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
   SessionSummary summary = SummaryOf(record);
-  const auto stored = sessions_.Find(record.tenant, record.id);
-  if (stored.ok()) summary.durability = stored->durability;
+  summary.durability = deps_.store->sessions().DurabilityOf(record);
   SessionInfo info = InfoOf(summary);
   info.remat = std::string(RematPolicyName(RematPolicyOf(record)));
   info.retokenized = IsRetokenized(record);

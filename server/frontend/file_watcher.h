@@ -22,7 +22,7 @@ class FileWatcher {
  public:
   // One thing that is read from files. `reload` may be called from any thread.
   struct Watched {
-    std::string what;  // "tokens", "tls"
+    std::string what;  // "tokens", "tls", "shared"
     std::vector<std::string> files;
     std::function<absl::Status()> reload;
   };

@@ -91,7 +91,8 @@ const std::vector<MetricDef>& Table() {
       {Metric::kCredentialReloads,
        "xcache_credential_reloads_total",
        K::kCounter,
-       "Times that changed token or TLS files were read, or kept out as bad.",
+       "Times that changed files of tokens, TLS or the shared store's "
+       "credentials were read, or kept out as bad.",
        {"what", "result"}},
 
       {Metric::kTtftSeconds,
@@ -534,6 +535,20 @@ const std::vector<MetricDef>& Table() {
        K::kGauge,
        "Sessions whose last turn is in memory only now.",
        {}},
+      {Metric::kLastCommitTime,
+       "xcache_last_commit_time_seconds",
+       K::kGauge,
+       "When a session was last made durable, seconds of the Unix epoch; 0: "
+       "not "
+       "since the start.",
+       {}},
+      {Metric::kLastBackupTime,
+       "xcache_last_backup_time_seconds",
+       K::kGauge,
+       "When `xcache store backup` last had a copy of the store, seconds of "
+       "the "
+       "Unix epoch; 0: never.",
+       {}},
       {Metric::kCommits,
        "xcache_commits_total",
        K::kCounter,
@@ -571,7 +586,7 @@ const std::vector<MetricDef>& Table() {
        "xcache_build_info",
        K::kGauge,
        "1; the labels say what runs.",
-       {"version", "model", "codec", "numerics_id"}},
+       {"version", "model", "model_fp", "codec", "numerics_id"}},
       {Metric::kReady,
        "xcache_ready",
        K::kGauge,

@@ -163,6 +163,8 @@ enum class Metric {
   kSessions,
   kSessionsInMemory,
   kUndurableSessions,
+  kLastCommitTime,
+  kLastBackupTime,
   kCommits,
   kExpiredSessions,
   kCorruptSessions,

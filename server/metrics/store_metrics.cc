@@ -29,6 +29,8 @@ void SampleFiles(const DiskStats& files, SampleWriter& writer) {
   Set(writer, Metric::kPagesSetAside, files.pages_set_aside);
   Set(writer, Metric::kTornLogs, files.torn_logs);
   Set(writer, Metric::kWalSyncs, files.wal_syncs);
+  writer.Set(Metric::kLastBackupTime,
+             static_cast<double>(files.last_backup_ms) / 1000);
   const auto property = [&](std::string_view name, int64_t value) {
     writer.Set(Metric::kRocksdbProperty, static_cast<double>(value), {name});
   };
@@ -132,6 +134,8 @@ void SampleStore(const StoreStats& stats, SampleWriter& writer) {
   Set(writer, Metric::kSpillDroppedPages, below.put_failures);
   Set(writer, Metric::kSpillQueueBytes, below.queued_bytes);
   Set(writer, Metric::kUndurableSessions, stats.sessions.num_undurable);
+  writer.Set(Metric::kLastCommitTime,
+             static_cast<double>(stats.sessions.last_commit_ms) / 1000);
   Set(writer, Metric::kDemotedSessions, stats.sessions.demoted);
   Set(writer, Metric::kMismatchedPages, key_conflicts);
 }

@@ -92,15 +92,18 @@ absl::StatusOr<std::string> ReadText(const std::string& path) {
   return std::move(text).str();
 }
 
+// `bos` stands before the text of each window; -1: nothing does.
 absl::StatusOr<std::vector<std::vector<TokenId>>> CutWindows(
-    const std::string& text, const std::vector<TokenId>& ids, int size,
-    int count) {
-  const auto window = static_cast<size_t>(size);
+    const std::string& text, const std::vector<TokenId>& ids, TokenId bos,
+    int size, int count) {
+  const auto window = static_cast<size_t>(bos < 0 ? size : size - 1);
   std::vector<std::vector<TokenId>> windows;
   for (size_t at = 0; at + window <= ids.size(); at += window) {
     if (windows.size() == static_cast<size_t>(count)) break;
+    std::vector<TokenId>& out = windows.emplace_back();
+    if (bos >= 0) out.push_back(bos);
     const auto begin = ids.begin() + static_cast<ptrdiff_t>(at);
-    windows.emplace_back(begin, begin + size);
+    out.insert(out.end(), begin, begin + static_cast<ptrdiff_t>(window));
   }
   if (windows.empty()) {
     return absl::InvalidArgumentError(
@@ -192,7 +195,9 @@ absl::Status Run(const Options& options) {
     for (int window : options.window) {
       XC_ASSIGN_OR_RETURN(
           const auto windows,
-          CutWindows(text.name, text.ids, window, options.windows));
+          CutWindows(text.name, text.ids,
+                     tokenizer->add_bos() ? tokenizer->bos() : -1, window,
+                     options.windows));
       setup.text = text.name;
       setup.window = window;
       setup.windows = static_cast<int>(windows.size());

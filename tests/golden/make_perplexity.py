@@ -4,13 +4,15 @@
     pip install llama-cpp-python numpy
     make_perplexity.py MODEL.gguf TEXT [WINDOWS] > perplexity_NAME.json
 
-Windows of 1,024 tokens, one after another, each starts an empty context without
-BOS; the mean over all its positions but the first."""
+Windows of 1,024 tokens, one after another, each in an empty context, with BOS
+before its text where the model wants that; the mean over all its positions but
+the first."""
 import hashlib
 import json
 import os
 import sys
 
+import llama_cpp
 import numpy as np
 from llama_cpp import Llama
 
@@ -34,7 +36,11 @@ def main():
     llama = Llama(model, n_ctx=WINDOW, n_batch=WINDOW, logits_all=True,
                   verbose=False)
     ids = llama.tokenize(text, add_bos=False, special=False)
-    nll = [window_nll(llama, ids[i * WINDOW:(i + 1) * WINDOW])
+    vocab = llama_cpp.llama_model_get_vocab(llama.model)
+    bos = ([llama.token_bos()] if llama_cpp.llama_vocab_get_add_bos(vocab)
+           else [])
+    size = WINDOW - len(bos)
+    nll = [window_nll(llama, bos + ids[i * size:(i + 1) * size])
            for i in range(windows)]
     with open(model, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()

@@ -4,7 +4,8 @@ import pytest
 
 import harness
 from model_fixtures import (  # noqa: F401
-    make_model, models, real_model, seed, slow_model, tiny_model)
+    make_model, models, pytest_collection_modifyitems, real_model, seed,
+    slow_model, tiny_model)
 
 
 @pytest.fixture(scope="session")

@@ -214,7 +214,7 @@ class Server:
         else:
             channel = grpc.insecure_channel(self.address, options)
             if token is not None:
-                channel = grpc.intercept_channel(channel, _Token(token))
+                channel = grpc.intercept_channel(channel, BearerToken(token))
         self.channels.append(channel)
         return channel
 
@@ -272,7 +272,7 @@ class Client:
                 add_generation_prompt=add_generation_prompt))).token_ids)
 
 
-class _Token(grpc.UnaryUnaryClientInterceptor,
+class BearerToken(grpc.UnaryUnaryClientInterceptor,
              grpc.UnaryStreamClientInterceptor):
     """Adds the bearer token, as a plaintext client does it."""
 

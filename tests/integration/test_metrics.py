@@ -5,6 +5,7 @@ it."""
 import os
 import pathlib
 import re
+import subprocess
 
 import grpc
 from xcache.v1 import inference_pb2 as pb
@@ -158,6 +159,11 @@ def test_every_metric_moves(tiny_model, tmp_path):
         client.sessions.CreateSession(soon_over)
         for name in sessions[:3]:
             client.sessions.FlushSession(spb.FlushSessionRequest(id=name))
+        subprocess.run(
+            [harness.COMMAND, "store", "backup", tmp_path / "backup",
+             "--sessions-only", "--store-dir", tmp_path / "store"], check=True,
+            stdout=subprocess.DEVNULL, timeout=60)
+        moved.scrape(server)
         # The next start sweeps it.
         wait_until(lambda: "soon-over" not in [s.id for s in
                    client.sessions.ListSessions(

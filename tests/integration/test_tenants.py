@@ -50,11 +50,11 @@ def refused(why, hint):
     assert (failed.trailer("retry-after-ms") is not None) == hint, failed.error
 
 
-def test_each_limit_is_told_by_name(tiny_model, tmp_path):
+def test_each_limit_is_told_by_name(slow_model, tmp_path):
     tokens = write_tokens(
         tmp_path, "tenant flood requests=3 queued-tokens=2000 "
         "tokens-per-minute=3000 sessions=2 page-bytes=1MiB")
-    with harness.Server(tiny_model, tmp_path, "--token-file",
+    with harness.Server(slow_model, tmp_path, "--token-file",
                         tokens) as server:
         client, other = server.client("flood"), server.client("good")
 
@@ -261,21 +261,32 @@ def test_a_flood_at_most_doubles_the_time_between_tokens(real_model, tmp_path):
         server.stop()
 
 
-def test_a_flood_keeps_nobody_out(tiny_model, tmp_path):
+def test_a_flood_keeps_nobody_out(slow_model, tmp_path):
     """Who fills the queue and all places leaves one for another tenant."""
     tokens = write_tokens(tmp_path)
-    with harness.Server(tiny_model, tmp_path, "--max-queue-requests", "32",
+    with harness.Server(slow_model, tmp_path, "--max-queue-requests", "32",
                         "--token-file", tokens) as server:
         flood, good = server.client("flood"), server.client("good")
-        calls = [flood.inference.Generate(pb.GenerateRequest(
-            text="x", params=params(1500, ignore_eos=True)))
-            for _ in range(200)]
-        wait_until(lambda: server.metrics().sum(
-            "xcache_queue_rejections_total") > 0, 60, "a full queue")
+        calls = []
+
+        def requests(state):
+            return server.metrics().sum(f"xcache_requests_{state}")
+
+        def crowd():
+            """Until those that run have all the places that they may have."""
+            running = requests("running")
+            calls.extend(flood.inference.Generate(pb.GenerateRequest(
+                text="x", params=params(6000, ignore_eos=True)))
+                for _ in range(50))
+            time.sleep(0.5)
+            return (requests("running") == running > 0 and
+                    requests("waiting") > 0)
+
+        wait_until(crowd, 60, "a full queue")
+        assert server.metrics().sum("xcache_queue_rejections_total") > 0
         for _ in range(20):
             good.chat(messages="hi", params=params(2))
-        assert server.metrics().sum("xcache_requests_waiting") > 0, (
-            "the flood was over too soon")
+        assert requests("waiting") > 0, "the flood was over too soon"
         for call in calls:
             call.cancel()
         server.stop()

@@ -174,23 +174,30 @@ constexpr std::string_view kChatTemplate =
     "add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 void SetMetadata(const TinyModelOptions& o, GgufWriter* w) {
-  const auto u32 = [w](const char* key, int value) {
+  const auto u32 = [w](const std::string& key, int value) {
     w->SetUint32(key, static_cast<uint32_t>(value));
   };
-  w->SetString("general.architecture", "llama");
+  const std::string prefix = o.architecture + ".";
+  w->SetString("general.architecture", o.architecture);
   w->SetString("general.name", "tiny");
-  u32("llama.block_count", o.num_layers);
-  u32("llama.context_length", o.context_length);
-  u32("llama.embedding_length", o.d_model);
-  u32("llama.feed_forward_length", o.d_ff);
-  u32("llama.attention.head_count", o.n_heads);
-  u32("llama.attention.head_count_kv", o.n_kv_heads);
-  u32("llama.attention.key_length", o.head_dim);
-  u32("llama.attention.value_length", o.head_dim);
-  u32("llama.rope.dimension_count", o.rope_dim > 0 ? o.rope_dim : o.head_dim);
-  u32("llama.vocab_size", o.vocab_size);
-  w->SetFloat("llama.attention.layer_norm_rms_epsilon", 1e-5f);
-  w->SetFloat("llama.rope.freq_base", 10000.0f);
+  u32(prefix + "block_count", o.num_layers);
+  u32(prefix + "context_length", o.context_length);
+  u32(prefix + "embedding_length", o.d_model);
+  u32(prefix + "feed_forward_length", o.d_ff);
+  u32(prefix + "attention.head_count", o.n_heads);
+  u32(prefix + "attention.head_count_kv", o.n_kv_heads);
+  u32(prefix + "attention.key_length", o.head_dim);
+  u32(prefix + "attention.value_length", o.head_dim);
+  u32(prefix + "rope.dimension_count",
+      o.rope_dim > 0 ? o.rope_dim : o.head_dim);
+  u32(prefix + "vocab_size", o.vocab_size);
+  w->SetFloat(prefix + "attention.layer_norm_rms_epsilon", 1e-5f);
+  w->SetFloat(prefix + "rope.freq_base", 10000.0f);
+
+  if (o.architecture == "gemma3") {
+    u32(prefix + "attention.sliding_window", o.window);
+    u32(prefix + "attention.sliding_window_pattern", o.window_pattern);
+  }
 
   const Vocabulary vocabulary = MakeVocabulary(o);
   w->SetString("tokenizer.ggml.model", "gpt2");
@@ -216,8 +223,11 @@ GgufWriter TinyModelWriter(const TinyModelOptions& o) {
   };
   const GgufType type = o.matrix_type;
   const int q = o.n_heads * o.head_dim, k = o.n_kv_heads * o.head_dim;
+  // Gemma's are scaled by sqrt(d_model) when they are read.
+  const float embedding_gain =
+      o.architecture == "gemma3" ? scale(o.d_model, 3.0f) : 3.0f;
   make.Matrix("token_embd.weight", o.vocab_size, o.d_model, o.embedding_type,
-              scale(o.d_model, 3.0f));
+              scale(o.d_model, embedding_gain));
   make.Vector("output_norm.weight", o.d_model, 1.0f, 0.1f);
   if (!o.tied) {
     make.Matrix("output.weight", o.vocab_size, o.d_model, o.embedding_type,
@@ -246,10 +256,19 @@ GgufWriter TinyModelWriter(const TinyModelOptions& o) {
                 scale(o.d_model, 1.0f));
     make.Matrix(prefix + "attn_output.weight", o.d_model, q, type,
                 scale(q, 0.7f));
-    if (o.qkv_bias) {
+    if (o.qkv_bias || o.architecture == "qwen2") {
       make.Vector(prefix + "attn_q.bias", q, 0.0f, 0.3f);
       make.Vector(prefix + "attn_k.bias", k, 0.0f, 0.3f);
       make.Vector(prefix + "attn_v.bias", k, 0.0f, 0.3f);
+    }
+    const bool gemma = o.architecture == "gemma3";
+    if (gemma || o.architecture == "qwen3") {
+      make.Vector(prefix + "attn_q_norm.weight", o.head_dim, 1.2f, 0.2f);
+      make.Vector(prefix + "attn_k_norm.weight", o.head_dim, 1.2f, 0.2f);
+    }
+    if (gemma) {
+      make.Vector(prefix + "post_attention_norm.weight", o.d_model, 1.0f, 0.1f);
+      make.Vector(prefix + "post_ffw_norm.weight", o.d_model, 1.0f, 0.1f);
     }
     make.Vector(prefix + "ffn_norm.weight", o.d_model, 1.0f, 0.1f);
     make.Matrix(prefix + "ffn_gate.weight", o.d_ff, o.d_model, type,

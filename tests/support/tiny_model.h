@@ -15,6 +15,8 @@
 namespace xcache::testing {
 
 struct TinyModelOptions {
+  // llama, qwen2 (has the biases), qwen3 or gemma3.
+  std::string architecture = "llama";
   int num_layers = 2;
   // Widths are multiples of 32 (of 256 for the K types).
   int d_model = 64;
@@ -29,6 +31,8 @@ struct TinyModelOptions {
   std::vector<std::string> special_tokens = {};
   int context_length = 2048;
   int rope_dim = 0;  // 0: head_dim
+  int window = 48;   // of gemma3
+  int window_pattern = 2;
   GgufType matrix_type = GgufType::kQ4_1;
   GgufType embedding_type = GgufType::kQ8_0;
   bool tied = true;

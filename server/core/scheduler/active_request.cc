@@ -97,14 +97,20 @@ void ActiveRequest::FlushText() {
 
 void ActiveRequest::Deliver(const std::string& new_text) {
   text += new_text;
+  if (lease != nullptr && lease->check() != nullptr &&
+      !lease->check()->result().value_or(absl::UnavailableError("")).ok()) {
+    return;
+  }
+  const std::string_view unsent = std::string_view(text).substr(num_sent);
   // A token's log-probability goes out with the last of its bytes.
   size_t ready = 0;
   while (ready < undelivered.size() &&
          token_ends[num_delivered + ready] <= matcher->settled_bytes()) {
     ++ready;
   }
-  if (new_text.empty() && ready == 0) return;
-  sink->OnDelta(new_text, std::span(undelivered).first(ready));
+  if (unsent.empty() && ready == 0) return;
+  sink->OnDelta(unsent, std::span(undelivered).first(ready));
+  num_sent = text.size();
   undelivered.erase(undelivered.begin(),
                     undelivered.begin() + static_cast<ptrdiff_t>(ready));
   num_delivered += ready;

@@ -112,6 +112,7 @@ struct ActiveRequest {
   // The answer.
   std::optional<StopMatcher> matcher;  // none for Score
   std::string text;
+  size_t num_sent = 0;             // bytes of it
   bool at_end_token = false;       // its last token is one
   std::string answer_bytes;        // raw, for cutting at a stop string
   std::vector<size_t> token_ends;  // end of each generated token in it
@@ -156,12 +157,15 @@ struct ActiveRequest {
   const PageKey& KeyOfBlock(int64_t block_index, const Digest& cache_fp);
   std::span<const TokenId> TokensOfBlock(int64_t block_index) const;
 
-  // Appends a sampled token to the context and its text to the sink. Returns
+  // Appends a sampled token to the context and its text to the sink, once its
+  // session is known to be what it was taken for. Returns
   // why the answer ends here, kNone where it goes on.
   FinishReason AcceptToken(const SampledToken& token,
                            const Tokenizer& tokenizer, int64_t max_context);
   // Sends what is held back: the answer has ended.
   void FlushText();
+  // Sends what was held back for the check of its session, once that says OK.
+  void SendHeld() { Deliver(""); }
   // The session's history once the answer has ended, as it is now: prompt,
   // answer, and the end of the answer as the template has it. The answer's
   // tokens spell `text`, with U+FFFD for bytes that are no UTF-8: those that

@@ -230,6 +230,10 @@ absl::Status Scheduler::WhyToEnd(const ActiveRequest& request,
   if (request.lease != nullptr && request.lease->deleted()) {
     return absl::CancelledError("the session was deleted");
   }
+  if (request.lease != nullptr && request.lease->check() != nullptr) {
+    const auto checked = request.lease->check()->result();
+    if (checked.has_value() && !checked->ok()) return *checked;
+  }
   if (now >= request.base.deadline) {
     return absl::DeadlineExceededError("the deadline has passed");
   }

@@ -148,6 +148,10 @@ void TurnFinisher::Commit(RunQueue::RequestPtr request, SessionRecord next) {
                     next = std::move(next)] {
     FinalInfo& final = request->final;
     const SteadyTime begin = steady_clock::now();
+    if (const auto& check = request->lease->check();
+        check != nullptr && check->Wait().ok()) {
+      request->SendHeld();
+    }
     absl::StatusOr<Committed> committed = request->lease->Commit(next);
     const SteadyTime end = steady_clock::now();
     final.timings.commit_us = MicrosBetween(begin, end);

@@ -29,6 +29,14 @@ absl::Status TurnRuns(const SessionKey& key) {
       absl::StrCat("session '", key.second, "' is in use by another call"));
 }
 
+absl::Status OtherTurn(const SessionKey& key, uint64_t turn,
+                       uint64_t expected) {
+  return WithReason(
+      absl::AbortedError(absl::StrCat("session '", key.second, "' has had ",
+                                      turn, " turns, not ", expected)),
+      Reason::kTurnConflict);
+}
+
 std::string UtcTime(int64_t unix_ms) {
   return absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::FromUnixMillis(unix_ms),
                           absl::UTCTimeZone());
@@ -73,6 +81,7 @@ void Merge(const SessionUpdate& later, SessionUpdate* update) {
 SessionManager::Lease::~Lease() { manager_->GiveBack(key_); }
 
 absl::StatusOr<Committed> SessionManager::Lease::Commit(SessionRecord next) {
+  if (check_ != nullptr) XC_RETURN_IF_ERROR(check_->Wait());
   next.update_ms = manager_->clock_.StampMs();
   MutexLock lock(busy_->commit_mu);
   if (busy_->deleted) {
@@ -94,6 +103,52 @@ absl::Status SessionManager::Lease::ReadRecord() {
   XC_ASSIGN_OR_RETURN(record_, manager_->Read(key_.first, key_.second));
   busy_->version = record_.version;
   return absl::OkStatus();
+}
+
+bool SessionManager::Lease::TakeCopy(uint64_t turn) {
+  MutexLock lock(busy_->commit_mu);
+  std::optional<SessionRecord> copy =
+      manager_->store_.LoadCopy(key_.first, key_.second);
+  if (!copy.has_value() || copy->turn != turn ||
+      manager_->Expired(SummaryOf(*copy))) {
+    return false;
+  }
+  record_ = *std::move(copy);
+  busy_->version = record_.version;
+  check_ = std::shared_ptr<Check>(new Check(manager_, key_, turn, busy_));
+  return true;
+}
+
+absl::Status SessionManager::Check::Ask() const {
+  // What is updated here meanwhile is no other version than is expected.
+  MutexLock lock(busy_->commit_mu);
+  XC_ASSIGN_OR_RETURN(const SessionRecord now,
+                      manager_->Read(key_.first, key_.second));
+  if (now.turn != turn_) return OtherTurn(key_, now.turn, turn_);
+  if (now.version == busy_->version) return absl::OkStatus();
+  return absl::AbortedError(absl::StrCat(
+      "session '", key_.second, "' was changed at another server: try again"));
+}
+
+void SessionManager::Check::Run() {
+  const absl::Status status = Ask();
+  {
+    MutexLock lock(mu_);
+    result_ = status;
+    known_.SignalAll();
+  }
+  manager_->wake_();
+}
+
+std::optional<absl::Status> SessionManager::Check::result() const {
+  MutexLock lock(mu_);
+  return result_;
+}
+
+absl::Status SessionManager::Check::Wait() const {
+  MutexLock lock(mu_);
+  while (!result_.has_value()) known_.Wait(mu_);
+  return *result_;
 }
 
 absl::StatusOr<Committed> SessionManager::Store(
@@ -142,12 +197,13 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::Begin(
     XC_RETURN_IF_ERROR(Find(tenant, id).status());
     return TurnRuns(key);
   }
+  if (expected_turn.has_value()) {
+    XC_RETURN_IF_ERROR(ValidateSessionId(id));
+    if (lease->TakeCopy(*expected_turn)) return lease;
+  }
   XC_RETURN_IF_ERROR(lease->ReadRecord());
   if (expected_turn.has_value() && *expected_turn != lease->record_.turn) {
-    return WithReason(absl::AbortedError(absl::StrCat(
-                          "session '", key.second, "' has had ",
-                          lease->record_.turn, " turns, not ", *expected_turn)),
-                      Reason::kTurnConflict);
+    return OtherTurn(key, lease->record_.turn, *expected_turn);
   }
   return lease;
 }

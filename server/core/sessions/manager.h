@@ -37,6 +37,36 @@ class SessionManager {
   };
 
  public:
+  // Whether a copy of a session, that a lease was given with, is the session.
+  // Thread-safe.
+  class Check {
+   public:
+    // Asks the store, in the caller's thread; once.
+    void Run() XC_EXCLUDES(mu_);
+    // Nothing: it is not known yet. OK: it is. ABORTED: it has changed; others
+    // as those of SessionStore::Load.
+    std::optional<absl::Status> result() const XC_EXCLUDES(mu_);
+    absl::Status Wait() const XC_EXCLUDES(mu_);
+
+   private:
+    friend class SessionManager;
+    Check(const SessionManager* manager, SessionKey key, uint64_t turn,
+          std::shared_ptr<Busy> busy)
+        : manager_(manager),
+          key_(std::move(key)),
+          turn_(turn),
+          busy_(std::move(busy)) {}
+    absl::Status Ask() const;
+
+    const SessionManager* const manager_;
+    const SessionKey key_;
+    const uint64_t turn_;
+    const std::shared_ptr<Busy> busy_;
+    mutable Mutex mu_;
+    mutable CondVar known_;
+    std::optional<absl::Status> result_ XC_GUARDED_BY(mu_);
+  };
+
   // The right to change a session, and the session as it was when it was given.
   // Given back when it goes. One thread at a time.
   class Lease {
@@ -49,8 +79,12 @@ class SessionManager {
     const SessionRecord& record() const { return record_; }
     // The session is being deleted: whoever has the lease is to give it back.
     bool deleted() const { return busy_->deleted; }
+    // Null: the record is what the store had. Else it is a copy: somebody is to
+    // call Run() soon, and nobody is to hear of it before that says OK.
+    const std::shared_ptr<Check>& check() const { return check_; }
     // Makes `next` what the session is; sets its update and expiry times, and
-    // what was updated meanwhile. Errors as those of SessionStore::Commit;
+    // what was updated meanwhile. Waits for the check, if there is one. Errors
+    // as those of it and of SessionStore::Commit;
     // CANCELLED: the session is being deleted, and nothing was written.
     absl::StatusOr<Committed> Commit(SessionRecord next);
 
@@ -60,10 +94,13 @@ class SessionManager {
         : manager_(manager), key_(std::move(key)), busy_(std::move(busy)) {}
 
     absl::Status ReadRecord();
+    // Where this machine has a copy that has had so many turns.
+    bool TakeCopy(uint64_t turn);
 
     SessionManager* manager_;
     SessionKey key_;
     std::shared_ptr<Busy> busy_;
+    std::shared_ptr<Check> check_;
     SessionRecord record_;
   };
 
@@ -74,7 +111,8 @@ class SessionManager {
 
   // The lease of an existing session, of whatever model. NOT_FOUND, DATA_LOSS,
   // FAILED_PRECONDITION as SessionStore::Load; ABORTED: somebody has it, or it
-  // has had another number of turns than `expected_turn`.
+  // has had another number of turns than `expected_turn`. Where a copy on this
+  // machine has had as many, the lease is given with that, to be checked.
   absl::StatusOr<std::unique_ptr<Lease>> Begin(
       std::string_view tenant, std::string_view id,
       std::optional<uint64_t> expected_turn);

@@ -6,7 +6,7 @@ import pytest
 
 import harness
 from model_fixtures import (  # noqa: F401
-    models, real_model, seed, tiny_model)
+    models, pytest_collection_modifyitems, real_model, seed, tiny_model)
 
 
 def pytest_xdist_setupnodes():

@@ -68,14 +68,16 @@ class _SessionHeader(grpc.UnaryUnaryClientInterceptor,
         return continuation(self._details(details, request), request)
 
 
-def connect(address):
+def connect(address, token=None):
     """A client of the fleet at Envoy's address, or of one server at its own."""
     channel = grpc.insecure_channel(address, [
         ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0),
         # A backend goes on soon after Envoy or a server is back.
         ("grpc.initial_reconnect_backoff_ms", 50),
         ("grpc.max_reconnect_backoff_ms", 200)])
-    return harness.Client(grpc.intercept_channel(channel, _SessionHeader()))
+    more = [harness.BearerToken(token)] if token is not None else []
+    return harness.Client(
+        grpc.intercept_channel(channel, _SessionHeader(), *more))
 
 
 @dataclasses.dataclass
@@ -139,6 +141,7 @@ class Backend:
         self.patience = patience
         self.deadline = deadline  # of one try
         self.seen = collections.Counter()  # (code, reason) of failed tries
+        self.told = set()  # what they said
         self.learned = 0   # turns whose answer was lost, and that were applied
         self.no_hint = []  # refusals of a server without a word of when to try
 
@@ -180,7 +183,8 @@ class Backend:
         return self._until_answered(
             lambda: self.client.sessions.GetSession(
                 spb.GetSessionRequest(id=talk.name, with_messages=True),
-                timeout=self.deadline, wait_for_ready=True), lambda error: None, talk.name)
+                timeout=self.deadline, wait_for_ready=True),
+            lambda error: None, talk.name)
 
     def check(self, talk):
         """The session is what its client was told, no less and no more."""
@@ -239,6 +243,7 @@ class Backend:
                     return value
                 why = reason(error)
                 self.seen[error.code().name, why] += 1
+                self.told.add(error.details())
                 passes = (error.code() in PASSING or
                           error.code() in CUT_OFF and not why)
                 if not passes or why == "TURN_CONFLICT":

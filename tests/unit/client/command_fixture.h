@@ -113,10 +113,13 @@ class Listener {
       int connection = 0;
       while ((connection = accept(fd_, nullptr, nullptr)) >= 0) {
         std::array<char, 1024> sink;
-        [[maybe_unused]] ssize_t n =
-            recv(connection, sink.data(), sink.size(), 0);
-        n = send(connection, answer.data(), answer.size(), MSG_NOSIGNAL);
-        shutdown(connection, SHUT_RDWR);
+        [[maybe_unused]] const ssize_t n =
+            send(connection, answer.data(), answer.size(), MSG_NOSIGNAL);
+        shutdown(connection, SHUT_WR);
+        // All that the peer sends is read: closing before that would reset the
+        // connection, and the peer might not see the answer.
+        while (recv(connection, sink.data(), sink.size(), 0) > 0) {
+        }
         close(connection);
       }
     });

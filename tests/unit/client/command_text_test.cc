@@ -1,8 +1,12 @@
+#include <sched.h>
+#include <signal.h>
+
 #include <string>
 
 #include "absl/status/status.h"
 #include "client/command/exit_code.h"
 #include "client/command/metrics_text.h"
+#include "client/command/terminal.h"
 #include "client/command/text.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -11,6 +15,25 @@ namespace xcache::command {
 namespace {
 
 using ::testing::HasSubstr;
+
+TEST(InterruptsTest, OneThatWasTakenCancelsNoLaterCall) {
+  Interrupts::Install();
+  for (int i = 0; i < 2000; ++i) {
+    raise(SIGINT);
+    ASSERT_TRUE(Interrupts::Take());
+    client::CancelHandle call;
+    {
+      Interrupts::Scope scope(&call);
+      sched_yield();
+    }
+    ASSERT_FALSE(call.cancelled()) << "after " << i << " calls";
+  }
+  client::CancelHandle call;
+  Interrupts::Scope scope(&call);
+  raise(SIGINT);
+  while (!call.cancelled()) sched_yield();
+  EXPECT_TRUE(Interrupts::Take());
+}
 
 TEST(TextTest, NumbersForPeople) {
   EXPECT_EQ(HumanCount(0), "0");

@@ -20,14 +20,14 @@ std::vector<std::string> CodecSpecsUnderTest() {
   return specs;
 }
 
-std::vector<TinyModelOptions> ModelsUnderTest() {
+std::vector<TinyModelOptions> ModelsUnderTest(bool all_architectures) {
   TinyModelOptions gqa;
   gqa.n_heads = 4;
   gqa.n_kv_heads = 2;
   TinyModelOptions mha_bias;
+  mha_bias.architecture = "qwen2";
   mha_bias.n_heads = 2;
   mha_bias.n_kv_heads = 2;
-  mha_bias.qkv_bias = true;
   mha_bias.tied = false;
   mha_bias.matrix_type = GgufType::kF16;
   mha_bias.embedding_type = GgufType::kF16;
@@ -36,7 +36,16 @@ std::vector<TinyModelOptions> ModelsUnderTest() {
   partial_rope.rope_dim = 16;
   partial_rope.rope_freqs = true;
   partial_rope.matrix_type = GgufType::kQ5_0;
-  return {gqa, mha_bias, partial_rope};
+  std::vector<TinyModelOptions> models = {gqa, mha_bias, partial_rope};
+  if (all_architectures) {
+    TinyModelOptions head_norms = gqa;
+    head_norms.architecture = "qwen3";
+    TinyModelOptions sliding = gqa;
+    sliding.architecture = "gemma3";
+    sliding.num_layers = 3;
+    models.insert(models.end(), {head_norms, sliding});
+  }
+  return models;
 }
 
 std::unique_ptr<Engine> EngineConformanceTest::Make(
@@ -63,7 +72,8 @@ std::vector<Reference> Texts(Engine& engine, const CodecHandle& codec) {
 
 TEST_P(EngineConformanceTest, ResultsDependOnTokensAndCodecAlone) {
   uint32_t seed = 0;
-  for (const TinyModelOptions& options : ModelsUnderTest()) {
+  for (const TinyModelOptions& options :
+       ModelsUnderTest(GetParam().all_architectures)) {
     const auto engine = Make(options);
     ASSERT_NE(engine, nullptr);
     for (const std::string& spec : CodecSpecsUnderTest()) {
@@ -79,7 +89,8 @@ TEST_P(EngineConformanceTest, ResultsDependOnTokensAndCodecAlone) {
 
 // Of one policy throughout, where the random runs mix them.
 TEST_P(EngineConformanceTest, BothRematPoliciesGiveTheSame) {
-  for (const TinyModelOptions& options : ModelsUnderTest()) {
+  for (const TinyModelOptions& options :
+       ModelsUnderTest(GetParam().all_architectures)) {
     const auto engine = Make(options);
     ASSERT_NE(engine, nullptr);
     for (const std::string& spec : CodecSpecsUnderTest()) {

@@ -34,6 +34,8 @@ struct EngineCase {
   // Why the engine cannot be made on this machine, or OK; the tests are then
   // skipped. Empty: it always can.
   std::function<absl::Status()> available;
+  // Whether it computes every architecture, and not just llama and qwen2.
+  bool all_architectures = false;
 };
 inline void PrintTo(const EngineCase& c, std::ostream* out) { *out << c.name; }
 
@@ -42,8 +44,9 @@ inline void PrintTo(const EngineCase& c, std::ostream* out) { *out << c.name; }
 std::vector<std::string> CodecSpecsUnderTest();
 
 // Shapes that differ where the code does: GQA and MHA, biases, both kinds of
-// matrices, untied output, RoPE over part of a head.
-std::vector<TinyModelOptions> ModelsUnderTest();
+// matrices, untied output, RoPE over part of a head; and, of all architectures,
+// norms of heads and of what layers add, and attention that slides.
+std::vector<TinyModelOptions> ModelsUnderTest(bool all_architectures);
 
 class EngineConformanceTest : public ::testing::TestWithParam<EngineCase> {
  protected:

@@ -64,20 +64,28 @@ TEST(SessionObjectTest, HasTheDocumentedBytes) {
 }
 
 TEST(SessionVersionTest, KnowsWhatItCameFrom) {
-  SessionVersion version = {.etag = "e", .revision = MakeRevision()};
-  const Revision first = version.revision;
-  for (size_t i = 0; i <= kMaxAncestry; ++i) {
-    const SessionVersion next = version.Next();
-    EXPECT_EQ(next.etag, "e");
-    EXPECT_TRUE(next.is_ahead);
-    EXPECT_EQ(next.ancestry.front(), version.revision);
-    EXPECT_LE(next.ancestry.size(), kMaxAncestry);
-    const bool holds =
-        SessionObject{.revision = next.revision, .ancestry = next.ancestry}
-            .Holds(first);
-    EXPECT_EQ(holds, i < kMaxAncestry);
-    EXPECT_EQ(*DecodeSessionVersion(EncodeSessionVersion(next)), next);
-    version = next;
+  for (const bool is_ahead : {false, true}) {
+    SessionVersion version = {.etag = "e", .revision = MakeRevision()};
+    const Revision first = version.revision;
+    const size_t most = is_ahead ? kMaxAncestryAhead : kMaxAncestry;
+    for (size_t i = 0; i <= most; ++i) {
+      version.is_ahead = is_ahead;
+      const SessionVersion next = version.Next();
+      EXPECT_EQ(next.etag, "e");
+      EXPECT_TRUE(next.is_ahead);
+      EXPECT_EQ(next.ancestry.front(), version.revision);
+      EXPECT_LE(next.ancestry.size(), most);
+      const SessionObject object = {.revision = next.revision,
+                                    .ancestry = next.ancestry,
+                                    .manifest = "m"};
+      EXPECT_EQ(object.Holds(first), i < most);
+      EXPECT_EQ(*DecodeSessionVersion(EncodeSessionVersion(next)), next);
+      EXPECT_EQ(*DecodeSessionObject(EncodeSessionObject(object)), object);
+      version = next;
+    }
+    // Once it is in the store, as much as others may have to know.
+    version.is_ahead = false;
+    EXPECT_EQ(version.Next().ancestry.size(), kMaxAncestry);
   }
 }
 

@@ -323,6 +323,46 @@ TEST_F(SharedSessionsTest, APutThatWasDoneUnseenIsNoBranch) {
   EXPECT_EQ(NewServer(SharedPolicy::kStrict)->TurnOf("s"), 3u);
 }
 
+// However many turns later the store is back.
+TEST_F(SharedSessionsTest, APutThatWasDoneUnseenIsNoBranchOfALongOutage) {
+  const auto a = NewServer(SharedPolicy::kPrefer);
+  ASSERT_TRUE(a->Create("s").ok());
+  const auto record = a->sessions().Load("t", "s");
+  a->objects().FailNext(Call::kPut, 1, absl::UnavailableError("reset"),
+                        When::kAfter);
+  a->objects().FailNext(Call::kGet, 1, absl::UnavailableError("reset"));
+  ASSERT_TRUE(a->sessions().Commit(Server::After(*record)).ok());
+  a->objects().FailAll(absl::UnavailableError("no route"));
+  while (a->TurnOf("s") < 40) {
+    const auto committed = a->Turn("s");
+    ASSERT_TRUE(committed.ok()) << committed.status();
+    ASSERT_EQ(committed->durability, Durability::kLocal);
+  }
+  ASSERT_EQ(NewServer(SharedPolicy::kStrict)->TurnOf("s"), 2u);
+  a->objects().FailAll(absl::OkStatus());
+  EXPECT_TRUE(Eventually([&] { return a->sessions().stats().num_ahead == 0; }));
+  EXPECT_EQ(a->sessions().stats().branches, 0);
+  EXPECT_EQ(NewServer(SharedPolicy::kStrict)->TurnOf("s"), 40u);
+}
+
+// What was read of the store before a turn does not replace what is after it.
+TEST_F(SharedSessionsTest, ALateReadingLeavesTheCopyOfALaterTurn) {
+  const auto a = NewServer(SharedPolicy::kPrefer);
+  const auto b = NewServer(SharedPolicy::kPrefer);
+  ASSERT_TRUE(a->Create("s").ok());
+  ASSERT_EQ(b->TurnOf("s"), 1u);
+  ASSERT_TRUE(a->Turn("s").ok());
+  const auto at_b = b->sessions().Load("t", "s");
+  ASSERT_EQ(at_b->turn, 2u);
+  // What a slow reader still has, as if it had been read before the turn.
+  const auto then = bucket_->objects();
+  ASSERT_TRUE(b->sessions().Commit(Server::After(*at_b)).ok());
+  for (const auto& [key, object] : then) bucket_->Set(key, object.bytes);
+  EXPECT_EQ(b->TurnOf("s"), 2u);
+  b->objects().FailAll(absl::UnavailableError("no route"));
+  EXPECT_EQ(b->TurnOf("s"), 3u);
+}
+
 TEST_F(SharedSessionsTest, ADeletedSessionIsGoneEverywhere) {
   const auto a = NewServer(SharedPolicy::kStrict);
   const auto b = NewServer(SharedPolicy::kStrict);
@@ -450,6 +490,61 @@ TEST_F(SharedSessionsTest, ExpiryIsTheFleets) {
             0);
   EXPECT_EQ(c->sessions().Sweep(9000, nullptr), 1);
   EXPECT_EQ(b->TurnOf("used"), 0u);
+}
+
+TEST_F(SharedSessionsTest, ASweepReadsOnlyWhatHasChangedOrIsDue) {
+  const auto a = NewServer(SharedPolicy::kStrict);
+  for (int i = 0; i < 20; ++i) {
+    SessionRecord record = RecordOf("t", absl::StrCat("s", i), 1);
+    record.expire_ms = i == 7 ? 1000 : 0;
+    ASSERT_TRUE(a->sessions().Commit(record).ok());
+  }
+  const auto b = NewServer(SharedPolicy::kStrict);
+  const auto sweep_gets = [&](int64_t now_ms) {
+    const int64_t before = b->objects().num_calls(Call::kGet);
+    b->sessions().Sweep(now_ms, nullptr);
+    return b->objects().num_calls(Call::kGet) - before;
+  };
+  EXPECT_EQ(sweep_gets(500), 20);
+  EXPECT_EQ(sweep_gets(501), 0);
+  ASSERT_TRUE(a->Turn("s3").ok());
+  EXPECT_EQ(sweep_gets(502), 1);
+  EXPECT_EQ(sweep_gets(1000), 1);
+  EXPECT_EQ(b->TurnOf("s7"), 0u);
+  EXPECT_EQ(b->sessions().stats().expired, 1);
+  EXPECT_EQ(sweep_gets(1001), 1);  // its mark
+  EXPECT_EQ(sweep_gets(1002), 0);
+}
+
+TEST_F(SharedSessionsTest, WhereARecordIsIsKnownWithoutAsking) {
+  const auto a = NewServer(SharedPolicy::kPrefer);
+  const auto b = NewServer(SharedPolicy::kStrict, /*has_disk=*/false);
+  ASSERT_TRUE(a->Create("s").ok());
+  const auto shared = b->sessions().Load("t", "s");
+  const int64_t before = b->objects().num_calls(Call::kGet);
+  EXPECT_EQ(b->sessions().DurabilityOf(*shared), Durability::kShared);
+  EXPECT_EQ(b->objects().num_calls(Call::kGet), before);
+  a->objects().FailAll(absl::UnavailableError("no route"));
+  ASSERT_TRUE(a->Turn("s").ok());
+  EXPECT_EQ(a->sessions().DurabilityOf(*a->sessions().Load("t", "s")),
+            Durability::kLocal);
+}
+
+// What a turn may begin with while the store is asked.
+TEST_F(SharedSessionsTest, ACopyIsWhatTheStoreHadAndNothingThatIsAhead) {
+  const auto a = NewServer(SharedPolicy::kPrefer);
+  const auto b = NewServer(SharedPolicy::kPrefer);
+  EXPECT_FALSE(a->sessions().LoadCopy("t", "s").has_value());
+  ASSERT_TRUE(a->Create("s").ok());
+  EXPECT_EQ(a->sessions().LoadCopy("t", "s"), *a->sessions().Load("t", "s"));
+  EXPECT_FALSE(b->sessions().LoadCopy("t", "s").has_value());
+  ASSERT_TRUE(b->Turn("s").ok());
+  EXPECT_EQ(a->sessions().LoadCopy("t", "s")->turn, 1u);
+  ASSERT_EQ(a->TurnOf("s"), 2u);
+  EXPECT_EQ(a->sessions().LoadCopy("t", "s")->turn, 2u);
+  a->objects().FailAll(absl::UnavailableError("no route"));
+  ASSERT_TRUE(a->Turn("s").ok());
+  EXPECT_FALSE(a->sessions().LoadCopy("t", "s").has_value());
 }
 
 TEST_F(SharedSessionsTest, ConversationsOfAServerThatJoinsComeWithIt) {

@@ -24,7 +24,8 @@ EngineCase CpuCase(Isa isa, int threads) {
             return CreateEngine(std::move(model), options, {});
           },
           0.0f,
-          {}};
+          {},
+          /*all_architectures=*/true};
 }
 
 // Each instruction set with and without threads, three threads on the best.
@@ -46,7 +47,7 @@ INSTANTIATE_TEST_SUITE_P(Cpu, EngineConformanceTest,
                          });
 
 TEST(CpuEngineTest, InstructionSetsAndThreadCountsAgreeBitForBit) {
-  for (const TinyModelOptions& options : ModelsUnderTest()) {
+  for (const TinyModelOptions& options : ModelsUnderTest(true)) {
     const auto model = MakeTinyModel(options);
     // Reference by the scalar kernels on one thread.
     const auto ref = CpuCase(Isa::kRef, 1).make(model);
@@ -73,26 +74,32 @@ TEST(CpuEngineTest, InstructionSetsAndThreadCountsAgreeBitForBit) {
   }
 }
 
-// Long enough for attention to be split into chunks of 512 keys.
+// Long enough for attention to be split into chunks of 512 keys, and for
+// windows to reach from one into the next, or not as far.
 TEST(CpuEngineTest, ChunkedAttentionAgreesBitForBit) {
-  TinyModelOptions options;
-  options.n_heads = 4;
-  options.n_kv_heads = 2;
-  const auto model = MakeTinyModel(options);
-  const auto ref = CpuCase(Isa::kRef, 1).make(model);
-  ASSERT_TRUE(ref.ok()) << ref.status();
-  const auto ref_codec = (*ref)->OpenCodec("kv-fp16", {});
-  ASSERT_TRUE(ref_codec.ok()) << ref_codec.status();
-  std::vector<Reference> texts;
-  texts.push_back(ComputeReference(**ref, **ref_codec,
-                                   RandomTokens(700, options.vocab_size, 31)));
-  for (const EngineCase& engine_case : CpuCases()) {
-    const auto engine = engine_case.make(model);
-    ASSERT_TRUE(engine.ok()) << engine.status();
-    const auto codec = (*engine)->OpenCodec("kv-fp16", {});
-    ASSERT_TRUE(codec.ok()) << codec.status();
-    RunRandomActions(**engine, **codec, texts, 25, 8, 0.0f);
-    ASSERT_FALSE(HasFailure()) << engine_case.name;
+  TinyModelOptions all_keys;
+  all_keys.n_heads = 4;
+  all_keys.n_kv_heads = 2;
+  TinyModelOptions sliding = all_keys;
+  sliding.architecture = "gemma3";
+  sliding.window = 130;
+  for (const TinyModelOptions& options : {all_keys, sliding}) {
+    const auto model = MakeTinyModel(options);
+    const auto ref = CpuCase(Isa::kRef, 1).make(model);
+    ASSERT_TRUE(ref.ok()) << ref.status();
+    const auto ref_codec = (*ref)->OpenCodec("kv-fp16", {});
+    ASSERT_TRUE(ref_codec.ok()) << ref_codec.status();
+    std::vector<Reference> texts;
+    texts.push_back(ComputeReference(
+        **ref, **ref_codec, RandomTokens(700, options.vocab_size, 31)));
+    for (const EngineCase& engine_case : CpuCases()) {
+      const auto engine = engine_case.make(model);
+      ASSERT_TRUE(engine.ok()) << engine.status();
+      const auto codec = (*engine)->OpenCodec("kv-fp16", {});
+      ASSERT_TRUE(codec.ok()) << codec.status();
+      RunRandomActions(**engine, **codec, texts, 25, 8, 0.0f);
+      ASSERT_FALSE(HasFailure()) << engine_case.name;
+    }
   }
 }
 

@@ -67,7 +67,7 @@ INSTANTIATE_TEST_SUITE_P(HostEmulation, EngineConformanceTest,
 // Also widths that end a rotation in smaller pieces, heads that do not divide a
 // panel, and heads that are too wide for the fused kernel.
 std::vector<TinyModelOptions> ShapesUnderTest() {
-  std::vector<TinyModelOptions> models = ModelsUnderTest();
+  std::vector<TinyModelOptions> models = ModelsUnderTest(false);
   TinyModelOptions odd;
   odd.d_model = 96;
   odd.n_heads = 4;
@@ -98,7 +98,7 @@ std::vector<Reference> References(Engine& engine, const CodecHandle& codec) {
 // Threads' order, streams' order, the host's threads and the policy change
 // nothing: every run has the first one's bits.
 TEST(DeviceEngineTest, OrdersAndPoliciesAgreeBitForBit) {
-  for (const TinyModelOptions& options : ModelsUnderTest()) {
+  for (const TinyModelOptions& options : ModelsUnderTest(false)) {
     const auto model = MakeTinyModel(options);
     const auto first = MakeDeviceEngine(model, {}, {});
     ASSERT_TRUE(first.ok()) << first.status();
@@ -141,7 +141,7 @@ constexpr double kTolerance = 0.05;
 constexpr double kFloatTolerance = 0.015;
 
 TEST(DeviceEngineTest, LogitsAreCloseToTheCpus) {
-  for (const TinyModelOptions& options : ModelsUnderTest()) {
+  for (const TinyModelOptions& options : ModelsUnderTest(false)) {
     const auto model = MakeTinyModel(options);
     const auto cpu = MakeCpuEngine(model);
     const auto device = MakeDeviceEngine(model, {}, {});
@@ -246,7 +246,7 @@ TEST(DeviceEngineTest, FusedAndTwoStepRematAgree) {
 // Sealing on the device and on the CPU, of the same rows, gives the same bytes:
 // pages, and so everything after them.
 TEST(DeviceEngineTest, SealsTheBytesThatTheCpusCodecSeals) {
-  for (const TinyModelOptions& options : ModelsUnderTest()) {
+  for (const TinyModelOptions& options : ModelsUnderTest(false)) {
     const auto model = MakeTinyModel(options);
     DeviceEngineOptions host_codecs;
     host_codecs.host_codecs = true;

@@ -171,7 +171,7 @@ TEST(DeviceEngineWeightsTest, AutoKeepsWeightsQuantizedWhereBf16TakesTooMuch) {
             absl::string_view::npos)
       << status;
   // Nothing to keep quantized.
-  const auto halves = MakeTinyModel(ModelsUnderTest()[1]);
+  const auto halves = MakeTinyModel(ModelsUnderTest(false)[1]);
   DeviceEngineOptions options;
   const auto plain = MakeDeviceEngine(halves, {}, options);
   options.weights = WeightPolicy::kQuantized;

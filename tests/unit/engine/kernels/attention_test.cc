@@ -1,6 +1,7 @@
 #include "engine/kernels/attention.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "engine/kernels/packed.h"
@@ -17,6 +18,7 @@ struct Problem {
   std::vector<const uint16_t*> k_tiles, v_tiles;
   std::vector<float> q;
   int64_t stride = 0;
+  int window = 0;
 
   int num_keys() const { return first_position + num_tokens; }
 };
@@ -63,6 +65,7 @@ AttentionArgs ArgsOf(const Problem& p, int token, int num_tokens, float* out) {
   args.group = p.group;
   args.num_tokens = num_tokens;
   args.first_position = p.first_position + token;
+  args.window = p.window;
   args.scale = 1.0f / std::sqrt(static_cast<float>(p.head_dim));
   args.q = p.q.data() + token * p.stride;
   args.q_stride = p.stride;
@@ -178,6 +181,65 @@ TEST_P(AttentionTest, ChunksMayBeComputedInAnyOrder) {
   EXPECT_TRUE(SameBits(whole, out));
 }
 
+// Whole tiles before the first token's window.
+void Forget(Problem* p) {
+  const int first = std::max(0, p->first_position + 1 - p->window) / kTileKeys;
+  for (int t = 0; t < first; ++t) {
+    std::fill(p->k[static_cast<size_t>(t)].begin(),
+              p->k[static_cast<size_t>(t)].end(), uint16_t{0x7e01});
+    std::fill(p->v[static_cast<size_t>(t)].begin(),
+              p->v[static_cast<size_t>(t)].end(), uint16_t{0x7e01});
+  }
+}
+
+TEST_P(AttentionTest, WindowsEqualReference) {
+  for (const int window : {1, 2, 63, 64, 65, 200, 512, 513, 900, 5000}) {
+    for (const int position : {0, 62, 130, 448, 511, 512, 575, 1024, 1500}) {
+      for (const int num_tokens : {1, 4}) {
+        if (position % kTileKeys + num_tokens > kTileKeys) continue;
+        Problem p = MakeProblem(32, 2, position, num_tokens);
+        p.window = window;
+        Forget(&p);
+        const std::vector<float> out = RunAll(kernels(), p);
+        ASSERT_TRUE(SameBits(RunAll(ref(), p), out))
+            << window << " at " << position;
+        ASSERT_TRUE(
+            std::ranges::all_of(out, [](float x) { return std::isfinite(x); }));
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, AWindowOverAllKeysChangesNothing) {
+  Problem p = MakeProblem(64, 3, 960, 20);
+  const std::vector<float> whole = RunAll(kernels(), p);
+  p.window = p.num_keys();
+  EXPECT_TRUE(SameBits(whole, RunAll(kernels(), p)));
+  --p.window;
+  EXPECT_FALSE(SameBits(whole, RunAll(kernels(), p)));
+}
+
+// A window's begin moves through a tile and over the border of a chunk.
+TEST_P(AttentionTest, RowsOfAWindowDependNotOnOtherRows) {
+  for (const int window : {30, 130, 500, 530}) {
+    Problem p = MakeProblem(32, 3, 1024, 64);
+    p.window = window;
+    Forget(&p);
+    const std::vector<float> whole = RunAll(kernels(), p);
+    for (const int tokens : {1, 3, 17}) {
+      for (int first = 0; first + tokens <= p.num_tokens; first += tokens) {
+        std::vector<float> part = whole;
+        for (int i = first; i < first + tokens; ++i) {
+          std::fill_n(part.begin() + i * p.stride, p.group * p.head_dim, -1.0f);
+        }
+        RunRows(kernels(), p, first, tokens, &part);
+        ASSERT_TRUE(SameBits(whole, part))
+            << window << ": " << tokens << " from " << first;
+      }
+    }
+  }
+}
+
 TEST_P(AttentionTest, LargeScoresStayFinite) {
   // One key is far ahead of all others, the rest underflow.
   Problem p = MakeProblem(32, 1, 200, 1);
@@ -188,17 +250,21 @@ TEST_P(AttentionTest, LargeScoresStayFinite) {
 }
 
 TEST(AttentionRefTest, MatchesDoubleWithinTheRoundingBound) {
-  for (const Values kind : {Values::kNormal, Values::kZero, Values::kOutlier}) {
-    const Problem p = MakeProblem(64, 2, 700, 3, kind);
+  for (const auto& [kind, window] :
+       {std::pair{Values::kNormal, 0}, std::pair{Values::kNormal, 150},
+        std::pair{Values::kZero, 0}, std::pair{Values::kOutlier, 0}}) {
+    Problem p = MakeProblem(64, 2, 700, 3, kind);
+    p.window = window;
     const std::vector<float> out = RunAll(GetKernels(Isa::kRef), p);
     const int hd = p.head_dim;
     for (int i = 0; i < p.num_tokens; ++i) {
       const int keys = p.first_position + i + 1;
+      const int from = window == 0 ? 0 : keys - window;
       for (int g = 0; g < p.group; ++g) {
         const float* q = p.q.data() + i * p.stride + g * hd;
-        std::vector<double> z(static_cast<size_t>(keys));
+        std::vector<double> z(static_cast<size_t>(keys), -1e300);
         double magnitude = 0.0;
-        for (int j = 0; j < keys; ++j) {
+        for (int j = from; j < keys; ++j) {
           double sum = 0.0, absolute = 0.0;
           const uint16_t* k = p.k_tiles[static_cast<size_t>(j / 64)];
           for (int d = 0; d < hd; ++d) {
@@ -214,7 +280,7 @@ TEST(AttentionRefTest, MatchesDoubleWithinTheRoundingBound) {
         double total = 0.0;
         std::vector<double> exact(static_cast<size_t>(hd), 0.0);
         double largest = 0.0;
-        for (int j = 0; j < keys; ++j) {
+        for (int j = from; j < keys; ++j) {
           const double w = std::exp(z[static_cast<size_t>(j)] - max);
           total += w;
           const uint16_t* v = p.v_tiles[static_cast<size_t>(j / 64)];

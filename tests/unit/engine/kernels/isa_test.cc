@@ -69,6 +69,7 @@ TEST_F(IsaTest, EveryTableIsCompleteAndOfItsSet) {
     EXPECT_NE(table.float_matmul, nullptr);
     EXPECT_NE(table.rms_norm, nullptr);
     EXPECT_NE(table.silu_mul, nullptr);
+    EXPECT_NE(table.gelu_mul, nullptr);
     EXPECT_NE(table.add, nullptr);
     EXPECT_NE(table.rope, nullptr);
     EXPECT_NE(table.to_f16, nullptr);

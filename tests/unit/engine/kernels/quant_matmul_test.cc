@@ -224,10 +224,12 @@ TEST_P(QuantMatmulTest, GateUpEqualsItsParts) {
           want(OutSize(m, n));
       Multiply(ref(), a.rows, 0, m, gate, Epilogue::kStore, g.data());
       Multiply(ref(), a.rows, 0, m, up, Epilogue::kStore, u.data());
-      ref().silu_mul(g.data(), u.data(), static_cast<int>(g.size()),
-                     want.data());
+      const bool gelu = m % 2 == 0;
+      (gelu ? ref().gelu_mul : ref().silu_mul)(
+          g.data(), u.data(), static_cast<int>(g.size()), want.data());
       Guarded out(OutSize(m, n), 1);
       QuantGateUpArgs args;
+      args.activation = gelu ? Activation::kGelu : Activation::kSilu;
       args.a = a.rows;
       args.num_rows = m;
       args.gate = gate.view();

@@ -46,7 +46,7 @@ TEST_P(RowOpsTest, RmsNormEqualsReferenceAndFormula) {
   }
 }
 
-TEST_P(RowOpsTest, SiluMulEqualsReferenceAndFormula) {
+TEST_P(RowOpsTest, GatesEqualReferenceAndFormula) {
   for (int n = 0; n <= kMaxLength; ++n) {
     for (const Values kind : kAllValues) {
       const auto size = static_cast<size_t>(n);
@@ -55,20 +55,29 @@ TEST_P(RowOpsTest, SiluMulEqualsReferenceAndFormula) {
         for (float& g : gate) g *= 40.0f;  // through the exponential's range
       }
       const std::vector<float> up = MakeValues(Values::kNormal, size, 4);
-      std::vector<float> want(size);
-      ref().silu_mul(gate.data(), up.data(), n, want.data());
-      Guarded out(size, static_cast<size_t>(n) % 7);
-      kernels().silu_mul(gate.data(), up.data(), n, out.data());
-      EXPECT_TRUE(SameBits(want, out.Get())) << n;
-      EXPECT_TRUE(out.intact());
-      for (size_t i = 0; i < size; ++i) {
-        const double g = gate[i];
-        const double exact = g / (1.0 + std::exp(-g)) * up[i];
-        // Beyond e^88 the exponential is held: the value is then below 1e-36
-        // of the input.
-        const double tolerance =
-            std::fabs(exact) * 1e-6 + std::fabs(g * up[i]) * 1e-36 + 1e-40;
-        EXPECT_NEAR(want[i], exact, tolerance) << g;
+      for (const bool gelu : {false, true}) {
+        const auto multiply = [&](const Kernels& k, float* out) {
+          (gelu ? k.gelu_mul : k.silu_mul)(gate.data(), up.data(), n, out);
+        };
+        std::vector<float> want(size);
+        multiply(ref(), want.data());
+        Guarded out(size, static_cast<size_t>(n) % 7);
+        multiply(kernels(), out.data());
+        EXPECT_TRUE(SameBits(want, out.Get())) << n;
+        EXPECT_TRUE(out.intact());
+        for (size_t i = 0; i < size; ++i) {
+          const double g = gate[i];
+          const double y =
+              gelu ? 2 * std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g) : g;
+          const double exact = g / (1.0 + std::exp(-y)) * up[i];
+          // Beyond e^88 the exponential is held: the value is then below 1e-36
+          // of the input. Its argument is rounded: that counts where it is
+          // large.
+          const double tolerance =
+              std::fabs(exact) * (1e-6 + (gelu ? std::fabs(y) * 3 * kUlp : 0)) +
+              std::fabs(g * up[i]) * 1e-36 + 1e-40;
+          EXPECT_NEAR(want[i], exact, tolerance) << g;
+        }
       }
     }
   }

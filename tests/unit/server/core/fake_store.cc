@@ -109,19 +109,60 @@ absl::StatusOr<Committed> FakeSessions::Commit(const SessionRecord& record) {
   }
   MutexLock lock(mu_);
   if (!commit_error_.ok()) return commit_error_;
-  sessions_[Key(record.tenant, record.id)] = record;
+  SessionRecord& session = sessions_[Key(record.tenant, record.id)];
+  session = record;
+  session.version = NextVersion();
+  if (has_copies_) copies_[Key(record.tenant, record.id)] = session;
   ++commits_;
   return Committed{.durability = Summarize(record).durability,
                    .why = commit_status_,
-                   .version = ""};
+                   .version = session.version};
+}
+
+std::string FakeSessions::NextVersion() {
+  return has_copies_ ? std::to_string(++num_versions_) : "";
+}
+
+void FakeSessions::KeepCopies() {
+  MutexLock lock(mu_);
+  has_copies_ = true;
+}
+
+void FakeSessions::Change(SessionRecord record) {
+  MutexLock lock(mu_);
+  record.version = NextVersion();
+  sessions_[Key(record.tenant, record.id)] = std::move(record);
+}
+
+void FakeSessions::HoldLoads(bool hold) {
+  MutexLock lock(mu_);
+  hold_loads_ = hold;
+  changed_.SignalAll();
+}
+
+int64_t FakeSessions::num_held() const {
+  MutexLock lock(mu_);
+  return num_held_;
+}
+
+std::optional<SessionRecord> FakeSessions::LoadCopy(std::string_view tenant,
+                                                    std::string_view id) {
+  MutexLock lock(mu_);
+  const auto it = copies_.find(Key(tenant, id));
+  if (it == copies_.end()) return std::nullopt;
+  return it->second;
 }
 
 absl::StatusOr<SessionRecord> FakeSessions::Load(std::string_view tenant,
                                                  std::string_view id) {
   MutexLock lock(mu_);
+  ++num_held_;
+  while (hold_loads_) changed_.Wait(mu_);
+  --num_held_;
   if (!load_status_.ok()) return load_status_;
   const auto it = sessions_.find(Key(tenant, id));
   if (it == sessions_.end()) return absl::NotFoundError("no such session");
+  if (has_copies_) copies_[it->first] = it->second;
   return it->second;
 }
 
@@ -139,6 +180,13 @@ absl::StatusOr<SessionSummary> FakeSessions::Find(std::string_view tenant,
   const auto it = sessions_.find(Key(tenant, id));
   if (it == sessions_.end()) return absl::NotFoundError("no such session");
   return Summarize(it->second);
+}
+
+Durability FakeSessions::DurabilityOf(const SessionRecord& record) const {
+  MutexLock lock(mu_);
+  const auto it = sessions_.find(Key(record.tenant, record.id));
+  return it == sessions_.end() ? Durability::kNone
+                               : Summarize(it->second).durability;
 }
 
 absl::StatusOr<SessionPage> FakeSessions::List(std::string_view tenant,

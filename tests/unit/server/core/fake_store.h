@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -71,11 +72,14 @@ class FakeSessions final : public SessionStore {
   absl::StatusOr<Committed> Commit(const SessionRecord& record) override;
   absl::StatusOr<SessionRecord> Load(std::string_view tenant,
                                      std::string_view id) override;
+  std::optional<SessionRecord> LoadCopy(std::string_view tenant,
+                                        std::string_view id) override;
   absl::StatusOr<SessionSummary> Find(std::string_view tenant,
                                       std::string_view id) override;
   absl::StatusOr<SessionPage> List(std::string_view tenant,
                                    std::string_view page_token,
                                    int limit) override;
+  Durability DurabilityOf(const SessionRecord& record) const override;
   absl::Status Delete(std::string_view tenant, std::string_view id) override;
   int64_t Sweep(int64_t now_ms,
                 const std::function<bool(std::string_view, std::string_view)>&
@@ -92,6 +96,14 @@ class FakeSessions final : public SessionStore {
   void set_commit_delay(std::chrono::milliseconds delay) {
     commit_delay_ms_ = delay.count();
   }
+  // From now on there are copies, of what was committed and loaded, and
+  // versions.
+  void KeepCopies();
+  // As another server does it.
+  void Change(SessionRecord record);
+  // Loads wait as long as they are held.
+  void HoldLoads(bool hold);
+  int64_t num_held() const;
   int64_t commits() const { return commits_; }
   int64_t sweeps() const { return sweeps_; }
   std::vector<SessionRecord> All() const;
@@ -99,8 +111,15 @@ class FakeSessions final : public SessionStore {
  private:
   using Key = std::pair<std::string, std::string>;
   SessionSummary Summarize(const SessionRecord& record) const XC_REQUIRES(mu_);
+  std::string NextVersion() XC_REQUIRES(mu_);
 
   mutable Mutex mu_;
+  CondVar changed_;
+  bool has_copies_ XC_GUARDED_BY(mu_) = false;
+  bool hold_loads_ XC_GUARDED_BY(mu_) = false;
+  int64_t num_held_ XC_GUARDED_BY(mu_) = 0;
+  int64_t num_versions_ XC_GUARDED_BY(mu_) = 0;
+  std::map<Key, SessionRecord> copies_ XC_GUARDED_BY(mu_);
   std::map<Key, SessionRecord> sessions_ XC_GUARDED_BY(mu_);
   absl::Status commit_status_ XC_GUARDED_BY(mu_);
   absl::Status commit_error_ XC_GUARDED_BY(mu_);
