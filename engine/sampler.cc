@@ -1,5 +1,5 @@
-// The order of things: penalties, temperature, top-k, top-p, min-p, then one
-// draw. Candidates are walked in order of token id, so a filter that keeps
+// The order of things: penalties, bias, temperature, top-k, top-p, min-p, then
+// one draw. Candidates are walked in order of token id, so a filter that keeps
 // every token changes nothing.
 #include "engine/sampler.h"
 
@@ -235,15 +235,25 @@ absl::Status ValidateSampling(const SamplingParams& p) {
        }) {
     const bool above = r.low_is_in ? r.value >= r.low : r.value > r.low;
     if (above && r.value <= r.high) continue;
-    return FieldError(r.name,
-                      absl::StrCat("in ", r.low_is_in ? "[" : "(", r.low, ", ",
-                                   r.high, "]"),
-                      r.value);
+    return FieldError(
+        r.name,
+        absl::StrCat("in ", r.low_is_in ? "[" : "(", r.low, ", ", r.high, "]"),
+        r.value);
   }
   for (const auto& [name, value] :
        {std::pair("top_k", p.top_k), {"penalty_last_n", p.penalty_last_n}}) {
     if (value >= 0) continue;
     return FieldError(name, "at least 0", value);
+  }
+  if (p.logit_bias.size() > kMaxLogitBias) {
+    return FieldError("logit_bias",
+                      absl::StrCat("at most ", kMaxLogitBias, " tokens"),
+                      p.logit_bias.size());
+  }
+  for (const auto& [token, bias] : p.logit_bias) {
+    if (bias >= -100.0f && bias <= 100.0f) continue;
+    return FieldError(absl::StrCat("logit_bias[", token, "]"), "in [-100, 100]",
+                      bias);
   }
   return absl::OkStatus();
 }
@@ -255,9 +265,13 @@ SampledToken SampleToken(std::span<const float> logits,
   SampledToken result;
   std::vector<float> penalized;
   std::span<const float> used = logits;
-  if (HasPenalty(params)) {
+  if (HasPenalty(params) || !params.logit_bias.empty()) {
     penalized.assign(logits.begin(), logits.end());
-    ApplyPenalties(history, params, penalized);
+    if (HasPenalty(params)) ApplyPenalties(history, params, penalized);
+    for (const auto& [token, bias] : params.logit_bias) {
+      const auto i = static_cast<size_t>(token);
+      if (token >= 0 && i < penalized.size()) penalized[i] += bias;
+    }
     used = penalized;
   }
   result.token =

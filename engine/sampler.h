@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,9 +23,13 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;  // > 0; divides positive logits (CTRL)
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
-  int penalty_last_n = 64;          // tokens of history that penalties look at
+  int penalty_last_n = 64;  // tokens of history that penalties look at
   uint64_t seed = 0;
+  // Added to the logits of these tokens, after penalties; in [-100, 100]. A
+  // token that the vocabulary does not have is passed over.
+  std::vector<std::pair<TokenId, float>> logit_bias;
 };
+inline constexpr size_t kMaxLogitBias = 1024;
 
 // INVALID_ARGUMENT names the parameter, its range and its value.
 absl::Status ValidateSampling(const SamplingParams& params);

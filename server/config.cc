@@ -72,10 +72,13 @@ class Faults {
   std::vector<absl::Status> found_;
 };
 
-absl::Status CheckListen(const Config& config, Faults& faults) {
+void CheckListen(const Config& config, Faults& faults) {
   faults.Add(CheckAddress("--listen", config.listen));
   if (!config.metrics_listen.empty()) {
     faults.Add(CheckAddress("--metrics-listen", config.metrics_listen));
+  }
+  if (!config.http_listen.empty()) {
+    faults.Add(CheckAddress("--http-listen", config.http_listen));
   }
   const bool tls = !config.tls_cert.empty();
   if (tls == config.tls_key.empty()) {
@@ -86,14 +89,18 @@ absl::Status CheckListen(const Config& config, Faults& faults) {
     faults.Add(absl::InvalidArgumentError(
         "--tls-client-ca needs --tls-cert and --tls-key"));
   }
-  const auto address = ParseHostPort(config.listen);
-  if (address.ok() && !tls && !config.insecure && !IsLoopback(address->host)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--listen ", config.listen,
+  for (const auto& [flag, value] :
+       {std::pair<const char*, const std::string&>("--listen", config.listen),
+        {"--http-listen", config.http_listen}}) {
+    const auto address = ParseHostPort(value);
+    if (!address.ok() || tls || config.insecure || IsLoopback(address->host)) {
+      continue;
+    }
+    faults.Add(absl::InvalidArgumentError(absl::StrCat(
+        flag, " ", value,
         " can be reached from other machines: give --tls-cert and --tls-key, "
-        "or say --insecure to serve in plaintext all the same"));
+        "or say --insecure to serve in plaintext all the same")));
   }
-  return absl::OkStatus();
 }
 
 // Values as they are typed, before they are read.
@@ -126,9 +133,8 @@ bool IsDevice(std::string_view text) {
          text.find_first_not_of("0123456789") == text.npos;
 }
 
-// Goes on after a fault that leaves something to look at; the last may be what
-// it returns.
-absl::Status Finish(const Raw& raw, Config& config, Faults& faults) {
+// Goes on after a fault, to find the others.
+void Finish(const Raw& raw, Config& config, Faults& faults) {
   if (config.model_path.empty()) {
     faults.Add(absl::InvalidArgumentError(
         "--model is missing: give the GGUF file of the model to serve"));
@@ -170,6 +176,10 @@ absl::Status Finish(const Raw& raw, Config& config, Faults& faults) {
   }
 
   if (IsOff(config.metrics_listen)) config.metrics_listen.clear();
+  if (IsOff(config.http_listen)) config.http_listen.clear();
+  if (config.model_name.empty()) {
+    config.model_name = fs::path(config.model_path).stem().string();
+  }
   if (raw.store_dir == "none") {
     config.store_dir.clear();
   } else if (!raw.store_dir.empty()) {
@@ -199,7 +209,7 @@ absl::Status Finish(const Raw& raw, Config& config, Faults& faults) {
   } else if (!config.store_dir.empty()) {
     config.operator_socket = config.store_dir + "/operator.sock";
   }
-  return CheckListen(config, faults);
+  CheckListen(config, faults);
 }
 
 }  // namespace
@@ -211,7 +221,8 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   Raw raw;
   const std::span<const char* const> words(argv, static_cast<size_t>(argc));
   CLI::App app(
-      "XCache: serves multi-turn chat over gRPC and keeps conversations as a "
+      "XCache: serves multi-turn chat over gRPC and HTTP, and keeps "
+      "conversations as a "
       "compressed X-cache, in memory and on disk.",
       "xcache-server");
   app.set_version_flag("--version",
@@ -259,6 +270,11 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "gRPC address; port 0 takes a free one");
   option("--metrics-listen", "XCACHE_METRICS_LISTEN", config.metrics_listen,
          "HTTP address of /metrics; empty or \"none\": no metrics page");
+  option("--http-listen", "XCACHE_HTTP_LISTEN", config.http_listen,
+         "Address of OpenAI's HTTP API; empty or \"none\": there is none");
+  option("--model-name", "XCACHE_MODEL_NAME", config.model_name,
+         "What clients of the HTTP API call the model; empty: its file's name "
+         "without its ending");
   option("--ready-file", "XCACHE_READY_FILE", config.ready_file,
          "Written with the bound addresses (JSON) once requests are served");
 
@@ -350,8 +366,8 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
 
   option("--max-connections", "XCACHE_MAX_CONNECTIONS", config.max_connections,
-         "Connections of clients at once; fewer where the limit of open files "
-         "leaves less beside the store's")
+         "Connections of clients at once, of each API; fewer where the limit "
+         "of open files leaves less beside the store's")
       ->check(CLI::Range(1, 1 << 16));
   option("--max-connections-per-peer", "XCACHE_MAX_CONNECTIONS_PER_PEER",
          config.max_connections_per_peer,
@@ -369,7 +385,8 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
          "Lines \"token tenant\"; without it there is no authentication and "
          "one tenant. Read again when it changes, and on SIGHUP");
   flag("--insecure", "XCACHE_INSECURE", config.insecure,
-       "Allow a --listen address that other machines can reach, without TLS");
+       "Allow a --listen or --http-listen address that other machines can "
+       "reach, without TLS");
 
   group = "Operation";
   option("--drain-seconds", "XCACHE_DRAIN_SECONDS", raw.drain,
@@ -418,7 +435,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
       raw.given_shared.push_back(each->get_name());
     }
   }
-  faults.Add(Finish(raw, config, faults));
+  Finish(raw, config, faults);
   if (!out.check) {
     if (!faults.found().empty()) return faults.found().front();
     return out;
@@ -432,7 +449,9 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
                              {"store-dir", config.store_dir},
                              {"profile-dir", config.profile_dir},
                              {"operator-socket", config.operator_socket},
-                             {"metrics-listen", config.metrics_listen}});
+                             {"metrics-listen", config.metrics_listen},
+                             {"http-listen", config.http_listen},
+                             {"model-name", config.model_name}});
   return out;
 }
 

@@ -23,6 +23,8 @@ struct Config {
 
   std::string listen = "127.0.0.1:50051";
   std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics page
+  std::string http_listen;                        // empty: no HTTP API
+  std::string model_name;                         // HTTP clients' for the model
 
   std::string store_dir;  // empty: memory only
   uint64_t memory_bytes = uint64_t{2} << 30;

@@ -108,6 +108,7 @@ class ReadyFile {
     if (path_.empty()) return absl::OkStatus();
     const std::string text = nlohmann::json{{"listen", app.address()},
                                             {"metrics", app.metrics_address()},
+                                            {"http", app.http_address()},
                                             {"pid", getpid()}}
                                  .dump() +
                              "\n";

@@ -27,10 +27,13 @@
 #include "server/frontend/auth.h"
 #include "server/frontend/descriptors.h"
 #include "server/frontend/file_watcher.h"
+#include "server/frontend/frontend.h"
 #include "server/frontend/request_bytes.h"
+#include "server/frontend/tls.h"
 #include "server/grpc/operator_server.h"
 #include "server/grpc/rpc_server.h"
-#include "server/grpc/tls.h"
+#include "server/http/http_server.h"
+#include "server/http/openai_api.h"
 #include "server/metrics/metrics_endpoint.h"
 #include "server/metrics/process_metrics.h"
 #include "server/metrics/store_metrics.h"
@@ -78,6 +81,18 @@ absl::Status MakeFolder(const std::string& path) {
                    " (--profile-dir): ", std::strerror(errno)));
 }
 
+// Of both doors.
+Listener::Stats Sum(Listener::Stats a, const Listener::Stats& b) {
+  a.open += b.open;
+  a.accepted += b.accepted;
+  a.refused_total += b.refused_total;
+  a.refused_per_peer += b.refused_per_peer;
+  a.evicted += b.evicted;
+  a.cut_off += b.cut_off;
+  a.accept_failures += b.accept_failures;
+  return a;
+}
+
 void SampleFrontend(const Listener::Stats& connections, int64_t request_bytes,
                     const std::vector<FileWatcher::Count>& reloads,
                     SampleWriter& writer) {
@@ -119,16 +134,16 @@ class ServerAppImpl final : public ServerApp {
     XC_ASSIGN_OR_RETURN(const int64_t descriptors, RaiseDescriptorLimit());
     budget_ = std::make_unique<MemoryBudget>(
         static_cast<int64_t>(config_.memory_bytes));
-    RpcServerOptions options;
-    options.request_memory =
+    Frontend::Options front;
+    front.request_memory =
         RequestMemory::Of(static_cast<int64_t>(config_.memory_bytes));
     auto reserved = budget_->Reserve(MemoryAccount::kRequests,
-                                     options.request_memory.total_bytes);
+                                     front.request_memory.total_bytes);
     if (!reserved.has_value()) {
       return absl::InvalidArgumentError(
           absl::StrCat("--memory-bytes ", config_.memory_bytes,
                        " is too little: expected at least ",
-                       options.request_memory.total_bytes,
+                       front.request_memory.total_bytes,
                        " bytes for what clients send, and more for the store "
                        "and for a conversation"));
     }
@@ -140,19 +155,26 @@ class ServerAppImpl final : public ServerApp {
                           TlsIdentity::Load({config_.tls_cert, config_.tls_key,
                                              config_.tls_client_ca}));
     }
+    RpcServerOptions options;
     options.listen.address = config_.listen;
-    options.listen.max_connections =
-        ConnectionsWithin(descriptors, config_.max_connections);
+    const bool has_http = !config_.http_listen.empty();
+    options.listen.max_connections = ConnectionsWithin(
+        descriptors, config_.max_connections, has_http ? 2 : 1);
     options.listen.max_connections_per_peer =
         config_.max_connections_per_peer > 0
             ? config_.max_connections_per_peer
             : std::max(1, options.listen.max_connections / 2);
     options.tls = tls_;
-    options.metrics = metrics_.get();
-    options.auth = auth_.get();
+    front.metrics = metrics_.get();
+    front.auth = auth_.get();
+    front.tenants = &tenants_;
+    frontend_ = std::make_unique<Frontend>(front);
+    options.frontend = frontend_.get();
+    // Each door has its own part.
+    options.arriving_bytes =
+        front.request_memory.arriving_bytes() / (has_http ? 2 : 1);
     heap_trimmer_ = std::make_unique<HeapTrimmer>(
         kTrimInterval, budget_->cap_bytes() / kTrimShare);
-    options.tenants = &tenants_;
     process_source_ = metrics_->AddSource([this](SampleWriter& writer) {
       SampleProcess(writer);
       writer.Set(Metric::kReady, ready_ ? 1 : 0);
@@ -161,9 +183,16 @@ class ServerAppImpl final : public ServerApp {
     });
     XC_ASSIGN_OR_RETURN(rpc_, RpcServer::Listen(options));
     address_ = rpc_->address();
+    if (has_http) {
+      XC_RETURN_IF_ERROR(OpenHttp(options.listen, options.arriving_bytes));
+    }
     credentials_watcher_ = WatchCredentials();
     frontend_source_ = metrics_->AddSource([this](SampleWriter& writer) {
-      SampleFrontend(rpc_->connections(), rpc_->request_bytes(),
+      Listener::Stats connections = rpc_->connections();
+      if (http_ != nullptr) {
+        connections = Sum(connections, http_->connections());
+      }
+      SampleFrontend(connections, frontend_->request_bytes.held(),
                      credentials_watcher_->counts(), writer);
     });
     if (!config_.metrics_listen.empty()) {
@@ -178,7 +207,7 @@ class ServerAppImpl final : public ServerApp {
   absl::Status Load() override {
     const auto start = std::chrono::steady_clock::now();
     const ProgressFn progress = [this](std::string_view what, double fraction) {
-      rpc_->SetProgress(what, fraction);
+      frontend_->gate.SetProgress(what, fraction);
     };
     progress("reading the model", 0.0);
     XC_ASSIGN_OR_RETURN(model_, Model::Load(config_.model_path));
@@ -215,12 +244,15 @@ class ServerAppImpl final : public ServerApp {
     model_watch_ = std::make_unique<ModelWatch>(
         config_.model_path, *model_->gguf().stamp(), kModelWatchInterval);
     ready_ = true;
-    rpc_->Serve(core_.get());
+    frontend_->gate.Open(core_.get());
+    rpc_->SetServing(frontend_->gate.is_open());
     const ModelInfo& info = engine_->info();
     XC_LOG_INFO(
         "serving",
-        "listen={} metrics={} model={} codec={} device={} store={} load_ms={}",
-        address_, metrics_address_.empty() ? "none" : metrics_address_,
+        "listen={} http={} metrics={} model={} codec={} device={} store={} "
+        "load_ms={}",
+        address_, http_address_.empty() ? "none" : http_address_,
+        metrics_address_.empty() ? "none" : metrics_address_,
         LogValue(info.name), LogValue(core_->default_codec().spec()),
         LogValue(info.device),
         config_.store_dir.empty() ? "none" : LogValue(config_.store_dir),
@@ -233,15 +265,21 @@ class ServerAppImpl final : public ServerApp {
   int Stop(std::chrono::seconds drain) override {
     if (rpc_ == nullptr) return 0;
     ready_ = false;
-    rpc_->StopServing();
+    frontend_->gate.Close();
+    rpc_->SetServing(false);
+    if (http_ != nullptr) http_->StopServing();
     int cut_short = 0;
     if (core_ != nullptr) {
       cut_short = core_->Drain(std::chrono::steady_clock::now() + drain);
+    }
+    if (http_ != nullptr) {
+      http_->Shutdown(std::chrono::steady_clock::now() + kLastWords);
     }
     rpc_->Shutdown(std::chrono::system_clock::now() + kLastWords);
     operator_.reset();
     frontend_source_ = {};
     credentials_watcher_.reset();
+    http_.reset();
     rpc_.reset();
     metrics_endpoint_.reset();
     core_source_ = {};
@@ -255,12 +293,31 @@ class ServerAppImpl final : public ServerApp {
 
   void ReloadCredentials() override { credentials_watcher_->ReloadAll(); }
   const std::string& address() const override { return address_; }
+  const std::string& http_address() const override { return http_address_; }
   const std::string& metrics_address() const override {
     return metrics_address_;
   }
   const Metrics& metrics() const override { return *metrics_; }
 
  private:
+  // `like`: the limits of its connections.
+  absl::Status OpenHttp(const ListenerOptions& like, int64_t arriving_bytes) {
+    HttpServerOptions options;
+    options.listen = like;
+    options.listen.address = config_.http_listen;
+    options.listen.flag = "--http-listen";
+    options.tls = tls_;
+    options.arriving_bytes = arriving_bytes;
+    options.max_body_bytes = frontend_->request_memory.max_message_bytes();
+    options.frontend = frontend_.get();
+    OpenAiOptions api;
+    api.model = config_.model_name;
+    api.frontend = frontend_.get();
+    XC_ASSIGN_OR_RETURN(http_, HttpServer::Listen(options, MakeOpenAiApi(api)));
+    http_address_ = http_->address();
+    return absl::OkStatus();
+  }
+
   std::unique_ptr<FileWatcher> WatchCredentials() {
     std::vector<FileWatcher::Watched> watched;
     if (!config_.token_file.empty()) {
@@ -378,10 +435,12 @@ class ServerAppImpl final : public ServerApp {
   std::unique_ptr<ServerCore> core_;
   Metrics::SourceHandle process_source_, frontend_source_, core_source_,
       build_source_;
+  std::unique_ptr<Frontend> frontend_;
   std::unique_ptr<RpcServer> rpc_;
+  std::unique_ptr<HttpServer> http_;
   std::unique_ptr<OperatorServer> operator_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
-  std::string address_, metrics_address_;
+  std::string address_, http_address_, metrics_address_;
 };
 
 }  // namespace

@@ -41,8 +41,10 @@ class ServerApp {
   // bad ones, what was read before stays in use. The log says what came of it.
   virtual void ReloadCredentials() = 0;
 
-  // With the ports that were really bound. Without a metrics page: empty.
+  // With the ports that were really bound. Without a metrics page, or an HTTP
+  // API: empty.
   virtual const std::string& address() const = 0;
+  virtual const std::string& http_address() const = 0;
   virtual const std::string& metrics_address() const = 0;
   virtual const Metrics& metrics() const = 0;
 };

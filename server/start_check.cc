@@ -34,8 +34,8 @@
 #include "server/frontend/auth.h"
 #include "server/frontend/descriptors.h"
 #include "server/frontend/request_bytes.h"
+#include "server/frontend/tls.h"
 #include "server/frontend/unique_fd.h"
-#include "server/grpc/tls.h"
 #include "server/shared_stores.h"
 
 namespace xcache {
@@ -103,6 +103,9 @@ class Check {
     Add(Resolves("--listen", config_.listen));
     if (!config_.metrics_listen.empty()) {
       Add(Resolves("--metrics-listen", config_.metrics_listen));
+    }
+    if (!config_.http_listen.empty()) {
+      Add(Resolves("--http-listen", config_.http_listen));
     }
     Store();
     Shared();

@@ -58,7 +58,10 @@ DOORS = [
     ("server/core/", rf"server/(?!core/)|{OUTSIDE_CORE}"),
     ("server/frontend/", r"server/(?!frontend/|core/|metrics/)|client/|grpc|"
                          r"google/protobuf|prometheus|rocksdb|xcache/v1/"),
-    ("server/grpc/", r"client/|rocksdb|prometheus|server/server_app"),
+    ("server/grpc/", r"client/|rocksdb|prometheus|server/server_app|"
+                     r"server/http/"),
+    ("server/http/", r"server/(?!http/|frontend/|core/|metrics/)|client/|grpc|"
+                     r"google/protobuf|prometheus|rocksdb|xcache/v1/"),
     ("server/metrics/", r"client/|grpc|rocksdb|xcache/v1/"),
     # Generated proto types stop at server/grpc.
     ("server/", r"client/|grpc|google/protobuf|rocksdb|xcache/v1/"),

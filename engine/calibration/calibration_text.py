@@ -7,8 +7,8 @@ install and whose licences let anybody use them:
   docs.txt, russian.txt     developers-reference in two languages (GPL-2+)
   spanish.txt, italian.txt, portuguese.txt, japanese.txt, chinese.txt
                             debian-reference (GPL-2+)
-  python.txt                modules of Python's library (PSF)
-  cpp.txt, markdown.txt     this project's own
+  python.txt, library.txt   modules of Python's library (PSF)
+  cpp.txt, scripts.txt, markdown.txt   this project's own
 
     deploy/install_packages.sh calibrate
     engine/calibration/calibration_text.py FOLDER
@@ -36,6 +36,9 @@ SAYINGS = ("literature", "science", "people", "wisdom", "politics", "work",
 PYTHON = ("heapq.py", "tarfile.py", "subprocess.py", "shutil.py", "csv.py",
           "dataclasses.py", "pathlib.py", "zipfile.py", "http/client.py",
           "threading.py")
+# Packages of the library whose modules are taken whole.
+LIBRARY = ("json", "logging", "email", "unittest", "concurrent/futures",
+           "asyncio")
 LANGUAGES = {"spanish": "es", "italian": "it", "portuguese": "pt",
              "japanese": "ja", "chinese": "zh-cn"}
 
@@ -75,9 +78,15 @@ def texts():
             f"{SHARE}/debian-reference/*.{code}.html")]
     library = os.path.dirname(os.__file__)
     yield "python", [read(os.path.join(library, name)) for name in PYTHON]
+    yield "library", [read(p) for name in LIBRARY
+                      for p in sorted(glob.glob(f"{library}/{name}/*.py"))[::2]]
     sources = sorted(glob.glob(f"{ROOT}/engine/**/*.cc", recursive=True) +
                      glob.glob(f"{ROOT}/server/**/*.cc", recursive=True))
     yield "cpp", [read(p) for p in sources[::5]]
+    yield "scripts", [read(p) for pattern in (
+        "deploy/*.sh", "deploy/**/*.yaml", "proto/**/*.proto",
+        "engine/**/CMakeLists.txt", "tests/integration/*.py")
+        for p in sorted(glob.glob(f"{ROOT}/{pattern}", recursive=True))[::2]]
     documents = [p for p in sorted(glob.glob(f"{ROOT}/**/*.md",
                                              recursive=True))
                  if "/build/" not in p]

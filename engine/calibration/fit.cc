@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/calibration/metric.h"
 #include "engine/calibration/token_classes.h"
+#include "engine/philox.h"
 
 namespace xcache {
 namespace {
@@ -93,6 +94,7 @@ class Fitter {
       FitGroup();
     }
     FitTables();
+    StoreLayers();
     for (const TransformGroup& group : data_.groups) {
       for (const HalfRows* m : {&group.predict, &group.encode, &group.decode}) {
         for (float scale : m->scales) {
@@ -332,10 +334,13 @@ class Fitter {
     // [z | q] to what the next group is predicted from.
     const Eigen::Index kept =
         std::min(kFeatureLayers, group().num_layers) * latent_;
-    Eigen::MatrixXd decode(rank + channels, kept);
-    decode.topRows(rank) = fitted.directions.bottomRows(kept).transpose();
-    decode.bottomRows(channels) = axes.bottomRows(kept).transpose();
-    const PackedFloat packed_decode = PackEigen(decode);
+    Eigen::MatrixXd decode(rank + channels, width());
+    decode.topRows(rank) = fitted.directions.transpose();
+    decode.bottomRows(channels) = axes.transpose();
+    const PackedFloat packed_decode = PackEigen(decode.rightCols(kept));
+    const PackedFloat packed_whole = PackEigen(decode);
+    std::vector<double> costs(group().num_layers, 0.0);
+    double cost_rows = 0.0;
 
     const auto code = [&](size_t w) {
       const int64_t n = Rows(w);
@@ -382,14 +387,78 @@ class Fitter {
         }
       });
       Floats& next = next_known_[l].emplace_back(static_cast<size_t>(n * kept));
-      products_.Multiply(inputs.data(), rank + channels, n, packed_decode,
-                         next.data(), kept);
+      if (!Counts(w)) {
+        products_.Multiply(inputs.data(), rank + channels, n, packed_decode,
+                           next.data(), kept);
+        continue;
+      }
+      Floats back(static_cast<size_t>(n * width()));
+      products_.Multiply(inputs.data(), rank + channels, n, packed_whole,
+                         back.data(), width());
+      for (int64_t r = 0; r < n; ++r) {
+        std::copy_n(&back[static_cast<size_t>((r + 1) * width() - kept)], kept,
+                    &next[static_cast<size_t>(r * kept)]);
+      }
+      AddCosts(l, w, back, &costs);
+      cost_rows += static_cast<double>(n - kSinkTokens);
+    }
+    for (double cost : costs) {
+      data_.levels[l].errors.push_back(static_cast<float>(cost / cost_rows));
     }
     // Only now: levels of this group have read what came back before it.
     for (size_t w = 0, i = 0; w < states_.size(); ++w) {
       if (Follows(l, w)) states_[w].known[l] = std::move(next_known_[l][i++]);
     }
     next_known_[l].clear();
+  }
+
+  // Adds what errors of a window's rows cost, of each layer, in squares of the
+  // row's step.
+  void AddCosts(size_t l, size_t w, const Floats& back,
+                std::vector<double>* costs) const {
+    const Floats x = Whitened(w);
+    products_.pool().ParallelFor(
+        static_cast<int64_t>(costs->size()), [&](int64_t layer, int) {
+          double sum = 0.0;
+          for (int64_t r = kSinkTokens; r < Rows(w); ++r) {
+            const auto at = static_cast<size_t>(r * width() + layer * latent_);
+            double cost = 0.0;
+            for (size_t i = at; i < at + static_cast<size_t>(latent_); ++i) {
+              const double error =
+                  static_cast<double>(x[i]) - static_cast<double>(back[i]);
+              cost += error * error;
+            }
+            const double step =
+                Step(l, states_[w].classes[static_cast<size_t>(r)]);
+            sum += cost / (step * step);
+          }
+          (*costs)[static_cast<size_t>(layer)] += sum;
+        });
+  }
+
+  // What the codec tells rows by that err too much.
+  void StoreLayers() {
+    for (size_t layer = 1; layer < metric_.root.size(); ++layer) {
+      const Eigen::MatrixXd& root = metric_.root[layer];
+      using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic,
+                                     Eigen::RowMajor>;
+      RowMajor signs(kMeasures, latent_);
+      for (Eigen::Index m = 0; m < signs.rows(); ++m) {
+        for (Eigen::Index i = 0; i < latent_; ++i) {
+          const double share =
+              PhiloxUniform(layer, static_cast<uint64_t>(m * latent_ + i));
+          signs(m, i) = share < 0.5 ? -1.0 : 1.0;
+        }
+      }
+      const RowMajor measure =
+          signs * root / std::sqrt(static_cast<double>(kMeasures));
+      TransformLayer& out = data_.layers.emplace_back();
+      out.measure = MakeHalfRows(kMeasures, static_cast<uint32_t>(latent_),
+                                 measure.data());
+      for (Eigen::Index i = 0; i < latent_; ++i) {
+        out.scales.push_back(static_cast<float>(1.0 / root.row(i).norm()));
+      }
+    }
   }
 
   template <typename Fn>

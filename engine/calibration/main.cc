@@ -21,6 +21,7 @@
 #include "engine/calibration/float_model.h"
 #include "engine/calibration/model_text.h"
 #include "engine/calibration/observations.h"
+#include "engine/calibration/observations_file.h"
 #include "engine/calibration/products.h"
 #include "engine/engine_factory.h"
 #include "engine/kernels/isa.h"
@@ -35,6 +36,7 @@ struct Options {
   std::string model;
   std::vector<std::string> texts;
   std::string out;
+  std::string keep;
   std::string isa;
   int threads = 0;
   size_t windows = 48;
@@ -93,6 +95,29 @@ absl::Status CutTexts(const Options& options, const Tokenizer& tokenizer,
   return absl::OkStatus();
 }
 
+// Adds the windows that the model writes.
+absl::Status WriteText(const Options& options, int threads,
+                       const std::shared_ptr<const Model>& model,
+                       const ProgressFn& report,
+                       std::vector<std::vector<TokenId>>* windows) {
+  if (options.written == 0) return absl::OkStatus();
+  EngineOptions engine_options;
+  engine_options.device = "cpu";
+  engine_options.num_threads = threads;
+  engine_options.isa = options.isa;
+  XC_ASSIGN_OR_RETURN(const auto engine,
+                      CreateEngine(model, engine_options, report));
+  XC_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Create(model->gguf()));
+  const TokenId first = tokenizer->bos() >= 0
+                            ? tokenizer->bos()
+                            : std::max<TokenId>(tokenizer->eos(), 0);
+  XC_ASSIGN_OR_RETURN(auto written, WriteWindows(*engine, options.written,
+                                                 options.window_tokens, first,
+                                                 options.seed, report));
+  windows->insert(windows->end(), written.begin(), written.end());
+  return absl::OkStatus();
+}
+
 absl::Status Run(Options options) {
   Progress progress;
   const ProgressFn report = [&](std::string_view what, double fraction) {
@@ -119,34 +144,30 @@ absl::Status Run(Options options) {
                options.windows - std::min(options.windows, options.written),
                &windows, &origin));
   if (options.written > 0) {
-    EngineOptions engine_options;
-    engine_options.device = "cpu";
-    engine_options.num_threads = threads;
-    engine_options.isa = options.isa;
-    XC_ASSIGN_OR_RETURN(const auto engine,
-                        CreateEngine(model, engine_options, report));
-    const TokenId first = tokenizer->bos() >= 0
-                              ? tokenizer->bos()
-                              : std::max<TokenId>(tokenizer->eos(), 0);
-    XC_ASSIGN_OR_RETURN(auto written, WriteWindows(*engine, options.written,
-                                                   options.window_tokens, first,
-                                                   options.seed, report));
-    windows.insert(windows.end(), written.begin(), written.end());
     absl::StrAppend(&origin, "written by the model, seed ", options.seed,
                     " windows ", options.written, "\n");
   }
   ThreadPool pool(threads);
   const Products products(GetKernels(isa), &pool);
-  Observations seen;
-  {
+  const Digest inputs =
+      Sha256Of(absl::StrCat(ToHex(model->fingerprint()), " ", origin,
+                            options.gradients, " ", options.window_tokens));
+  absl::StatusOr<Observations> seen =
+      options.keep.empty() ? absl::NotFoundError("not kept")
+                           : LoadObservations(inputs, options.keep);
+  if (!seen.ok()) {
+    XC_RETURN_IF_ERROR(WriteText(options, threads, model, report, &windows));
     XC_ASSIGN_OR_RETURN(const auto floats,
                         FloatModel::Create(*model, isa, &pool));
     seen = Observe(*floats, model->hparams(), products, std::move(windows),
                    options.gradients, options.seed, report);
+    if (!options.keep.empty()) {
+      XC_RETURN_IF_ERROR(SaveObservations(*seen, inputs, options.keep));
+    }
   }
   XC_ASSIGN_OR_RETURN(
       TransformData data,
-      FitTransform(*model, seen, options.fit, products, report));
+      FitTransform(*model, *seen, options.fit, products, report));
   data.origin = std::move(origin);
   for (size_t l = 0; l < data.levels.size(); ++l) {
     std::string channels;
@@ -172,6 +193,10 @@ int Main(int argc, char** argv) {
   app.add_option("--out", options.out,
                  "folder of profiles, as the server's --profile-dir")
       ->required();
+  app.add_option("--keep", options.keep,
+                 "file that keeps what was seen of the model: a calibration "
+                 "that was stopped, or is made again with other options of the "
+                 "fit, goes on from it");
   app.add_option("--windows", options.windows, "windows in all")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
@@ -190,6 +215,9 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--rank", options.fit.rank, "rank of predictions")
       ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  app.add_option("--steps", options.fit.steps,
+                 "steps of the levels high, balanced and small")
       ->capture_default_str();
   app.add_option("--plain-share", options.fit.plain_share,
                  "what of the metric is not Fisher information")

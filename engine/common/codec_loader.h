@@ -41,6 +41,10 @@ class CodecLoader {
                                    const ProgressFn& progress);
   // Makes or loads the profile that `spec` needs.
   absl::Status Prepare(std::string_view spec, const ProgressFn& progress);
+  // The most bytes that it takes, MaxCodecBytes.
+  absl::StatusOr<size_t> MaxBytes(std::string_view spec) const {
+    return MaxCodecBytes(spec, *model_, profile_dir_);
+  }
 
  private:
   // Null where `spec` needs none.

@@ -37,7 +37,7 @@ class CpuEngine final : public Engine {
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
   absl::StatusOr<size_t> codec_bytes(std::string_view spec) const override {
-    return MaxCodecBytes(spec, *model_);
+    return loader_.MaxBytes(spec);
   }
   void CloseCodec(const CodecHandle& codec) override {
     codecs_.erase(codecs_.find(codec.spec()));

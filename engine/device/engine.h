@@ -65,7 +65,7 @@ class DeviceEngine final : public Engine {
   absl::StatusOr<const CodecHandle*> OpenCodec(
       std::string_view spec, const ProgressFn& progress) override;
   absl::StatusOr<size_t> codec_bytes(std::string_view spec) const override {
-    return MaxCodecBytes(spec, *model_);
+    return loader_.MaxBytes(spec);
   }
   void CloseCodec(const CodecHandle& codec) override;
   size_t kv_block_bytes() const override { return shape_.tile_bytes(); }

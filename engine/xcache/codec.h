@@ -179,9 +179,10 @@ std::vector<std::string> CodecNames();
 absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec);
 
 // The most bytes that a codec of this spec takes on `model`, its profile
-// included, known before it is made. INVALID_ARGUMENT: bad syntax, or no such
-// codec.
-absl::StatusOr<size_t> MaxCodecBytes(std::string_view spec, const Model& model);
+// included, known before it is made; with its file in `profile_dir`, if there
+// is one, closer than without. INVALID_ARGUMENT: bad syntax, or no such codec.
+absl::StatusOr<size_t> MaxCodecBytes(std::string_view spec, const Model& model,
+                                     const std::string& profile_dir);
 
 // Makes the codec. `profile` is null where ProfileOf says kNone; it must
 // outlive the codec. INVALID_ARGUMENT: unknown codec or option, with what is

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/status_macros.h"
@@ -51,6 +52,26 @@ std::string OptionReader::Choice(std::string_view key,
                                  const std::vector<std::string>& known,
                                  std::string_view fallback) {
   std::string value = Read(key, known, fallback);
+  canonical_.emplace_back(std::string(key), value);
+  return value;
+}
+
+std::string OptionReader::ChoiceOrNumber(std::string_view key,
+                                         const std::vector<std::string>& known,
+                                         int least, int most,
+                                         std::string_view fallback) {
+  std::vector<std::string> all = known;
+  const std::string range = absl::StrCat(least, " to ", most);
+  for (const auto& [given, text] : spec_.options) {
+    int number = 0;
+    // Written as it is printed: one spec for one codec.
+    if (given == key && absl::SimpleAtoi(text, &number) && number >= least &&
+        number <= most && absl::StrCat(number) == text) {
+      all.push_back(text);
+    }
+  }
+  if (all.size() == known.size()) all.push_back(range);
+  std::string value = Read(key, all, fallback);
   canonical_.emplace_back(std::string(key), value);
   return value;
 }

@@ -75,7 +75,11 @@ class OptionReader {
   std::string Choice(std::string_view key,
                      const std::vector<std::string>& known,
                      std::string_view fallback);
-  // The same of an option that only sets others' fallbacks: it does not appear
+  // The same where a whole number in [least, most] will do too.
+  std::string ChoiceOrNumber(std::string_view key,
+                             const std::vector<std::string>& known, int least,
+                             int most, std::string_view fallback);
+  // Choice of an option that only sets others' fallbacks: it does not appear
   // in the canonical spec.
   std::string Preset(std::string_view key,
                      const std::vector<std::string>& known,

@@ -79,7 +79,8 @@ absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec) {
 }
 
 absl::StatusOr<size_t> MaxCodecBytes(std::string_view spec_text,
-                                     const Model& model) {
+                                     const Model& model,
+                                     const std::string& profile_dir) {
   XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
   const CodecEntry* entry = FindCodec(spec.name);
   if (entry == nullptr) return UnknownCodec(spec.name);
@@ -89,6 +90,16 @@ absl::StatusOr<size_t> MaxCodecBytes(std::string_view spec_text,
   const ProfileShape profile{
       entry->profile_kind, static_cast<uint32_t>(h.num_layers),
       static_cast<uint32_t>(h.d_model), static_cast<uint32_t>(h.kv_dim())};
+  if (entry->profile_kind == ProfileKind::kTransform) {
+    const auto file =
+        Profile::BytesOnDisk(profile_dir, model, entry->profile_kind);
+    if (file.has_value()) {
+      // The profile, and all of it packed, in panels: groups are hundreds of
+      // channels. Layer 0's projections, and tables of 4 KB slots.
+      constexpr size_t kTableBytes = size_t{4} << 20;
+      return *file * 2 + *file / 4 + TwoProjections(d, k) + kTableBytes;
+    }
+  }
   // What coders keep of a channel: its width, place and sign.
   constexpr size_t kChannelBytes = 64;
   return static_cast<size_t>(h.num_layers) *

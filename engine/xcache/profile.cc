@@ -237,7 +237,7 @@ absl::StatusOr<std::unique_ptr<const Profile>> Profile::Parse(
         bytes.substr(kHeaderBytes, num_bytes),
         {static_cast<int>(shape.num_layers), static_cast<int>(shape.d_model),
          static_cast<int>(shape.kv_dim)},
-        model_fp);
+        model_fp, Sha256Of(bytes));
   }
   const uint64_t layer_bytes = FloatsPerLayer(shape) * sizeof(float);
   if (LoadLe64(p + 24) != num_bytes || num_bytes % layer_bytes != 0 ||
@@ -261,6 +261,15 @@ absl::Status Profile::Save(const Profile& profile, const std::string& dir,
   }
   return WriteFileAtomically(dir, PathOf(dir, profile.kind(), model_fp),
                              profile.Serialize());
+}
+
+std::optional<size_t> Profile::BytesOnDisk(const std::string& dir,
+                                           const Model& model,
+                                           ProfileKind kind) {
+  if (dir.empty()) return std::nullopt;
+  const auto stamp = StampOf(PathOf(dir, kind, model.fingerprint()));
+  if (!stamp.ok()) return std::nullopt;
+  return static_cast<size_t>(stamp->size);
 }
 
 absl::StatusOr<std::unique_ptr<const Profile>> Profile::LoadOrMake(

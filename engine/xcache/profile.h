@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -43,6 +44,10 @@ class Profile {
   static absl::StatusOr<std::unique_ptr<const Profile>> LoadOrMake(
       const std::string& dir, const Model& model, ProfileKind kind,
       const ProgressFn& progress);
+  // The size of the file that LoadOrMake would load, if there is one.
+  static std::optional<size_t> BytesOnDisk(const std::string& dir,
+                                           const Model& model,
+                                           ProfileKind kind);
   // Parses a profile's bytes. DATA_LOSS: corrupt; FAILED_PRECONDITION: of
   // another model, kind or format version.
   static absl::StatusOr<std::unique_ptr<const Profile>> Parse(

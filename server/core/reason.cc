@@ -21,6 +21,7 @@ constexpr ReasonDef kTable[] = {
     {Reason::kRequestTooLarge, "REQUEST_TOO_LARGE", Code::kInvalidArgument},
     {Reason::kDeadlineExceeded, "DEADLINE_EXCEEDED", Code::kDeadlineExceeded},
     {Reason::kSessionNotFound, "SESSION_NOT_FOUND", Code::kNotFound},
+    {Reason::kModelNotFound, "MODEL_NOT_FOUND", Code::kNotFound},
     {Reason::kSessionExists, "SESSION_EXISTS", Code::kAlreadyExists},
     {Reason::kPermissionDenied, "PERMISSION_DENIED", Code::kPermissionDenied},
     {Reason::kOutOfMemory, "OUT_OF_MEMORY", Code::kResourceExhausted},

@@ -22,6 +22,7 @@ enum class Reason {
   kRequestTooLarge,
   kDeadlineExceeded,
   kSessionNotFound,
+  kModelNotFound,
   kSessionExists,
   kPermissionDenied,
   kOutOfMemory,

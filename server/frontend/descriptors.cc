@@ -35,9 +35,9 @@ absl::StatusOr<int64_t> RaiseDescriptorLimit() {
   return have;
 }
 
-int ConnectionsWithin(int64_t descriptor_limit, int wanted) {
-  return static_cast<int>(
-      std::min<int64_t>(wanted, descriptor_limit - kReservedDescriptors));
+int ConnectionsWithin(int64_t descriptor_limit, int wanted, int num_doors) {
+  return static_cast<int>(std::min<int64_t>(
+      wanted, (descriptor_limit - kReservedDescriptors) / num_doors));
 }
 
 }  // namespace xcache

@@ -18,8 +18,8 @@ inline constexpr int64_t kMinConnections = 64;
 // it is below kReservedDescriptors + kMinConnections.
 absl::StatusOr<int64_t> RaiseDescriptorLimit();
 
-// `wanted`, or what the limit leaves.
-int ConnectionsWithin(int64_t descriptor_limit, int wanted);
+// `wanted`, or what the limit leaves each of `num_doors` listeners.
+int ConnectionsWithin(int64_t descriptor_limit, int wanted, int num_doors);
 
 }  // namespace xcache
 

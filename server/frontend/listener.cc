@@ -179,8 +179,8 @@ class ListenerImpl final : public Listener {
 
   absl::Status Failed(std::string_view why) const {
     return absl::UnavailableError(absl::StrCat(
-        "cannot listen on ", options_.address,
-        " (--listen): the port is in use or the address not of this machine (",
+        "cannot listen on ", options_.address, " (", options_.flag,
+        "): the port is in use or the address not of this machine (",
         std::string(why), ")"));
   }
 
@@ -254,8 +254,9 @@ class ListenerImpl final : public Listener {
       }
       const int on = 1;
       (void)setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-      if (Admit(fd.get(), PeerOf(from))) {
-        hand_over_(fd.release());
+      const Peer peer = PeerOf(from);
+      if (Admit(fd.get(), peer)) {
+        hand_over_(fd.release(), peer.address);
       } else {
         // A reset: no TIME_WAIT for those we refuse.
         const linger at_once{1, 0};

@@ -20,7 +20,8 @@
 namespace xcache {
 
 struct ListenerOptions {
-  std::string address;  // "host:port", port 0 for a free one
+  std::string address;            // "host:port", port 0 for a free one
+  std::string flag = "--listen";  // that gave it, for messages
   int max_connections = 1024;
   int max_connections_per_peer = 512;
   // How long a connection may be without MarkTrusted before it may be closed
@@ -31,9 +32,9 @@ struct ListenerOptions {
 // Thread-safe.
 class Listener {
  public:
-  // Owns `fd` from then on: a connected, non-blocking socket. Called from the
-  // listener's thread.
-  using HandOverFn = std::function<void(int fd)>;
+  // Owns `fd` from then on: a connected, non-blocking socket, from `peer` as
+  // below. Called from the listener's thread.
+  using HandOverFn = std::function<void(int fd, const std::string& peer)>;
 
   // Binds, so that nobody else can. UNAVAILABLE: the address is in use, or not
   // one of this machine.

@@ -16,17 +16,6 @@ namespace {
 
 constexpr int64_t kMicrosPerSecond = 1'000'000;
 
-absl::Status CheckText(std::string_view field, const std::string& text,
-                       size_t max_bytes) {
-  if (text.size() > max_bytes) {
-    return FieldError(field, absl::StrCat("at most ", max_bytes, " bytes"),
-                      absl::StrCat(text.size()));
-  }
-  // protobuf checks what it parses; messages made in the process it does not.
-  if (!IsUtf8(text)) return FieldError(field, "UTF-8", "other bytes");
-  return absl::OkStatus();
-}
-
 SamplingParams ToSampling(const v1::SamplingParams& params) {
   SamplingParams out;
   out.temperature = params.has_temperature() ? params.temperature() : 0.7f;
@@ -212,21 +201,6 @@ absl::StatusOr<std::vector<TokenId>> ToTokenIds(
                         ids.Get(i));
     }
     out.push_back(static_cast<TokenId>(ids.Get(i)));
-  }
-  return out;
-}
-
-absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
-                                                const std::string& text,
-                                                bool parse_special,
-                                                bool add_bos,
-                                                const Tokenizer& tokenizer) {
-  XC_RETURN_IF_ERROR(CheckText(field, text, kMaxTextBytes));
-  XC_ASSIGN_OR_RETURN(std::vector<TokenId> out,
-                      parse_special ? tokenizer.EncodeWithSpecial(text)
-                                    : tokenizer.Encode(text));
-  if (add_bos && tokenizer.bos() >= 0) {
-    out.insert(out.begin(), tokenizer.bos());
   }
   return out;
 }

@@ -15,16 +15,11 @@
 #include "engine/model/tokenizer.h"
 #include "server/core/request.h"
 #include "server/core/server_core.h"
+#include "server/frontend/text_input.h"
 #include "xcache/v1/inference.pb.h"
 #include "xcache/v1/sessions.pb.h"
 
 namespace xcache {
-
-// What one request may hold. As a whole it is bounded by RequestMemory's limit
-// on messages.
-inline constexpr size_t kMaxTextBytes = size_t{4} << 20;  // one text
-inline constexpr int kMaxMessages = 4096;
-inline constexpr int kMaxTokenIds = 1 << 20;
 
 // --- Requests. The fields of RequestBase are left to the caller.
 
@@ -47,13 +42,6 @@ absl::StatusOr<std::vector<ChatMessage>> ToMessages(
 absl::StatusOr<std::vector<TokenId>> ToTokenIds(
     std::string_view field,
     const google::protobuf::RepeatedField<uint32_t>& ids, int vocab_size);
-// The ids of a text, after BOS if `add_bos`.
-absl::StatusOr<std::vector<TokenId>> EncodeText(std::string_view field,
-                                                const std::string& text,
-                                                bool parse_special,
-                                                bool add_bos,
-                                                const Tokenizer& tokenizer);
-
 // More than an int holds is as much as it holds.
 int ToInt(uint32_t value);
 

@@ -14,7 +14,7 @@
 #include "absl/status/status.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_context.h"
-#include "server/grpc/tls.h"
+#include "server/frontend/tls.h"
 
 namespace xcache {
 

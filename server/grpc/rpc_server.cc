@@ -10,17 +10,15 @@
 
 #include "absl/status/status.h"
 #include "engine/base/log.h"
-#include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
-#include "engine/base/utf8.h"
 #include "google/protobuf/stubs/logging.h"
 #include "grpc/support/log.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/resource_quota.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
-#include "server/frontend/stream_watchdog.h"
-#include "server/frontend/work_classes.h"
+#include "server/frontend/frontend_call.h"
+#include "server/grpc/call.h"
 #include "server/grpc/credentials.h"
 #include "server/grpc/health_service.h"
 #include "server/grpc/inference_service.h"
@@ -67,27 +65,18 @@ class RpcServerImpl final : public RpcServer {
  public:
   RpcServerImpl(const RpcServerOptions& options,
                 std::unique_ptr<Listener> listener)
-      : auth_(options.auth),
-        metrics_(options.metrics),
+      : frontend_(*options.frontend),
         listener_(std::move(listener)),
         floods_({.per_connection = kMaxUnarrivedPerConnection,
-                 .in_all =
-                     std::max<int64_t>(kMaxUnarrivedPerConnection,
-                                       options.request_memory.arriving_bytes() /
-                                           FloodGuard::kCallBytes)},
+                 .in_all = std::max<int64_t>(
+                     kMaxUnarrivedPerConnection,
+                     options.arriving_bytes / FloodGuard::kCallBytes)},
                 [this](const std::string& peer) {
                   if (peer.empty() || !listener_->Close(peer)) {
                     listener_->CloseUntrusted();
                   }
                 }),
-        request_bytes_(options.request_memory.arrived_bytes()),
-        watchdog_(std::max<std::chrono::milliseconds>(
-            options.stream_limits.stall / 10, std::chrono::milliseconds(10))),
-        deps_{options.metrics, options.auth,
-              options.tenants, &gate_,
-              listener_.get(), &floods_,
-              &request_bytes_, &workers_,
-              &watchdog_,      options.stream_limits},
+        deps_{options.frontend, listener_.get(), &floods_},
         inference_(deps_),
         sessions_(deps_),
         health_({v1::Inference::service_full_name(),
@@ -112,7 +101,7 @@ class RpcServerImpl final : public RpcServer {
         grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
         credentials_);
     grpc::ResourceQuota quota("xcache");
-    quota.Resize(static_cast<size_t>(options.request_memory.arriving_bytes()));
+    quota.Resize(static_cast<size_t>(options.arriving_bytes));
     quota.SetMaxThreads(kMaxReflectionThreads);
     builder.SetResourceQuota(quota);
     for (const auto& [name, value] :
@@ -136,7 +125,7 @@ class RpcServerImpl final : public RpcServer {
       builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
     }
     builder.SetMaxReceiveMessageSize(
-        static_cast<int>(options.request_memory.max_message_bytes()));
+        static_cast<int>(frontend_.request_memory.max_message_bytes()));
     // Ours are as long as what was asked for.
     builder.SetMaxSendMessageSize(-1);
     builder.RegisterService(&inference_);
@@ -146,7 +135,7 @@ class RpcServerImpl final : public RpcServer {
     if (server_ == nullptr) {
       return absl::InternalError("the gRPC server does not start");
     }
-    listener_->Start([this](int fd) {
+    listener_->Start([this](int fd, const std::string&) {
       grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters
           connection;
       connection.fd = fd;
@@ -157,20 +146,9 @@ class RpcServerImpl final : public RpcServer {
 
   const std::string& address() const override { return listener_->address(); }
   Listener::Stats connections() override { return listener_->stats(); }
-  int64_t request_bytes() const override { return request_bytes_.held(); }
-  void SetProgress(std::string_view what, double fraction) override {
-    gate_.SetProgress(what, fraction);
-  }
-  void Serve(ServerCore* core) override {
-    gate_.Open(core);
-    if (gate_.is_open()) health_.SetServing(true);
-  }
-  void StopServing() override {
-    gate_.Close();
-    health_.SetServing(false);
-  }
+  void SetServing(bool serving) override { health_.SetServing(serving); }
   void Shutdown(std::chrono::system_clock::time_point deadline) override {
-    StopServing();
+    health_.SetServing(false);
     health_.Shutdown();
     listener_->Stop();
     if (server_ != nullptr) server_->Shutdown(deadline);
@@ -178,7 +156,7 @@ class RpcServerImpl final : public RpcServer {
 
  private:
   // On gRPC's threads, with a call's headers and nothing else.
-  absl::Status AdmitCall(const CallHeaders& call) XC_EXCLUDES(mu_) {
+  absl::Status AdmitCall(const CallHeaders& call) {
     if (!floods_.Begin(call.connection)) {
       return absl::ResourceExhaustedError("too many calls begun, none sent");
     }
@@ -186,34 +164,20 @@ class RpcServerImpl final : public RpcServer {
     if (path.substr(0, kHealthPath.size()) == kHealthPath) {
       return absl::OkStatus();
     }
-    absl::Status status = auth_->Authenticate(call.authorization).status();
+    absl::Status status =
+        frontend_.auth.Authenticate(call.authorization).status();
     if (status.ok()) return status;
     if (const std::optional<Method> method = MethodOfPath(path)) {
-      metrics_->CountRequest(*method, status.code(), 0.0);
+      frontend_.metrics.CountRequest(*method, status.code(), 0.0);
     }
-    // A line a second at most: who has no token is not to fill the disk.
-    MutexLock lock(mu_);
-    ++unlogged_refusals_;
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_refusal_logged_ >= std::chrono::seconds(1)) {
-      XC_LOG_INFO("calls refused",
-                  "code=UNAUTHENTICATED count={} path={} error={}",
-                  unlogged_refusals_, LogValue(ToUtf8(path.substr(0, 128))),
-                  LogValue(std::string(status.message())));
-      unlogged_refusals_ = 0;
-      last_refusal_logged_ = now;
-    }
+    refusals_.Note(path, status);
     return status;
   }
 
-  const Authenticator* const auth_;
-  Metrics* const metrics_;
+  Frontend& frontend_;
   const std::unique_ptr<Listener> listener_;
   FloodGuard floods_;
-  ReadinessGate gate_;
-  RequestBytes request_bytes_;
-  WorkClasses workers_;
-  StreamWatchdog watchdog_;
+  RefusalLog refusals_;
   const ServiceDeps deps_;
   InferenceService inference_;
   SessionsService sessions_;
@@ -221,10 +185,6 @@ class RpcServerImpl final : public RpcServer {
   const std::shared_ptr<grpc::ServerCredentials> credentials_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<grpc::Server> server_;
-
-  Mutex mu_;
-  uint64_t unlogged_refusals_ XC_GUARDED_BY(mu_) = 0;
-  SteadyTime last_refusal_logged_ XC_GUARDED_BY(mu_);
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The gRPC server: credentials, limits, our services, health and reflection.
-// Listens from its start on; what it answers is the gate's matter.
+// Listens from its start on; what it answers is the front end's gate's matter.
 //
 // What one peer can cost (rules R5, R10): connections are the listener's to
 // limit; what they send is bounded by gRPC's resource quota, streams, header
@@ -9,29 +9,23 @@
 #define XCACHE_SERVER_GRPC_RPC_SERVER_H_
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "server/frontend/auth.h"
+#include "server/frontend/frontend.h"
 #include "server/frontend/listener.h"
-#include "server/frontend/readiness_gate.h"
-#include "server/frontend/request_bytes.h"
-#include "server/grpc/call.h"
-#include "server/grpc/tls.h"
-#include "server/metrics/metrics.h"
+#include "server/frontend/tls.h"
 
 namespace xcache {
 
 struct RpcServerOptions {
   ListenerOptions listen;
   std::shared_ptr<const TlsIdentity> tls;  // nullptr: plaintext
-  StreamLimits stream_limits;
-  RequestMemory request_memory = RequestMemory::Of(int64_t{2} << 30);
-  // Borrowed; outlive the server.
-  Metrics* metrics = nullptr;
-  const Authenticator* auth = nullptr;
-  TenantLedger* tenants = nullptr;  // null: nobody has limits
+  // What its peers' bytes may take while they arrive.
+  int64_t arriving_bytes = RequestMemory::Of(int64_t{2} << 30).arriving_bytes();
+  Frontend* frontend = nullptr;  // borrowed; outlives the server
 };
 
 class RpcServer {
@@ -45,16 +39,10 @@ class RpcServer {
   // With the port that was really bound.
   virtual const std::string& address() const = 0;
   virtual Listener::Stats connections() = 0;
-  // Of the requests that are worked on now.
-  virtual int64_t request_bytes() const = 0;
 
-  // What loading is at; shown to who calls meanwhile.
-  virtual void SetProgress(std::string_view what, double fraction) = 0;
-  // Lets requests in, and says so to health probes. `core` must outlive the
-  // server, or the end of Shutdown.
-  virtual void Serve(ServerCore* core) = 0;
-  // Lets no more requests in, and says so to health probes. What runs goes on.
-  virtual void StopServing() = 0;
+  // Says to health probes whether the front end's gate lets requests in. Not
+  // serving is for good.
+  virtual void SetServing(bool serving) = 0;
   // Waits for the calls that there are, at `deadline` cancels the rest, and
   // closes the port.
   virtual void Shutdown(std::chrono::system_clock::time_point deadline) = 0;

@@ -1,14 +1,12 @@
 // One streaming RPC: takes the core's deltas and writes them, one message at a
 // time, at the client's pace.
 //
-// The core must never wait for a client, so deltas queue here. While one write
-// is under way the next ones join into one message. A client that does not read
+// Deltas queue (server/frontend/output_queue.h). A client that does not read
 // for long, or lets too much pile up, has its turn cancelled with
 // RESOURCE_EXHAUSTED; if it does not even take that, the stream is cut.
 #ifndef XCACHE_SERVER_GRPC_STREAM_CALL_H_
 #define XCACHE_SERVER_GRPC_STREAM_CALL_H_
 
-#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -18,17 +16,25 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "engine/base/mutex.h"
 #include "grpcpp/support/server_callback.h"
-#include "server/core/reason.h"
+#include "server/frontend/output_queue.h"
+#include "server/frontend/stream_watchdog.h"
 #include "server/grpc/call.h"
 #include "server/grpc/convert.h"
 
 namespace xcache {
 
-// The log line's part that tells about a finished turn.
-std::string DescribeFinal(const FinalInfo& final);
+namespace v1 {
+
+// Joins two messages of one stream (server/frontend/output_queue.h).
+template <typename Response>
+void Join(Response more, Response* into) {
+  into->mutable_delta()->append(more.delta());
+  into->mutable_logprobs()->MergeFrom(more.logprobs());
+}
+
+}  // namespace v1
 
 // Response: ChatResponse or GenerateResponse.
 template <typename Response>
@@ -51,7 +57,7 @@ class StreamCall final
                            SubmitFn submit) {
     auto self = std::make_shared<StreamCall>(deps, method, context, request);
     self->self_ = self;
-    deps.watchdog->Add(std::weak_ptr<WatchedStream>(self));
+    deps.frontend->watchdog.Add(std::weak_ptr<WatchedStream>(self));
     self->call_.Start(
         [self, fn = std::move(submit)] {
           if (absl::Status s = fn(self->call_, self); !s.ok()) {
@@ -67,10 +73,10 @@ class StreamCall final
   StreamCall(const ServiceDeps& deps, Method method,
              grpc::CallbackServerContext* context,
              const google::protobuf::Message& request)
-      : limits_(deps.stream_limits),
-        context_(context),
+      : context_(context),
         cancellation_(std::make_shared<Cancellation>()),
-        call_(deps, method, context, request) {}
+        call_(deps, method, context, request),
+        queue_(deps.frontend->stream_limits, cancellation_) {}
 
   const std::shared_ptr<Cancellation>& cancellation() const {
     return cancellation_;
@@ -86,19 +92,7 @@ class StreamCall final
       ToProto(token, call_.core().tokenizer(), delta.add_logprobs());
     }
     const size_t bytes = delta.ByteSizeLong();
-    {
-      MutexLock lock(mu_);
-      if (finish_.has_value() || slow_) return;
-      if (!queue_.empty() && queue_.back().bytes + bytes <= kMaxJoinedBytes) {
-        queue_.back().bytes += bytes;
-        queue_.back().message.mutable_delta()->append(text);
-        queue_.back().message.mutable_logprobs()->MergeFrom(delta.logprobs());
-      } else {
-        queue_.push_back({std::move(delta), bytes});
-      }
-      queued_bytes_ += bytes;
-      if (queued_bytes_ > limits_.queued_bytes) GiveUpOnReader();
-    }
+    queue_.Push(std::move(delta), bytes);
     Pump();
   }
 
@@ -110,12 +104,7 @@ class StreamCall final
   // --- gRPC's threads.
 
   void OnWriteDone(bool ok) override {
-    {
-      MutexLock lock(mu_);
-      writing_ = false;
-      if (!ok) DropQueue();
-    }
-    if (!ok) cancellation_->Cancel();
+    queue_.WriteDone(ok);
     Pump();
   }
   // The client cancelled, went away, or its deadline passed.
@@ -129,117 +118,50 @@ class StreamCall final
 
   void Tick(SteadyTime now) override {
     MutexLock lock(mu_);
-    if (done_ || !writing_) return;
-    if (now - write_start_ > 2 * limits_.stall) {
-      // It does not take the status either. Under the lock, since the context
-      // goes once we are done; gRPC's reactions come on threads of its own.
-      context_->TryCancel();
-    } else if (now - write_start_ > limits_.stall) {
-      GiveUpOnReader();
-    }
+    // Under the lock, since the context goes once we are done; gRPC's reactions
+    // come on threads of its own.
+    if (!done_ && queue_.Check(now)) context_->TryCancel();
   }
 
  private:
-  // Big enough to join many tokens, small beside gRPC's flow-control window.
-  static constexpr size_t kMaxJoinedBytes = 16 << 10;
-
-  struct Queued {
-    Response message;
-    size_t bytes = 0;
-  };
-
   void Refuse(const absl::Status& status, int64_t retry_after_ms) {
     Complete(status, retry_after_ms, "", nullptr);
   }
 
-  void Complete(absl::Status status, int64_t retry_after_ms,
+  void Complete(const absl::Status& status, int64_t retry_after_ms,
                 std::string_view details, const FinalInfo* final) {
-    {
-      MutexLock lock(mu_);
-      if (slow_ && absl::IsCancelled(status)) {
-        status =
-            WithReason(absl::ResourceExhaustedError(absl::StrCat(
-                           "the client does not read its answer: nothing for ",
-                           limits_.stall.count(), " ms, or more than ",
-                           limits_.queued_bytes, " bytes waiting")),
-                       Reason::kSlowReader);
-      }
-    }
-    const grpc::Status grpc_status =
-        call_.Close(status, retry_after_ms, details);
-    {
-      MutexLock lock(mu_);
-      // The text of a turn that was rolled back is of no use.
-      if (!status.ok()) DropQueue();
-      if (final != nullptr) {
-        Queued last;
-        ToProto(*final, last.message.mutable_final());
-        queue_.push_back(std::move(last));
-      }
-      finish_ = grpc_status;
-    }
+    status_ = call_.Close(queue_.Explain(status), retry_after_ms, details);
+    std::optional<Response> last;
+    if (final != nullptr) ToProto(*final, last.emplace().mutable_final());
+    // The text of a turn that was rolled back is of no use.
+    queue_.SetEnd(/*drop=*/!status.ok(), std::move(last));
     Pump();
   }
 
-  void DropQueue() XC_REQUIRES(mu_) {
-    queue_.clear();
-    queued_bytes_ = 0;
-  }
-
-  void GiveUpOnReader() XC_REQUIRES(mu_) {
-    if (slow_ || finish_.has_value()) return;
-    slow_ = true;
-    DropQueue();
-    cancellation_->Cancel();
-  }
-
   // Starts the next write, or the end, unless one is under way.
-  void Pump() XC_EXCLUDES(mu_) {
-    bool write = false, finish = false;
-    grpc::Status status;
-    {
-      MutexLock lock(mu_);
-      if (writing_ || ended_) return;
-      if (!queue_.empty()) {
-        current_ = std::move(queue_.front().message);
-        queued_bytes_ -= queue_.front().bytes;
-        queue_.pop_front();
-        write = writing_ = true;
-        write_start_ = std::chrono::steady_clock::now();
-      }
-      if (queue_.empty() && finish_.has_value()) {
-        finish = ended_ = true;
-        status = *finish_;
-      }
-      if (!write && !finish) return;
-    }
-    // Outside the lock: gRPC may call back on this very thread. After the end
-    // `this` may be gone.
-    if (write && finish) {
-      this->StartWriteAndFinish(&current_, grpc::WriteOptions(), status);
-    } else if (write) {
+  void Pump() {
+    auto step = queue_.Next();
+    if (step.write) current_ = std::move(step.message);
+    // gRPC may call back on this very thread. After the end `this` may be gone.
+    if (step.write && step.end) {
+      this->StartWriteAndFinish(&current_, grpc::WriteOptions(), status_);
+    } else if (step.write) {
       this->StartWrite(&current_);
-    } else {
-      this->Finish(status);
+    } else if (step.end) {
+      this->Finish(status_);
     }
   }
 
-  const StreamLimits limits_;
   grpc::CallbackServerContext* const context_;  // until done_
   const std::shared_ptr<Cancellation> cancellation_;
   Call call_;
-  Response current_;  // while writing_: gRPC's
+  Response current_;     // while a write is under way: gRPC's
+  grpc::Status status_;  // set before the queue's end
+  OutputQueue<Response> queue_;
 
   Mutex mu_;
   std::shared_ptr<StreamCall> self_;
-  std::deque<Queued> queue_ XC_GUARDED_BY(mu_);
-  size_t queued_bytes_ XC_GUARDED_BY(mu_) = 0;
-  bool writing_ XC_GUARDED_BY(mu_) = false;
-  SteadyTime write_start_ XC_GUARDED_BY(mu_);
-  bool slow_ XC_GUARDED_BY(mu_) = false;  // the reader was given up
-  std::optional<grpc::Status> finish_ XC_GUARDED_BY(mu_);
-  bool ended_ XC_GUARDED_BY(mu_) = false;  // the end was given to gRPC
-  bool done_ XC_GUARDED_BY(mu_) = false;   // gRPC has let go
+  bool done_ XC_GUARDED_BY(mu_) = false;  // gRPC has let go
 };
 
 }  // namespace xcache

@@ -4,11 +4,10 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
+#include "server/frontend/frontend_call.h"
 #include "server/grpc/convert.h"
-#include "server/grpc/stream_call.h"
 
 namespace xcache {
 namespace {
@@ -105,18 +104,6 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
 };
 
 }  // namespace
-
-std::string DescribeFinal(const FinalInfo& final) {
-  return absl::StrCat(
-      " prompt_tokens=", final.prompt_tokens,
-      " reused_tokens=", final.reused.total(),
-      " prefilled_tokens=", final.prefilled_tokens,
-      " generated_tokens=", final.generated_tokens,
-      " queue_us=", final.timings.queue_us,
-      " restore_us=", final.timings.restore_us,
-      " ttft_us=", final.timings.ttft_us, " turn=", final.turn,
-      " durability=", std::string(DurabilityName(final.durability)));
-}
 
 grpc::ServerUnaryReactor* RunUnary(const ServiceDeps& deps, Method method,
                                    grpc::CallbackServerContext* context,

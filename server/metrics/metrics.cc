@@ -635,11 +635,12 @@ const std::vector<MetricDef>& Table() {
 
 std::string_view MethodName(Method method) {
   static constexpr std::string_view kNames[] = {
-      "Chat",          "Generate",      "Tokenize",      "Detokenize",
-      "Score",         "GetModelInfo",  "CreateSession", "GetSession",
-      "ListSessions",  "DeleteSession", "ForkSession",   "MigrateSession",
-      "ExportSession", "ImportSession", "UpdateSession", "PinSession",
-      "UnpinSession",  "FlushSession"};
+      "Chat",          "Generate",      "Tokenize",        "Detokenize",
+      "Score",         "GetModelInfo",  "CreateSession",   "GetSession",
+      "ListSessions",  "DeleteSession", "ForkSession",     "MigrateSession",
+      "ExportSession", "ImportSession", "UpdateSession",   "PinSession",
+      "UnpinSession",  "FlushSession",  "ChatCompletions", "Completions",
+      "ListModels",    "RetrieveModel"};
   static_assert(std::size(kNames) == Index(Method::kCount));
   return kNames[Index(method)];
 }

@@ -49,6 +49,11 @@ enum class Method {
   kPinSession,
   kUnpinSession,
   kFlushSession,
+  // Of the HTTP front end.
+  kChatCompletions,
+  kCompletions,
+  kListModels,
+  kRetrieveModel,
   kCount,
 };
 std::string_view MethodName(Method method);

@@ -12,10 +12,13 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "engine/base/file.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/engine_factory.h"
 #include "engine/kernels/isa.h"
+#include "engine/model/model.h"
+#include "engine/model/tokenizer.h"
 #include "engine/xcache/codec.h"
 
 namespace xcache::bench {
@@ -33,11 +36,13 @@ struct Options {
   std::vector<int> batch = {1};
   int decode = 64;
   int repeat = 1;
+  std::string text;
   std::string store_dir;
   bool json = false;
 };
 
-absl::Status BenchRemats(Engine& engine, const Options& o, Report& report) {
+absl::Status BenchRemats(Engine& engine, const Options& o,
+                         const Prompts& prompts, Report& report) {
   if (o.remat.empty()) return absl::OkStatus();
   const int threads =
       o.engine.num_threads > 0
@@ -58,7 +63,7 @@ absl::Status BenchRemats(Engine& engine, const Options& o, Report& report) {
     for (int i = 0; i < o.repeat; ++i) {
       for (int n : o.remat) {
         XC_RETURN_IF_ERROR(
-            BenchRemat(engine, *codec, n, threads, limits, report));
+            BenchRemat(engine, *codec, prompts, n, threads, limits, report));
       }
     }
   }
@@ -67,34 +72,43 @@ absl::Status BenchRemats(Engine& engine, const Options& o, Report& report) {
 
 absl::Status Run(const Options& o) {
   XC_ASSIGN_OR_RETURN(std::shared_ptr<const Model> model, Model::Load(o.model));
+  std::vector<TokenId> text;
+  if (!o.text.empty()) {
+    constexpr size_t kMaxTextBytes = size_t{64} << 20;
+    XC_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Create(model->gguf()));
+    XC_ASSIGN_OR_RETURN(const std::string bytes,
+                        ReadSmallFile(o.text, kMaxTextBytes));
+    XC_ASSIGN_OR_RETURN(text, tokenizer->Encode(bytes));
+  }
   XC_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
                       CreateEngine(std::move(model), o.engine, {}));
+  const Prompts prompts(std::move(text), engine->info().vocab_size);
   XC_ASSIGN_OR_RETURN(const CodecHandle* codec, engine->OpenCodec(o.codec, {}));
   Report report(o.json);
   const int threads = o.engine.num_threads;
   {
     // Warm-up: page in the weights, grow the buffers.
     XC_ASSIGN_OR_RETURN(auto sequence, engine->NewSequence(*codec, {}, {}));
-    const std::vector<TokenId> tokens =
-        SpreadTokens(64, engine->info().vocab_size);
-    XC_RETURN_IF_ERROR(Prefill(*engine, *sequence, tokens).status());
+    XC_RETURN_IF_ERROR(
+        Prefill(*engine, *sequence, prompts.Take(kBlockTokens)).status());
   }
   for (int i = 0; i < o.repeat; ++i) {
     for (int n : o.prefill) {
-      XC_RETURN_IF_ERROR(BenchPrefill(*engine, *codec, n, threads, report));
+      XC_RETURN_IF_ERROR(
+          BenchPrefill(*engine, *codec, prompts, n, threads, report));
     }
     for (int depth : o.depth) {
       for (int batch : o.batch) {
-        XC_RETURN_IF_ERROR(BenchDecode(*engine, *codec, depth, o.decode, batch,
-                                       threads, report));
+        XC_RETURN_IF_ERROR(BenchDecode(*engine, *codec, prompts, depth,
+                                       o.decode, batch, threads, report));
       }
     }
     for (int n : o.resume) {
-      XC_RETURN_IF_ERROR(
-          BenchResume(*engine, *codec, n, threads, o.store_dir, report));
+      XC_RETURN_IF_ERROR(BenchResume(*engine, *codec, prompts, n, threads,
+                                     o.store_dir, report));
     }
   }
-  return BenchRemats(*engine, o, report);
+  return BenchRemats(*engine, o, prompts, report);
 }
 
 int Main(int argc, char** argv) {
@@ -109,6 +123,9 @@ int Main(int argc, char** argv) {
   app.add_option("--isa", o.engine.isa, "ref, avx2 or avx512; default: best");
   app.add_option("--profile-dir", o.engine.profile_dir,
                  "where profiles are kept");
+  app.add_option("--text", o.text,
+                 "file that prompts are made of; default: ids spread over the "
+                 "vocabulary, which xquant-tc was not made for");
   app.add_option("--prefill", o.prefill, "prompt lengths")->delimiter(',');
   app.add_option("--depth", o.depth, "decode after that many tokens")
       ->delimiter(',');

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -41,8 +42,19 @@ class Timer {
       std::chrono::steady_clock::now();
 };
 
-// Ids spread over the vocabulary; speed does not depend on them.
-std::vector<TokenId> SpreadTokens(int n, int vocab_size);
+// What prompts are made of: a text, over and over, or ids spread over the
+// vocabulary where there is none. Speed depends on them only where pages differ
+// in size.
+class Prompts {
+ public:
+  Prompts(std::vector<TokenId> text, int vocab_size)
+      : text_(std::move(text)), vocab_size_(vocab_size) {}
+  std::vector<TokenId> Take(int n) const;
+
+ private:
+  const std::vector<TokenId> text_;
+  const int vocab_size_;
+};
 
 // Forwards `tokens` and returns the logits of the last one. Sealing is on, as
 // always.
@@ -50,20 +62,22 @@ absl::StatusOr<std::span<const float>> Prefill(Engine& engine,
                                                Sequence& sequence,
                                                std::span<const TokenId> tokens);
 
-absl::Status BenchPrefill(Engine& engine, const CodecHandle& codec, int tokens,
-                          int threads, Report& report);
-absl::Status BenchDecode(Engine& engine, const CodecHandle& codec, int depth,
-                         int tokens, int batch, int threads, Report& report);
+absl::Status BenchPrefill(Engine& engine, const CodecHandle& codec,
+                          const Prompts& prompts, int tokens, int threads,
+                          Report& report);
+absl::Status BenchDecode(Engine& engine, const CodecHandle& codec,
+                         const Prompts& prompts, int depth, int tokens,
+                         int batch, int threads, Report& report);
 // Compares all ways to get a conversation of `tokens` tokens going again;
 // `store_dir` is a folder for the disk tier, emptied before and after.
-absl::Status BenchResume(Engine& engine, const CodecHandle& codec, int tokens,
-                         int threads, const std::string& store_dir,
-                         Report& report);
+absl::Status BenchResume(Engine& engine, const CodecHandle& codec,
+                         const Prompts& prompts, int tokens, int threads,
+                         const std::string& store_dir, Report& report);
 
 // Rematerializes the pages of `tokens` tokens (whole blocks of them).
-absl::Status BenchRemat(Engine& engine, const CodecHandle& codec, int tokens,
-                        int threads, const MachineLimits& limits,
-                        Report& report);
+absl::Status BenchRemat(Engine& engine, const CodecHandle& codec,
+                        const Prompts& prompts, int tokens, int threads,
+                        const MachineLimits& limits, Report& report);
 
 }  // namespace xcache::bench
 

@@ -33,16 +33,16 @@ std::optional<double> MultiplyAddsPerToken(std::string_view spec,
 
 }  // namespace
 
-absl::Status BenchRemat(Engine& engine, const CodecHandle& codec, int tokens,
-                        int threads, const MachineLimits& limits,
-                        Report& report) {
+absl::Status BenchRemat(Engine& engine, const CodecHandle& codec,
+                        const Prompts& prompts, int tokens, int threads,
+                        const MachineLimits& limits, Report& report) {
   const size_t blocks = static_cast<size_t>(tokens) / kBlockTokens;
   if (blocks == 0) {
     return absl::InvalidArgumentError(
         "--remat-tokens: expected at least one block of 64 tokens");
   }
-  const std::vector<TokenId> ids = SpreadTokens(
-      static_cast<int>(blocks) * kBlockTokens, engine.info().vocab_size);
+  const std::vector<TokenId> ids =
+      prompts.Take(static_cast<int>(blocks) * kBlockTokens);
   XC_ASSIGN_OR_RETURN(auto sequence, engine.NewSequence(codec, {}, {}));
   const Timer prefill_timer;
   XC_RETURN_IF_ERROR(Prefill(engine, *sequence, ids).status());

@@ -147,11 +147,11 @@ absl::StatusOr<double> ResumeFromDisk(Engine& engine, const CodecHandle& codec,
 
 }  // namespace
 
-absl::Status BenchResume(Engine& engine, const CodecHandle& codec, int tokens,
-                         int threads, const std::string& store_dir,
-                         Report& report) {
+absl::Status BenchResume(Engine& engine, const CodecHandle& codec,
+                         const Prompts& prompts, int tokens, int threads,
+                         const std::string& store_dir, Report& report) {
   Conversation c;
-  c.tokens = SpreadTokens(tokens, engine.info().vocab_size);
+  c.tokens = prompts.Take(tokens);
   // The last token is always computed: its logits are wanted.
   c.reused_blocks = static_cast<size_t>(tokens - 1) / kBlockTokens;
   XC_ASSIGN_OR_RETURN(const double recompute_ms, Recompute(engine, codec, c));

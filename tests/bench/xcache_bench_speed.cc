@@ -35,11 +35,13 @@ void Report::Add(const nlohmann::ordered_json& row) {
   std::fflush(stdout);
 }
 
-std::vector<TokenId> SpreadTokens(int n, int vocab_size) {
+std::vector<TokenId> Prompts::Take(int n) const {
   std::vector<TokenId> tokens(static_cast<size_t>(n));
   for (size_t i = 0; i < tokens.size(); ++i) {
-    tokens[i] =
-        static_cast<TokenId>((i * 7919 + 13) % static_cast<size_t>(vocab_size));
+    tokens[i] = text_.empty()
+                    ? static_cast<TokenId>((i * 7919 + 13) %
+                                           static_cast<size_t>(vocab_size_))
+                    : text_[i % text_.size()];
   }
   return tokens;
 }
@@ -60,10 +62,10 @@ absl::StatusOr<std::span<const float>> Prefill(
   return logits;
 }
 
-absl::Status BenchPrefill(Engine& engine, const CodecHandle& codec, int tokens,
-                          int threads, Report& report) {
-  const std::vector<TokenId> ids =
-      SpreadTokens(tokens, engine.info().vocab_size);
+absl::Status BenchPrefill(Engine& engine, const CodecHandle& codec,
+                          const Prompts& prompts, int tokens, int threads,
+                          Report& report) {
+  const std::vector<TokenId> ids = prompts.Take(tokens);
   XC_ASSIGN_OR_RETURN(auto sequence, engine.NewSequence(codec, {}, {}));
   const Timer timer;
   XC_RETURN_IF_ERROR(Prefill(engine, *sequence, ids).status());
@@ -78,12 +80,11 @@ absl::Status BenchPrefill(Engine& engine, const CodecHandle& codec, int tokens,
   return absl::OkStatus();
 }
 
-absl::Status BenchDecode(Engine& engine, const CodecHandle& codec, int depth,
-                         int tokens, int batch, int threads, Report& report) {
-  const std::vector<TokenId> prompt =
-      SpreadTokens(depth, engine.info().vocab_size);
-  const std::vector<TokenId> ids =
-      SpreadTokens(tokens + 1, engine.info().vocab_size);
+absl::Status BenchDecode(Engine& engine, const CodecHandle& codec,
+                         const Prompts& prompts, int depth, int tokens,
+                         int batch, int threads, Report& report) {
+  const std::vector<TokenId> prompt = prompts.Take(depth);
+  const std::vector<TokenId> ids = prompts.Take(tokens + 1);
   std::vector<std::unique_ptr<Sequence>> sequences;
   for (int i = 0; i < batch; ++i) {
     XC_ASSIGN_OR_RETURN(auto sequence, engine.NewSequence(codec, {}, {}));

@@ -246,8 +246,9 @@ def test_probes_fit_the_server(render, components):
         setting(resources, "listen").rpartition(":")[2])
     assert ports["grpc"] == int(re.search(r"--listen \w+=[^ ]*:(\d+)",
                                           help_text())[1])
-    assert ports["metrics"] == int(
-        setting(resources, "metrics-listen").rpartition(":")[2])
+    for name in ("http", "metrics"):
+        assert ports[name] == int(
+            setting(resources, f"{name}-listen").rpartition(":")[2])
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         probe = container[name]
         assert probe["timeoutSeconds"] <= probe["periodSeconds"]

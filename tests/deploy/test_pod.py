@@ -80,6 +80,8 @@ def environment(resources, model, secrets, folder):
     return {**settings, "XCACHE_MODEL": str(model),
             "XCACHE_STORE_DIR": str(folder / "store"),
             "XCACHE_LISTEN": re.sub(r":\d+$", ":0", settings["XCACHE_LISTEN"]),
+            "XCACHE_HTTP_LISTEN": re.sub(r":\d+$", ":0",
+                                         settings["XCACHE_HTTP_LISTEN"]),
             "XCACHE_METRICS_LISTEN": "127.0.0.1:0",
             # A test's folder has too long a name for a socket.
             "XCACHE_OPERATOR_SOCKET": "none",

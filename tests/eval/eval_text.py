@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints one of the three fixed texts on which codecs are measured, of Debian 12
+"""Prints one of the four fixed texts on which codecs are measured, of Debian 12
 packages that anybody can install:
 
   prose   English: the paragraphs of ten long chapters of the Debian
@@ -7,10 +7,11 @@ packages that anybody can install:
   code    Python: the modules of PLY, a parser generator (python3-ply 3.11-5),
           finished and small
   german  the same chapters in German, without what is not translated
+  french  and in French
 
     deploy/install_packages.sh eval
     tests/eval/eval_text.py prose > prose.txt
-    tests/eval/eval_text.py --all FOLDER     # prose.txt, code.txt, german.txt
+    tests/eval/eval_text.py --all FOLDER     # prose.txt, code.txt and so on
 
 A profile that is computed from data must never be computed from these: they are
 what codecs are judged by. (That of xquant-tc is computed from the texts of
@@ -40,6 +41,8 @@ SHA256 = {
         "4ecccf89d226bf67ef2aa76537099ed693e014f7eae05706aa76fe1b87bf5dd8",
     "german":
         "4957e70eaf5476e420d0d4a8dbaa2726839b79a3da0e68bcc09047663e9b78a3",
+    "french":
+        "4d65d4ea47a441ce6955536db212ecde72a38270f8c607d5aefd461256769419",
 }
 
 
@@ -97,9 +100,9 @@ def prose():
     return "\n\n".join(handbook("en-US"))
 
 
-def german():
+def translated(language):
     english = set(handbook("en-US"))
-    return "\n\n".join(line for line in handbook("de-DE")
+    return "\n\n".join(line for line in handbook(language)
                        if line not in english)
 
 
@@ -115,7 +118,9 @@ def code():
     return "\n".join(sources)
 
 
-TEXTS = {"prose": prose, "code": code, "german": german}
+TEXTS = {"prose": prose, "code": code,
+         "german": lambda: translated("de-DE"),
+         "french": lambda: translated("fr-FR")}
 
 
 def make(name):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes logits_qwen2.txt, logits_qwen3.txt and logits_gemma3.txt, of the random
-# models that logits_golden_test.cc makes, by llama-cpp-python:
+# Writes logits_ARCHITECTURE_TYPE.txt, of the random models that
+# logits_golden_test.cc makes, by llama-cpp-python:
 #   make_tiny_logits.sh PYTHON BUILD_DIR
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -8,11 +8,10 @@ python=$1 make=$2/tests/xcache-tiny-model
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-tiny() {  # ARCHITECTURE TYPE D_MODEL
-  "$make" "$work/$1.gguf" "arch=$1" "type=$2" "d_model=$3" "d_ff=$((2 * $3))" \
-    layers=7 pattern=6 n_heads=4 n_kv_heads=2 head_dim=64
-  "$python" make_logits.py "$work/$1.gguf" 200 12 >"logits_$1.txt"
-}
-tiny qwen2 12 256
-tiny qwen3 6 128
-tiny gemma3 14 256
+for model in qwen2:1 qwen2:12 qwen3:1 qwen3:6 gemma3:1 gemma3:14; do
+  architecture=${model%:*} type=${model#*:}  # as GGUF files number types
+  "$make" "$work/model.gguf" "arch=$architecture" "type=$type" tied=0 layers=7 \
+    pattern=6 d_model=256 n_heads=4 n_kv_heads=2 head_dim=64 d_ff=512
+  "$python" make_logits.py "$work/model.gguf" 160 8 \
+    >"logits_${architecture}_$type.txt"
+done

@@ -197,6 +197,7 @@ class Server:
         ready = json.loads(self.ready_file.read_text())
         self.address = ready["listen"]
         self.metrics_address = ready["metrics"]
+        self.http_address = ready["http"]
         assert ready["pid"] == self.process.pid
 
     def channel(self, token=None):

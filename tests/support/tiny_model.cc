@@ -223,8 +223,11 @@ GgufWriter TinyModelWriter(const TinyModelOptions& o) {
   };
   const GgufType type = o.matrix_type;
   const int q = o.n_heads * o.head_dim, k = o.n_kv_heads * o.head_dim;
+  // Gemma's are scaled by sqrt(d_model) when they are read.
+  const float embedding_gain =
+      o.architecture == "gemma3" ? scale(o.d_model, 3.0f) : 3.0f;
   make.Matrix("token_embd.weight", o.vocab_size, o.d_model, o.embedding_type,
-              scale(o.d_model, 3.0f));
+              scale(o.d_model, embedding_gain));
   make.Vector("output_norm.weight", o.d_model, 1.0f, 0.1f);
   if (!o.tied) {
     make.Matrix("output.weight", o.vocab_size, o.d_model, o.embedding_type,

@@ -2,7 +2,7 @@
 //   xcache-tiny-model OUT.gguf [layers=N] [d_model=N] [n_heads=N]
 //     [n_kv_heads=N] [head_dim=N] [d_ff=N] [vocab=N] [context=N] [seed=N]
 //     [window=N] [pattern=N] [special=SPELLING,SPELLING,SPELLING...]
-//     [arch=llama|qwen2|qwen3|gemma3] [type=TYPE] [embedding=TYPE]
+//     [arch=llama|qwen2|qwen3|gemma3] [type=TYPE] [embedding=TYPE] [tied=0]
 // A TYPE is the number that GGUF files have for it.
 #include <cstdio>
 #include <cstdlib>
@@ -42,6 +42,8 @@ int main(int argc, char** argv) {
       options.matrix_type = static_cast<xcache::GgufType>(value);
     } else if (name == "embedding" && value >= 0) {
       options.embedding_type = static_cast<xcache::GgufType>(value);
+    } else if (name == "tied" && value >= 0) {
+      options.tied = value != 0;
     } else if (name == "seed" && value >= 0) {
       options.seed = static_cast<uint64_t>(value);
     } else if (names.contains(name) && value > 0) {

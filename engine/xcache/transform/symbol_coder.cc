@@ -14,7 +14,13 @@ namespace {
 
 // Bytes of the words, then the states that the decoder starts with.
 constexpr size_t kStatesAt = 4;
-constexpr size_t kWordsAt = kStatesAt + 4 * kRansLanes;
+constexpr size_t kCountAt = kStatesAt + 4 * kRansLanes;  // of corrections
+constexpr size_t kCorrectionsAt = kCountAt + 2;
+// A correction's layer and its rows' levels.
+constexpr size_t kCorrectionBytes = 2 + kRansLanes;
+// The tables of corrections are those of the middle activity.
+constexpr uint8_t kCorrectionTable =
+    kNumActivities / 2 * static_cast<uint8_t>(kNumMagnitudes);
 
 // A class is the symbol class - 2, so that the commonest is 0.
 constexpr int kClassBias = kNumSteps / 2;
@@ -98,12 +104,14 @@ class RansEncoder {
  public:
   explicit RansEncoder(const SymbolTables& tables) : tables_(tables) {}
 
+  void Reserve(size_t symbols) { ranges_.reserve(symbols); }
   void Add(size_t table, int symbol) {
     ranges_.push_back(tables_.range(table, symbol));
   }
 
   // Encodes what was added, the last symbol first.
-  void Finish(std::vector<uint8_t>* out) const {
+  void Finish(std::span<const LayerCorrection> corrections,
+              std::vector<uint8_t>* out) const {
     std::array<uint32_t, kRansLanes> states;
     states.fill(kRansLowest);
     std::vector<uint16_t> words;  // the last first
@@ -117,13 +125,22 @@ class RansEncoder {
       x = (x / frequency << kRansBits) + x % frequency + ranges_[i].first;
     }
     const size_t at = out->size();
-    out->resize(at + kWordsAt + 2 * words.size());
+    const size_t words_at =
+        kCorrectionsAt + corrections.size() * kCorrectionBytes;
+    out->resize(at + words_at + 2 * words.size());
     uint8_t* to = out->data() + at;
     StoreLe32(to, static_cast<uint32_t>(2 * words.size()));
     for (size_t lane = 0; lane < kRansLanes; ++lane) {
       StoreLe32(to + kStatesAt + 4 * lane, states[lane]);
     }
-    to += kWordsAt;
+    StoreLe16(to + kCountAt, static_cast<uint16_t>(corrections.size()));
+    for (size_t i = 0; i < corrections.size(); ++i) {
+      uint8_t* correction = to + kCorrectionsAt + i * kCorrectionBytes;
+      StoreLe16(correction, static_cast<uint16_t>(corrections[i].layer));
+      std::copy(corrections[i].levels.begin(), corrections[i].levels.end(),
+                correction + 2);
+    }
+    to += words_at;
     for (auto word = words.rbegin(); word != words.rend(); ++word, to += 2) {
       StoreLe16(to, *word);
     }
@@ -134,13 +151,67 @@ class RansEncoder {
   std::vector<SymbolTables::Range> ranges_;
 };
 
+// The lanes of a correction: class 0 and a level, or uncoded.
+struct CorrectionLanes {
+  explicit CorrectionLanes(const LayerCorrection& of) {
+    tables[0] = kCorrectionTable;
+    tables[kUncodedClass] = kZeroTable;
+    for (size_t lane = 0; lane < kRansLanes; ++lane) {
+      const bool coded = of.levels[lane] != kNoCorrection;
+      classes[lane] = coded ? 0 : kUncodedClass;
+      offsets[lane] = coded ? of.levels[lane] : 0;
+    }
+  }
+  std::array<uint8_t, kRansClasses> tables{};
+  std::array<uint32_t, kRansLanes> classes{}, offsets{};
+};
+
+// Which layers and rows are corrected, from `bytes`.
+absl::Status ReadCorrections(std::span<const uint8_t> bytes,
+                             CorrectionShape shape, int first_lane,
+                             std::vector<LayerCorrection>* corrections) {
+  const size_t count = bytes.size() / kCorrectionBytes;
+  corrections->resize(count);
+  uint32_t least = 1;
+  for (size_t i = 0; i < count; ++i) {
+    LayerCorrection& of = (*corrections)[i];
+    const uint8_t* from = &bytes[i * kCorrectionBytes];
+    of.layer = LoadLe16(from);
+    if (of.layer < least || of.layer >= shape.num_layers) {
+      return Damaged("corrections are out of order");
+    }
+    least = of.layer + 1;
+    std::copy_n(from + 2, kRansLanes, of.levels.begin());
+    for (size_t lane = 0; lane < kRansLanes; ++lane) {
+      const bool may_be = lane >= static_cast<size_t>(first_lane) &&
+                          of.levels[lane] < kNumMagnitudes;
+      if (of.levels[lane] != kNoCorrection && !may_be) {
+        return Damaged("a correction's level is out of range");
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void EncodeSymbols(const SymbolTables& tables,
                    std::span<const ContextModel> models, int first_lane,
                    const BlockSymbols& symbols, std::vector<uint8_t>* out) {
   RansEncoder encoder(tables);
+  size_t count = kRansLanes;
+  for (const auto& group : symbols.groups) count += group.size();
+  for (const auto& of : symbols.corrections) count += of.values.size();
+  encoder.Reserve(count);
   EscapeWriter escapes;
+  const auto add = [&](size_t table, int value) {
+    if (tables.Holds(table, value)) {
+      encoder.Add(table, value);
+    } else {
+      encoder.Add(table, kEscapeSymbol);
+      escapes.Add(value);
+    }
+  };
   for (int lane = 0; lane < kRansLanes; ++lane) {
     if (lane < first_lane) {
       encoder.Add(kZeroTable, 0);
@@ -159,39 +230,49 @@ void EncodeSymbols(const SymbolTables& tables,
       for (int c = 0; c < model.chunk_channels(chunk); ++c) {
         const uint8_t* row = model.tables(chunk) + c * kRansClasses;
         for (size_t lane = 0; lane < kRansLanes; ++lane) {
-          const size_t table =
-              row[symbols.classes[lane]] + walk.offsets()[lane];
-          const int value = *values++;
-          if (tables.Holds(table, value)) {
-            encoder.Add(table, value);
-          } else {
-            encoder.Add(table, kEscapeSymbol);
-            escapes.Add(value);
-          }
+          add(row[symbols.classes[lane]] + walk.offsets()[lane], *values++);
         }
       }
       walk.Advance(first);
     }
   }
-  encoder.Finish(out);
+  for (const LayerCorrection& correction : symbols.corrections) {
+    const CorrectionLanes lanes(correction);
+    for (size_t i = 0; i < correction.values.size(); ++i) {
+      const size_t lane = i % kRansLanes;
+      add(lanes.tables[lanes.classes[lane]] + lanes.offsets[lane],
+          correction.values[i]);
+    }
+  }
+  encoder.Finish(symbols.corrections, out);
   out->insert(out->end(), escapes.bytes().begin(), escapes.bytes().end());
 }
 
 absl::Status DecodeSymbols(const SymbolTables& tables,
-                           std::span<const ContextModel> models, int first_lane,
+                           std::span<const ContextModel> models,
+                           CorrectionShape corrections, int first_lane,
                            const CodecKernels& kernels,
                            std::span<const uint8_t> bytes,
                            BlockSymbols* symbols) {
-  if (bytes.size() < kWordsAt) return Damaged("truncated");
+  if (bytes.size() < kCorrectionsAt) return Damaged("truncated");
+  const size_t correction_bytes =
+      LoadLe16(bytes.data() + kCountAt) * kCorrectionBytes;
+  if (correction_bytes > bytes.size() - kCorrectionsAt) {
+    return Damaged("truncated");
+  }
+  XC_RETURN_IF_ERROR(
+      ReadCorrections(bytes.subspan(kCorrectionsAt, correction_bytes),
+                      corrections, first_lane, &symbols->corrections));
+  const size_t words_at = kCorrectionsAt + correction_bytes;
   const size_t num_word_bytes = LoadLe32(bytes.data());
-  if (num_word_bytes % 2 != 0 || num_word_bytes > bytes.size() - kWordsAt) {
-    return Damaged(absl::StrCat("expected at most ", bytes.size() - kWordsAt,
+  if (num_word_bytes % 2 != 0 || num_word_bytes > bytes.size() - words_at) {
+    return Damaged(absl::StrCat("expected at most ", bytes.size() - words_at,
                                 " bytes of words, found ", num_word_bytes));
   }
   // A copy with room behind it for what a chunk may take beyond the end.
   std::vector<uint8_t> words(num_word_bytes + kChunkChannels * kRansRoundBytes);
-  std::copy_n(bytes.data() + kWordsAt, num_word_bytes, words.data());
-  EscapeReader escapes(bytes.subspan(kWordsAt + num_word_bytes));
+  std::copy_n(bytes.data() + words_at, num_word_bytes, words.data());
+  EscapeReader escapes(bytes.subspan(words_at + num_word_bytes));
   const uint8_t* const end = words.data() + num_word_bytes;
 
   std::array<uint32_t, kRansLanes> states, uncoded, none{};
@@ -227,6 +308,21 @@ absl::Status DecodeSymbols(const SymbolTables& tables,
     }
   }
 
+  // Decodes a chunk, escapes too; args.symbols and args.words go on.
+  const auto decode = [&]() -> absl::Status {
+    if (args.words > end) return Damaged("they end too early");
+    args.words = kernels.rans_decode(args);
+    const std::span<int16_t> decoded(
+        args.symbols, static_cast<size_t>(args.num_rounds) * kRansLanes);
+    for (int16_t& symbol : decoded) {
+      if (symbol != kEscapeSymbol) continue;
+      symbol = static_cast<int16_t>(escapes.Next());
+      if (symbol == 0) return Damaged("an escape is not a value");
+    }
+    args.symbols += decoded.size();
+    return absl::OkStatus();
+  };
+
   args.classes = symbols->classes.data();
   symbols->groups.resize(models.size());
   for (size_t g = 0; g < models.size(); ++g) {
@@ -239,17 +335,26 @@ absl::Status DecodeSymbols(const SymbolTables& tables,
       args.tables = model.tables(chunk);
       args.offsets = walk.offsets();
       args.num_rounds = model.chunk_channels(chunk);
-      if (args.words > end) return Damaged("they end too early");
-      args.words = kernels.rans_decode(args);
-      const std::span<int16_t> decoded(
-          args.symbols, static_cast<size_t>(args.num_rounds) * kRansLanes);
-      for (int16_t& symbol : decoded) {
-        if (symbol != kEscapeSymbol) continue;
-        symbol = static_cast<int16_t>(escapes.Next());
-        if (symbol == 0) return Damaged("an escape is not a value");
-      }
-      walk.Advance(args.symbols);
-      args.symbols += decoded.size();
+      const int16_t* first = args.symbols;
+      XC_RETURN_IF_ERROR(decode());
+      walk.Advance(first);
+    }
+  }
+  for (LayerCorrection& correction : symbols->corrections) {
+    const CorrectionLanes lanes(correction);
+    std::vector<uint8_t> rounds;
+    for (int c = 0; c < kChunkChannels; ++c) {
+      rounds.insert(rounds.end(), lanes.tables.begin(), lanes.tables.end());
+    }
+    correction.values.resize(size_t{corrections.latents} * kRansLanes);
+    args.symbols = correction.values.data();
+    args.tables = rounds.data();
+    args.classes = lanes.classes.data();
+    args.offsets = lanes.offsets.data();
+    for (uint32_t at = 0; at < corrections.latents; at += kChunkChannels) {
+      args.num_rounds = static_cast<int>(
+          std::min<uint32_t>(kChunkChannels, corrections.latents - at));
+      XC_RETURN_IF_ERROR(decode());
     }
   }
   if (args.words != end) return Damaged("they do not end where words do");

@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/codec_kernels.h"
@@ -32,6 +33,8 @@
 #include "engine/xcache/dependent_layers.h"
 #include "engine/xcache/little_endian.h"
 #include "engine/xcache/projection.h"
+#include "engine/xcache/transform/level_choice.h"
+#include "engine/xcache/transform/row_corrector.h"
 #include "engine/xcache/transform/symbol_coder.h"
 #include "engine/xcache/transform/transform_data.h"
 
@@ -145,16 +148,18 @@ absl::StatusOr<Group> PackGroup(const TransformData& data, size_t g,
 class TransformCodec final : public DependentLayers {
  public:
   TransformCodec(CodecSpec spec, PayloadPlan plan, const TransformData& data,
-                 float step, std::vector<Group> groups, SymbolTables tables,
+                 const TransformLevel& level, std::vector<Group> groups,
+                 SymbolTables tables, RowCorrector corrector,
                  KvProjections first_layer, const CodecSources& sources,
                  Isa isa)
       : DependentLayers(std::move(spec), std::move(plan)),
-        step_(step),
+        step_(level.step),
         class_layers_(data.class_layers),
         class_weights_(data.class_weights),
         class_bias_(data.class_bias),
         groups_(std::move(groups)),
         tables_(std::move(tables)),
+        corrector_(std::move(corrector)),
         first_layer_(std::move(first_layer)),
         embedding_(sources.embedding),
         rms_norm_eps_(sources.rms_norm_eps),
@@ -163,7 +168,8 @@ class TransformCodec final : public DependentLayers {
     for (const Group& group : groups_) {
       models_.emplace_back(group.level.expectations);
     }
-    expected_bytes_ = std::min(ExpectBytes(), this->plan().bytes());
+    expected_bytes_ = std::min(kSymbolsAt + ExpectSymbolBytes(level, tables_),
+                               this->plan().bytes());
   }
 
   unsigned live_rows() const override { return kLiveKvPre; }
@@ -188,11 +194,14 @@ class TransformCodec final : public DependentLayers {
     // coefficient too large for its integer.
     for (int coarsening = 0; coarsening <= kMaxCoarsening; ++coarsening) {
       block.SetSteps(step_, coarsening, symbols.classes);
+      symbols.corrections.clear();
       bool fits = true;
       for (size_t g = 0; g < groups_.size() && fits; ++g) {
         Predict(g, parallel, block);
         fits = Quantize(g, latents[g], parallel, block, &symbols.groups[g]);
-        if (fits) Synthesize(g, symbols, parallel, block);
+        if (!fits) break;
+        Synthesize(g, symbols, parallel, block);
+        fits = Correct(g, latents[g], block, &symbols.corrections);
       }
       if (!fits) continue;
       std::vector<uint8_t> bytes(kSymbolsAt);
@@ -225,14 +234,18 @@ class TransformCodec final : public DependentLayers {
                        ", found ", coarsening));
     }
     BlockSymbols symbols;
-    XC_RETURN_IF_ERROR(DecodeSymbols(tables_, models_, info.first_row,
-                                     codec_kernels_,
-                                     payload.subspan(kSymbolsAt), &symbols));
+    XC_RETURN_IF_ERROR(DecodeSymbols(
+        tables_, models_,
+        {static_cast<uint32_t>(num_layers()), static_cast<uint32_t>(2 * k())},
+        info.first_row, codec_kernels_, payload.subspan(kSymbolsAt), &symbols));
     XC_ASSIGN_OR_RETURN(Block block, Begin(info));
     block.SetSteps(step_, static_cast<int>(coarsening), symbols.classes);
     for (size_t g = 0; g < groups_.size(); ++g) {
       Predict(g, nullptr, block);
       Synthesize(g, symbols, nullptr, block);
+      for (const LayerCorrection& correction : symbols.corrections) {
+        if (Holds(g, correction.layer)) Apply(g, correction, block);
+      }
       if (!AllFinite(block.latents[g])) {
         return absl::InvalidArgumentError("payload: a row is not finite");
       }
@@ -401,16 +414,25 @@ class TransformCodec final : public DependentLayers {
     std::vector<float> coefficients(kRows * group.channels);
     Multiply(block.inputs.data(), group.encode, parallel, coefficients.data());
     symbols->assign(group.channels * kRows, 0);
+    std::vector<int16_t> values(group.channels);
     for (size_t r = 0; r < kRows; ++r) {
       if (!(block.steps[r] > 0.0f)) continue;
       const float inverse = 1.0f / block.steps[r];
       const float* row = &coefficients[r * group.channels];
+      const float* scales = group.encode_scales.data();
+      bool fits = true;
       for (size_t c = 0; c < group.channels; ++c) {
-        const float x = row[c] * group.encode_scales[c] * inverse;
-        const float magnitude = std::floor(std::abs(x) + kRounding);
-        if (!(magnitude <= kMaxMagnitude)) return false;
-        const int q = static_cast<int>(magnitude);
-        (*symbols)[c * kRows + r] = static_cast<int16_t>(x < 0.0f ? -q : q);
+        const float x = row[c] * scales[c] * inverse;
+        const float size = std::abs(x) + kRounding;
+        const bool small = size < kMaxMagnitude + 1.0f;
+        fits &= small;
+        // Whole numbers by truncation, as floor would give, in vectors.
+        const int q = static_cast<int>(small ? size : 0.0f);
+        values[c] = static_cast<int16_t>(x < 0.0f ? -q : q);
+      }
+      if (!fits) return false;
+      for (size_t c = 0; c < group.channels; ++c) {
+        (*symbols)[c * kRows + r] = values[c];
       }
     }
     return true;
@@ -448,6 +470,43 @@ class TransformCodec final : public DependentLayers {
       kernels_.sparse_matmul(args, static_cast<int>(panel),
                              static_cast<int>(panel) + 1);
     });
+  }
+
+  bool Holds(size_t g, uint32_t layer) const {
+    const Group& group = groups_[g];
+    return layer >= group.first_layer &&
+           (layer - group.first_layer) * 2 * k() < group.width;
+  }
+
+  void Apply(size_t g, const LayerCorrection& correction, Block& block) const {
+    const Group& group = groups_[g];
+    corrector_.Apply(
+        correction, block.steps,
+        &block.latents[g][(correction.layer - group.first_layer) * 2 * k()],
+        static_cast<int64_t>(group.width));
+  }
+
+  // Corrects what came back of group `g` where it errs too much. False: it errs
+  // beyond what integers hold.
+  bool Correct(size_t g, const std::vector<float>& latents, Block& block,
+               std::vector<LayerCorrection>* corrections) const {
+    const Group& group = groups_[g];
+    std::vector<float>& errors = block.inputs;
+    errors.resize(latents.size());
+    for (size_t i = 0; i < latents.size(); ++i) {
+      errors[i] = latents[i] - block.latents[g][i];
+    }
+    for (size_t j = 0; j * 2 * k() < group.width; ++j) {
+      const size_t before = corrections->size();
+      if (!corrector_.Correct(static_cast<uint32_t>(group.first_layer + j),
+                              &errors[j * 2 * k()],
+                              static_cast<int64_t>(group.width), block.steps,
+                              corrections)) {
+        return false;
+      }
+      if (corrections->size() > before) Apply(g, corrections->back(), block);
+    }
+    return true;
   }
 
   // Coefficients that are not 0, as they come back, row by row.
@@ -517,28 +576,6 @@ class TransformCodec final : public DependentLayers {
     }
   }
 
-  // The entropy of the tables that tokens of the middle step and activity take.
-  size_t ExpectBytes() const {
-    double bits = 0.0;
-    for (const Group& group : groups_) {
-      for (size_t c = 0; c < group.channels; ++c) {
-        const size_t table =
-            static_cast<size_t>(MagnitudeOf(
-                group.level.expectations[c * kNumSteps + kNumSteps / 2])) +
-            kNumActivities / 2 * kNumMagnitudes;
-        for (int v = -kMaxTableMagnitude; v <= kMaxTableMagnitude; ++v) {
-          const double p =
-              static_cast<double>(tables_.range(table, v).frequency) /
-              static_cast<double>(kRansTotal);
-          if (p > 0.0) bits -= p * std::log2(p);
-        }
-      }
-    }
-    constexpr size_t kStateBytes = 4 + 4 * kRansLanes;
-    return kSymbolsAt + kStateBytes +
-           static_cast<size_t>(bits * static_cast<double>(kRows) / 8.0);
-  }
-
   const float step_;
   const std::array<uint32_t, 2> class_layers_;
   const std::vector<float> class_weights_;
@@ -546,6 +583,7 @@ class TransformCodec final : public DependentLayers {
   const std::vector<Group> groups_;
   std::vector<ContextModel> models_;  // of groups_
   const SymbolTables tables_;
+  const RowCorrector corrector_;
   const KvProjections first_layer_;
   const std::function<void(TokenId token, float* out)> embedding_;
   const float rms_norm_eps_;
@@ -559,26 +597,33 @@ class TransformCodec final : public DependentLayers {
 absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantTc(
     const CodecSpec& spec, const CodecSources& sources, Isa isa) {
   OptionReader options(spec);
-  const std::string rate = options.Choice(
-      "rate", {kLevelNames.begin(), kLevelNames.end()}, "balanced");
+  const std::string rate = options.ChoiceOrNumber(
+      "rate", {kLevelNames.begin(), kLevelNames.end()}, 2, 1000, "balanced");
   XC_ASSIGN_OR_RETURN(CodecSpec canonical, options.Finish());
   const TransformData& data = *sources.profile->transform();
   if (!(data.shape == sources.shape)) {
     return absl::InternalError("profile of another shape than the model's");
   }
-  const auto level_index = static_cast<size_t>(
-      std::find(kLevelNames.begin(), kLevelNames.end(), rate) -
-      kLevelNames.begin());
-  const TransformLevel& level = data.levels[level_index];
+  std::vector<SymbolFrequencies> tables = data.tables;
+  // Of tokens that are not coded: 0 alone, which takes no bits.
+  tables.insert(tables.begin() + kZeroTable, {{kRansTotal}, 0});
+  XC_ASSIGN_OR_RETURN(SymbolTables symbol_tables, SymbolTables::Create(tables));
+  TransformLevel level;
+  const auto name = std::find(kLevelNames.begin(), kLevelNames.end(), rate);
+  if (name != kLevelNames.end()) {
+    level = data.levels[static_cast<size_t>(name - kLevelNames.begin())];
+  } else {
+    int ratio = 0;
+    (void)absl::SimpleAtoi(rate, &ratio);
+    XC_ASSIGN_OR_RETURN(level, LevelOfRatio(data, symbol_tables, ratio));
+  }
   std::vector<Group> groups;
   for (size_t g = 0; g < data.groups.size(); ++g) {
     XC_ASSIGN_OR_RETURN(groups.emplace_back(),
                         PackGroup(data, g, level.groups[g]));
   }
-  std::vector<SymbolFrequencies> tables = data.tables;
-  // Of tokens that are not coded: 0 alone, which takes no bits.
-  tables.insert(tables.begin() + kZeroTable, {{kRansTotal}, 0});
-  XC_ASSIGN_OR_RETURN(SymbolTables symbol_tables, SymbolTables::Create(tables));
+  XC_ASSIGN_OR_RETURN(RowCorrector corrector,
+                      RowCorrector::Create(data, level, GetKernels(isa)));
   XC_ASSIGN_OR_RETURN(KvProjections first_layer, PackKvProjections(sources, 0));
   // No larger than kv-fp16's: where a page would be, its steps are coarsened.
   const auto values = static_cast<size_t>(sources.shape.num_layers) * 2 *
@@ -586,8 +631,8 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantTc(
   PayloadPlan plan = PayloadPlan::VariableSize(
       sources.shape, std::max<size_t>(4096, 2 * kRows * values));
   return std::make_unique<const TransformCodec>(
-      std::move(canonical), std::move(plan), data, level.step,
-      std::move(groups), std::move(symbol_tables), std::move(first_layer),
+      std::move(canonical), std::move(plan), data, level, std::move(groups),
+      std::move(symbol_tables), std::move(corrector), std::move(first_layer),
       sources, isa);
 }
 

@@ -126,8 +126,14 @@ std::string SerializeBody(const TransformData& data) {
       out.Array(m->values);
     }
   }
+  for (const TransformLayer& layer : data.layers) {
+    out.Array(layer.measure.scales);
+    out.Array(layer.measure.values);
+    out.Array(layer.scales);
+  }
   for (const TransformLevel& level : data.levels) {
     out.F32(level.step);
+    out.Array(level.errors);
     for (const TransformLevel::Group& group : level.groups) {
       out.U32(group.channels);
       out.Array(group.expectations);
@@ -190,11 +196,25 @@ absl::Status ReadGroups(Reader& in, TransformData* data) {
   return next == layers ? absl::OkStatus() : Corrupt("groups leave layers out");
 }
 
+absl::Status ReadLayers(Reader& in, TransformData* data) {
+  const uint32_t latent = 2 * static_cast<uint32_t>(data->shape.kv_dim);
+  for (int layer = 1; layer < data->shape.num_layers; ++layer) {
+    TransformLayer& of = data->layers.emplace_back();
+    XC_RETURN_IF_ERROR(in.Halves(kMeasures, latent, &of.measure));
+    XC_RETURN_IF_ERROR(in.Floats(latent, &of.scales));
+    for (float scale : of.scales) {
+      if (!(scale > 0.0f)) return Corrupt("a scale is not positive");
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadLevels(Reader& in, TransformData* data) {
   for (size_t l = 0; l < kLevelNames.size(); ++l) {
     TransformLevel& level = data->levels.emplace_back();
     XC_RETURN_IF_ERROR(in.Float(&level.step));
     if (!(level.step > 0.0f)) return Corrupt("a step is not positive");
+    XC_RETURN_IF_ERROR(in.Floats(data->layers.size(), &level.errors));
     for (const TransformGroup& of : data->groups) {
       TransformLevel::Group& group = level.groups.emplace_back();
       XC_RETURN_IF_ERROR(in.Count(1, of.channels, &group.channels));
@@ -212,10 +232,11 @@ absl::Status ReadLevels(Reader& in, TransformData* data) {
 
 class TransformProfile final : public Profile {
  public:
-  TransformProfile(TransformData data, const Digest& model_fp)
+  TransformProfile(TransformData data, const Digest& model_fp,
+                   std::optional<Digest> digest)
       : data_(std::move(data)),
         model_fp_(model_fp),
-        digest_(Sha256Of(Serialize())) {}
+        digest_(digest.has_value() ? *digest : Sha256Of(Serialize())) {}
 
   ProfileKind kind() const override { return ProfileKind::kTransform; }
   const Digest& digest() const override { return digest_; }
@@ -268,13 +289,15 @@ size_t NumFeatures(const TransformData& data, size_t g) {
   return d + layers * 2 * static_cast<size_t>(data.shape.kv_dim) + 1;
 }
 
-std::unique_ptr<const Profile> NewTransformProfile(TransformData data,
-                                                   const Digest& model_fp) {
-  return std::make_unique<const TransformProfile>(std::move(data), model_fp);
+std::unique_ptr<const Profile> NewTransformProfile(
+    TransformData data, const Digest& model_fp, std::optional<Digest> digest) {
+  return std::make_unique<const TransformProfile>(std::move(data), model_fp,
+                                                  digest);
 }
 
 absl::StatusOr<std::unique_ptr<const Profile>> ParseTransformProfile(
-    std::string_view body, const CodecShape& shape, const Digest& model_fp) {
+    std::string_view body, const CodecShape& shape, const Digest& model_fp,
+    const Digest& digest) {
   TransformData data;
   data.shape = shape;
   Reader in(body);
@@ -293,9 +316,10 @@ absl::StatusOr<std::unique_ptr<const Profile>> ParseTransformProfile(
   XC_RETURN_IF_ERROR(in.Float(&data.class_bias));
   XC_RETURN_IF_ERROR(ReadTables(in, &data));
   XC_RETURN_IF_ERROR(ReadGroups(in, &data));
+  XC_RETURN_IF_ERROR(ReadLayers(in, &data));
   XC_RETURN_IF_ERROR(ReadLevels(in, &data));
   if (!in.empty()) return Corrupt("bytes are left over");
-  return NewTransformProfile(std::move(data), model_fp);
+  return NewTransformProfile(std::move(data), model_fp, digest);
 }
 
 }  // namespace xcache

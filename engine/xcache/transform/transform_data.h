@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -56,6 +57,19 @@ struct TransformGroup {
   bool operator==(const TransformGroup&) const = default;
 };
 
+// What an error of a layer's latents costs.
+struct TransformLayer {
+  // The squared length of measure e, e an error, is about its cost: the
+  // metric's root times signs drawn at random, kMeasures of them for the whole
+  // width.
+  HalfRows measure;  // [kMeasures, 2 k]
+  // How large an error of each latent alone costs 1.
+  std::vector<float> scales;  // [2 k]
+
+  bool operator==(const TransformLayer&) const = default;
+};
+inline constexpr uint32_t kMeasures = 32;
+
 // Bounds of a profile's sizes, so that what a codec takes is known without it.
 inline constexpr uint32_t kMostGroupLayers = 10;
 inline constexpr uint32_t kMostRank = 384;
@@ -80,6 +94,9 @@ struct TransformLevel {
   };
   float step = 0.0f;
   std::vector<Group> groups;
+  // Of layers 1 .. L - 1: the mean cost of a row's error, in squares of its
+  // step.
+  std::vector<float> errors;
 
   bool operator==(const TransformLevel&) const = default;
 };
@@ -97,6 +114,7 @@ struct TransformData {
   std::vector<float> class_weights;  // [d + 4 k]
   float class_bias = 0.0f;
   std::vector<TransformGroup> groups;  // layers 1 .. L - 1, in order
+  std::vector<TransformLayer> layers;  // 1 .. L - 1
   std::vector<TransformLevel> levels;  // kLevelNames
   // kNumContexts tables, then that of step classes, which has no escape.
   std::vector<SymbolFrequencies> tables;
@@ -107,13 +125,16 @@ struct TransformData {
 // Features of group `g`.
 size_t NumFeatures(const TransformData& data, size_t g);
 
-// The profile that holds `data`. REQUIRES: it is whole.
-std::unique_ptr<const Profile> NewTransformProfile(TransformData data,
-                                                   const Digest& model_fp);
-// Of the bytes between a profile's header and its checksum. DATA_LOSS: they are
-// not what NewTransformProfile serializes.
+// The profile that holds `data`. REQUIRES: it is whole. `digest`: of what it
+// serializes to, where that is known.
+std::unique_ptr<const Profile> NewTransformProfile(
+    TransformData data, const Digest& model_fp,
+    std::optional<Digest> digest = std::nullopt);
+// Of the bytes between a profile's header and its checksum; `digest`: of all
+// its bytes. DATA_LOSS: they are not what NewTransformProfile serializes.
 absl::StatusOr<std::unique_ptr<const Profile>> ParseTransformProfile(
-    std::string_view body, const CodecShape& shape, const Digest& model_fp);
+    std::string_view body, const CodecShape& shape, const Digest& model_fp,
+    const Digest& digest);
 
 }  // namespace xcache
 

@@ -193,7 +193,7 @@ class Bench {
   absl::Status MakePagePayloads() {
     XC_ASSIGN_OR_RETURN(auto sequence, engine_->NewSequence(*codec_, {}, {}));
     const std::vector<TokenId> tokens =
-        SpreadTokens(2 * kBlockTokens, model_->hparams().vocab_size);
+        Prompts({}, model_->hparams().vocab_size).Take(2 * kBlockTokens);
     XC_RETURN_IF_ERROR(Prefill(*engine_, *sequence, tokens).status());
     sealed_.clear();
     for (SealedBlock& block : sequence->TakeSealed()) {
@@ -221,7 +221,7 @@ class Bench {
   }
   std::span<const TokenId> TokensOf(int n) {
     if (static_cast<int>(tokens_.size()) < n) {
-      tokens_ = SpreadTokens(n, model_->hparams().vocab_size);
+      tokens_ = Prompts({}, model_->hparams().vocab_size).Take(n);
     }
     return std::span(tokens_).first(static_cast<size_t>(n));
   }

@@ -293,6 +293,26 @@ TEST(SamplerTest, PenaltiesSeeTheLastNTokensOnly) {
       0);
 }
 
+TEST(SamplerTest, ABiasIsAddedToTheLogitsOfItsTokens) {
+  const std::vector<float> logits = {1.0f, 2.0f, 0.0f};
+  SamplingParams params;
+  params.logit_bias = {{2, 2.5f}, {7, 100.0f}, {-1, 100.0f}};
+  EXPECT_EQ(SampleToken(logits, {}, params, 0, 0).token, 2);
+  params.logit_bias = {{1, -100.0f}};
+  EXPECT_EQ(SampleToken(logits, {}, params, 0, 0).token, 0);
+  // Also where nothing is greedy: the draw is of softmax(logits + bias).
+  params.temperature = 1.0f;
+  params.logit_bias = {{0, 1.0f}};
+  const std::vector<float> biased = {2.0f, 2.0f, 0.0f};
+  SamplingParams plain;
+  plain.temperature = 1.0f;
+  for (int position = 0; position < 100; ++position) {
+    const SampledToken token = SampleToken(logits, {}, params, position, 0);
+    EXPECT_EQ(token.token, SampleToken(biased, {}, plain, position, 0).token);
+    EXPECT_EQ(token.logprob, LogProb(logits, token.token));
+  }
+}
+
 TEST(SamplerTest, LogprobsAreOfTheUntouchedDistribution) {
   const std::vector<float> logits = {1.0f, 3.0f, 2.0f, 3.0f};
   SamplingParams params;
@@ -372,6 +392,14 @@ TEST(SamplerTest, ValidationNamesTheParameter) {
   EXPECT_NE(message([](P& p) {
               p.frequency_penalty = NAN;
             }).find("frequency_penalty"),
+            std::string::npos);
+  EXPECT_NE(message([](P& p) {
+              p.logit_bias = {{3, 101.0f}};
+            }).find("logit_bias[3]"),
+            std::string::npos);
+  EXPECT_NE(message([](P& p) {
+              p.logit_bias.assign(kMaxLogitBias + 1, {1, 0.0f});
+            }).find("logit_bias"),
             std::string::npos);
   EXPECT_NE(message([](P& p) { p.penalty_last_n = -1; }).find("penalty_last_n"),
             std::string::npos);

@@ -97,7 +97,7 @@ class LogitsGoldenTest : public ::testing::TestWithParam<Reference> {};
 
 TEST_P(LogitsGoldenTest, LogProbabilitiesAreThoseOfTheReference) {
   const Golden golden = ReadGolden(GetParam().file);
-  ASSERT_GT(golden.positions.size(), 150u);
+  ASSERT_GE(golden.positions.size(), 160u);
   absl::StatusOr<std::shared_ptr<const Model>> model;
   if (GetParam().tiny.has_value()) {
     model = testing::MakeTinyModel(*GetParam().tiny);
@@ -169,29 +169,39 @@ INSTANTIATE_TEST_SUITE_P(
                                 0.96, 0.003}),
     [](const auto& param_info) { return param_info.param.name; });
 
-// Random models, of architecture and matrix type
-// (tests/golden/make_tiny_logits.sh). Longer than gemma3's window; widths that
-// K types take.
+// Random models (tests/golden/make_tiny_logits.sh), longer than gemma3's
+// window. Weights of 16 bits are computed with in nearly the same way; in the
+// others both round activations, and random layers make more of that than
+// trained ones.
 Reference Tiny(const char* name, const char* file, const char* architecture,
-               GgufType type, int d_model) {
+               GgufType type, double least_agreement, double most_kl) {
   testing::TinyModelOptions options;
   options.architecture = architecture;
   options.num_layers = 7;
   options.window_pattern = 6;
-  options.d_model = d_model;
+  options.d_model = 256;  // K types take it
   options.n_heads = 4;
   options.n_kv_heads = 2;
   options.head_dim = 64;
-  options.d_ff = 2 * d_model;
+  options.d_ff = 512;
+  options.tied = false;
   options.matrix_type = type;
-  return {name, file, 0.9, 0.004, options};
+  return {name, file, least_agreement, most_kl, options};
 }
 INSTANTIATE_TEST_SUITE_P(
     TinyModels, LogitsGoldenTest,
-    ::testing::Values(
-        Tiny("Qwen2", "logits_qwen2.txt", "qwen2", GgufType::kQ4_K, 256),
-        Tiny("Qwen3", "logits_qwen3.txt", "qwen3", GgufType::kQ5_0, 128),
-        Tiny("Gemma3", "logits_gemma3.txt", "gemma3", GgufType::kQ6_K, 256)),
+    ::testing::Values(Tiny("Qwen2F16", "logits_qwen2_1.txt", "qwen2",
+                           GgufType::kF16, 0.95, 2e-4),
+                      Tiny("Qwen2Q4K", "logits_qwen2_12.txt", "qwen2",
+                           GgufType::kQ4_K, 0.85, 0.03),
+                      Tiny("Qwen3F16", "logits_qwen3_1.txt", "qwen3",
+                           GgufType::kF16, 0.95, 2e-4),
+                      Tiny("Qwen3Q5", "logits_qwen3_6.txt", "qwen3",
+                           GgufType::kQ5_0, 0.85, 0.03),
+                      Tiny("Gemma3F16", "logits_gemma3_1.txt", "gemma3",
+                           GgufType::kF16, 0.95, 2e-4),
+                      Tiny("Gemma3Q6K", "logits_gemma3_14.txt", "gemma3",
+                           GgufType::kQ6_K, 0.85, 0.03)),
     [](const auto& param_info) { return param_info.param.name; });
 
 }  // namespace

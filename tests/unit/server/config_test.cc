@@ -50,11 +50,31 @@ TEST_F(ConfigTest, DefaultsAreSafe) {
   const Config& config = parsed->config;
   EXPECT_EQ(config.listen, "127.0.0.1:50051");
   EXPECT_EQ(config.metrics_listen, "127.0.0.1:9464");
+  EXPECT_EQ(config.http_listen, "");
+  EXPECT_EQ(config.model_name, "some.model");
   EXPECT_EQ(config.store_dir, "/data/xcache/some.model");
   EXPECT_EQ(config.profile_dir, "/data/xcache/some.model/profiles");
   EXPECT_EQ(config.session_ttl, std::chrono::hours(24 * 7));
   EXPECT_FALSE(config.insecure);
   EXPECT_TRUE(parsed->print_and_exit.empty());
+}
+
+TEST_F(ConfigTest, TheHttpAddressIsAsSafeAsTheOther) {
+  const auto local = Parse({"--model", "m", "--http-listen", "127.0.0.1:8080",
+                            "--model-name", "gpt-4o"});
+  ASSERT_TRUE(local.ok()) << local.status();
+  EXPECT_EQ(local->config.http_listen, "127.0.0.1:8080");
+  EXPECT_EQ(local->config.model_name, "gpt-4o");
+  EXPECT_EQ(
+      Parse({"--model", "m", "--http-listen", "none"})->config.http_listen, "");
+  const std::string error =
+      Error({"--model", "m", "--http-listen", "0.0.0.0:8080"});
+  EXPECT_THAT(error, HasSubstr("--http-listen 0.0.0.0:8080"));
+  EXPECT_THAT(error, HasSubstr("--insecure"));
+  EXPECT_TRUE(
+      Parse({"--model", "m", "--http-listen", "[::]:1", "--insecure"}).ok());
+  EXPECT_THAT(Error({"--model", "m", "--http-listen", "8080"}),
+              HasSubstr("--http-listen"));
 }
 
 TEST_F(ConfigTest, DevicesAreCpuAutoAndNumberedGpus) {

@@ -7,11 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/sha256.h"
 #include "engine/base/thread_pool.h"
 #include "engine/calibration/fit.h"
 #include "engine/calibration/float_model.h"
 #include "engine/calibration/model_text.h"
 #include "engine/calibration/observations.h"
+#include "engine/calibration/observations_file.h"
 #include "engine/calibration/products.h"
 #include "engine/engine_factory.h"
 #include "engine/kernels/isa.h"
@@ -172,6 +174,38 @@ TEST_F(CalibrateTest, TheModelWritesTheSameTextForTheSameSeed) {
   EXPECT_NE(*a, *c);
   for (const auto& window : *a) EXPECT_EQ(window.size(), 70u);
   EXPECT_EQ((*a)[0][0], 1);
+}
+
+TEST_F(CalibrateTest, ObservationsAreKeptForTheSameInputsOnly) {
+  ThreadPool pool(1);
+  const Isa isa = *ChooseIsa("");
+  const Products products(GetKernels(isa), &pool);
+  const auto floats = FloatModel::Create(*model_, isa, &pool);
+  ASSERT_TRUE(floats.ok()) << floats.status();
+  const Observations seen = Observe(**floats, model_->hparams(), products,
+                                    {Text(1, 128)}, 1, 7, nullptr);
+  std::filesystem::create_directories(dir_);
+  const std::string path = dir_ + "/seen";
+  const Digest inputs = Sha256Of("these"), others = Sha256Of("others");
+  EXPECT_TRUE(absl::IsNotFound(LoadObservations(inputs, path).status()));
+  ASSERT_TRUE(SaveObservations(seen, inputs, path).ok());
+  EXPECT_TRUE(absl::IsNotFound(LoadObservations(others, path).status()));
+  const auto back = LoadObservations(inputs, path);
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(back->windows, seen.windows);
+  EXPECT_EQ(back->latents, seen.latents);
+  EXPECT_EQ(back->covariance, seen.covariance);
+  EXPECT_EQ(back->fisher, seen.fisher);
+  EXPECT_EQ(back->query_squares, seen.query_squares);
+  EXPECT_EQ(back->gradient_windows, seen.gradient_windows);
+  EXPECT_EQ(back->sensitivity, seen.sensitivity);
+  const auto size = std::filesystem::file_size(path);
+  for (const auto cut : {size - 1, size / 2, size_t{40}, size_t{0}}) {
+    std::filesystem::resize_file(path, cut);
+    EXPECT_TRUE(absl::IsNotFound(LoadObservations(inputs, path).status()));
+  }
+  EXPECT_TRUE(
+      absl::IsUnavailable(SaveObservations(seen, inputs, dir_ + "/none/seen")));
 }
 
 TEST_F(CalibrateTest, NoWindowsAreAnError) {

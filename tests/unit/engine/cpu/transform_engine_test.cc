@@ -133,6 +133,24 @@ TEST_F(TransformEngineTest, DamagedPagesAreDataLoss) {
   EXPECT_GT(found, tried * 9 / 10);
 }
 
+// Twice the profile: what was read, and what the kernels read.
+TEST_F(TransformEngineTest, WhatItTakesFollowsFromTheProfilesFile) {
+  const auto engine = Make(*ChooseIsa(""), 1);
+  const auto bytes = engine->codec_bytes("xquant-tc:rate=high");
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  size_t file = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(dir_)) {
+    file += entry.file_size();
+  }
+  EXPECT_GE(*bytes, 2 * file);
+  EXPECT_LE(*bytes, 3 * file + (size_t{8} << 20));
+  EngineOptions options;
+  options.device = "cpu";
+  const auto without = CreateEngine(model_, options, {});
+  ASSERT_TRUE(without.ok());
+  EXPECT_TRUE((*without)->codec_bytes("xquant-tc").ok());
+}
+
 TEST_F(TransformEngineTest, WithoutAProfileItSaysWhatMakesOne) {
   std::filesystem::remove_all(dir_);
   const auto engine = Make(*ChooseIsa(""), 1);

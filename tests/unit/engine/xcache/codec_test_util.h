@@ -74,6 +74,11 @@ class FakeModel {
                        nullptr));
   }
 
+  // Puts another made-up profile of xquant-tc in place.
+  void UseTransform(TransformData data) {
+    profiles_.back() = NewTransformProfile(std::move(data), Digest{});
+  }
+
   const CodecShape& shape() const { return shape_; }
 
   absl::StatusOr<std::unique_ptr<const Codec>> Make(std::string_view text,

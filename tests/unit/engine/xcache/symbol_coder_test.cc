@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "engine/kernels/isa.h"
@@ -79,6 +81,29 @@ Block SomeBlock(const std::vector<int>& channels, int first_lane,
   return block;
 }
 
+constexpr CorrectionShape kCorrections{9, 70};
+
+// Of two layers, some rows each, small values and some beyond any table.
+void AddCorrections(int first_lane, uint32_t seed, BlockSymbols* symbols) {
+  std::mt19937 random(seed);
+  for (uint32_t layer : {2u, 8u}) {
+    LayerCorrection& of = symbols->corrections.emplace_back();
+    of.layer = layer;
+    of.levels.fill(kNoCorrection);
+    of.values.assign(kCorrections.latents * kRansLanes, 0);
+    for (auto lane = static_cast<size_t>(first_lane); lane < kRansLanes;
+         lane += layer) {
+      of.levels[lane] = static_cast<uint8_t>(random() % kNumMagnitudes);
+      for (size_t i = lane; i < of.values.size(); i += kRansLanes) {
+        const int most = random() % 100 == 0 ? 60000 : 9;
+        of.values[i] = static_cast<int16_t>(
+            static_cast<int>(random() % static_cast<uint32_t>(most)) -
+            most / 2);
+      }
+    }
+  }
+}
+
 std::vector<Isa> Isas() {
   std::vector<Isa> isas;
   for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
@@ -93,17 +118,26 @@ TEST(SymbolCoderTest, EverySymbolComesBackOnEveryInstructionSet) {
   for (const std::vector<int>& channels :
        {std::vector<int>{}, {1}, {31, 33}, {0, 32, 200}}) {
     for (int first_lane : {0, 4}) {
-      const Block block = SomeBlock(channels, first_lane, seed++);
+      Block block = SomeBlock(channels, first_lane, seed++);
+      if (seed % 2 == 0) AddCorrections(first_lane, seed, &block.symbols);
       std::vector<uint8_t> bytes;
       EncodeSymbols(tables, block.models, first_lane, block.symbols, &bytes);
       for (Isa isa : Isas()) {
         BlockSymbols back;
         const absl::Status status =
-            DecodeSymbols(tables, block.models, first_lane,
+            DecodeSymbols(tables, block.models, kCorrections, first_lane,
                           GetCodecKernels(isa), bytes, &back);
         ASSERT_TRUE(status.ok()) << status;
         EXPECT_EQ(back.classes, block.symbols.classes);
         EXPECT_EQ(back.groups, block.symbols.groups);
+        ASSERT_EQ(back.corrections.size(), block.symbols.corrections.size());
+        for (size_t i = 0; i < back.corrections.size(); ++i) {
+          const LayerCorrection& a = back.corrections[i];
+          const LayerCorrection& b = block.symbols.corrections[i];
+          EXPECT_EQ(a.layer, b.layer);
+          EXPECT_EQ(a.levels, b.levels);
+          EXPECT_EQ(a.values, b.values);
+        }
       }
     }
   }
@@ -146,14 +180,15 @@ TEST(SymbolCoderTest, TakesWhatTheTablesSay) {
 // read or write where it must not.
 TEST(SymbolCoderTest, DamageIsFound) {
   const SymbolTables tables = Tables();
-  const Block block = SomeBlock({40, 70}, 4, 9);
+  Block block = SomeBlock({40, 70}, 4, 9);
+  AddCorrections(4, 10, &block.symbols);
   std::vector<uint8_t> bytes;
   EncodeSymbols(tables, block.models, 4, block.symbols, &bytes);
   const auto decode = [&](std::vector<uint8_t> damaged) {
     damaged.shrink_to_fit();
     BlockSymbols back;
-    return DecodeSymbols(tables, block.models, 4, GetCodecKernels(Isa::kRef),
-                         damaged, &back);
+    return DecodeSymbols(tables, block.models, kCorrections, 4,
+                         GetCodecKernels(Isa::kRef), damaged, &back);
   };
   for (size_t n = 0; n < bytes.size(); ++n) {
     EXPECT_EQ(decode({bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(n)})
@@ -172,6 +207,35 @@ TEST(SymbolCoderTest, DamageIsFound) {
   }
   // A flip among the escapes may be another value; the page's checksum says so.
   EXPECT_GT(found, bytes.size() * 9 / 10);
+}
+
+TEST(SymbolCoderTest, CorrectionsOfWhatIsNotThereAreRefused) {
+  const SymbolTables tables = Tables();
+  Block block = SomeBlock({40}, 4, 9);
+  AddCorrections(4, 10, &block.symbols);
+  const auto decode = [&](const std::function<void(BlockSymbols*)>& damage) {
+    BlockSymbols symbols = block.symbols;
+    damage(&symbols);
+    std::vector<uint8_t> bytes;
+    EncodeSymbols(tables, block.models, 4, symbols, &bytes);
+    BlockSymbols back;
+    return DecodeSymbols(tables, block.models, kCorrections, 4,
+                         GetCodecKernels(Isa::kRef), bytes, &back);
+  };
+  EXPECT_TRUE(decode([](BlockSymbols*) {}).ok());
+  EXPECT_FALSE(
+      decode([](BlockSymbols* s) { s->corrections[0].layer = 0; }).ok());
+  EXPECT_FALSE(
+      decode([](BlockSymbols* s) { s->corrections[1].layer = 9; }).ok());
+  EXPECT_FALSE(decode([](BlockSymbols* s) {
+                 std::swap(s->corrections[0], s->corrections[1]);
+               }).ok());
+  EXPECT_FALSE(decode([](BlockSymbols* s) {
+                 s->corrections[0].levels[1] = 3;  // a sink
+               }).ok());
+  EXPECT_FALSE(decode([](BlockSymbols* s) {
+                 s->corrections[0].levels[9] = kNumMagnitudes;
+               }).ok());
 }
 
 TEST(SymbolTablesTest, FrequenciesFillTheTable) {

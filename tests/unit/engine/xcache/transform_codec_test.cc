@@ -88,6 +88,46 @@ TEST_F(TransformCodecTest, FinerLevelsAreLargerPages) {
   }
 }
 
+TEST_F(TransformCodecTest, ARateMayBeARatio) {
+  const BlockRows rows(model_, 1, 0.7f);
+  const std::vector<TokenId> ids = Ids();
+  const auto ratio = [&](const Codec& codec) {
+    return static_cast<double>(kShape.num_layers * 4 * kShape.kv_dim *
+                               kBlockTokens) /
+           static_cast<double>(Seal(codec, rows, {0, ids}).size());
+  };
+  const double least = ratio(*Make("high")), most = ratio(*Make("small"));
+  double before = 0.0;
+  int made = 0;
+  for (int rate = 2; rate < 64; ++rate) {
+    const auto codec =
+        model_.Make("xquant-tc:rate=" + std::to_string(rate), *ChooseIsa(""));
+    if (!codec.ok()) {
+      EXPECT_EQ(codec.status().code(), absl::StatusCode::kInvalidArgument);
+      continue;
+    }
+    ++made;
+    EXPECT_EQ((*codec)->spec().ToString(),
+              "xquant-tc:rate=" + std::to_string(rate));
+    const double is = ratio(**codec);
+    EXPECT_GT(is, before);
+    EXPECT_GE(is, least);
+    EXPECT_LE(is, most);
+    const auto back =
+        Restore(**codec, kShape, {0, ids}, Seal(**codec, rows, {0, ids}));
+    EXPECT_TRUE(back.ok()) << back.status();
+    before = is;
+  }
+  EXPECT_GT(made, 1);
+  for (const char* rate : {"1", "03", "2.5", "1001", "-3", "fine"}) {
+    EXPECT_EQ(model_.Make(std::string("xquant-tc:rate=") + rate, *ChooseIsa(""))
+                  .status()
+                  .code(),
+              absl::StatusCode::kInvalidArgument)
+        << rate;
+  }
+}
+
 // What a layer without latents gives follows from the tokens alone.
 TEST_F(TransformCodecTest, TheFirstLayerIsThatOfTheTokens) {
   const auto codec = Make("balanced");
@@ -188,6 +228,141 @@ TEST_F(TransformCodecTest, HugeRowsAreKeptMoreCoarsely) {
       }
     }
     EXPECT_LT(error, 1e-3 * size) << factor;
+  }
+}
+
+// A transform that leaves half of its channels out has no step at which it says
+// what they hold: corrections do, of the rows that need them.
+class CorrectionTest : public TransformCodecTest {
+ protected:
+  CorrectionTest() {
+    TransformData data = MakeUpTransform(kShape, 2);
+    for (TransformLevel& level : data.levels) {
+      for (size_t g = 0; g < level.groups.size(); ++g) {
+        TransformLevel::Group& group = level.groups[g];
+        group.channels /= 2;
+        group.expectations.resize(group.channels * kNumSteps);
+      }
+    }
+    halved_.UseTransform(std::move(data));
+  }
+
+  BlockRows RowsOf(uint64_t seed, float size) const {
+    BlockRows rows(halved_, seed);
+    for (int layer = 0; layer < kShape.num_layers; ++layer) {
+      for (float& v : rows.k(layer)) v *= size;
+      for (float& v : rows.v(layer)) v *= size;
+    }
+    return rows;
+  }
+
+  // The largest mean squared error of a row of a layer, in squares of the
+  // level's step.
+  double WorstRow(const Restored& back, const BlockRows& rows,
+                  float step) const {
+    const auto k = static_cast<size_t>(kShape.kv_dim);
+    double worst = 0.0;
+    for (int layer = 1; layer < kShape.num_layers; ++layer) {
+      const auto l = static_cast<size_t>(layer);
+      for (size_t r = 0; r < kBlockTokens; ++r) {
+        double sum = 0.0;
+        for (size_t i = r * k; i < (r + 1) * k; ++i) {
+          sum += std::pow(
+              static_cast<double>(back.k[l][i] - rows(layer).k_pre[i]), 2);
+          sum += std::pow(
+              static_cast<double>(back.v[l][i] - rows(layer).v_pre[i]), 2);
+        }
+        worst = std::max(worst, sum / static_cast<double>(2 * k) /
+                                    static_cast<double>(step * step));
+      }
+    }
+    return worst;
+  }
+
+  FakeModel halved_{kShape};
+};
+
+TEST_F(CorrectionTest, ErrorsOfRowsAreBounded) {
+  const std::vector<TokenId> ids = Ids();
+  for (float size : {0.3f, 3.0f, 30.0f}) {
+    const BlockRows rows = RowsOf(11, size);
+    for (Isa isa : {Isa::kRef, *ChooseIsa("")}) {
+      const auto codec = halved_.Make("xquant-tc:rate=small", isa);
+      ASSERT_TRUE(codec.ok());
+      const std::vector<uint8_t> payload = Seal(**codec, rows, {0, ids});
+      const auto back = Restore(**codec, kShape, {0, ids}, payload);
+      ASSERT_TRUE(back.ok()) << back.status();
+      // Eight times the mean of 1 / 12, at the coarsest class's doubled step,
+      // and what a measure of 32 signs may miss.
+      EXPECT_LT(WorstRow(*back, rows, kMadeUpSteps[2]), 8.0 / 12 * 4 * 2);
+    }
+  }
+}
+
+TEST_F(CorrectionTest, WhatIsSealedIsWhatComesBack) {
+  const std::vector<TokenId> ids = Ids();
+  const BlockRows rows = RowsOf(12, 30.0f);
+  std::vector<uint8_t> expected;
+  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
+    if (!IsaSupported(isa)) continue;
+    const auto codec = halved_.Make("xquant-tc:rate=balanced", isa);
+    ASSERT_TRUE(codec.ok());
+    std::vector<uint8_t> payload((*codec)->payload_bytes());
+    Restored live;
+    const auto n = static_cast<size_t>(kBlockTokens * kShape.kv_dim);
+    ASSERT_TRUE((*codec)
+                    ->SealRemat([&](int layer) { return rows(layer); },
+                                {0, ids}, payload,
+                                [&](int, const RematRows& r) {
+                                  live.k.emplace_back(r.k_pre, r.k_pre + n);
+                                  live.v.emplace_back(r.v_pre, r.v_pre + n);
+                                },
+                                nullptr)
+                    .ok());
+    payload.resize((*codec)->used_bytes(payload));
+    if (expected.empty()) expected = payload;
+    EXPECT_EQ(payload, expected);
+    const auto back = Restore(**codec, kShape, {0, ids}, payload);
+    ASSERT_TRUE(back.ok()) << back.status();
+    EXPECT_EQ(live.k, back->k);
+    EXPECT_EQ(live.v, back->v);
+  }
+}
+
+// Rows that are alike err alike; a reader of them all must not see it.
+TEST_F(CorrectionTest, ErrorsThatAllRowsShareAverageOut) {
+  BlockRows rows = RowsOf(13, 1.0f);
+  const auto k = static_cast<size_t>(kShape.kv_dim);
+  for (int layer = 0; layer < kShape.num_layers; ++layer) {
+    for (size_t r = 1; r < kBlockTokens; ++r) {
+      std::copy_n(rows.k(layer).begin(), k,
+                  rows.k(layer).begin() + static_cast<ptrdiff_t>(r * k));
+      std::copy_n(rows.v(layer).begin(), k,
+                  rows.v(layer).begin() + static_cast<ptrdiff_t>(r * k));
+    }
+  }
+  const std::vector<TokenId> ids(kBlockTokens, 5);
+  const auto codec = halved_.Make("xquant-tc:rate=small", *ChooseIsa(""));
+  ASSERT_TRUE(codec.ok());
+  const auto back =
+      Restore(**codec, kShape, {0, ids}, Seal(**codec, rows, {0, ids}));
+  ASSERT_TRUE(back.ok()) << back.status();
+  for (int layer = 1; layer < kShape.num_layers; ++layer) {
+    const auto l = static_cast<size_t>(layer);
+    double shared = 0.0;
+    for (size_t i = 0; i < k; ++i) {
+      double k_sum = 0.0, v_sum = 0.0;
+      for (size_t at = i; at < k * kBlockTokens; at += k) {
+        k_sum += static_cast<double>(back->k[l][at] - rows(layer).k_pre[at]);
+        v_sum += static_cast<double>(back->v[l][at] - rows(layer).v_pre[at]);
+      }
+      shared += k_sum * k_sum + v_sum * v_sum;
+    }
+    // Of 64 independent errors of variance 1/12 at the doubled step, times
+    // eight; that all rows err alike would be 64 times a row's.
+    EXPECT_LT(shared / static_cast<double>(2 * k * kBlockTokens),
+              8.0 / 12 * 4 * 2)
+        << layer;
   }
 }
 

@@ -88,9 +88,22 @@ inline TransformData MakeUpTransform(const CodecShape& shape,
     made.encode = MakeHalfRows(width, width + made.rank, encode.data());
     made.decode = MakeHalfRows(made.rank + width, width, decode.data());
   }
+  const auto latents = 2 * static_cast<uint32_t>(k);
+  for (uint32_t layer = 1; layer < layers; ++layer) {
+    TransformLayer& of = data.layers.emplace_back();
+    std::vector<double> measure(kMeasures * latents);
+    for (double& v : measure) {
+      v = numbers.Next() < 0.0f ? -std::sqrt(1.0 / kMeasures)
+                                : std::sqrt(1.0 / kMeasures);
+    }
+    of.measure = MakeHalfRows(kMeasures, latents, measure.data());
+    of.scales.assign(latents, 1.0f);
+  }
   for (float step : kMadeUpSteps) {
     TransformLevel& level = data.levels.emplace_back();
     level.step = step;
+    level.errors.assign(data.layers.size(),
+                        static_cast<float>(latents) / 12.0f);
     for (const TransformGroup& of : data.groups) {
       TransformLevel::Group& group = level.groups.emplace_back();
       group.channels = of.channels;

@@ -53,7 +53,7 @@ class ListenerTest : public ::testing::Test {
     options.max_connections_per_peer = per_peer;
     options.grace = grace;
     listener_ = Listener::Bind(options).value();
-    listener_->Start([this](int fd) { owner_.Take(fd); });
+    listener_->Start([this](int fd, const std::string&) { owner_.Take(fd); });
   }
 
   // From 127.0.0.`host`.

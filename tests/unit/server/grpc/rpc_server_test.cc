@@ -17,8 +17,9 @@
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
+#include "server/frontend/tls.h"
 #include "server/grpc/status.h"
-#include "server/grpc/tls.h"
+#include "tests/unit/server/grpc/eventually.h"
 #include "tests/unit/server/grpc/fake_core.h"
 #include "tests/unit/server/grpc/test_certificates.h"
 #include "xcache/v1/inference.grpc.pb.h"
@@ -33,21 +34,10 @@ using grpc::health::v1::HealthCheckResponse;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 using std::chrono::system_clock;
+using testing::Eventually;
 using testing::FakeCore;
 using ::testing::HasSubstr;
-
-constexpr milliseconds kPatience(20'000);
-
-// Waits until `done`; false where it never comes true.
-template <typename Done>
-bool Eventually(Done done) {
-  const auto end = steady_clock::now() + kPatience;
-  while (!done()) {
-    if (steady_clock::now() > end) return false;
-    std::this_thread::sleep_for(milliseconds(2));
-  }
-  return true;
-}
+using testing::kPatience;
 
 v1::ChatRequest Chat(const std::string& command) {
   v1::ChatRequest request;
@@ -66,9 +56,13 @@ class RpcServerTest : public ::testing::Test {
     RpcServerOptions options;
     options.listen.address = "127.0.0.1:0";
     if (!tls.cert.empty()) options.tls = TlsIdentity::Load(tls).value();
-    options.stream_limits = limits;
-    options.metrics = &metrics_;
-    options.auth = auth_.get();
+    server_.reset();  // before what it borrows
+    frontend_ =
+        std::make_unique<Frontend>(Frontend::Options{.metrics = &metrics_,
+                                                     .auth = auth_.get(),
+                                                     .tenants = nullptr,
+                                                     .stream_limits = limits});
+    options.frontend = frontend_.get();
     auto server = RpcServer::Listen(options);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -76,7 +70,15 @@ class RpcServerTest : public ::testing::Test {
   }
   void StartServing() {
     Start();
-    server_->Serve(&core_);
+    Serve();
+  }
+  void Serve() {
+    frontend_->gate.Open(&core_);
+    server_->SetServing(true);
+  }
+  void StopServing() {
+    frontend_->gate.Close();
+    server_->SetServing(false);
   }
 
   void Connect(const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
@@ -153,6 +155,7 @@ class RpcServerTest : public ::testing::Test {
   Metrics metrics_;
   FakeCore core_;
   std::unique_ptr<Authenticator> auth_;
+  std::unique_ptr<Frontend> frontend_;
   std::unique_ptr<RpcServer> server_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::Inference::Stub> inference_;
@@ -321,7 +324,7 @@ TEST_F(RpcServerTest, AClientThatLetsTooMuchPileUpLosesItsAnswer) {
   StreamLimits limits;
   limits.queued_bytes = 64 << 10;
   Start("", TlsFiles(), limits);
-  server_->Serve(&core_);
+  Serve();
   grpc::ClientContext context;
   const auto reader = inference_->Chat(&context, Chat("flood"));
   ASSERT_TRUE(Eventually([&] { return core_.cancelled() == 1; }));
@@ -336,7 +339,7 @@ TEST_F(RpcServerTest, AClientThatNeverReadsIsCutOff) {
   limits.stall = milliseconds(150);
   limits.queued_bytes = size_t{1} << 40;
   Start("", TlsFiles(), limits);
-  server_->Serve(&core_);
+  Serve();
   grpc::ClientContext context;
   const auto reader = inference_->Chat(&context, Chat("flood"));
   // It notices though nobody reads, and frees the core...
@@ -546,7 +549,7 @@ TEST_F(RpcServerTest, SessionsComeAndGo) {
 
 TEST_F(RpcServerTest, WhileLoadingNothingIsServedAndCallersSeeHowFarItIs) {
   Start();
-  server_->SetProgress("making the profile\n", 0.425);
+  frontend_->gate.SetProgress("making the profile\n", 0.425);
   EXPECT_EQ(Check(""), HealthCheckResponse::NOT_SERVING);
   EXPECT_EQ(Check("xcache.v1.Inference"), HealthCheckResponse::NOT_SERVING);
   const Answer answer = RunChat(Chat("say x"));
@@ -557,7 +560,7 @@ TEST_F(RpcServerTest, WhileLoadingNothingIsServedAndCallersSeeHowFarItIs) {
             "making the profile?");
   EXPECT_EQ(answer.trailers.count(kRetryAfterTrailer), 1u);
   EXPECT_EQ(Counted(Method::kChat, absl::StatusCode::kUnavailable), 1u);
-  server_->Serve(&core_);
+  Serve();
   EXPECT_EQ(Check(""), HealthCheckResponse::SERVING);
   EXPECT_EQ(Check("xcache.v1.Inference"), HealthCheckResponse::SERVING);
   EXPECT_EQ(Check("xcache.v1.Sessions"), HealthCheckResponse::SERVING);
@@ -578,10 +581,10 @@ TEST_F(RpcServerTest, WatchShowsEveryChange) {
   HealthCheckResponse response;
   ASSERT_TRUE(reader->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::NOT_SERVING);
-  server_->Serve(&core_);
+  Serve();
   ASSERT_TRUE(reader->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::SERVING);
-  server_->StopServing();
+  StopServing();
   ASSERT_TRUE(reader->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::NOT_SERVING);
   server_->Shutdown(system_clock::now() + kPatience);
@@ -608,7 +611,7 @@ TEST_F(RpcServerTest, DrainingFinishesWhatRunsAndRefusesTheRest) {
   grpc::ClientContext context;
   const auto reader = inference_->Chat(&context, Chat("hang"));
   ASSERT_TRUE(Eventually([&] { return core_.running() == 1; }));
-  server_->StopServing();
+  StopServing();
   EXPECT_EQ(Check(""), HealthCheckResponse::NOT_SERVING);
   const Answer refused = RunChat(Chat("say x"));
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
@@ -622,7 +625,7 @@ TEST_F(RpcServerTest, DrainingFinishesWhatRunsAndRefusesTheRest) {
 
 TEST_F(RpcServerTest, TokensNameTenantsThatDoNotSeeEachOther) {
   Start(testing::WriteTestFile("tokens", "ta alice\ntb bob\n"));
-  server_->Serve(&core_);
+  Serve();
   EXPECT_EQ(RunChat(Chat("say x")).status.error_code(),
             grpc::StatusCode::UNAUTHENTICATED);
   EXPECT_EQ(RunChat(Chat("say x"), "nope").status.error_code(),
@@ -662,7 +665,7 @@ class RpcServerTlsTest : public RpcServerTest {
 
 TEST_F(RpcServerTlsTest, ServesOverTlsOnly) {
   Start("", files_);
-  server_->Serve(&core_);
+  Serve();
   EXPECT_FALSE(RunChat(Chat("say x")).status.ok());
   Connect(grpc::SslCredentials({certs_.ca_cert, "", ""}));
   EXPECT_EQ(RunChat(Chat("say over tls")).text, "over tls");
@@ -672,7 +675,7 @@ TEST_F(RpcServerTlsTest, ClientsMustShowACertificateWhereOneIsAskedFor) {
   TlsFiles files = files_;
   files.client_ca = ca_;
   Start("", files);
-  server_->Serve(&core_);
+  Serve();
   Connect(grpc::SslCredentials({certs_.ca_cert, "", ""}));
   EXPECT_FALSE(RunChat(Chat("say x")).status.ok());
   Connect(grpc::SslCredentials(
@@ -684,8 +687,7 @@ TEST_F(RpcServerTest, APortInUseIsOneClearError) {
   StartServing();
   RpcServerOptions options;
   options.listen.address = server_->address();
-  options.metrics = &metrics_;
-  options.auth = auth_.get();
+  options.frontend = frontend_.get();
   const auto second = RpcServer::Listen(options);
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(std::string(second.status().message()),

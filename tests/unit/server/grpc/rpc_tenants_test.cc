@@ -4,10 +4,8 @@
 
 #include <chrono>
 #include <fstream>
-#include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -15,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "server/grpc/rpc_server.h"
 #include "server/grpc/status.h"
+#include "tests/unit/server/grpc/eventually.h"
 #include "tests/unit/server/grpc/fake_core.h"
 #include "xcache/v1/inference.grpc.pb.h"
 #include "xcache/v1/sessions.grpc.pb.h"
@@ -22,15 +21,8 @@
 namespace xcache {
 namespace {
 
+using testing::Eventually;
 using ::testing::HasSubstr;
-
-bool Eventually(const std::function<bool()>& done) {
-  for (int i = 0; i < 10'000; ++i) {
-    if (done()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-  return false;
-}
 
 class RpcTenantsTest : public ::testing::Test {
  protected:
@@ -44,11 +36,11 @@ class RpcTenantsTest : public ::testing::Test {
     unlink(path.c_str());
     RpcServerOptions options;
     options.listen.address = "127.0.0.1:0";
-    options.metrics = &metrics_;
-    options.auth = auth_.get();
-    options.tenants = &tenants_;
+    frontend_ = std::make_unique<Frontend>(Frontend::Options{
+        .metrics = &metrics_, .auth = auth_.get(), .tenants = &tenants_});
+    frontend_->gate.Open(&core_);
+    options.frontend = frontend_.get();
     server_ = RpcServer::Listen(options).value();
-    server_->Serve(&core_);
     const auto channel = grpc::CreateChannel(
         server_->address(), grpc::InsecureChannelCredentials());
     inference_ = v1::Inference::NewStub(channel);
@@ -79,6 +71,7 @@ class RpcTenantsTest : public ::testing::Test {
   Metrics metrics_;
   testing::FakeCore core_;
   std::unique_ptr<Authenticator> auth_;
+  std::unique_ptr<Frontend> frontend_;
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<v1::Inference::Stub> inference_;
   std::unique_ptr<v1::Sessions::Stub> sessions_;

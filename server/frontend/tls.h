@@ -1,7 +1,8 @@
-// The server's TLS identity: PEM files, checked before gRPC sees them (it says
-// no more of a bad one than that a handshake failed), and read again on demand.
-#ifndef XCACHE_SERVER_GRPC_TLS_H_
-#define XCACHE_SERVER_GRPC_TLS_H_
+// The server's TLS identity: PEM files, checked before a TLS library sees them
+// (which says no more of a bad one than that a handshake failed), and read
+// again on demand.
+#ifndef XCACHE_SERVER_FRONTEND_TLS_H_
+#define XCACHE_SERVER_FRONTEND_TLS_H_
 
 #include <cstdint>
 #include <memory>
@@ -49,4 +50,4 @@ class TlsIdentity {
 
 }  // namespace xcache
 
-#endif  // XCACHE_SERVER_GRPC_TLS_H_
+#endif  // XCACHE_SERVER_FRONTEND_TLS_H_

@@ -1,4 +1,4 @@
-#include "server/grpc/tls.h"
+#include "server/frontend/tls.h"
 
 #include <sys/stat.h>
 

@@ -1,0 +1,118 @@
+// A completion under way: one or more requests of the core, whose answers
+// become one answer, whole or as a stream of events.
+#ifndef XCACHE_SERVER_HTTP_COMPLETION_CALL_H_
+#define XCACHE_SERVER_HTTP_COMPLETION_CALL_H_
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/base/mutex.h"
+#include "server/core/request.h"
+#include "server/frontend/frontend.h"
+#include "server/frontend/frontend_call.h"
+#include "server/http/exchange.h"
+#include "server/http/openai_request.h"
+#include "server/http/openai_response.h"
+#include "server/metrics/metrics.h"
+
+namespace xcache {
+
+// What the API is set up with.
+struct OpenAiOptions {
+  std::string model;  // the name that clients call it by
+  // A stream on which nothing was sent for so long gets a comment, so that
+  // proxies and clients do not take it for dead.
+  std::chrono::milliseconds ping{15'000};
+  Frontend* frontend = nullptr;  // borrowed; outlives all calls
+};
+
+// Keeps itself alive until it has answered.
+class CompletionCall final
+    : public std::enable_shared_from_this<CompletionCall> {
+ public:
+  // `method`: kChatCompletions or kCompletions.
+  CompletionCall(const OpenAiOptions& options, Method method,
+                 std::shared_ptr<Exchange> exchange);
+
+  // Lets the call in, and has it parsed, submitted and answered.
+  void Start();
+
+ private:
+  class Sink;
+  class EchoSink;
+
+  // What becomes of one request of the core.
+  struct Choice {
+    bool done = false;
+    std::string text;                  // not of a stream
+    std::vector<SampledToken> tokens;  // the same, where they are asked for
+    std::string echo;                  // the prompt's text
+    std::vector<TokenId> prompt;       // where its logprobs are asked for
+    std::vector<SampledToken> prompt_tokens;
+    TextLogprobs old_logprobs;
+    bool begun = false;  // something of it was sent
+    FinalInfo final;
+  };
+
+  bool is_chat() const { return method_ == Method::kChatCompletions; }
+  const CompletionParams& params() const {
+    return is_chat() ? static_cast<const CompletionParams&>(chat_) : text_;
+  }
+
+  // On a worker's thread. An error: nothing was submitted.
+  absl::Status Submit();
+  absl::Status SubmitTexts();
+  void SetHead();
+  // One for each request of the core; the client's going away is that of all.
+  std::vector<std::shared_ptr<Cancellation>> Cancellations(size_t count) const;
+
+  // From the core's threads: a choice's next text; its end, and, for a prompt's
+  // logprobs, theirs.
+  void OnDelta(size_t index, std::string_view text,
+               std::span<const SampledToken> tokens) XC_EXCLUDES(mu_);
+  void OnPart(size_t index, const absl::Status& status, const FinalInfo* final,
+              std::vector<SampledToken> prompt_tokens) XC_EXCLUDES(mu_);
+  void Tick(SteadyTime now) XC_EXCLUDES(mu_);
+
+  void Refuse(const absl::Status& status, int64_t retry_after_ms);
+  void Complete() XC_EXCLUDES(mu_);
+  void EndStream(const FrontendCall::Ending& ending) XC_REQUIRES(mu_);
+
+  void BeginStream() XC_REQUIRES(mu_);
+  void SendChunk(size_t index, Choice& choice, std::string_view text,
+                 std::span<const SampledToken> tokens, const FinalInfo* final)
+      XC_REQUIRES(mu_);
+  nlohmann::json WholeChoice(size_t index, Choice& choice) const;
+  nlohmann::json WholeAnswer() XC_REQUIRES(mu_);
+  Usage UsageOf() const XC_REQUIRES(mu_);
+
+  const OpenAiOptions& options_;
+  const Method method_;
+  const std::shared_ptr<Exchange> exchange_;
+  FrontendCall call_;
+  // Set before anything is submitted.
+  ChatCompletion chat_;
+  TextCompletion text_;
+  ObjectHead head_;
+  std::string chunk_begin_, chunk_end_;
+
+  Mutex mu_;
+  std::vector<Choice> choices_ XC_GUARDED_BY(mu_);
+  size_t parts_left_ XC_GUARDED_BY(mu_) = 0;
+  absl::Status failure_ XC_GUARDED_BY(mu_);  // the first
+  int64_t retry_after_ms_ XC_GUARDED_BY(mu_) = 0;
+  bool streaming_ XC_GUARDED_BY(mu_) = false;  // the head was sent
+  bool ended_ XC_GUARDED_BY(mu_) = false;
+  SteadyTime last_sent_ XC_GUARDED_BY(mu_);
+};
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_HTTP_COMPLETION_CALL_H_

@@ -1,0 +1,57 @@
+// What clients of OpenAI's API ask for, as the core's values. Nothing here
+// blocks, and nothing here trusts a byte. What is not offered is refused by its
+// name; fields that nobody knows are passed over.
+#ifndef XCACHE_SERVER_HTTP_OPENAI_REQUEST_H_
+#define XCACHE_SERVER_HTTP_OPENAI_REQUEST_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/model/chat_template.h"
+#include "engine/types.h"
+#include "nlohmann/json.hpp"
+#include "server/core/request.h"
+
+namespace xcache {
+
+// Answers of one request, over all its prompts.
+inline constexpr int kMaxChoices = 64;
+
+struct CompletionParams {
+  std::string model;  // empty: not said
+  GenerationOptions options;
+  int n = 1;  // answers for each prompt
+  bool stream = false;
+  bool include_usage = false;  // of a stream, at its end
+  bool logprobs = false;
+};
+
+struct ChatCompletion : CompletionParams {
+  std::vector<ChatMessage> messages;
+};
+
+// Either of the two.
+struct Prompt {
+  bool is_text = false;
+  std::string text;
+  std::vector<TokenId> tokens;
+};
+
+struct TextCompletion : CompletionParams {
+  std::vector<Prompt> prompts;
+  bool echo = false;     // the prompt comes before its answer
+  bool generate = true;  // false: max_tokens is 0, for the echo alone
+  int top_logprobs = 0;
+};
+
+// `vocab_size`: of the model, for what names tokens. INVALID_ARGUMENT, with
+// FieldOf (json_body.h).
+absl::StatusOr<ChatCompletion> ToChatCompletion(const nlohmann::json& body,
+                                                int vocab_size);
+absl::StatusOr<TextCompletion> ToTextCompletion(const nlohmann::json& body,
+                                                int vocab_size);
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_HTTP_OPENAI_REQUEST_H_

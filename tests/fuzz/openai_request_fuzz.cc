@@ -1,0 +1,102 @@
+// Any bytes as the body of a request of the HTTP API: parsed, checked and
+// converted. The first byte says which request: a for a chat. What is accepted
+// must keep the limits that the core relies on.
+#include <string>
+
+#include "engine/base/utf8.h"
+#include "server/frontend/text_input.h"
+#include "server/http/json_body.h"
+#include "server/http/openai_error.h"
+#include "server/http/openai_request.h"
+#include "tests/fuzz/fuzz.h"
+
+namespace {
+
+using namespace xcache;
+
+constexpr int kVocabSize = 258;
+
+// A refusal must be INVALID_ARGUMENT, and fit to be sent.
+void CheckRefusal(const absl::Status& status) {
+  XCACHE_FUZZ_CHECK(absl::IsInvalidArgument(status));
+  const HttpResponse response = ErrorResponse(status, 0, "id");
+  XCACHE_FUZZ_CHECK(response.status == 400);
+  XCACHE_FUZZ_CHECK(IsUtf8(response.body));
+  XCACHE_FUZZ_CHECK(response.body.size() < 16'384);
+}
+
+void CheckParams(const CompletionParams& params) {
+  const absl::Status status = CheckOptions(params.options);
+  if (!status.ok()) return CheckRefusal(status);
+  XCACHE_FUZZ_CHECK(params.n >= 1 && params.n <= kMaxChoices);
+  XCACHE_FUZZ_CHECK(params.options.max_tokens >= 1);
+  XCACHE_FUZZ_CHECK(params.options.stop.size() <= kMaxStops);
+  for (const auto& [token, bias] : params.options.sampling.logit_bias) {
+    XCACHE_FUZZ_CHECK(token >= 0 && token < kVocabSize);
+    XCACHE_FUZZ_CHECK(bias >= -100.0f && bias <= 100.0f);
+  }
+}
+
+void FuzzChat(const nlohmann::json& body) {
+  const auto chat = ToChatCompletion(body, kVocabSize);
+  if (!chat.ok()) return CheckRefusal(chat.status());
+  CheckParams(*chat);
+  XCACHE_FUZZ_CHECK(!chat->messages.empty());
+  for (const ChatMessage& message : chat->messages) {
+    XCACHE_FUZZ_CHECK(IsUtf8(message.content));
+    XCACHE_FUZZ_CHECK(message.content.size() <= kMaxTextBytes);
+  }
+}
+
+void FuzzText(const nlohmann::json& body) {
+  const auto text = ToTextCompletion(body, kVocabSize);
+  if (!text.ok()) return CheckRefusal(text.status());
+  CheckParams(*text);
+  XCACHE_FUZZ_CHECK(!text->prompts.empty() &&
+                    text->prompts.size() * static_cast<size_t>(text->n) <=
+                        static_cast<size_t>(kMaxChoices));
+  for (const Prompt& prompt : text->prompts) {
+    XCACHE_FUZZ_CHECK(IsUtf8(prompt.text));
+    for (TokenId token : prompt.tokens) {
+      XCACHE_FUZZ_CHECK(token >= 0 && token < kVocabSize);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size == 0) return 0;
+  const std::string_view bytes(reinterpret_cast<const char*>(data) + 1,
+                               size - 1);
+  XCACHE_FUZZ_CHECK(CostOf(bytes).bytes >= 0);
+  const auto body = ParseJsonObject(bytes);
+  if (!body.ok()) {
+    CheckRefusal(body.status());
+  } else if (data[0] == 'a') {
+    FuzzChat(*body);
+  } else {
+    FuzzText(*body);
+  }
+  return 0;
+}
+
+std::vector<std::string> XcacheFuzzSeeds() {
+  const std::string params =
+      R"("model":"m","temperature":0.5,"top_p":0.9,"n":2,"stream":true,)"
+      R"("stream_options":{"include_usage":true},"stop":["\n\n","x"],)"
+      R"("seed":7,"logit_bias":{"5":-100,"257":1.5},"presence_penalty":1,)"
+      R"("frequency_penalty":-1,"top_k":40,"user":"u")";
+  return {
+      "a{" + params +
+          R"(,"max_completion_tokens":9,"logprobs":true,"top_logprobs":3,)"
+          R"("messages":[{"role":"system","content":"Be brief."},)"
+          R"({"role":"user","content":[{"type":"text","text":"hi"}]},)"
+          R"({"role":"assistant","content":"\u00fc\ud83d\ude00"}]})",
+      "b{" + params + R"(,"prompt":["a","b"],"max_tokens":3,"logprobs":2})",
+      R"(b{"prompt":[[1,2],[3]],"echo":true,"logprobs":1,"max_tokens":0})",
+      R"(b{"prompt":[0,255,257]})",
+      R"(a{"messages":[{"role":"user","content":"x"}],"tools":[{}],)"
+      R"("response_format":{"type":"json_object"}})",
+  };
+}
