@@ -1,6 +1,7 @@
 """What comes over HTTP and is none: each gets a clear 4xx or the end of its
 connection, costs bounded memory, and the others are served."""
 
+import contextlib
 import json
 import socket
 
@@ -323,12 +324,9 @@ def test_connections_from_one_peer_are_bounded(tiny_model, tmp_path):
                         "--max-connections-per-peer", "4") as server:
         open_ones = [connect(server) for _ in range(4)]
         wait_until(lambda: server.metrics().sum("xcache_connections") == 4)
-        with connect(server) as s:
-            s.settimeout(10)
-            try:
-                assert s.recv(1) == b""
-            except ConnectionResetError:
-                pass
+        # The reset may come as early as the connection.
+        with contextlib.suppress(ConnectionResetError), connect(server) as s:
+            assert s.recv(1) == b""
         assert server.metrics().sum("xcache_connections_refused_total",
                                     reason="peer") >= 1
         for s in open_ones:
