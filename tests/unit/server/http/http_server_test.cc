@@ -118,7 +118,9 @@ json Chat(const std::string& command, json more = json::object()) {
 
 class HttpServerTest : public ::testing::Test {
  protected:
-  ~HttpServerTest() override { server_.reset(); }
+  ~HttpServerTest() override {
+    if (server_ != nullptr) server_->Shutdown(steady_clock::now());
+  }
 
   void Start(const std::string& token_file = "", bool open = true) {
     auth_ = Authenticator::Create(token_file).value();
@@ -155,10 +157,10 @@ class HttpServerTest : public ::testing::Test {
   milliseconds ping_{15'000};
   HttpServerOptions options_;
   Metrics metrics_;
-  FakeCore core_;
   std::unique_ptr<Authenticator> auth_;
   std::unique_ptr<Frontend> frontend_;
   std::unique_ptr<HttpServer> server_;
+  FakeCore core_;  // goes first: its threads tell the others
 };
 
 TEST_F(HttpServerTest, AChatIsAnsweredWhole) {
