@@ -190,11 +190,12 @@ class CheckedLog : public rocksdb::FSSequentialFileOwnerWrapper {
   }
 
  private:
-  // Of a version edit (db/version_edit.cc in RocksDB): a tag, and a number or a
-  // string; the last sequence stands before anything else. What was last, where
-  // there is none.
+  // Of a version edit (db/version_edit.cc in RocksDB), or of the part of it
+  // that its first block has: a tag, and a number or a string; the last
+  // sequence stands before anything else. What was last, where there is none,
+  // or not all of it.
   uint64_t LastSequence(std::string_view edit) const {
-    const auto varint = [&edit] {
+    const auto varint = [&edit]() -> std::optional<uint64_t> {
       uint64_t value = 0;
       for (int shift = 0; !edit.empty() && shift < 64; shift += 7) {
         const auto byte = static_cast<uint8_t>(edit.front());
@@ -202,24 +203,24 @@ class CheckedLog : public rocksdb::FSSequentialFileOwnerWrapper {
         value |= uint64_t{byte & 127u} << shift;
         if (byte < 128) return value;
       }
-      edit = {};
-      return value;
+      return std::nullopt;
     };
-    while (!edit.empty()) {
-      switch (varint()) {
+    while (const auto tag = varint()) {
+      const auto value = varint();
+      if (!value) break;
+      switch (*tag) {
         case 1:     // comparator
         case 8193:  // the database's id
-          edit.remove_prefix(std::min<uint64_t>(varint(), edit.size()));
+          edit.remove_prefix(std::min<uint64_t>(*value, edit.size()));
           break;
         case 2:    // log
         case 3:    // next file
         case 9:    // previous log
         case 10:   // least log
         case 203:  // column families
-          varint();
           break;
         case 4:
-          return varint();
+          return *value;
         default:
           return last_sequence_;
       }
