@@ -2,6 +2,7 @@
 them. No tests here."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -86,13 +87,16 @@ class Fleet(contextlib.ExitStack):
     """Use as a context manager; what `with` gives has its store started, and
     no replica."""
 
+    numbers = itertools.count()
+
     def __init__(self, model, folder, policy="strict", store=None,
-                 prefix="fleet/", balanced=True, proxied=False, flags=()):
+                 balanced=True, proxied=False, flags=()):
         super().__init__()
         self.model = model
         self.folder = pathlib.Path(folder)
         self.policy = policy
-        self.prefix = prefix
+        # Others may have the store as well.
+        self.prefix = f"fleet-{next(self.numbers)}/"
         self.proxied = proxied
         self.flags = flags
         self.replicas = []

@@ -89,8 +89,8 @@ def test_every_query_has_an_answer(tiny_model, tmp_path, store):
     tokens = tmp_path / "tokens"
     tokens.touch(0o600)
     tokens.write_text(f"{TOKEN} acme\ntenant acme sessions=1000 requests=10\n")
-    with Fleet(tiny_model, tmp_path, store=store, prefix="boards/",
-               balanced=False, flags=("--token-file", tokens)) as fleet:
+    with Fleet(tiny_model, tmp_path, store=store, balanced=False,
+               flags=("--token-file", tokens)) as fleet:
         for _ in range(3):
             fleet.add()
         make_sessions(fleet, names)
@@ -199,8 +199,8 @@ class Alarm:
 def test_alerts_fire(tiny_model, models, tmp_path, store):
     """Each that a fault of these tests can cause, by the fault."""
     clock = Clock(tmp_path)
-    with Fleet(tiny_model, tmp_path, store=store, prefix="alerts/",
-               balanced=False, proxied=True) as fleet:
+    with Fleet(tiny_model, tmp_path, store=store, balanced=False,
+               proxied=True) as fleet:
         env = clock.env if FAKETIME.exists() else {}
         # An address for its page that stays: Prometheus's target.
         pages = [f"127.0.0.1:{harness.free_port()}" for _ in range(4)]
@@ -339,7 +339,7 @@ def test_the_picture_in_readme(tiny_model, tmp_path, store, seed):
     """Of three servers that chat behind Envoy; every three minutes one is lost,
     with all that it had on its disk."""
     rng = random.Random(seed)
-    with Fleet(tiny_model, tmp_path, store=store, prefix="picture/",
+    with Fleet(tiny_model, tmp_path, store=store,
                flags=("--threads", 1)) as fleet:
         pages = []
         for _ in range(3):

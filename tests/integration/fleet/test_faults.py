@@ -250,7 +250,7 @@ def twin(tiny_model, tmp_path_factory):
 def test_faults_on_the_way(tiny_model, tmp_path, store, twin, seed, policy):
     """Each between a server of its own and the store, all at once."""
     with Fleet(tiny_model, tmp_path, policy=policy, store=store,
-               prefix=f"faults-{policy}/", balanced=False, proxied=True,
+               balanced=False, proxied=True,
                flags=("--memory-bytes", CAP, "--threads", 1)) as fleet:
         witness = fleet.add()
         cases = [Case(name, fleet.add(), witness, twin, seed + i, policy)
@@ -385,8 +385,7 @@ def test_a_clock_that_is_wrong(tiny_model, tmp_path, store, twin, seed, days):
     right."""
     clock = Clock(tmp_path)
     clock.set(days)
-    with Fleet(tiny_model, tmp_path, store=store, prefix=f"clock{days > 0}/",
-               balanced=False) as fleet:
+    with Fleet(tiny_model, tmp_path, store=store, balanced=False) as fleet:
         case = Case(f"clock {days:.2f}", fleet.add(env=clock.env), fleet.add(),
                     twin, seed, "strict")
         case.prepare()
@@ -400,7 +399,7 @@ def test_what_two_sides_of_a_partition_say_is_kept(tiny_model, tmp_path, store,
     the same session. The second one's turns stay; the first one's are a fork
     with a name of its own."""
     with Fleet(tiny_model, tmp_path, policy="prefer", store=store,
-               prefix="partition/", balanced=False, proxied=True) as fleet:
+               balanced=False, proxied=True) as fleet:
         alone, other = fleet.add(), fleet.add()
         proxy = fleet.proxies[alone.name]
         here, there = (Backend(connect(r.address)) for r in (alone, other))
@@ -453,7 +452,7 @@ def test_what_was_local_outlives_a_kill_in_the_partition(
     """`prefer`: turns that were acknowledged as local are pushed by the server's
     next life."""
     with Fleet(tiny_model, tmp_path, policy="prefer", store=store,
-               prefix="killed/", balanced=False, proxied=True) as fleet:
+               balanced=False, proxied=True) as fleet:
         alone, other = fleet.add(), fleet.add()
         proxy = fleet.proxies[alone.name]
         backend = Backend(connect(alone.address))

@@ -49,7 +49,7 @@ def chat_until(client, name, tokens):
 def run_move(model, folder, store, tokens, rounds):
     """(time of a resume on a server that has nothing, time of computing it
     anew, page bytes downloaded, page bytes)"""
-    with Fleet(model, folder, store=store, prefix="moves/", balanced=False,
+    with Fleet(model, folder, store=store, balanced=False,
                proxied=True) as fleet:
         maker = fleet.add()
         client = connect(maker.address)
@@ -97,7 +97,7 @@ def run_move(model, folder, store, tokens, rounds):
 
 
 def run_prompt(model, folder, store):
-    with Fleet(model, folder, store=store, prefix="prompt/", balanced=False,
+    with Fleet(model, folder, store=store, balanced=False,
                ) as fleet:
         clients = [connect(fleet.add().address) for _ in range(3)]
         prompt, count = system_prompt(clients[0], 1000)
@@ -117,8 +117,7 @@ def run_prompt(model, folder, store):
             blocks + 1) * BLOCK
         assert all_pages_pushed(fleet) == once
         # And all of it anew, in a fleet where nobody was first.
-    with Fleet(model, folder / "anew", store=store, prefix="prompt-anew/",
-               balanced=False) as fleet:
+    with Fleet(model, folder / "anew", store=store, balanced=False) as fleet:
         clients = [connect(fleet.add().address) for _ in range(3)]
         chat_all(clients, prompt, "a")
         found = all_pages_pushed(fleet)

@@ -101,8 +101,7 @@ class Race:
 
 def test_of_two_servers_one_wins(tiny_model, tmp_path, store, seed):
     rng = random.Random(seed)
-    with Fleet(tiny_model, tmp_path, store=store, prefix="races/",
-               balanced=False) as fleet:
+    with Fleet(tiny_model, tmp_path, store=store, balanced=False) as fleet:
         servers = [fleet.add(), fleet.add()]
         races = [Race(f"race-{i}", servers if i % 2 else servers[::-1],
                       rng.randrange(1 << 30)) for i in range(SESSIONS)]
