@@ -1,6 +1,7 @@
 #include "server/http/openai_api.h"
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -97,10 +98,9 @@ class OpenAiApi final : public HttpHandler {
     const Route route = RouteOf(head->path);
     Verdict verdict;
     if (route != Route::kHealth) {
-      const std::string_view value =
-          head->authorization.has_value() ? *head->authorization : "";
-      auto tenant = frontend_.auth.Authenticate(
-          head->authorization.has_value() ? &value : nullptr);
+      const std::optional<std::string_view> value = head->authorization;
+      auto tenant =
+          frontend_.auth.Authenticate(value.has_value() ? &*value : nullptr);
       if (!tenant.ok()) {
         if (route != Route::kUnknown) {
           frontend_.metrics.CountRequest(MethodOf(route),
