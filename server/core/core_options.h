@@ -52,6 +52,13 @@ struct ServerCoreOptions {
   // Whether pages found are rematerialized or their tokens computed anew.
   enum class Restore { kByCost, kAlways, kNever };
   Restore restore = Restore::kByCost;
+  // How long a request waits for pages of the shared tier, all in all, beside
+  // what those that came have saved it. A store in the same region answers in a
+  // tenth of it.
+  std::chrono::milliseconds remote_wait{250};
+  // The same for pages that nobody said are there, before the first one came: a
+  // prompt that is new waits for the answer that they are not.
+  std::chrono::milliseconds unknown_remote_wait{50};
   // Of sessions that ask for none, and of what has no session.
   RematPolicy default_remat = RematPolicy::kResume;
   // As SessionClock has them; empty: the system's.

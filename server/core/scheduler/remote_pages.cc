@@ -70,7 +70,7 @@ bool RemotePages::MustWait(ActiveRequest& request, const PageKey& key) {
       (remote.began == SteadyTime() ? 0.0 : SecondsBetween(remote.began, now));
   const bool is_likely = remote.prefetch->IsPromised(key) ||
                          remote.prefetch->timing().num_pages > 0;
-  const auto bound = is_likely ? kLongestWait : kLongestWaitForUnknown;
+  const auto bound = is_likely ? longest_wait_ : longest_wait_for_unknown_;
   const double left = std::chrono::duration<double>(bound).count() +
                       remote.saved_seconds - waited;
   if (left <= 0) return false;

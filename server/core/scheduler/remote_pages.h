@@ -21,22 +21,17 @@ namespace xcache {
 
 class RemotePages {
  public:
-  // How long a request waits for pages, all in all, beside what those that came
-  // have saved it. A store in the same region answers in a tenth of it.
-  static constexpr std::chrono::milliseconds kLongestWait{250};
-  // The same for pages that nobody said are there, before the first one came: a
-  // prompt that is new waits for the answer that they are not.
-  static constexpr std::chrono::milliseconds kLongestWaitForUnknown{50};
-
   // `wake` is called, on any thread, when a page came or will not come.
   RemotePages(CacheStore& store, const BlockCache& blocks, Rates& rates,
-              CoreMetrics& metrics, ServerCoreOptions::Restore restore,
+              CoreMetrics& metrics, const ServerCoreOptions& options,
               std::function<void()> wake)
       : store_(store),
         blocks_(blocks),
         rates_(rates),
         metrics_(metrics),
-        restore_(restore),
+        restore_(options.restore),
+        longest_wait_(options.remote_wait),
+        longest_wait_for_unknown_(options.unknown_remote_wait),
         wake_(std::move(wake)) {}
 
   // Has the pages fetched that are not here, from the first one on; once for a
@@ -62,6 +57,7 @@ class RemotePages {
   Rates& rates_;
   CoreMetrics& metrics_;
   const ServerCoreOptions::Restore restore_;
+  const std::chrono::milliseconds longest_wait_, longest_wait_for_unknown_;
   const std::function<void()> wake_;
 };
 

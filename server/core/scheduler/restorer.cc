@@ -59,8 +59,8 @@ Restorer::Restorer(const ServerCoreDeps& deps, const ServerCoreOptions& options,
       rates_(rates),
       shares_(shares),
       wake_(std::move(wake)),
-      remote_(*deps.store, working_sets.blocks(), rates, metrics_,
-              options.restore, wake_),
+      remote_(*deps.store, working_sets.blocks(), rates, metrics_, options,
+              wake_),
       planner_(working_sets, pages_, remote_, rates, metrics_, options.restore),
       loaders_(options.loader_threads) {}
 
