@@ -30,18 +30,6 @@ std::string NewId(std::string_view prefix) {
       absl::Hex(absl::Uniform<uint32_t>(random), absl::kZeroPad8));
 }
 
-CallFacts FactsOf(Method method, const HttpHead& head) {
-  CallFacts facts;
-  facts.method = method;
-  facts.peer = head.peer;
-  facts.request_id = head.request_id;
-  if (head.traceparent.has_value()) {
-    facts.trace = ParseTraceparent(*head.traceparent);
-  }
-  facts.session = head.session.value_or("");
-  return facts;
-}
-
 HttpResponse StreamHead(const std::string& request_id) {
   HttpResponse out;
   out.content_type = "text/event-stream; charset=utf-8";
@@ -53,6 +41,18 @@ HttpResponse StreamHead(const std::string& request_id) {
 }
 
 }  // namespace
+
+CallFacts FactsOf(Method method, const HttpHead& head) {
+  CallFacts facts;
+  facts.method = method;
+  facts.peer = head.peer;
+  facts.request_id = head.request_id;
+  if (head.traceparent.has_value()) {
+    facts.trace = ParseTraceparent(*head.traceparent);
+  }
+  facts.session = head.session.value_or("");
+  return facts;
+}
 
 // Of one answer.
 class CompletionCall::Sink final : public RequestSink {
@@ -136,8 +136,10 @@ void CompletionCall::Refuse(const absl::Status& status,
 absl::Status CompletionCall::Submit() {
   const int vocab_size = call_.core().model().vocab_size;
   {
-    XC_RETURN_IF_ERROR(call_.Hold(CostOf(exchange_->body).bytes));
-    XC_ASSIGN_OR_RETURN(const json body, ParseJsonObject(exchange_->body));
+    const JsonCost cost = CostOf(exchange_->body);
+    XC_RETURN_IF_ERROR(call_.Hold(cost.bytes));
+    XC_ASSIGN_OR_RETURN(const json body,
+                        ParseJsonObject(exchange_->body, cost));
     if (is_chat()) {
       XC_ASSIGN_OR_RETURN(chat_, ToChatCompletion(body, vocab_size));
     } else {

@@ -33,6 +33,8 @@ struct OpenAiOptions {
   Frontend* frontend = nullptr;  // borrowed; outlives all calls
 };
 
+CallFacts FactsOf(Method method, const HttpHead& head);
+
 // Keeps itself alive until it has answered.
 class CompletionCall final
     : public std::enable_shared_from_this<CompletionCall> {
@@ -50,7 +52,6 @@ class CompletionCall final
 
   // What becomes of one request of the core.
   struct Choice {
-    bool done = false;
     std::string text;                  // not of a stream
     std::vector<SampledToken> tokens;  // the same, where they are asked for
     std::string echo;                  // the prompt's text

@@ -77,10 +77,12 @@ JsonCost CostOf(std::string_view text) {
   return cost;
 }
 
-absl::StatusOr<json> ParseJsonObject(std::string_view text) {
-  if (const int depth = CostOf(text).depth; depth > kMaxJsonDepth) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the body nests ", depth, " levels deep, of at most ", kMaxJsonDepth));
+absl::StatusOr<json> ParseJsonObject(std::string_view text,
+                                     const JsonCost& cost) {
+  if (cost.depth > kMaxJsonDepth) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the body nests ", cost.depth, " levels deep, of at most ",
+                     kMaxJsonDepth));
   }
   json value;
   try {

@@ -22,9 +22,10 @@ struct JsonCost {
 // Of any bytes, in one pass over them.
 JsonCost CostOf(std::string_view text);
 
-// The value. INVALID_ARGUMENT: not JSON, with the place; not an object; deeper
-// than kMaxJsonDepth.
-absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text);
+// The value of a text of that cost. INVALID_ARGUMENT: not JSON, with the place;
+// not an object; deeper than kMaxJsonDepth.
+absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text,
+                                               const JsonCost& cost);
 
 // INVALID_ARGUMENT of FieldError, whose field a front end can tell.
 absl::Status JsonFieldError(std::string_view field, std::string_view takes,

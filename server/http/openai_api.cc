@@ -186,11 +186,7 @@ class OpenAiApi final : public HttpHandler {
   }
 
   void Models(Route route, Exchange& exchange) const {
-    CallFacts facts;
-    facts.method = MethodOf(route);
-    facts.peer = exchange.head.peer;
-    facts.request_id = exchange.head.request_id;
-    FrontendCall call(frontend_, std::move(facts));
+    FrontendCall call(frontend_, FactsOf(MethodOf(route), exchange.head));
     absl::Status status = call.Admit(exchange.head.tenant, 0);
     const std::string asked =
         route == Route::kModel ? Unescape(std::string_view(exchange.head.path)

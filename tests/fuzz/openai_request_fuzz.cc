@@ -69,8 +69,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const std::string_view bytes(reinterpret_cast<const char*>(data) + 1,
                                size - 1);
-  XCACHE_FUZZ_CHECK(CostOf(bytes).bytes >= 0);
-  const auto body = ParseJsonObject(bytes);
+  const JsonCost cost = CostOf(bytes);
+  XCACHE_FUZZ_CHECK(cost.bytes >= 0);
+  const auto body = ParseJsonObject(bytes, cost);
   if (!body.ok()) {
     CheckRefusal(body.status());
   } else if (data[0] == 'a') {

@@ -182,16 +182,20 @@ TEST(TextCompletionTest, EchoAloneTakesNoToken) {
   EXPECT_FALSE(parse({{"logprobs", 21}}).ok());
 }
 
+absl::StatusOr<json> Parsed(const std::string& text) {
+  return ParseJsonObject(text, CostOf(text));
+}
+
 TEST(JsonBodyTest, DepthIsCountedOutsideOfStringsAlone) {
   EXPECT_EQ(CostOf("{}").depth, 1);
   EXPECT_EQ(CostOf(R"({"a": [[1], "[[[[", "\"[["]})").depth, 3);
   EXPECT_EQ(CostOf("\"").depth, 0);
   EXPECT_EQ(CostOf("\"\\").depth, 0);
-  EXPECT_TRUE(ParseJsonObject(R"({"a":)" + std::string(63, '[') +
-                              std::string(63, ']') + "}")
-                  .ok());
-  const auto deep = ParseJsonObject(R"({"a":)" + std::string(64, '[') +
-                                    std::string(64, ']') + "}");
+  EXPECT_TRUE(
+      Parsed(R"({"a":)" + std::string(63, '[') + std::string(63, ']') + "}")
+          .ok());
+  const auto deep =
+      Parsed(R"({"a":)" + std::string(64, '[') + std::string(64, ']') + "}");
   EXPECT_THAT(std::string(deep.status().message()), HasSubstr("65 levels"));
 }
 
@@ -203,7 +207,7 @@ TEST(JsonBodyTest, TheCostIsAboveWhatATreeTakes) {
 
 TEST(JsonBodyTest, WhatIsNoObjectIsSaidShortly) {
   for (const std::string text : {"", "nul", "[1]", "7", "{\"a\":}", "{}x"}) {
-    const auto parsed = ParseJsonObject(text);
+    const auto parsed = Parsed(text);
     ASSERT_TRUE(absl::IsInvalidArgument(parsed.status())) << text;
     EXPECT_LT(parsed.status().message().size(), 400u);
   }
