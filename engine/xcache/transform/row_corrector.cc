@@ -37,17 +37,8 @@ absl::StatusOr<RowCorrector> RowCorrector::Create(const TransformData& data,
   for (size_t i = 0; i < data.layers.size(); ++i) {
     const TransformLayer& from = data.layers[i];
     Layer& layer = out.layers_.emplace_back();
-    XC_ASSIGN_OR_RETURN(
-        layer.measure,
-        PackedFloat::FromWeightRows(
-            static_cast<int>(from.measure.rows),
-            static_cast<int>(from.measure.cols), FloatType::kF16,
-            [&](int row, float* to) {
-              kernels.from_f16(
-                  &from.measure
-                       .values[static_cast<size_t>(row) * from.measure.cols],
-                  static_cast<int>(from.measure.cols), to);
-            }));
+    XC_ASSIGN_OR_RETURN(layer.measure,
+                        PackRows(from.measure, from.measure.rows));
     layer.measure_scales = from.measure.scales;
     layer.scales = from.scales;
     layer.error = level.errors[i];

@@ -107,20 +107,8 @@ absl::StatusOr<Group> PackGroup(const TransformData& data, size_t g,
   for (uint32_t expectation : level.expectations) {
     out.levels.push_back(static_cast<uint8_t>(MagnitudeOf(expectation)));
   }
-  const auto rows = [&](const HalfRows& m) {
-    return [&m, &kernels](int row, float* to) {
-      kernels.from_f16(&m.values[static_cast<size_t>(row) * m.cols],
-                       static_cast<int>(m.cols), to);
-    };
-  };
-  XC_ASSIGN_OR_RETURN(out.predict, PackedFloat::FromWeightRows(
-                                       static_cast<int>(out.rank),
-                                       static_cast<int>(out.features),
-                                       FloatType::kF16, rows(from.predict)));
-  XC_ASSIGN_OR_RETURN(out.encode, PackedFloat::FromWeightRows(
-                                      static_cast<int>(out.channels),
-                                      static_cast<int>(out.width + out.rank),
-                                      FloatType::kF16, rows(from.encode)));
+  XC_ASSIGN_OR_RETURN(out.predict, PackRows(from.predict, out.rank));
+  XC_ASSIGN_OR_RETURN(out.encode, PackRows(from.encode, out.channels));
   // Rows [first, first + count) of D, as a matrix of so many inputs.
   const auto decode = [&](size_t first, size_t count) {
     return PackedFloat::FromWeightRows(

@@ -282,6 +282,16 @@ HalfRows MakeHalfRows(uint32_t rows, uint32_t cols, const double* values) {
   return out;
 }
 
+absl::StatusOr<PackedFloat> PackRows(const HalfRows& rows, size_t count) {
+  const Kernels& kernels = GetKernels(Isa::kRef);
+  const auto cols = static_cast<int>(rows.cols);
+  return PackedFloat::FromWeightRows(
+      static_cast<int>(count), cols, FloatType::kF16, [&](int row, float* to) {
+        kernels.from_f16(&rows.values[static_cast<size_t>(row) * rows.cols],
+                         cols, to);
+      });
+}
+
 size_t NumFeatures(const TransformData& data, size_t g) {
   const auto d = static_cast<size_t>(data.shape.d_model);
   if (g == 0) return d + 1;

@@ -26,6 +26,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/base/sha256.h"
+#include "engine/kernels/packed.h"
 #include "engine/xcache/payload_plan.h"
 #include "engine/xcache/profile.h"
 #include "engine/xcache/transform/context_model.h"
@@ -44,6 +45,8 @@ struct HalfRows {
 };
 // Rounds `values` [rows, cols].
 HalfRows MakeHalfRows(uint32_t rows, uint32_t cols, const double* values);
+// The first `count` rows as a matrix of so many outputs, without the scales.
+absl::StatusOr<PackedFloat> PackRows(const HalfRows& rows, size_t count);
 
 struct TransformGroup {
   uint32_t first_layer = 0;
