@@ -14,6 +14,7 @@
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "server/server_app.h"
+#include "tests/support/wait_until.h"
 #include "xcache/v1/inference.grpc.pb.h"
 #include "xcache/v1/sessions.grpc.pb.h"
 
@@ -27,13 +28,8 @@ inline constexpr uint32_t kEndlessTokens = 60'000;
 
 // Waits until `done`; false where it never comes true.
 template <typename Done>
-bool Eventually(Done done) {
-  const auto end = std::chrono::steady_clock::now() + kPatience;
-  while (!done()) {
-    if (std::chrono::steady_clock::now() > end) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-  return true;
+bool Eventually(const Done& done) {
+  return WaitUntil(done, kPatience);
 }
 
 // A folder of its own, removed with all that is in it.

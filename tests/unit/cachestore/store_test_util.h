@@ -21,6 +21,7 @@
 #include "engine/base/crc32c.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/wait_until.h"
 
 namespace xcache {
 
@@ -65,11 +66,7 @@ inline void FixCrc(std::string& bytes) {
 
 // Waits for what the housekeeping does; false: it did not within 30 s.
 inline bool Eventually(const std::function<bool()>& condition) {
-  for (int i = 0; i < 3000; ++i) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  return false;
+  return testing::WaitUntil(condition, std::chrono::seconds(30));
 }
 
 inline PageKey KeyOf(int i) { return Sha256Of(absl::StrCat("page ", i)); }

@@ -64,6 +64,15 @@ class Server {
     if (!record.ok()) return record.status();
     return sessions().Commit(After(*record));
   }
+  // Its put is done, and nobody hears of it.
+  absl::StatusOr<Committed> TurnDoneUnseen(const std::string& id) {
+    const auto record = sessions().Load("t", id);
+    if (!record.ok()) return record.status();
+    objects().FailNext(Call::kPut, 1, absl::UnavailableError("reset"),
+                       When::kAfter);
+    objects().FailNext(Call::kGet, 1, absl::UnavailableError("reset"));
+    return sessions().Commit(After(*record));
+  }
   static SessionRecord After(SessionRecord record) {
     const SessionRecord next =
         RecordOf(record.tenant, record.id, record.turn + 1);
@@ -309,11 +318,7 @@ TEST_F(SharedSessionsTest, ATurnOnABranchSaysWhatBecameOfIt) {
 TEST_F(SharedSessionsTest, APutThatWasDoneUnseenIsNoBranch) {
   const auto a = NewServer(SharedPolicy::kPrefer);
   ASSERT_TRUE(a->Create("s").ok());
-  const auto record = a->sessions().Load("t", "s");
-  a->objects().FailNext(Call::kPut, 1, absl::UnavailableError("reset"),
-                        When::kAfter);
-  a->objects().FailNext(Call::kGet, 1, absl::UnavailableError("reset"));
-  const auto committed = a->sessions().Commit(Server::After(*record));
+  const auto committed = a->TurnDoneUnseen("s");
   ASSERT_TRUE(committed.ok());
   EXPECT_EQ(committed->durability, Durability::kLocal);
   EXPECT_TRUE(Eventually([&] { return a->sessions().stats().num_ahead == 0; }));
@@ -327,11 +332,7 @@ TEST_F(SharedSessionsTest, APutThatWasDoneUnseenIsNoBranch) {
 TEST_F(SharedSessionsTest, APutThatWasDoneUnseenIsNoBranchOfALongOutage) {
   const auto a = NewServer(SharedPolicy::kPrefer);
   ASSERT_TRUE(a->Create("s").ok());
-  const auto record = a->sessions().Load("t", "s");
-  a->objects().FailNext(Call::kPut, 1, absl::UnavailableError("reset"),
-                        When::kAfter);
-  a->objects().FailNext(Call::kGet, 1, absl::UnavailableError("reset"));
-  ASSERT_TRUE(a->sessions().Commit(Server::After(*record)).ok());
+  ASSERT_TRUE(a->TurnDoneUnseen("s").ok());
   a->objects().FailAll(absl::UnavailableError("no route"));
   while (a->TurnOf("s") < 40) {
     const auto committed = a->Turn("s");

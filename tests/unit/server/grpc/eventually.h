@@ -3,7 +3,8 @@
 #define XCACHE_TESTS_UNIT_SERVER_GRPC_EVENTUALLY_H_
 
 #include <chrono>
-#include <thread>
+
+#include "tests/support/wait_until.h"
 
 namespace xcache::testing {
 
@@ -11,13 +12,8 @@ inline constexpr std::chrono::milliseconds kPatience(20'000);
 
 // Waits until `done`; false where it never comes true.
 template <typename Done>
-bool Eventually(Done done) {
-  const auto end = std::chrono::steady_clock::now() + kPatience;
-  while (!done()) {
-    if (std::chrono::steady_clock::now() > end) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-  return true;
+bool Eventually(const Done& done) {
+  return WaitUntil(done, kPatience);
 }
 
 }  // namespace xcache::testing
