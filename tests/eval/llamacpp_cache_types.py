@@ -115,6 +115,11 @@ class Peer:
             sys.exit(f"llama.cpp cannot tokenize: {n}")
         return list(ids[:n])
 
+    def bos(self):
+        """What stands before a text: one token or none."""
+        return ([self.ll.llama_vocab_bos(self.vocab)]
+                if self.ll.llama_vocab_get_add_bos(self.vocab) else [])
+
     def context(self, cache_type, window):
         c = self.ll.llama_context_default_params()
         c.n_ctx = window
@@ -156,8 +161,10 @@ def measure(peer, model_name, text, window, max_windows, types):
     import numpy as np
     with open(text, "rb") as f:
         ids = peer.tokenize(f.read())
-    windows = [ids[i:i + window] for i in range(0, len(ids) - window + 1,
-                                                window)][:max_windows]
+    bos = peer.bos()
+    size = window - len(bos)
+    windows = [bos + ids[i:i + size] for i in range(0, len(ids) - size + 1,
+                                                    size)][:max_windows]
     if not windows:
         sys.exit(f"{text}: expected at least {window} tokens, found {len(ids)}")
     contexts = {t: peer.context(t, window) for t in types}
