@@ -44,7 +44,7 @@ class PagePrefetch {
   virtual State StateOf(const PageKey& key) const = 0;
   // The request has got as far as this key: those before it are not wanted.
   virtual void Reached(const PageKey& key) = 0;
-  // Whether it was this prefetch that brought the page.
+  // Whether a page that is here came by this prefetch.
   virtual bool Brought(const PageKey& key) const = 0;
   // Whether the page was promised.
   virtual bool IsPromised(const PageKey& key) const = 0;

@@ -114,7 +114,9 @@ class Prefetcher::Handle final : public PagePrefetch {
   bool Brought(const PageKey& key) const override {
     MutexLock lock(owner_.mu_);
     const std::optional<size_t> i = IndexOf(key);
-    return i && chain_->pages[*i] == Chain::Page::kBrought;
+    // A page is here a moment before its chain is told.
+    return i && (chain_->pages[*i] == Chain::Page::kBrought ||
+                 chain_->pages[*i] == Chain::Page::kRunning);
   }
 
   bool IsPromised(const PageKey& key) const override {

@@ -361,7 +361,7 @@ TEST_F(S3ServerTest, ADeadlineHoldsWhileTheServerStandsStill) {
   server_->Resume();
   EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
   EXPECT_GE(took, milliseconds(700));
-  EXPECT_LT(took, milliseconds(2000));
+  EXPECT_LT(took, milliseconds(10000));
   EXPECT_EQ(store_->Get("a")->bytes, "x");
 }
 

@@ -386,7 +386,7 @@ def test_deadlines_end_the_turn(slow_server):
     started = time.monotonic()
     with fails_with(Code.DEADLINE_EXCEEDED):
         client.chat("deadline", "go on", params=long_params(), timeout=0.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     with fails_with(Code.DEADLINE_EXCEEDED):
         harness.Answer(client.inference.Generate(
             pb.GenerateRequest(text="go on", params=long_params()),

@@ -50,11 +50,12 @@ PrefixPlanner::Plan PrefixPlanner::NextHere(ActiveRequest& request) {
     if (maker != nullptr) return {.action = Action::kWait, .load = {}};
     if (block >= request.no_restore_before &&
         restore_ != ServerCoreOptions::Restore::kNever) {
-      std::vector<PageKey> load = PagesFrom(request, block);
-      const auto n = static_cast<int64_t>(load.size());
-      if (n == 0 && remote_.MustWait(request, key)) {
+      // Asked first: a page that comes in between is seen by PagesFrom.
+      if (!pages_.Contains(key) && remote_.MustWait(request, key)) {
         return {.action = Action::kAwait, .load = {}};
       }
+      std::vector<PageKey> load = PagesFrom(request, block);
+      const auto n = static_cast<int64_t>(load.size());
       if (n > 0 && (restore_ == ServerCoreOptions::Restore::kAlways ||
                     PreferRestore(load))) {
         for (const PageKey& page : load) flights_.Begin(request, page);

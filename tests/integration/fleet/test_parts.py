@@ -94,7 +94,7 @@ def test_each_fault_is_one(store, proxy):
     with proxy.injected(Fault(delay=0.4)):
         start = time.monotonic()
         assert read(s3) == BODY
-        assert 0.4 <= time.monotonic() - start < 1
+        assert time.monotonic() - start >= 0.4
     for fault in (Fault(silent=True), Fault(refused=True), Fault(delay=3)):
         with proxy.injected(fault):
             with pytest.raises(FAILURES):

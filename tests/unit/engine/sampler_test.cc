@@ -3,7 +3,6 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -344,21 +343,6 @@ TEST(SamplerTest, ExtremeLogitsStayFinite) {
   const std::vector<float> broken = {NAN, NAN};
   EXPECT_EQ(SampleToken(broken, {}, params, 0, 2).token, 0);
   EXPECT_EQ(SampleToken(broken, {}, {}, 0, 2).token, 0);
-}
-
-TEST(SamplerTest, ALargeVocabularyTakesMillisecondsAtMost) {
-  const std::vector<float> logits = RandomLogits(152000, 3, 3.0f);
-  SamplingParams params;
-  params.temperature = 0.7f;
-  params.top_p = 0.95f;
-  const auto start = std::chrono::steady_clock::now();
-  for (int i = 0; i < 20; ++i) SampleToken(logits, {}, params, i, 5);
-  const std::chrono::duration<double> took =
-      std::chrono::steady_clock::now() - start;
-  RecordProperty("us_per_token", static_cast<int>(took.count() / 20 * 1e6));
-  // A full sort of the vocabulary takes longer; sanitizers and a busy machine
-  // are allowed for.
-  EXPECT_LT(took.count() / 20, 0.2);
 }
 
 TEST(SamplerTest, ValidationNamesTheParameter) {

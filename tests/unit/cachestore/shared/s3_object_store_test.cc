@@ -295,7 +295,7 @@ TEST_F(S3ObjectStoreTest, ADeadlineHoldsOverAllTries) {
   EXPECT_TRUE(absl::IsDeadlineExceeded(status) || absl::IsUnavailable(status))
       << status;
   EXPECT_GT(NumRequests(), 1);
-  EXPECT_LT(took, milliseconds(1200));
+  EXPECT_LT(took, milliseconds(10000));
   EXPECT_EQ(store_->stats().failures, 1);
 }
 

@@ -178,7 +178,7 @@ TEST_F(SharedPageStoreTest, AStoreThatHangsHoldsNobodyBeyondTheTimeout) {
               HasCode(absl::StatusCode::kDeadlineExceeded));
   EXPECT_THAT(b_.pages->Put(b_.Make(1)),
               HasCode(absl::StatusCode::kDeadlineExceeded));
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
 }
 
 TEST_F(SharedPageStoreTest, CallsMayEndAfterItIsGone) {

@@ -190,7 +190,7 @@ TEST_F(WebIdentityTest, WhoWaitsHasItsOwnDeadline) {
   const auto start = steady_clock::now();
   const auto status = Get(milliseconds(100)).status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
-  EXPECT_LT(steady_clock::now() - start, milliseconds(1000));
+  EXPECT_LT(steady_clock::now() - start, milliseconds(10000));
 }
 
 TEST_F(WebIdentityTest, ExpiredOnesAreNoCredentials) {

@@ -139,10 +139,9 @@ TEST_F(CoreSharedTest, AnotherMachineFetchesTheSessionsPages) {
   b.objects->set_delay(milliseconds(5));
   const auto sink = b.Chat("s", "more");
   const FinalInfo final = sink->final();
-  // But for what a busy machine did not wait for.
-  EXPECT_GE(final.reused.remote + 4 * kBlockTokens, b.num_pages * kBlockTokens);
+  EXPECT_EQ(final.reused.remote, b.num_pages * kBlockTokens);
   EXPECT_EQ(final.reused.total(), final.reused.remote);
-  EXPECT_LT(final.prefilled_tokens, 6 * uint64_t{kBlockTokens});
+  EXPECT_LT(final.prefilled_tokens, 2 * uint64_t{kBlockTokens});
   EXPECT_EQ(b.metrics->counter(CoreCounter::kReusedRemote),
             final.reused.remote);
   EXPECT_EQ(b.metrics->observations(CoreHistogram::kRemoteWait), 1u);
@@ -160,6 +159,17 @@ TEST_F(CoreSharedTest, AnotherMachineFetchesTheSessionsPages) {
   EXPECT_EQ(b.Chat("s", "and more")->final().reused.remote, 0u);
   EXPECT_EQ(b.objects->num_calls(Call::kGet),
             static_cast<int64_t>(b.num_pages));
+}
+
+TEST_F(CoreSharedTest, APageThatComesAsItIsLookedForIsUsed) {
+  Replica a(bucket_);
+  FirstTurnOn(a);
+  for (int i = 0; i < 100; ++i) {
+    Replica b(bucket_);
+    b.TakeSessionFrom(a, "s");
+    ASSERT_EQ(b.Chat("s", "more")->final().reused.remote,
+              b.num_pages * kBlockTokens);
+  }
 }
 
 TEST_F(CoreSharedTest, OneSystemPromptIsStoredOnceInTheFleet) {
@@ -208,9 +218,10 @@ TEST_F(CoreSharedTest, AStoreThatHangsCostsNoMoreThanTheBound) {
   const auto took = timed(b, &text);
   EXPECT_EQ(text, expected);
   EXPECT_GE(took, ServerCoreOptions().remote_wait);
-  // This machine may be busy: half a second for that.
+  // This machine may be busy: some seconds for that; of 31 waits for 31 pages
+  // the sum would be above it.
   EXPECT_LE(took, recomputed * 2 + ServerCoreOptions().remote_wait +
-                      milliseconds(500));
+                      milliseconds(5000));
   EXPECT_EQ(b.metrics->observations(CoreHistogram::kRemoteWait), 1u);
 }
 
