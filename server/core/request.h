@@ -86,9 +86,9 @@ struct ChatTurn : RequestBase {
   TurnKeep keep = TurnKeep::kInPlace;
   // For kNew: the id of the session, which is new: random, and not looked for.
   std::string new_session_id;
-  // Not for kInPlace: it goes on from the session's first so many messages
-  // alone; 0: all.
-  uint64_t num_messages = 0;
+  // It goes on from the session's answer of that note, which for kInPlace must
+  // be the last message; empty: from all that there is.
+  std::string after;
   // What the conversation begins with, in place of the system prompt that it
   // has; empty: with none.
   std::optional<std::string> system_prompt;

@@ -10,6 +10,7 @@
 #include "engine/sampler.h"
 #include "server/core/reason.h"
 #include "server/core/server_core_impl.h"
+#include "server/core/sessions/answer_notes.h"
 #include "server/core/sessions/conversation.h"
 #include "server/core/sessions/penalty_history.h"
 #include "server/core/sessions/remat_setting.h"
@@ -186,12 +187,18 @@ absl::StatusOr<SessionRecord> ServerCoreImpl::BaseOf(ActiveRequest& active,
         sessions_.Begin(turn.tenant, turn.session_id, turn.expected_turn));
     base = active.lease->record();
     XC_RETURN_IF_ERROR(CheckModel(base));
-    return base;
+    XC_ASSIGN_OR_RETURN(const uint64_t end, EndOfAnswer(base, turn.after));
+    if (end == base.messages.size()) return base;
+    return WithReason(absl::AbortedError(absl::StrCat(
+                          "session '", base.id, "' has ", base.messages.size(),
+                          " messages, not the ", end, " up to that answer")),
+                      Reason::kTurnConflict);
   }
   if (!turn.session_id.empty()) {
     XC_ASSIGN_OR_RETURN(base, sessions_.Read(turn.tenant, turn.session_id));
     XC_RETURN_IF_ERROR(CheckModel(base));
-    XC_RETURN_IF_ERROR(MakeAnother(turn.num_messages, &base));
+    XC_ASSIGN_OR_RETURN(const uint64_t end, EndOfAnswer(base, turn.after));
+    XC_RETURN_IF_ERROR(MakeAnother(end, &base));
   }
   if (turn.keep == TurnKeep::kNew) {
     XC_ASSIGN_OR_RETURN(active.lease,

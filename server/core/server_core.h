@@ -132,8 +132,10 @@ class ServerCore {
   // Requests. `sink` gets exactly one OnFinish, also for a request that is
   // refused at once (then before Submit returns, on the caller's thread):
   //   INVALID_ARGUMENT     parameters, roles, context too long (both numbers)
-  //   NOT_FOUND            unknown session, or another tenant's
-  //   ABORTED              another turn at once, or `expected_turn` differs
+  //   NOT_FOUND            unknown session, or another tenant's; no answer of
+  //                        the note ChatTurn::after
+  //   ABORTED              another turn at once, or `expected_turn` differs, or
+  //                        something comes after the answer `after`
   //   FAILED_PRECONDITION  the session is of another model or codec (see
   //                        MigrateSession); no template
   //   DATA_LOSS            the session's record is corrupt

@@ -231,12 +231,7 @@ absl::Status ServerCoreImpl::ForgetAnswer(std::string_view tenant,
                                           std::string_view id,
                                           std::string_view name, bool cut) {
   XC_ASSIGN_OR_RETURN(const SessionRecord before, sessions_.Read(tenant, id));
-  const std::vector<AnswerNote> notes = AnswerNotesOf(before);
-  if (std::none_of(notes.begin(), notes.end(),
-                   [&](const AnswerNote& note) { return note.name == name; })) {
-    return absl::NotFoundError(
-        absl::StrCat("session '", before.id, "' has no answer of that name"));
-  }
+  XC_RETURN_IF_ERROR(EndOfAnswer(before, name).status());
   SessionUpdate update;
   update.forget.emplace_back(name);
   update.cut = cut;

@@ -13,6 +13,15 @@ namespace xcache {
 
 using nlohmann::json;
 
+namespace {
+
+// None where there are none.
+std::string TextOf(const json& instructions) {
+  return instructions.is_null() ? "" : instructions.get<std::string>();
+}
+
+}  // namespace
+
 class ResponseCall::Sink final : public RequestSink {
  public:
   explicit Sink(std::shared_ptr<ResponseCall> call) : call_(std::move(call)) {}
@@ -74,22 +83,22 @@ absl::Status ResponseCall::Plan() {
     XC_RETURN_IF_ERROR(found.status());
     instructions = InstructionsOf(found->session);
     plan_.session_id = found->session.id;
-    branch_at_ = found->note.num_messages;
-    // Its own session goes on, as long as nobody else has gone on there.
+    plan_.after = found->note.name;
+    // Its own session goes on, as long as nobody else has gone on there, and
+    // nothing of it changes.
     may_branch_ = request_.store && IsChain(plan_.session_id) &&
-                  found->session.num_messages == branch_at_;
+                  found->session.num_messages == found->note.num_messages &&
+                  (!request_.instructions.has_value() ||
+                   *request_.instructions == TextOf(instructions));
     if (may_branch_) {
       plan_.keep = TurnKeep::kInPlace;
       plan_.expected_turn = found->session.turn;
       session_ = plan_.session_id;
-    } else {
-      plan_.num_messages = branch_at_;
     }
   }
   if (!request_.instructions.has_value()) {
     said_["instructions"] = !instructions.is_null();
-    request_.instructions =
-        instructions.is_null() ? "" : instructions.get<std::string>();
+    request_.instructions = TextOf(instructions);
   }
   if (plan_.keep != TurnKeep::kInPlace) PlanBranch();
   return absl::OkStatus();
@@ -99,7 +108,6 @@ void ResponseCall::PlanBranch() {
   if (plan_.keep == TurnKeep::kInPlace) {
     plan_.keep = TurnKeep::kNew;
     plan_.expected_turn.reset();
-    plan_.num_messages = branch_at_;
   }
   may_branch_ = false;
   session_ = NewOpenAiId(kChainPrefix);

@@ -59,9 +59,8 @@ class ResponseCall final : public OpenAiCall {
   ChatTurn plan_;
   // Where another turn of the session wins, this one goes on elsewhere.
   bool may_branch_ = false;
-  uint64_t branch_at_ = 0;  // messages
-  std::string name_;        // of its note
-  std::string session_;     // where it is stored
+  std::string name_;     // of its note
+  std::string session_;  // where it is stored
   nlohmann::json said_;
 
   bool begun_ XC_GUARDED_BY(mu_) = false;  // an event of it was sent

@@ -161,9 +161,9 @@ json StoredResponse(const FoundResponse& found) {
   json said = SaidOf(note);
   said["id"] = ResponseId(note.name, found.session.id);
   // Whether it had some is kept; what they are, the conversation says.
-  if (said.value("instructions", json()) == true) {
-    said["instructions"] = InstructionsOf(found.session);
-  }
+  said["instructions"] = said.value("instructions", json()) == true
+                             ? InstructionsOf(found.session)
+                             : json();
   const std::string_view status = ResponseStatus(note.finish_reason);
   const std::string& text =
       found.session.messages[note.num_messages - 1].content;

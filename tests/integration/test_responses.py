@@ -5,7 +5,7 @@ import random
 import threading
 import time
 
-import httpx
+import httpx2 as httpx  # that OpenAI's client has
 import openai
 import pytest
 from xcache.v1 import sessions_pb2
@@ -105,10 +105,15 @@ def test_the_stream_has_openais_order(ai):
     done = next(e for e in events if e.type == "response.output_item.done")
     assert done.item.to_dict() == last.output[0].to_dict()
     assert_stored(ai, last)
-    with ai.responses.stream(model="tiny", input="hi", max_output_tokens=4,
-                             temperature=0) as stream:
-        assert stream.get_final_response().output_text == ask(
-            ai, "hi", max_output_tokens=4).output_text
+    # Its helper, which knows answers that ended alone.
+    text = whole.output_text
+    stop = {"stop": [text[len(text) // 2:][:3]]}
+    with ai.responses.stream(model="tiny", input="Tell me of the sea.",
+                             temperature=0, extra_body=stop) as stream:
+        final = stream.get_final_response()
+    assert final.status == "completed"
+    assert final.output_text == text[:text.index(stop["stop"][0])]
+    assert ai.responses.retrieve(final.id).output_text == final.output_text
 
 
 def test_two_branches_of_one_response(ai):
@@ -150,6 +155,10 @@ def test_many_go_on_from_one_at_once(ai):
 
 def test_instructions_stay_until_others_come(ai):
     first = ask(ai, "One", instructions="Be brief.")
+    # Not in its place: it keeps its own.
+    assert ask(ai, "Two", previous_response_id=first.id,
+               instructions="Be long.").instructions == "Be long."
+    assert_stored(ai, first)
     kept = ask(ai, "Two", previous_response_id=first.id)
     assert kept.instructions == "Be brief."
     assert history(ai, kept)[0] == ("system", "Be brief.")
@@ -160,7 +169,10 @@ def test_instructions_stay_until_others_come(ai):
     none = ask(ai, "Two", previous_response_id=first.id, instructions="")
     assert none.instructions is None
     assert history(ai, none)[0] == ("user", "One")
-    assert ai.responses.retrieve(first.id).instructions == "Be brief."
+    same = ask(ai, "Two", previous_response_id=first.id,
+               instructions="Be brief.")
+    assert same.output_text == kept.output_text
+    assert_stored(ai, first)
 
 
 def test_conversations(ai, client):

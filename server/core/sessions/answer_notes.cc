@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
 
 namespace xcache {
@@ -92,6 +94,16 @@ std::vector<AnswerNote> AnswerNotesOf(const SessionRecord& record) {
     }
   }
   return out;
+}
+
+absl::StatusOr<uint64_t> EndOfAnswer(const SessionRecord& record,
+                                     std::string_view name) {
+  if (name.empty()) return record.messages.size();
+  for (const AnswerNote& note : AnswerNotesOf(record)) {
+    if (note.name == name) return note.num_messages;
+  }
+  return absl::NotFoundError(
+      absl::StrCat("session '", record.id, "' has no answer of that name"));
 }
 
 void AddAnswerNote(const AnswerNote& note, SessionRecord* record) {

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "cachestore/sessions/session_record.h"
 #include "server/core/request.h"
 
@@ -17,6 +18,9 @@ namespace xcache {
 
 // In the order of their answers. What is no note of ours is passed over.
 std::vector<AnswerNote> AnswerNotesOf(const SessionRecord& record);
+// Messages up to the answer of that note; empty: all. NOT_FOUND.
+absl::StatusOr<uint64_t> EndOfAnswer(const SessionRecord& record,
+                                     std::string_view name);
 void AddAnswerNote(const AnswerNote& note, SessionRecord* record);
 // Those with `num_messages` of at most so many stay.
 void KeepAnswerNotes(uint64_t num_messages, SessionRecord* record);

@@ -2,6 +2,8 @@
 // that are exchanged; answers with notes.
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,11 +22,11 @@ ChatTurn Noted(ChatTurn turn, std::string name) {
 
 // A turn whose outcome is the session `id`, from `from`'s first messages on.
 ChatTurn Branch(Harness& h, std::string id, std::string from, std::string text,
-                uint64_t num_messages = 0) {
+                std::string after = "") {
   ChatTurn turn = Noted(h.Turn(std::move(from), std::move(text)), "n" + id);
   turn.keep = TurnKeep::kNew;
   turn.new_session_id = std::move(id);
-  turn.num_messages = num_messages;
+  turn.after = std::move(after);
   return turn;
 }
 
@@ -75,7 +77,7 @@ TEST(CoreStoredAnswerTest, TwoTurnsGoOnFromTheSameAnswer) {
   const SessionRecord then = h.Record("a");
   ASSERT_TRUE(h.Chat(Noted(h.Turn("a", "one"), "n2"))->status().ok());
   ASSERT_TRUE(h.Chat(Noted(h.Turn("a", "two"), "n3"))->status().ok());
-  const auto other = h.Chat(Branch(h, "b", "a", "other", 2));
+  const auto other = h.Chat(Branch(h, "b", "a", "other", "na"));
   ASSERT_TRUE(other->status().ok()) << other->status();
   EXPECT_EQ(other->text(), h.Greedy(h.PromptOf(then, "other")));
   EXPECT_GT(other->final().reused.total(), 0u);
@@ -182,7 +184,9 @@ TEST(CoreStoredAnswerTest, ForgottenAnswersTakeWhatNobodyNeeds) {
 }
 
 TEST(CoreStoredAnswerTest, AnAnswerIsForgottenWhileATurnRuns) {
-  Harness h({.engine = {.step_delay = std::chrono::milliseconds(2)}});
+  HarnessOptions options;
+  options.engine.step_delay = std::chrono::milliseconds(2);
+  Harness h(options);
   ASSERT_TRUE(h.Chat(Branch(h, "a", "", "hi"))->status().ok());
   ChatTurn turn = Noted(h.Turn("a", "on", 60), "n2");
   turn.options.ignore_eos = true;

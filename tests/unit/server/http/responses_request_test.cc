@@ -28,7 +28,7 @@ std::string FieldRefused(const json& more) {
 }
 
 TEST(ResponseRequestTest, TextsAndItems) {
-  const auto text = Parse({});
+  const auto text = Parse(json::object());
   ASSERT_TRUE(text.ok()) << text.status();
   ASSERT_EQ(text->input.size(), 1u);
   EXPECT_EQ(text->input[0].content, "hi");
@@ -129,16 +129,15 @@ TEST(PageRequestTest, QueriesAreRead) {
 TEST(PageRequestTest, ListsGoOnWhereTheyEnded) {
   std::vector<json> items;
   for (int i = 0; i < 5; ++i) items.push_back({{"id", std::to_string(i)}});
-  const auto first = ListObject(items, {.limit = 2});
+  const auto first = ListObject(items, {2, true, ""});
   ASSERT_TRUE(first.ok());
   EXPECT_EQ((*first)["first_id"], "4");
   EXPECT_EQ((*first)["last_id"], "3");
   EXPECT_TRUE((*first)["has_more"]);
-  const auto last =
-      ListObject(items, {.limit = 9, .descending = false, .after = "2"});
+  const auto last = ListObject(items, {9, false, "2"});
   EXPECT_EQ((*last)["data"].size(), 2u);
   EXPECT_FALSE((*last)["has_more"]);
-  EXPECT_FALSE(ListObject(items, {.after = "x"}).ok());
+  EXPECT_FALSE(ListObject(items, {9, true, "x"}).ok());
 }
 
 TEST(ResponseIdTest, NamesASessionAndANote) {
