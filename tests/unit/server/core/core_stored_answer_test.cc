@@ -88,7 +88,13 @@ TEST(CoreStoredAnswerTest, TwoTurnsGoOnFromTheSameAnswer) {
   EXPECT_EQ(Info(h, "a").answers.size(), 3u);
   EXPECT_EQ(Info(h, "a").num_messages, 6u);
   EXPECT_TRUE(
-      absl::IsInvalidArgument(h.Chat(Branch(h, "c", "a", "x", 7))->status()));
+      absl::IsNotFound(h.Chat(Branch(h, "c", "a", "x", "nb"))->status()));
+  // In place from the last answer alone.
+  ChatTurn late = h.Turn("a", "late");
+  late.after = "n2";
+  EXPECT_TRUE(absl::IsAborted(h.Chat(late)->status()));
+  late.after = "n3";
+  EXPECT_TRUE(h.Chat(late)->status().ok());
   EXPECT_TRUE(absl::IsNotFound(h.Chat(Branch(h, "c", "none", "x"))->status()));
 }
 
