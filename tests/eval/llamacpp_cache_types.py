@@ -12,6 +12,7 @@ way and stays: a query reads all keys and values from the cache, those of its
 own block too."""
 import argparse
 import csv
+import ctypes
 import math
 import os
 import sys
@@ -101,11 +102,22 @@ class Peer:
         self.vocab = self.ll.llama_model_get_vocab(self.model)
         self.n_vocab = self.ll.llama_vocab_n_tokens(self.vocab)
 
+    def metadata(self, key):
+        """A value of the GGUF file as text, or none."""
+        value = ctypes.create_string_buffer(256)
+        size = self.ll.llama_model_meta_val_str(self.model, key.encode(),
+                                                value, len(value))
+        return value.value.decode() if size >= 0 else None
+
     def values_per_token(self):
-        heads = self.ll.llama_model_n_head(self.model)
-        head_dim = self.ll.llama_model_n_embd(self.model) // heads
-        return (2 * self.ll.llama_model_n_layer(self.model) *
-                self.ll.llama_model_n_head_kv(self.model) * head_dim)
+        """Of K and V together: heads may be of a width of their own."""
+        arch = self.metadata("general.architecture")
+        usual = (self.ll.llama_model_n_embd(self.model) //
+                 self.ll.llama_model_n_head(self.model))
+        dims = sum(int(self.metadata(f"{arch}.attention.{name}_length") or
+                       usual) for name in ("key", "value"))
+        return (dims * self.ll.llama_model_n_layer(self.model) *
+                self.ll.llama_model_n_head_kv(self.model))
 
     def tokenize(self, text):
         ids = (self.ll.llama_token * (len(text) + 8))()

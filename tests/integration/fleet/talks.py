@@ -268,6 +268,7 @@ class Talker(threading.Thread):
         super().__init__()
         self.backend = backend
         self.talks = talks
+        self.names = [talk.name for talk in talks]
         self.over = []
         self.long_prompt = long_prompt  # words of a talk's first message
         self.think = think              # seconds at most, between turns
@@ -289,7 +290,7 @@ class Talker(threading.Thread):
                     if talk.tokens > self.longest:
                         self.over.append(talk)
                         self.talks[i] = Talk(
-                            f"{talk.name.split('.')[0]}.{len(self.over)}",
+                            f"{self.names[i]}.{len(self.over)}",
                             talk.system_prompt, self.rng.randrange(1 << 30))
                     if self.stop.wait(self.rng.uniform(0, self.think)):
                         return

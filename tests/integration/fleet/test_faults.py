@@ -37,6 +37,7 @@ MIB = 1 << 20
 CAP = 64 * MIB
 # What has no share in the cap: threads' stacks, gRPC's buffers, allocators.
 PROGRAM = 48 * MIB
+FLAGS = ("--memory-bytes", CAP, "--threads", 1)
 
 # Those with a share of 1 leave nothing that works.
 FAULTS = {
@@ -251,7 +252,7 @@ def test_faults_on_the_way(tiny_model, tmp_path, store, twin, seed, policy):
     """Each between a server of its own and the store, all at once."""
     with Fleet(tiny_model, tmp_path, policy=policy, store=store,
                balanced=False, proxied=True,
-               flags=("--memory-bytes", CAP, "--threads", 1)) as fleet:
+               flags=FLAGS) as fleet:
         witness = fleet.add()
         cases = [Case(name, fleet.add(), witness, twin, seed + i, policy)
                  for i, name in enumerate(FAULTS)]
@@ -286,7 +287,7 @@ def both_policies(fleet, twin, seed, name):
 @pytest.fixture
 def fleet(tiny_model, tmp_path, store):
     with Fleet(tiny_model, tmp_path, store=store, balanced=False,
-               flags=("--memory-bytes", CAP, "--threads", 1)) as running:
+               flags=FLAGS) as running:
         yield running
 
 
@@ -385,9 +386,11 @@ def test_a_clock_that_is_wrong(tiny_model, tmp_path, store, twin, seed, days):
     right."""
     clock = Clock(tmp_path)
     clock.set(days)
-    with Fleet(tiny_model, tmp_path, store=store, balanced=False) as fleet:
-        case = Case(f"clock {days:.2f}", fleet.add(env=clock.env), fleet.add(),
-                    twin, seed, "strict")
+    with Fleet(tiny_model, tmp_path, store=store, balanced=False,
+               flags=FLAGS) as fleet:
+        case = Case("clock ahead" if days > 0 else "clock behind",
+                    fleet.add(env=clock.env), fleet.add(), twin, seed,
+                    "strict")
         case.prepare()
         print("\n" + case.run(lambda: None, lambda: clock.set(0)))
         assert not refusals(case.talkers), refusals(case.talkers)[0]

@@ -133,6 +133,7 @@ TEST_F(RemoteTierTest, APageThatIsUsedHereStaysThere) {
     tiers_->Housekeep();
     return bucket_->objects().size() == 3 && puts() == 2;
   }));
+  tiers_->Flush();  // until they who put have heard of it
   EXPECT_GT(bucket_->Find(PageObjectName(KeyOf(1)))->modified_unix_ms,
             kLongAgo);
   EXPECT_EQ(shared_->shared_stats().refreshed, 1);
