@@ -7,8 +7,8 @@ one client process: medians, and their ratios to gRPC's.
     PYTHONPATH=$R/stubs:tests/integration \\
     $R/venv/bin/python tests/bench/http_ttft.py MODEL [ROUNDS] [WORDS]
 
-Each prompt is new to the server, which computes all of it. A client in Python has
-costs of its own, some 0.5 ms of either door's: a part of what is compared.
+Each prompt is new to the server, which computes all of it. The clients' own costs,
+in Python, are a part of what is compared.
 """
 
 import http.client
