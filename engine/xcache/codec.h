@@ -171,9 +171,11 @@ class Codec {
   const PayloadPlan plan_;
 };
 
-// Names of the codecs that every model can have, for messages and help. Not
-// xquant-tc, which needs a profile from calibration text.
+// Names of all codecs, for messages and help.
 std::vector<std::string> CodecNames();
+// Of those that every model can have: whose profile, if any, is computed from
+// weights alone. All but xquant-tc, which needs one from calibration text.
+std::vector<std::string> CodecNamesWithoutCalibration();
 
 // The profile that `spec` needs on `model`; kind kNone if none.
 absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec);

@@ -64,6 +64,12 @@ const CodecEntry* FindCodec(std::string_view name) {
 
 std::vector<std::string> CodecNames() {
   std::vector<std::string> names;
+  for (const CodecEntry& entry : kCodecs) names.emplace_back(entry.name);
+  return names;
+}
+
+std::vector<std::string> CodecNamesWithoutCalibration() {
+  std::vector<std::string> names;
   for (const CodecEntry& entry : kCodecs) {
     if (entry.profile_kind != ProfileKind::kTransform) {
       names.emplace_back(entry.name);

@@ -57,7 +57,7 @@ absl::Status BenchRemats(Engine& engine, const Options& o,
               {"giga_multiply_adds_per_s_fp32", limits.fp32},
               {"giga_multiply_adds_per_s_int8", limits.int8}});
   const std::vector<std::string> specs =
-      o.remat_codecs.empty() ? CodecNames() : o.remat_codecs;
+      o.remat_codecs.empty() ? CodecNamesWithoutCalibration() : o.remat_codecs;
   for (const std::string& spec : specs) {
     XC_ASSIGN_OR_RETURN(const CodecHandle* codec, engine.OpenCodec(spec, {}));
     for (int i = 0; i < o.repeat; ++i) {

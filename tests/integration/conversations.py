@@ -19,8 +19,9 @@ FORKS = itertools.count()
 class Conversation:
     """A session as its client knows it."""
 
-    def __init__(self, name, system_prompt):
+    def __init__(self, name, system_prompt, codec=""):
         self.name = name
+        self.codec = codec    # "": the server's default
         self.messages = [(common_pb2.ROLE_SYSTEM, system_prompt)]
         self.turn = 0         # acknowledged
         self.tokens = 0       # its length after that turn
@@ -30,7 +31,8 @@ class Conversation:
 
     def create(self, client, **more):
         client.sessions.CreateSession(spb.CreateSessionRequest(
-            id=self.name, system_prompt=self.messages[0][1], **more))
+            id=self.name, system_prompt=self.messages[0][1],
+            codec=self.codec, **more))
         self.created = True
 
     def ask(self, client, text, request_params, timeout=300):

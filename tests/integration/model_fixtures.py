@@ -2,6 +2,7 @@
 model_fixtures import ...` in a conftest.py."""
 
 import os
+import pathlib
 import random
 import subprocess
 
@@ -20,6 +21,17 @@ def make_model(path, *options):
     subprocess.run([harness.BUILD / "tests/xcache-tiny-model", path, *options],
                    check=True)
     return path
+
+
+def calibrate(model, folder):
+    """A profile of xquant-tc where a server of `folder` looks for it."""
+    profiles = folder / "store" / "profiles"
+    profiles.mkdir(parents=True)
+    subprocess.run([harness.BUILD / "bin/xcache-calibrate", "--model", model,
+                    "--text", pathlib.Path(__file__).with_name("README.md"),
+                    "--out", profiles, "--windows", "4", "--written", "1",
+                    "--gradients", "2", "--window-tokens", "128",
+                    "--threads", "1"], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ ROOT=$PWD
 BUILD=$(cd "${1:?usage: $0 BUILD_DIR [pytest arguments...]}" && pwd)
 shift
 
-for program in bin/xcache-server bin/xcache bin/xcache-quickstart \
-  tests/xcache-tiny-model; do
+for program in bin/xcache-server bin/xcache bin/xcache-calibrate \
+  bin/xcache-quickstart tests/xcache-tiny-model; do
   if [ ! -x "$BUILD/$program" ]; then
     echo "$0: $BUILD/$program is missing: build it first" >&2
     exit 2

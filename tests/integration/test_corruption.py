@@ -20,6 +20,7 @@ from xcache.v1 import sessions_pb2 as spb
 import harness
 from conversations import Conversation
 from harness import params
+from model_fixtures import calibrate
 
 Code = grpc.StatusCode
 SESSIONS = 3
@@ -162,6 +163,36 @@ def test_flipped_bytes_in_pages(medium_model, pristine, tmp_path, seed):
             assert states == ["ok"] * SESSIONS
         shutil.rmtree(copy)
     assert outcome.damage_seen >= 5, "flips in pages went unnoticed"
+
+
+def test_flipped_bytes_in_pages_of_any_size(medium_model, tmp_path, seed):
+    """Of xquant-tc, where one bit decides how the rest is read."""
+    folder = tmp_path / "tc"
+    folder.mkdir()
+    calibrate(medium_model, folder)
+    c = Conversation("c", "context " * 60, "xquant-tc")
+    with harness.Server(medium_model, folder) as server:
+        client = server.client()
+        c.create(client)
+        for turn in range(2):
+            c.ask(client, f"{turn} and on " * 30, params(max_tokens=8))
+        client.sessions.FlushSession(spb.FlushSessionRequest(id=c.name))
+        server.stop()
+    # The log becomes blob files when it is read.
+    with harness.Server(medium_model, folder) as server:
+        assert c.check_answer(server.client()) >= 128
+        server.stop()
+    rng = random.Random(seed + 3)
+    outcome = Outcome()
+    for i in range(3):
+        copy, store = damaged_copy(folder, tmp_path, f"flip{i}")
+        blobs = files_of(store, "*.blob")
+        assert blobs, "no blob files: where are the pages?"
+        for blob in blobs:
+            flip(blob, rng, count=9)
+        assert run_damaged(medium_model, copy, [c], outcome) == ["ok"]
+        shutil.rmtree(copy)
+    assert outcome.damage_seen == 3, "flips in pages went unnoticed"
 
 
 def test_truncated_pages(medium_model, pristine, tmp_path, seed):

@@ -12,6 +12,7 @@ from xcache.v1 import common_pb2
 import harness
 from conversations import Conversation
 from harness import params
+from model_fixtures import calibrate
 
 CLIENTS = 4
 SESSIONS_EACH = 2
@@ -23,10 +24,11 @@ class Sessions:
     """What one client has going: a few conversations that grow, and those that
     have had their length and are kept until they are checked once more."""
 
-    def __init__(self, name, rng, max_context):
+    def __init__(self, name, rng, max_context, codecs):
         self.name = name
         self.rng = rng
         self.max_context = max_context
+        self.codecs = codecs
         self.made = 0
         self.open = [self._new() for _ in range(SESSIONS_EACH)]
         self.closed = []
@@ -35,7 +37,8 @@ class Sessions:
         self.made += 1
         return Conversation(
             f"{self.name}-{self.made}", "You know the words: " + " ".join(
-                self.rng.choices(WORDS, k=self.rng.randrange(5, 90))))
+                self.rng.choices(WORDS, k=self.rng.randrange(5, 90))),
+            self.codecs[self.made % len(self.codecs)])
 
     def pick(self):
         """One to go on with; a new one takes the place of one that is long."""
@@ -82,10 +85,10 @@ class Busy(threading.Thread):
 
 
 def run_rounds(model, folder, rounds, seed, max_context, longest_run,
-               max_tokens):
+               max_tokens, codecs=("",)):
     rng = random.Random(seed)
     clients = [Sessions(f"client{i}", random.Random(rng.randrange(1 << 30)),
-                        max_context) for i in range(CLIENTS)]
+                        max_context, codecs) for i in range(CLIENTS)]
     turns = reused = killed_starting = missing = 0
     server = harness.Server(model, folder)
     try:
@@ -138,8 +141,9 @@ def run_rounds(model, folder, rounds, seed, max_context, longest_run,
 
 def test_kill_at_50_random_moments(tiny_model, tmp_path, seed):
     rounds = int(harness.campaign("CRASH_ROUNDS", 50))
+    calibrate(tiny_model, tmp_path)
     run_rounds(tiny_model, tmp_path, rounds, seed, max_context=2500,
-               longest_run=0.6, max_tokens=60)
+               longest_run=0.6, max_tokens=60, codecs=("", "xquant-tc"))
 
 
 @pytest.mark.model

@@ -11,8 +11,8 @@ namespace {
 
 // Of the level's mean error: of a row, and of what a block's rows share, times
 // their number, which of independent errors would be the mean as well.
-constexpr float kMostError = 8.0f;
-constexpr float kMostShared = 8.0f;
+constexpr float kMostError = 64.0f;
+constexpr float kMostShared = 64.0f;
 // Step of a corrected latent: its error is then uniform, and costs a twelfth of
 // the square of this, in squares of the row's step.
 constexpr float kCorrectionStep = 0.5f;

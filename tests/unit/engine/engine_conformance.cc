@@ -9,8 +9,9 @@
 
 namespace xcache::testing {
 
-std::vector<std::string> CodecSpecsUnderTest() {
-  std::vector<std::string> specs = CodecNames();
+std::vector<std::string> CodecSpecsUnderTest(bool calibrated) {
+  std::vector<std::string> specs =
+      calibrated ? CodecNames() : CodecNamesWithoutCalibration();
   for (const char* name : {"xquant", "xquant-gqa"}) {
     if (std::find(specs.begin(), specs.end(), name) == specs.end()) continue;
     specs.push_back(std::string(name) + ":bits=3");
@@ -76,7 +77,7 @@ TEST_P(EngineConformanceTest, ResultsDependOnTokensAndCodecAlone) {
        ModelsUnderTest(GetParam().all_architectures)) {
     const auto engine = Make(options);
     ASSERT_NE(engine, nullptr);
-    for (const std::string& spec : CodecSpecsUnderTest()) {
+    for (const std::string& spec : CodecSpecsUnderTest(GetParam().calibrated)) {
       const auto codec = engine->OpenCodec(spec, {});
       ASSERT_TRUE(codec.ok()) << codec.status();
       const std::vector<Reference> texts = Texts(*engine, **codec);
@@ -93,7 +94,7 @@ TEST_P(EngineConformanceTest, BothRematPoliciesGiveTheSame) {
        ModelsUnderTest(GetParam().all_architectures)) {
     const auto engine = Make(options);
     ASSERT_NE(engine, nullptr);
-    for (const std::string& spec : CodecSpecsUnderTest()) {
+    for (const std::string& spec : CodecSpecsUnderTest(GetParam().calibrated)) {
       const auto codec = engine->OpenCodec(spec, {});
       ASSERT_TRUE(codec.ok()) << codec.status();
       const std::vector<TokenId> tokens =
@@ -154,7 +155,7 @@ TEST_P(EngineConformanceTest, EqualCodecSpecsGiveTheSameHandle) {
   ASSERT_TRUE(b.ok()) << b.status();
   EXPECT_EQ(*a, *b);
   EXPECT_GT(engine->sequence_bytes(**a), engine->kv_block_bytes());
-  for (const std::string& name : CodecNames()) {
+  for (const std::string& name : CodecSpecsUnderTest(GetParam().calibrated)) {
     if (name == "kv-fp16") continue;
     const auto other = engine->OpenCodec(name, {});
     ASSERT_TRUE(other.ok()) << other.status();
@@ -335,7 +336,7 @@ TEST_P(EngineConformanceTest, RematChecksWhatItIsGiven) {
   EXPECT_EQ(codes(*s.codec)[1], StatusCode::kDataLoss);
   jobs[1].tokens = tokens.subspan(64, 63);
   EXPECT_EQ(codes(*s.codec)[1], StatusCode::kDataLoss);
-  for (const std::string& name : CodecNames()) {
+  for (const std::string& name : CodecSpecsUnderTest(GetParam().calibrated)) {
     if (name == "kv-fp16") continue;
     EXPECT_EQ(codes(**s.engine->OpenCodec(name, {})),
               (Codes{StatusCode::kDataLoss, StatusCode::kDataLoss,

@@ -36,12 +36,14 @@ struct EngineCase {
   std::function<absl::Status()> available;
   // Whether it computes every architecture, and not just llama and qwen2.
   bool all_architectures = false;
+  // Whether it knows xquant-tc, and finds profiles of it.
+  bool calibrated = false;
 };
 inline void PrintTo(const EngineCase& c, std::ostream* out) { *out << c.name; }
 
 // Codec specs that the suite covers: all that the build knows, by their
-// defaults, and the options that change their shape.
-std::vector<std::string> CodecSpecsUnderTest();
+// defaults, and the options that change their shape; xquant-tc if `calibrated`.
+std::vector<std::string> CodecSpecsUnderTest(bool calibrated);
 
 // Shapes that differ where the code does: GQA and MHA, biases, both kinds of
 // matrices, untied output, RoPE over part of a head; and, of all architectures,

@@ -9,6 +9,7 @@
 #include "engine/kernels/isa.h"
 #include "gtest/gtest.h"
 #include "tests/unit/engine/engine_conformance.h"
+#include "tests/unit/engine/made_up_profiles.h"
 
 namespace xcache::testing {
 namespace {
@@ -21,11 +22,13 @@ EngineCase CpuCase(Isa isa, int threads) {
             options.device = "cpu";
             options.isa = isa_name;
             options.num_threads = threads;
+            options.profile_dir = MadeUpProfiles(*model);
             return CreateEngine(std::move(model), options, {});
           },
           0.0f,
           {},
-          /*all_architectures=*/true};
+          /*all_architectures=*/true,
+          /*calibrated=*/true};
 }
 
 // Each instruction set with and without threads, three threads on the best.
@@ -52,7 +55,7 @@ TEST(CpuEngineTest, InstructionSetsAndThreadCountsAgreeBitForBit) {
     // Reference by the scalar kernels on one thread.
     const auto ref = CpuCase(Isa::kRef, 1).make(model);
     ASSERT_TRUE(ref.ok()) << ref.status();
-    for (const std::string& spec : CodecSpecsUnderTest()) {
+    for (const std::string& spec : CodecSpecsUnderTest(true)) {
       const auto ref_codec = (*ref)->OpenCodec(spec, {});
       ASSERT_TRUE(ref_codec.ok()) << ref_codec.status();
       std::vector<Reference> texts;

@@ -102,7 +102,7 @@ TEST(DeviceEngineTest, OrdersAndPoliciesAgreeBitForBit) {
     const auto model = MakeTinyModel(options);
     const auto first = MakeDeviceEngine(model, {}, {});
     ASSERT_TRUE(first.ok()) << first.status();
-    for (const std::string& spec : CodecSpecsUnderTest()) {
+    for (const std::string& spec : CodecSpecsUnderTest(false)) {
       const auto codec = (*first)->OpenCodec(spec, {});
       ASSERT_TRUE(codec.ok()) << codec.status();
       const std::vector<Reference> texts = References(**first, **codec);
@@ -146,7 +146,7 @@ TEST(DeviceEngineTest, LogitsAreCloseToTheCpus) {
     const auto cpu = MakeCpuEngine(model);
     const auto device = MakeDeviceEngine(model, {}, {});
     ASSERT_TRUE(device.ok()) << device.status();
-    for (const std::string& spec : CodecSpecsUnderTest()) {
+    for (const std::string& spec : CodecSpecsUnderTest(false)) {
       const auto cpu_codec = cpu->OpenCodec(spec, {});
       const auto device_codec = (*device)->OpenCodec(spec, {});
       ASSERT_TRUE(cpu_codec.ok() && device_codec.ok());
@@ -175,7 +175,7 @@ TEST(DeviceEngineTest, PagesOfTheCpuAndOfTheDeviceAreResumedByTheOther) {
   for (const TinyModelOptions& options : ShapesUnderTest()) {
     const auto model = MakeTinyModel(options);
     const auto cpu = MakeCpuEngine(model);
-    for (const std::string& spec : CodecSpecsUnderTest()) {
+    for (const std::string& spec : CodecSpecsUnderTest(false)) {
       // Every second pair: each shape and each codec several times.
       if (pair++ % 2 != 0) continue;
       const auto cpu_codec = cpu->OpenCodec(spec, {});
@@ -255,7 +255,7 @@ TEST(DeviceEngineTest, SealsTheBytesThatTheCpusCodecSeals) {
     const auto host = MakeDeviceEngine(model, {}, host_codecs);
     const auto device = MakeDeviceEngine(model, scattered, {});
     ASSERT_TRUE(host.ok() && device.ok());
-    std::vector<std::string> specs = CodecSpecsUnderTest();
+    std::vector<std::string> specs = CodecSpecsUnderTest(false);
     for (const char* name : {"xquant", "xquant-gqa", "kivi"}) {
       for (const char* more :
            {":preset=plain", ":bits=2,group=16", ":bits=8,group=128",

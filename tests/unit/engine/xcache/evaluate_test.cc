@@ -11,6 +11,7 @@
 #include "nlohmann/json.hpp"
 #include "tests/eval/eval_report.h"
 #include "tests/support/tiny_model.h"
+#include "tests/unit/engine/made_up_profiles.h"
 
 namespace xcache {
 namespace {
@@ -55,7 +56,9 @@ class EvaluateTest : public ::testing::Test {
   void SetUp() override {
     EngineOptions options;
     options.num_threads = 2;
-    auto engine = CreateEngine(testing::MakeTinyModel({}), options, nullptr);
+    const auto model = testing::MakeTinyModel({});
+    options.profile_dir = testing::MadeUpProfiles(*model);
+    auto engine = CreateEngine(model, options, nullptr);
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
     for (TokenId i = 0; i < 150; ++i) window_.push_back(3 + (i * 37) % 250);

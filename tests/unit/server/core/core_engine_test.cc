@@ -26,6 +26,7 @@
 #include "engine/xcache/codec.h"
 #include "server/core/server_core.h"
 #include "tests/support/tiny_model.h"
+#include "tests/unit/engine/made_up_profiles.h"
 #include "tests/unit/server/core/core_harness.h"
 
 namespace xcache::testing {
@@ -36,6 +37,7 @@ std::unique_ptr<Engine> MakeCpuEngine(std::shared_ptr<const Model> model,
   EngineOptions options;
   options.device = "cpu";
   options.num_threads = num_threads;
+  options.profile_dir = MadeUpProfiles(*model);
   return CreateEngine(std::move(model), options, {}).value();
 }
 
