@@ -70,12 +70,32 @@ struct GenerationOptions {
   bool ignore_eos = false;  // go on at the end token
 };
 
+// What becomes of a turn.
+enum class TurnKeep {
+  kInPlace,  // the session's next; of a whole history nothing is kept
+  kNew,      // a session of its own, made with it in one commit
+  kNothing,
+};
+
 // One turn of a chat: of a session (`session_id`) and its new messages, or,
 // with an empty `session_id`, a whole history.
 struct ChatTurn : RequestBase {
   std::string session_id;
   std::vector<ChatMessage> messages;
   std::optional<uint64_t> expected_turn;
+  TurnKeep keep = TurnKeep::kInPlace;
+  // For kNew: the id of the session, which is new: random, and not looked for.
+  std::string new_session_id;
+  // It goes on from the session's answer of that note, which for kInPlace must
+  // be the last message; empty: from all that there is.
+  std::string after;
+  // What the conversation begins with, in place of the system prompt that it
+  // has; empty: with none.
+  std::optional<std::string> system_prompt;
+  // Kept with the answer (AnswerNote), where `name` is not empty.
+  struct Note {
+    std::string name, data;
+  } note;
   // Answers the session's last user message again, without new messages: the
   // last answer, if there is one, gives way to the new one when that commits.
   bool regenerate = false;
@@ -125,6 +145,17 @@ enum class FinishReason {
   kCancelled,  // by the caller, the deadline or the server's end; it was kept
 };
 
+// What a session has of an answer beside its text, committed with it.
+struct AnswerNote {
+  std::string name;           // the caller's, and what it is found by
+  std::string data;           // the caller's
+  uint64_t num_messages = 0;  // up to the answer, itself included
+  FinishReason finish_reason = FinishReason::kNone;
+  uint64_t prompt_tokens = 0;
+  uint64_t reused_tokens = 0;
+  uint64_t generated_tokens = 0;
+};
+
 struct Timings {
   int64_t queue_us = 0;
   int64_t restore_us = 0;  // waiting for pages and rematerializing them
@@ -157,6 +188,10 @@ struct SessionUpdate {
   // After its last turn; counted from now at first. Zero: it never expires.
   std::optional<std::chrono::milliseconds> ttl;
   std::optional<bool> pinned;
+  std::optional<std::string> data;  // the caller's own, as in SessionInfo
+  std::vector<std::string> forget;  // answers' notes, by name
+  // Then also the messages that come after the last answer with a note.
+  bool cut = false;
 };
 
 // Where a request's output goes. Called from the core's own threads, one call

@@ -10,6 +10,7 @@
 #include "engine/sampler.h"
 #include "server/core/reason.h"
 #include "server/core/server_core_impl.h"
+#include "server/core/sessions/answer_notes.h"
 #include "server/core/sessions/conversation.h"
 #include "server/core/sessions/penalty_history.h"
 #include "server/core/sessions/remat_setting.h"
@@ -176,11 +177,45 @@ absl::Status ServerCoreImpl::CheckModel(const SessionRecord& record) const {
       Reason::kOtherModel);
 }
 
-absl::Status ServerCoreImpl::PrepareChat(ActiveRequest& active,
-                                         const ChatTurn& turn) {
+absl::StatusOr<SessionRecord> ServerCoreImpl::BaseOf(ActiveRequest& active,
+                                                     const ChatTurn& turn) {
+  SessionRecord base = BlankRecord();
+  if (turn.keep == TurnKeep::kInPlace) {
+    if (turn.session_id.empty()) return base;
+    XC_ASSIGN_OR_RETURN(
+        active.lease,
+        sessions_.Begin(turn.tenant, turn.session_id, turn.expected_turn));
+    base = active.lease->record();
+    XC_RETURN_IF_ERROR(CheckModel(base));
+    XC_ASSIGN_OR_RETURN(const uint64_t end, EndOfAnswer(base, turn.after));
+    if (end == base.messages.size()) return base;
+    return WithReason(absl::AbortedError(absl::StrCat(
+                          "session '", base.id, "' has ", base.messages.size(),
+                          " messages, not the ", end, " up to that answer")),
+                      Reason::kTurnConflict);
+  }
+  if (!turn.session_id.empty()) {
+    XC_ASSIGN_OR_RETURN(base, sessions_.Read(turn.tenant, turn.session_id));
+    XC_RETURN_IF_ERROR(CheckModel(base));
+    XC_ASSIGN_OR_RETURN(const uint64_t end, EndOfAnswer(base, turn.after));
+    XC_RETURN_IF_ERROR(MakeAnother(end, &base));
+  }
+  if (turn.keep == TurnKeep::kNew) {
+    XC_ASSIGN_OR_RETURN(active.lease,
+                        sessions_.BeginNew(turn.tenant, turn.new_session_id,
+                                           /*is_random=*/true));
+    XC_ASSIGN_OR_RETURN(active.place,
+                        TakeSession(deps_.tenants, deps_.store->sessions(),
+                                    turn.tenant, base.page_bytes));
+  }
+  return base;
+}
+
+absl::Status ServerCoreImpl::PrepareChat(ActiveRequest& active, ChatTurn turn) {
   XC_RETURN_IF_ERROR(CheckTemplate());
   if (turn.regenerate) {
-    if (turn.session_id.empty() || !turn.messages.empty()) {
+    if (turn.session_id.empty() || turn.keep != TurnKeep::kInPlace ||
+        !turn.messages.empty()) {
       return absl::InvalidArgumentError(
           "regenerate takes a session and no messages");
     }
@@ -189,52 +224,64 @@ absl::Status ServerCoreImpl::PrepareChat(ActiveRequest& active,
     return absl::InvalidArgumentError(
         "a chat turn has messages, and the last one is the user's");
   }
-  size_t num_bytes = 0;
+  size_t num_bytes =
+      absl::StripAsciiWhitespace(turn.system_prompt.value_or("")).size();
   for (const ChatMessage& message : turn.messages) {
     // White space around a message is what templates trim.
     num_bytes += absl::StripAsciiWhitespace(message.content).size();
   }
   XC_RETURN_IF_ERROR(CheckBytes(num_bytes, max_context_ - 1));
-  std::vector<Role> roles;
-  if (!turn.session_id.empty()) {
-    XC_ASSIGN_OR_RETURN(
-        active.lease,
-        sessions_.Begin(turn.tenant, turn.session_id, turn.expected_turn));
-    const SessionRecord& record = active.lease->record();
-    XC_RETURN_IF_ERROR(CheckModel(record));
-    for (const SessionMessage& message : record.messages) {
-      roles.push_back(static_cast<Role>(message.role));
-    }
-    size_t num_tokens = record.tokens.size();
-    if (turn.regenerate) {
-      if (!roles.empty() && roles.back() == Role::kAssistant) roles.pop_back();
-      if (roles.empty() || roles.back() != Role::kUser) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "session '", record.id, "' has no user's message to answer again"));
-      }
-      num_tokens = record.messages[roles.size() - 1].token_end;
-    }
-    active.kept_messages = roles.size();
-    active.keep_partial = turn.keep_partial;
-    active.tokens.assign(
-        record.tokens.begin(),
-        record.tokens.begin() + static_cast<ptrdiff_t>(num_tokens));
-    active.codec_spec = record.codec;
-    active.remat = RematOf(record.settings).value_or(active.remat);
-    if (codecs_.Find(record.codec) == nullptr) {
-      // Here, so that nobody else waits for it. What is wrong with the codec
-      // shows when the turn is admitted.
-      deps_.engine->PrepareCodec(record.codec, {}).IgnoreError();
-    }
-  } else if (turn.expected_turn.has_value() || turn.keep_partial) {
+  if ((turn.session_id.empty() || turn.keep != TurnKeep::kInPlace) &&
+      (turn.expected_turn.has_value() || turn.keep_partial)) {
     return absl::InvalidArgumentError(
         "expected_turn and keep_partial need a session");
+  }
+  XC_ASSIGN_OR_RETURN(SessionRecord base, BaseOf(active, turn));
+  if (turn.system_prompt.has_value()) {
+    XC_RETURN_IF_ERROR(
+        ReplaceSystemPrompt(*deps_.chat_template, *turn.system_prompt, &base));
+  }
+  std::vector<Role> roles;
+  for (const SessionMessage& message : base.messages) {
+    roles.push_back(static_cast<Role>(message.role));
+  }
+  size_t num_tokens = base.tokens.size();
+  if (turn.regenerate) {
+    if (!roles.empty() && roles.back() == Role::kAssistant) roles.pop_back();
+    if (roles.empty() || roles.back() != Role::kUser) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "session '", base.id, "' has no user's message to answer again"));
+    }
+    num_tokens = base.messages[roles.size() - 1].token_end;
+  }
+  active.kept_messages = roles.size();
+  active.keep_partial = turn.keep_partial;
+  active.note = std::move(turn.note);
+  active.tokens.assign(
+      base.tokens.begin(),
+      base.tokens.begin() + static_cast<ptrdiff_t>(num_tokens));
+  active.codec_spec = base.codec;
+  active.remat = RematPolicyOf(base);
+  if (codecs_.Find(base.codec) == nullptr) {
+    // Here, so that nobody else waits for it. What is wrong with the codec
+    // shows when the turn is admitted.
+    deps_.engine->PrepareCodec(base.codec, {}).IgnoreError();
   }
   XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder(roles, turn.messages));
   XC_RETURN_IF_ERROR(Render(*deps_.chat_template, turn.messages, roles.size(),
                             &active.tokens, &active.new_messages));
   const std::vector<TokenId> header = deps_.chat_template->AssistantHeader();
   active.tokens.insert(active.tokens.end(), header.begin(), header.end());
+  if (HasPenalty(active.options.sampling)) {
+    active.penalty_history = PenaltyHistory(
+        *deps_.chat_template, active.tokens,
+        std::span(base.messages).first(active.kept_messages),
+        active.new_messages,
+        static_cast<size_t>(active.options.sampling.penalty_last_n));
+  }
+  if (active.lease != nullptr && base != active.lease->record()) {
+    active.lease->StartFrom(std::move(base));
+  }
   return absl::OkStatus();
 }
 
@@ -277,23 +324,13 @@ void ServerCoreImpl::SubmitChat(ChatTurn turn,
   const std::shared_ptr<ActiveRequest> active =
       NewRequest(RequestKind::kChat, turn, std::move(sink));
   absl::Status status = SetOptions(*active, std::move(turn.options));
-  if (status.ok()) status = PrepareChat(*active, turn);
+  if (status.ok()) status = PrepareChat(*active, std::move(turn));
   if (status.ok()) status = CheckPrompt(*active);
   active->prompt_tokens = static_cast<int64_t>(active->tokens.size());
   active->final.prompt_tokens = active->tokens.size();
   if (!status.ok()) {
     scheduler_.Refuse(*active, status);
     return;
-  }
-  if (HasPenalty(active->options.sampling)) {
-    std::span<const SessionMessage> before;
-    if (active->lease != nullptr) {
-      before = std::span(active->lease->record().messages)
-                   .first(active->kept_messages);
-    }
-    active->penalty_history = PenaltyHistory(
-        *deps_.chat_template, active->tokens, before, active->new_messages,
-        static_cast<size_t>(active->options.sampling.penalty_last_n));
   }
   // The store is asked while the prompt is computed.
   const std::shared_ptr<SessionManager::Check> check =

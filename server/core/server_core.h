@@ -31,6 +31,8 @@
 
 namespace xcache {
 
+inline constexpr size_t kMaxSessionDataBytes = size_t{64} << 10;
+
 // A session as others see it. Times are microseconds of the Unix epoch.
 struct SessionInfo {
   std::string id;
@@ -45,6 +47,8 @@ struct SessionInfo {
   uint64_t page_bytes = 0;
   bool in_memory = false;
   std::vector<ChatMessage> messages;  // where they were asked for
+  std::vector<AnswerNote> answers;    // the same, of those that have one
+  std::string data;                   // the caller's own; empty in a list
   std::string title;
   std::string remat;  // "resume" or "step"; empty in a list
   Digest model_fp{};  // of the model whose tokens it holds
@@ -59,12 +63,14 @@ struct SessionInfo {
 
 struct CreateSessionOptions {
   std::string tenant;
-  std::string id;             // empty: made
-  std::string system_prompt;  // empty: the template's default, if any
+  std::string id;                     // empty: made
+  std::string system_prompt;          // empty: the template's default, if any
+  std::vector<ChatMessage> messages;  // that it begins with, after that
   std::optional<std::chrono::milliseconds> ttl;  // unset: default; 0: never
   std::string codec;  // spec or name of a quality; empty: the default
   std::string title;
   std::string remat;  // "resume" or "step"; empty: the default
+  std::string data;   // at most kMaxSessionDataBytes
 };
 
 struct ForkOptions {
@@ -126,8 +132,10 @@ class ServerCore {
   // Requests. `sink` gets exactly one OnFinish, also for a request that is
   // refused at once (then before Submit returns, on the caller's thread):
   //   INVALID_ARGUMENT     parameters, roles, context too long (both numbers)
-  //   NOT_FOUND            unknown session, or another tenant's
-  //   ABORTED              another turn at once, or `expected_turn` differs
+  //   NOT_FOUND            unknown session, or another tenant's; no answer of
+  //                        the note ChatTurn::after
+  //   ABORTED              another turn at once, or `expected_turn` differs, or
+  //                        something comes after the answer `after`
   //   FAILED_PRECONDITION  the session is of another model or codec (see
   //                        MigrateSession); no template
   //   DATA_LOSS            the session's record is corrupt
@@ -157,6 +165,12 @@ class ServerCore {
   // A turn that runs on it is cancelled.
   virtual absl::Status DeleteSession(std::string_view tenant,
                                      std::string_view id) = 0;
+  // Erases an answer's note. `cut`: and the messages that no answer with a note
+  // needs any more; with the last of these the session. NOT_FOUND also where
+  // the session has no such note. Also while a turn runs.
+  virtual absl::Status ForgetAnswer(std::string_view tenant,
+                                    std::string_view id, std::string_view name,
+                                    bool cut) = 0;
   // FAILED_PRECONDITION: `keep_last_messages` of another model's session.
   virtual absl::StatusOr<SessionInfo> ForkSession(
       const ForkOptions& options) = 0;

@@ -12,6 +12,7 @@
 #include "server/core/cache/quality.h"
 #include "server/core/reason.h"
 #include "server/core/server_core_impl.h"
+#include "server/core/sessions/answer_notes.h"
 #include "server/core/sessions/conversation.h"
 #include "server/core/sessions/document.h"
 #include "server/core/tenants/take.h"
@@ -55,6 +56,24 @@ absl::Status WithAdvice(const absl::Status& too_long, size_t num_messages) {
 
 }  // namespace
 
+absl::Status ServerCoreImpl::MakeAnother(uint64_t num_messages,
+                                         SessionRecord* record) const {
+  if (num_messages > record->messages.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("session '", record->id, "' has ", record->messages.size(),
+                     " messages, not ", num_messages));
+  }
+  if (num_messages > 0) {
+    KeepFirstMessages(num_messages, record);
+    // A turn is one answer, or one that replaced it.
+    record->turn = std::min(record->turn, CountAnswers(*record));
+  }
+  record->pinned = false;
+  KeepAnswerNotes(0, record);
+  SetSessionData("", record);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
     const ForkOptions& options) {
   if (!options.new_id.empty()) {
@@ -62,18 +81,8 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
   }
   XC_ASSIGN_OR_RETURN(SessionRecord record,
                       sessions_.Read(options.tenant, options.id));
+  XC_RETURN_IF_ERROR(MakeAnother(options.num_messages, &record));
   const size_t num_pages = record.page_keys.size();
-  if (options.num_messages > record.messages.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("session '", record.id, "' has ", record.messages.size(),
-                     " messages, not ", options.num_messages));
-  }
-  if (options.num_messages > 0) {
-    record.messages.resize(options.num_messages);
-    record.tokens.resize(record.messages.back().token_end);
-    record.page_keys.resize(
-        std::min(record.page_keys.size(), record.tokens.size() / kBlockTokens));
-  }
   if (options.keep_last_messages > 0) {
     XC_RETURN_IF_ERROR(CheckModel(record));
     XC_RETURN_IF_ERROR(CheckTemplate());
@@ -89,9 +98,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ForkSession(
                                   options.tenant, record.page_bytes));
   record.id = lease->record().id;
   record.create_ms = lease->record().create_ms;
-  record.pinned = false;
-  // A turn is one answer, or one that replaced it.
-  if (options.num_messages > 0 || options.keep_last_messages > 0) {
+  if (options.keep_last_messages > 0) {
     record.turn = std::min(record.turn, CountAnswers(record));
   }
   XC_RETURN_IF_ERROR(CommitNew(*lease, record));
@@ -126,6 +133,8 @@ absl::StatusOr<MigrateResult> ServerCoreImpl::MigrateSession(
     XC_RETURN_IF_ERROR(
         AsPrecondition(KeepMessages(*deps_.chat_template, kept, &next)));
   }
+  // They count the messages that came before.
+  if (kept.size() < was.messages.size()) KeepAnswerNotes(0, &next);
   if (codec->cache_fp() != was.cache_fp) next.page_keys.clear();
   ScalePageBytes(was.page_keys.size(), &next);
   next.codec = std::string(codec->spec());

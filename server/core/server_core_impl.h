@@ -45,6 +45,8 @@ class ServerCoreImpl final : public ServerCore {
       std::string_view page_token) override;
   absl::Status DeleteSession(std::string_view tenant,
                              std::string_view id) override;
+  absl::Status ForgetAnswer(std::string_view tenant, std::string_view id,
+                            std::string_view name, bool cut) override;
   absl::StatusOr<SessionInfo> ForkSession(const ForkOptions& options) override;
   absl::StatusOr<MigrateResult> MigrateSession(
       const MigrateOptions& options) override;
@@ -78,7 +80,15 @@ class ServerCoreImpl final : public ServerCore {
                                             std::shared_ptr<RequestSink> sink);
   // Takes over and checks what a generation is to be like.
   absl::Status SetOptions(ActiveRequest& active, GenerationOptions options);
-  absl::Status PrepareChat(ActiveRequest& active, const ChatTurn& turn);
+  absl::Status PrepareChat(ActiveRequest& active, ChatTurn turn);
+  // What a turn goes on from, and the lease of the session that it becomes.
+  absl::StatusOr<SessionRecord> BaseOf(ActiveRequest& active,
+                                       const ChatTurn& turn);
+  // Of a session that is to be: the defaults, no messages.
+  SessionRecord BlankRecord() const;
+  // Makes of a session's record what another one begins as: the first so many
+  // of its messages (0: all), and nothing that is only said of itself.
+  absl::Status MakeAnother(uint64_t num_messages, SessionRecord* record) const;
   absl::Status CheckPrompt(const ActiveRequest& active) const;
   // Refuses text that its bytes alone make too long, before it is tokenized.
   absl::Status CheckBytes(size_t num_bytes, int64_t limit_tokens) const;

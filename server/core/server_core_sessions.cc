@@ -13,6 +13,7 @@
 #include "server/core/cache/quality.h"
 #include "server/core/reason.h"
 #include "server/core/server_core_impl.h"
+#include "server/core/sessions/answer_notes.h"
 #include "server/core/sessions/conversation.h"
 #include "server/core/sessions/remat_setting.h"
 #include "server/core/tenants/take.h"
@@ -71,6 +72,8 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionRecord& record) const {
     info.needs_migration = true;
   }
   info.messages = MessagesOf(record);
+  info.answers = AnswerNotesOf(record);
+  info.data = SessionDataOf(record);
   return info;
 }
 
@@ -113,6 +116,11 @@ absl::Status ServerCoreImpl::CheckUpdate(const SessionUpdate& update) const {
       return FieldError("title", "UTF-8", "other bytes");
     }
   }
+  if (update.data.value_or("").size() > kMaxSessionDataBytes) {
+    return FieldError("data",
+                      absl::StrCat("at most ", kMaxSessionDataBytes, " bytes"),
+                      update.data->size());
+  }
   if (update.ttl.has_value() &&
       (update.ttl->count() < 0 || *update.ttl > kMaxTtl)) {
     return FieldError("ttl", absl::StrCat("0 to ", kMaxTtl.count(), " seconds"),
@@ -128,15 +136,23 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   SessionUpdate settings;
   settings.title = options.title;
   settings.ttl = options.ttl;
+  settings.data = options.data;
   XC_RETURN_IF_ERROR(CheckUpdate(settings));
   RematPolicy remat = options_.default_remat;
   if (!options.remat.empty()) {
     XC_ASSIGN_OR_RETURN(remat, ParseRematPolicy(options.remat));
   }
   XC_RETURN_IF_ERROR(CheckTemplate());
-  XC_RETURN_IF_ERROR(
-      CheckBytes(absl::StripAsciiWhitespace(options.system_prompt).size(),
-                 max_context_ - 1));
+  std::vector<ChatMessage> messages = options.messages;
+  if (!options.system_prompt.empty()) {
+    messages.insert(messages.begin(),
+                    {.role = Role::kSystem, .content = options.system_prompt});
+  }
+  size_t num_bytes = 0;
+  for (const ChatMessage& message : messages) {
+    num_bytes += absl::StripAsciiWhitespace(message.content).size();
+  }
+  XC_RETURN_IF_ERROR(CheckBytes(num_bytes, max_context_ - 1));
   XC_ASSIGN_OR_RETURN(const CodecRef codec,
                       ChooseCodec(options.codec, default_codec_->spec()));
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,
@@ -144,21 +160,24 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
   XC_ASSIGN_OR_RETURN(const SessionPlace place,
                       TakeSession(deps_.tenants, deps_.store->sessions(),
                                   options.tenant, /*page_bytes=*/0));
-  SessionRecord record = lease->record();
+  SessionRecord record = BlankRecord();
+  record.tenant = lease->record().tenant;
+  record.id = lease->record().id;
+  record.create_ms = lease->record().create_ms;
   record.title = options.title;
-  record.ttl_ms = options.ttl.value_or(options_.default_ttl).count();
+  if (options.ttl.has_value()) record.ttl_ms = options.ttl->count();
   record.codec = std::string(codec->spec());
   record.cache_fp = codec->cache_fp();
-  record.model_fp = model().model_fp;
-  record.numerics_id = model().numerics_id;
   SetRemat(remat, &record.settings);
-  if (!options.system_prompt.empty()) {
-    const std::vector<ChatMessage> system = {
-        {.role = Role::kSystem, .content = options.system_prompt}};
-    XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder({}, system));
-    XC_RETURN_IF_ERROR(Render(*deps_.chat_template, system, 0, &record.tokens,
+  SetSessionData(options.data, &record);
+  if (!messages.empty()) {
+    XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder({}, messages));
+    XC_RETURN_IF_ERROR(Render(*deps_.chat_template, messages, 0, &record.tokens,
                               &record.messages));
-    XC_RETURN_IF_ERROR(CheckHistory("the system prompt", record.tokens.size()));
+    XC_RETURN_IF_ERROR(CheckHistory(
+        options.messages.empty() ? "the system prompt" : "the conversation",
+        record.tokens.size()));
+    if (CountAnswers(record) > 0) MarkRetokenized(&record);
   }
   XC_RETURN_IF_ERROR(CommitNew(*lease, record));
   return InfoOf(lease->record());
@@ -176,7 +195,10 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::GetSession(std::string_view tenant,
     return InfoOf(summary);
   }
   SessionInfo info = InfoOf(*record);
-  if (!with_messages) info.messages.clear();
+  if (!with_messages) {
+    info.messages.clear();
+    info.answers.clear();
+  }
   return info;
 }
 
@@ -203,6 +225,30 @@ absl::Status ServerCoreImpl::DeleteSession(std::string_view tenant,
   const absl::Status status = sessions_.Delete(tenant, id);
   scheduler_.DropSession(SessionKey(tenant, id), {});
   return status;
+}
+
+absl::Status ServerCoreImpl::ForgetAnswer(std::string_view tenant,
+                                          std::string_view id,
+                                          std::string_view name, bool cut) {
+  XC_ASSIGN_OR_RETURN(const SessionRecord before, sessions_.Read(tenant, id));
+  XC_RETURN_IF_ERROR(EndOfAnswer(before, name).status());
+  SessionUpdate update;
+  update.forget.emplace_back(name);
+  update.cut = cut;
+  XC_ASSIGN_OR_RETURN(const SessionRecord after,
+                      sessions_.Update(tenant, id, update));
+  if (!after.messages.empty()) return absl::OkStatus();
+  return sessions_.DeleteIfEmpty(tenant, id);
+}
+
+SessionRecord ServerCoreImpl::BlankRecord() const {
+  SessionRecord record;
+  record.ttl_ms = options_.default_ttl.count();
+  record.codec = std::string(default_codec_->spec());
+  record.cache_fp = default_codec_->cache_fp();
+  record.model_fp = model().model_fp;
+  record.numerics_id = model().numerics_id;
+  return record;
 }
 
 absl::StatusOr<SessionInfo> ServerCoreImpl::UpdateSession(

@@ -45,7 +45,7 @@ std::string SessionHash(const std::string& tenant, const std::string& session) {
 bool TakesTheEngine(Method method) {
   return method == Method::kChat || method == Method::kGenerate ||
          method == Method::kScore || method == Method::kChatCompletions ||
-         method == Method::kCompletions;
+         method == Method::kCompletions || method == Method::kCreateResponse;
 }
 
 }  // namespace

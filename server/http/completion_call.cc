@@ -3,56 +3,16 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
-#include "server/core/reason.h"
 #include "server/frontend/text_input.h"
-#include "server/frontend/trace_context.h"
 #include "server/http/json_body.h"
 #include "server/http/openai_error.h"
 
 namespace xcache {
-namespace {
 
 using nlohmann::json;
-
-// A request is there twice while it is worked on: as it came, and as the core
-// takes it. The tree between the two is counted on its own.
-constexpr int64_t kCopies = 2;
-
-std::string NewId(std::string_view prefix) {
-  static thread_local absl::BitGen random;
-  return absl::StrCat(
-      std::string(prefix),
-      absl::Hex(absl::Uniform<uint64_t>(random), absl::kZeroPad16),
-      absl::Hex(absl::Uniform<uint32_t>(random), absl::kZeroPad8));
-}
-
-HttpResponse StreamHead(const std::string& request_id) {
-  HttpResponse out;
-  out.content_type = "text/event-stream; charset=utf-8";
-  out.headers = {{"Cache-Control", "no-cache"},
-                 // nginx would collect events before it passes them on.
-                 {"X-Accel-Buffering", "no"},
-                 {kRequestIdHeader, request_id}};
-  return out;
-}
-
-}  // namespace
-
-CallFacts FactsOf(Method method, const HttpHead& head) {
-  CallFacts facts;
-  facts.method = method;
-  facts.peer = head.peer;
-  facts.request_id = head.request_id;
-  if (head.traceparent.has_value()) {
-    facts.trace = ParseTraceparent(*head.traceparent);
-  }
-  facts.session = head.session.value_or("");
-  return facts;
-}
 
 // Of one answer.
 class CompletionCall::Sink final : public RequestSink {
@@ -96,73 +56,19 @@ class CompletionCall::EchoSink final : public RequestSink {
   std::vector<SampledToken> tokens_;
 };
 
-CompletionCall::CompletionCall(const OpenAiOptions& options, Method method,
-                               std::shared_ptr<Exchange> exchange)
-    : options_(options),
-      method_(method),
-      exchange_(std::move(exchange)),
-      call_(*options.frontend, FactsOf(method, exchange_->head)) {}
-
-void CompletionCall::Start() {
-  const auto refuse = [self = shared_from_this()](const absl::Status& status,
-                                                  int64_t retry_after_ms) {
-    self->Refuse(status, retry_after_ms);
-  };
-  const auto bytes = static_cast<int64_t>(exchange_->body.size());
-  if (absl::Status status =
-          call_.Admit(exchange_->head.tenant, kCopies * bytes);
-      !status.ok()) {
-    return refuse(status, FrontendCall::RetryAfter(status));
-  }
-  call_.Run(
-      exchange_->body.size() > kLargeTextBytes ? WorkClass::kLargeText
-                                               : WorkClass::kText,
-      [exchange = exchange_] { return exchange->cancellation()->cancelled(); },
-      [self = shared_from_this()] {
-        if (absl::Status status = self->Submit(); !status.ok()) {
-          self->Refuse(status, FrontendCall::RetryAfter(status));
-        }
-      },
-      refuse);
-}
-
-void CompletionCall::Refuse(const absl::Status& status,
-                            int64_t retry_after_ms) {
-  const FrontendCall::Ending ending = call_.Close(status, retry_after_ms, "");
-  exchange_->Respond(
-      ErrorResponse(ending.status, ending.retry_after_ms, call_.request_id()));
-}
-
 absl::Status CompletionCall::Submit() {
   const int vocab_size = call_.core().model().vocab_size;
   {
-    const JsonCost cost = CostOf(exchange_->body);
-    XC_RETURN_IF_ERROR(call_.Hold(cost.bytes));
-    XC_ASSIGN_OR_RETURN(const json body,
-                        ParseJsonObject(exchange_->body, cost));
+    XC_ASSIGN_OR_RETURN(const json body, TakeBody());
     if (is_chat()) {
       XC_ASSIGN_OR_RETURN(chat_, ToChatCompletion(body, vocab_size));
     } else {
       XC_ASSIGN_OR_RETURN(text_, ToTextCompletion(body, vocab_size));
     }
   }
-  exchange_->body = std::string();
-  exchange_->arriving.clear();
-  if (!params().model.empty() && params().model != options_.model) {
-    return WithField(
-        WithReason(
-            absl::NotFoundError(absl::StrCat(
-                "the model '", params().model.substr(0, 200),
-                "' does not exist; this server has '", options_.model, "'")),
-            Reason::kModelNotFound),
-        "model");
-  }
+  XC_RETURN_IF_ERROR(CheckModel(params().model));
   SetHead();
-  if (params().stream) {
-    exchange_->SetTicker([weak = weak_from_this()](SteadyTime now) {
-      if (const auto self = weak.lock()) self->Tick(now);
-    });
-  }
+  if (params().stream) KeepPinging();
   if (!is_chat()) return SubmitTexts();
   const auto n = static_cast<size_t>(params().n);
   if (n > 1) {
@@ -182,8 +88,7 @@ absl::Status CompletionCall::Submit() {
     call_.SetBase(cancellations[i], &one);
     // Each answer is one that its seed alone would give.
     if (one.options.seed.has_value()) *one.options.seed += i;
-    call_.core().SubmitChat(std::move(one),
-                            std::make_shared<Sink>(shared_from_this(), i));
+    call_.core().SubmitChat(std::move(one), std::make_shared<Sink>(self(), i));
   }
   return absl::OkStatus();
 }
@@ -238,9 +143,8 @@ absl::Status CompletionCall::SubmitTexts() {
       score.tokens = prompt;
       score.top_logprobs = text_.top_logprobs;
       call_.SetBase(cancellations[2 * i], &score);
-      core.SubmitScore(
-          std::move(score),
-          std::make_shared<EchoSink>(shared_from_this(), i, !text_.generate));
+      core.SubmitScore(std::move(score),
+                       std::make_shared<EchoSink>(self(), i, !text_.generate));
     }
     if (!text_.generate) continue;
     GenerateRequest generate;
@@ -248,8 +152,7 @@ absl::Status CompletionCall::SubmitTexts() {
     generate.options = text_.options;
     if (generate.options.seed.has_value()) *generate.options.seed += i % n;
     call_.SetBase(cancellations[2 * i + 1], &generate);
-    core.SubmitGenerate(std::move(generate),
-                        std::make_shared<Sink>(shared_from_this(), i));
+    core.SubmitGenerate(std::move(generate), std::make_shared<Sink>(self(), i));
   }
   return absl::OkStatus();
 }
@@ -265,13 +168,11 @@ std::vector<std::shared_ptr<Cancellation>> CompletionCall::Cancellations(
 }
 
 void CompletionCall::SetHead() {
-  head_.id = NewId(is_chat() ? "chatcmpl-" : "cmpl-");
+  head_.id = NewOpenAiId(is_chat() ? "chatcmpl-" : "cmpl-");
   head_.object = !is_chat()        ? "text_completion"
                  : params().stream ? "chat.completion.chunk"
                                    : "chat.completion";
-  head_.created = std::chrono::duration_cast<std::chrono::seconds>(
-                      std::chrono::system_clock::now().time_since_epoch())
-                      .count();
+  head_.created = UnixSeconds();
   head_.model = options_.model;
   head_.fingerprint =
       absl::StrCat("fp_", ToHex(call_.core().model().model_fp).substr(0, 16));
@@ -318,17 +219,10 @@ void CompletionCall::OnPart(size_t index, const absl::Status& status,
   if (last) Complete();
 }
 
-void CompletionCall::BeginStream() {
-  if (streaming_) return;
-  streaming_ = true;
-  exchange_->Begin(StreamHead(call_.request_id()));
-}
-
 void CompletionCall::SendChunk(size_t index, Choice& choice,
                                std::string_view text,
                                std::span<const SampledToken> tokens,
                                const FinalInfo* final) {
-  BeginStream();
   const Tokenizer& tokenizer = call_.core().tokenizer();
   const bool with_end = params().options.ignore_eos;
   std::string data;
@@ -365,18 +259,7 @@ void CompletionCall::SendChunk(size_t index, Choice& choice,
         absl::StrCat("\"", std::string(FinishName(final->finish_reason)),
                      "\""));
   }
-  exchange_->Write(data);
-  last_sent_ = std::chrono::steady_clock::now();
-}
-
-void CompletionCall::Tick(SteadyTime now) {
-  MutexLock lock(mu_);
-  if (ended_) return;
-  if (last_sent_ == SteadyTime()) last_sent_ = now;
-  if (now - last_sent_ < options_.ping || !exchange_->idle()) return;
-  BeginStream();
-  exchange_->Write(": ping\n\n");
-  last_sent_ = now;
+  WriteStream(data);
 }
 
 void CompletionCall::Complete() {
@@ -404,14 +287,10 @@ void CompletionCall::Complete() {
     return exchange_->Respond(ErrorResponse(
         ending.status, ending.retry_after_ms, call_.request_id()));
   }
-  HttpResponse response;
-  response.headers.emplace_back(kRequestIdHeader, call_.request_id());
-  response.body = JsonBytes(WholeAnswer());
-  exchange_->Respond(response);
+  RespondJson(WholeAnswer());
 }
 
 void CompletionCall::EndStream(const FrontendCall::Ending& ending) {
-  BeginStream();
   std::string data;
   if (!ending.status.ok()) {
     data = absl::StrCat("data: ", JsonBytes(ErrorBody(ending.status)), "\n\n");
@@ -427,7 +306,7 @@ void CompletionCall::EndStream(const FrontendCall::Ending& ending) {
     }
   }
   data += "data: [DONE]\n\n";
-  exchange_->Write(data);
+  WriteStream(data);
   exchange_->End();
 }
 

@@ -3,48 +3,32 @@
 #ifndef XCACHE_SERVER_HTTP_COMPLETION_CALL_H_
 #define XCACHE_SERVER_HTTP_COMPLETION_CALL_H_
 
-#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "engine/base/mutex.h"
 #include "server/core/request.h"
-#include "server/frontend/frontend.h"
 #include "server/frontend/frontend_call.h"
 #include "server/http/exchange.h"
+#include "server/http/openai_call.h"
 #include "server/http/openai_request.h"
 #include "server/http/openai_response.h"
 #include "server/metrics/metrics.h"
 
 namespace xcache {
 
-// What the API is set up with.
-struct OpenAiOptions {
-  std::string model;  // the name that clients call it by
-  // A stream on which nothing was sent for so long gets a comment, so that
-  // proxies and clients do not take it for dead.
-  std::chrono::milliseconds ping{15'000};
-  Frontend* frontend = nullptr;  // borrowed; outlives all calls
-};
-
-CallFacts FactsOf(Method method, const HttpHead& head);
-
-// Keeps itself alive until it has answered.
-class CompletionCall final
-    : public std::enable_shared_from_this<CompletionCall> {
+class CompletionCall final : public OpenAiCall {
  public:
   // `method`: kChatCompletions or kCompletions.
   CompletionCall(const OpenAiOptions& options, Method method,
-                 std::shared_ptr<Exchange> exchange);
-
-  // Lets the call in, and has it parsed, submitted and answered.
-  void Start();
+                 std::shared_ptr<Exchange> exchange)
+      : OpenAiCall(options, method, std::move(exchange)) {}
 
  private:
   class Sink;
@@ -67,8 +51,11 @@ class CompletionCall final
     return is_chat() ? static_cast<const CompletionParams&>(chat_) : text_;
   }
 
-  // On a worker's thread. An error: nothing was submitted.
-  absl::Status Submit();
+  std::shared_ptr<CompletionCall> self() {
+    return std::static_pointer_cast<CompletionCall>(shared_from_this());
+  }
+
+  absl::Status Submit() override;
   absl::Status SubmitTexts();
   void SetHead();
   // One for each request of the core; the client's going away is that of all.
@@ -80,13 +67,10 @@ class CompletionCall final
                std::span<const SampledToken> tokens) XC_EXCLUDES(mu_);
   void OnPart(size_t index, const absl::Status& status, const FinalInfo* final,
               std::vector<SampledToken> prompt_tokens) XC_EXCLUDES(mu_);
-  void Tick(SteadyTime now) XC_EXCLUDES(mu_);
 
-  void Refuse(const absl::Status& status, int64_t retry_after_ms);
   void Complete() XC_EXCLUDES(mu_);
   void EndStream(const FrontendCall::Ending& ending) XC_REQUIRES(mu_);
 
-  void BeginStream() XC_REQUIRES(mu_);
   void SendChunk(size_t index, Choice& choice, std::string_view text,
                  std::span<const SampledToken> tokens, const FinalInfo* final)
       XC_REQUIRES(mu_);
@@ -94,24 +78,16 @@ class CompletionCall final
   nlohmann::json WholeAnswer() XC_REQUIRES(mu_);
   Usage UsageOf() const XC_REQUIRES(mu_);
 
-  const OpenAiOptions& options_;
-  const Method method_;
-  const std::shared_ptr<Exchange> exchange_;
-  FrontendCall call_;
   // Set before anything is submitted.
   ChatCompletion chat_;
   TextCompletion text_;
   ObjectHead head_;
   std::string chunk_begin_, chunk_end_;
 
-  Mutex mu_;
   std::vector<Choice> choices_ XC_GUARDED_BY(mu_);
   size_t parts_left_ XC_GUARDED_BY(mu_) = 0;
   absl::Status failure_ XC_GUARDED_BY(mu_);  // the first
   int64_t retry_after_ms_ XC_GUARDED_BY(mu_) = 0;
-  bool streaming_ XC_GUARDED_BY(mu_) = false;  // the head was sent
-  bool ended_ XC_GUARDED_BY(mu_) = false;
-  SteadyTime last_sent_ XC_GUARDED_BY(mu_);
 };
 
 }  // namespace xcache

@@ -57,17 +57,6 @@ std::optional<std::string> Value(const Parser::value_type& message,
   return std::string(View(found->value()));
 }
 
-// "/v1/models" of "/v1/models?a=b" and of "http://host/v1/models".
-std::string PathOf(std::string_view target) {
-  target = target.substr(0, target.find_first_of("?#"));
-  for (const std::string_view scheme : {"http://", "https://"}) {
-    if (!target.starts_with(scheme)) continue;
-    const size_t slash = target.find('/', scheme.size());
-    return slash == target.npos ? "/" : std::string(target.substr(slash));
-  }
-  return std::string(target);
-}
-
 // What the parser lets through and a server must not: where two read a message
 // differently, one of them can be made to take a request for a body. Nothing:
 // it is sound.
@@ -290,7 +279,7 @@ class ConnectionImpl final
     }
     head_ = HttpHead();
     head_.method = std::string(View(message.method_string()));
-    head_.path = PathOf(View(message.target()));
+    SplitTarget(View(message.target()), &head_.path, &head_.query);
     head_.peer = peer_;
     head_.keep_alive = parser_->keep_alive() && !deps_.draining;
     head_.chunks = message.version() == 11;

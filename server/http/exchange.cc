@@ -1,5 +1,6 @@
 #include "server/http/exchange.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -47,6 +48,21 @@ std::string_view StatusText(int status) {
 }
 
 }  // namespace
+
+void SplitTarget(std::string_view target, std::string* path,
+                 std::string* query) {
+  target = target.substr(0, target.find('#'));
+  const size_t mark = std::min(target.find('?'), target.size());
+  *query = target.substr(std::min(mark + 1, target.size()));
+  target = target.substr(0, mark);
+  for (const std::string_view scheme : {"http://", "https://"}) {
+    if (!target.starts_with(scheme)) continue;
+    const size_t slash = target.find('/', scheme.size());
+    target = slash == target.npos ? "/" : target.substr(slash);
+    break;
+  }
+  *path = target;
+}
 
 std::string RenderHead(const HttpResponse& response,
                        std::optional<size_t> length, bool chunks,

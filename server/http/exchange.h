@@ -25,6 +25,7 @@ namespace xcache {
 struct HttpHead {
   std::string method;  // "GET"
   std::string path;    // without what follows a '?'
+  std::string query;   // that
   std::string peer;    // "1.2.3.4:5"
   bool keep_alive = true;
   bool chunks = true;  // the client's HTTP knows chunked bodies
@@ -33,6 +34,10 @@ struct HttpHead {
       traceparent, session;
   std::string tenant;  // the handler's
 };
+
+// "/v1/models" and "a=b" of "/v1/models?a=b#c" and "http://host/v1/models?a=b".
+void SplitTarget(std::string_view target, std::string* path,
+                 std::string* query);
 
 struct HttpResponse {
   int status = 200;

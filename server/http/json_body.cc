@@ -21,6 +21,7 @@ constexpr int64_t kTextBytes = 64;
 constexpr int64_t kMemberBytes = 112;
 
 constexpr char kFieldPayload[] = "xcache/field";
+constexpr char kCodePayload[] = "xcache/openai-code";
 constexpr size_t kMaxShownBytes = 64;
 
 // Of a value that is not what it should be.
@@ -113,6 +114,17 @@ absl::Status WithField(absl::Status status, std::string_view field) {
   status.SetPayload(kFieldPayload,
                     absl::Cord(absl::string_view(field.data(), field.size())));
   return status;
+}
+
+absl::Status WithCode(absl::Status status, std::string_view code) {
+  status.SetPayload(kCodePayload,
+                    absl::Cord(absl::string_view(code.data(), code.size())));
+  return status;
+}
+
+std::string CodeOf(const absl::Status& status) {
+  const auto code = status.GetPayload(kCodePayload);
+  return code.has_value() ? std::string(*code) : "";
 }
 
 std::string FieldOf(const absl::Status& status) {

@@ -30,8 +30,12 @@ absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text,
 // INVALID_ARGUMENT of FieldError, whose field a front end can tell.
 absl::Status JsonFieldError(std::string_view field, std::string_view takes,
                             const nlohmann::json& found);
-// The status, marked as being about the field.
+// The status, marked as being about the field. OK stays OK, here and below.
 absl::Status WithField(absl::Status status, std::string_view field);
+// The error, with OpenAI's name for it in place of our reason's.
+absl::Status WithCode(absl::Status status, std::string_view code);
+// That name, or nothing.
+std::string CodeOf(const absl::Status& status);
 // That field, or nothing.
 std::string FieldOf(const absl::Status& status);
 

@@ -1,19 +1,25 @@
 #include "server/http/openai_api.h"
 
-#include <chrono>
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "engine/base/utf8.h"
 #include "server/core/reason.h"
 #include "server/frontend/frontend_call.h"
+#include "server/http/completion_call.h"
 #include "server/http/json_body.h"
 #include "server/http/openai_error.h"
+#include "server/http/response_call.h"
+#include "server/http/responses_request.h"
+#include "server/http/stored_call.h"
 
 namespace xcache {
 namespace {
@@ -27,24 +33,83 @@ enum class Route {
   kModel,
   kChatCompletions,
   kCompletions,
+  kResponses,
+  kResponse,
+  kInputItems,
+  kConversations,
+  kConversation,
+  kItems,
+  kItem,
 };
 
-constexpr std::string_view kModelPath = "/v1/models/";
+// What a path leads to, and the ids that it names.
+struct Target {
+  Route route = Route::kUnknown;
+  std::string id, item;
+};
 
-Route RouteOf(std::string_view path) {
-  if (path == "/health") return Route::kHealth;
-  if (path == "/v1/models") return Route::kModels;
-  if (path.starts_with(kModelPath)) return Route::kModel;
-  if (path == "/v1/chat/completions") return Route::kChatCompletions;
-  if (path == "/v1/completions") return Route::kCompletions;
-  return Route::kUnknown;
+Target TargetOf(std::string_view path) {
+  struct Pattern {
+    std::string_view begin;  // before the id; or all, where there is none
+    bool has_id;
+    std::string_view end;  // after it
+    bool has_item;         // after that
+    Route route;
+  };
+  // Longer ones first.
+  static constexpr Pattern kPatterns[] = {
+      {"/health", false, "", false, Route::kHealth},
+      {"/v1/models", false, "", false, Route::kModels},
+      {"/v1/models/", true, "", false, Route::kModel},
+      {"/v1/chat/completions", false, "", false, Route::kChatCompletions},
+      {"/v1/completions", false, "", false, Route::kCompletions},
+      {"/v1/responses", false, "", false, Route::kResponses},
+      {"/v1/responses/", true, "/input_items", false, Route::kInputItems},
+      {"/v1/responses/", true, "", false, Route::kResponse},
+      {"/v1/conversations", false, "", false, Route::kConversations},
+      {"/v1/conversations/", true, "/items", false, Route::kItems},
+      {"/v1/conversations/", true, "/items/", true, Route::kItem},
+      {"/v1/conversations/", true, "", false, Route::kConversation}};
+  for (const Pattern& pattern : kPatterns) {
+    if (!pattern.has_id) {
+      if (path == pattern.begin) return {pattern.route, "", ""};
+      continue;
+    }
+    if (!path.starts_with(pattern.begin)) continue;
+    const std::string_view rest = path.substr(pattern.begin.size());
+    // A model's name may have a slash.
+    const size_t end = pattern.route == Route::kModel
+                           ? rest.size()
+                           : std::min(rest.find('/'), rest.size());
+    const std::string_view after = rest.substr(end);
+    if (end == 0 || !after.starts_with(pattern.end)) continue;
+    const std::string_view item = after.substr(pattern.end.size());
+    if (pattern.has_item == item.empty()) continue;
+    return {.route = pattern.route,
+            .id = Unescape(rest.substr(0, end)),
+            .item = Unescape(item)};
+  }
+  return {};
 }
 
-bool IsCompletion(Route route) {
-  return route == Route::kChatCompletions || route == Route::kCompletions;
+// What it takes beside HEAD, which is as GET.
+std::string_view MethodsOf(Route route) {
+  switch (route) {
+    case Route::kChatCompletions:
+    case Route::kCompletions:
+    case Route::kResponses:
+    case Route::kConversations:
+      return "POST";
+    case Route::kResponse:
+      return "GET, HEAD, DELETE";
+    case Route::kConversation:
+      return "GET, HEAD, POST, DELETE";
+    default:
+      return "GET, HEAD";
+  }
 }
 
-Method MethodOf(Route route) {
+Method MethodOf(Route route, std::string_view verb) {
   switch (route) {
     case Route::kModel:
       return Method::kRetrieveModel;
@@ -52,6 +117,23 @@ Method MethodOf(Route route) {
       return Method::kChatCompletions;
     case Route::kCompletions:
       return Method::kCompletions;
+    case Route::kResponses:
+      return Method::kCreateResponse;
+    case Route::kResponse:
+      return verb == "DELETE" ? Method::kDeleteResponse
+                              : Method::kRetrieveResponse;
+    case Route::kInputItems:
+      return Method::kListInputItems;
+    case Route::kConversations:
+      return Method::kCreateConversation;
+    case Route::kConversation:
+      return verb == "DELETE" ? Method::kDeleteConversation
+             : verb == "POST" ? Method::kUpdateConversation
+                              : Method::kRetrieveConversation;
+    case Route::kItems:
+      return Method::kListConversationItems;
+    case Route::kItem:
+      return Method::kRetrieveConversationItem;
     default:
       return Method::kListModels;
   }
@@ -64,38 +146,15 @@ bool IsJson(const std::string& content_type) {
                                 "application/json");
 }
 
-// "a%2Fb" as "a/b"; what is no such escape stays.
-std::string Unescape(std::string_view text) {
-  const auto digit = [](char c) {
-    return c >= '0' && c <= '9'   ? c - '0'
-           : c >= 'a' && c <= 'f' ? c - 'a' + 10
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                  : -1;
-  };
-  std::string out;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '%' && i + 2 < text.size() && digit(text[i + 1]) >= 0 &&
-        digit(text[i + 2]) >= 0) {
-      out += static_cast<char>(digit(text[i + 1]) * 16 + digit(text[i + 2]));
-      i += 2;
-    } else {
-      out += text[i];
-    }
-  }
-  return out;
-}
-
 class OpenAiApi final : public HttpHandler {
  public:
   explicit OpenAiApi(const OpenAiOptions& options)
       : options_(options),
         frontend_(*options.frontend),
-        created_(std::chrono::duration_cast<std::chrono::seconds>(
-                     std::chrono::system_clock::now().time_since_epoch())
-                     .count()) {}
+        created_(UnixSeconds()) {}
 
   Verdict Judge(HttpHead* head) override {
-    const Route route = RouteOf(head->path);
+    const Route route = TargetOf(head->path).route;
     Verdict verdict;
     if (route != Route::kHealth) {
       const std::optional<std::string_view> value = head->authorization;
@@ -103,7 +162,7 @@ class OpenAiApi final : public HttpHandler {
           frontend_.auth.Authenticate(value.has_value() ? &*value : nullptr);
       if (!tenant.ok()) {
         if (route != Route::kUnknown) {
-          frontend_.metrics.CountRequest(MethodOf(route),
+          frontend_.metrics.CountRequest(MethodOf(route, head->method),
                                          tenant.status().code(), 0.0);
         }
         refusals_.Note(head->path, tenant.status());
@@ -119,16 +178,27 @@ class OpenAiApi final : public HttpHandler {
   }
 
   void Handle(std::shared_ptr<Exchange> exchange) override {
-    const Route route = RouteOf(exchange->head.path);
-    switch (route) {
+    Target target = TargetOf(exchange->head.path);
+    const Method method = MethodOf(target.route, exchange->head.method);
+    switch (target.route) {
       case Route::kHealth:
         return exchange->Respond(Health());
       case Route::kModels:
+        return Models(method, options_.model, *exchange);
       case Route::kModel:
-        return Models(route, *exchange);
+        return Models(method, target.id, *exchange);
+      case Route::kChatCompletions:
+      case Route::kCompletions:
+        return std::make_shared<CompletionCall>(options_, method,
+                                                std::move(exchange))
+            ->Start();
+      case Route::kResponses:
+        return std::make_shared<ResponseCall>(options_, std::move(exchange))
+            ->Start();
       default:
-        std::make_shared<CompletionCall>(options_, MethodOf(route),
-                                         std::move(exchange))
+        return std::make_shared<StoredCall>(
+                   options_, method, std::move(target.id),
+                   std::move(target.item), std::move(exchange))
             ->Start();
     }
   }
@@ -143,17 +213,17 @@ class OpenAiApi final : public HttpHandler {
       return PlainError(
           404, absl::StrCat("there is no ", ToUtf8(head.path.substr(0, 200))));
     }
-    const bool posts = IsCompletion(route);
-    const bool fits = posts ? head.method == "POST"
-                            : head.method == "GET" || head.method == "HEAD";
-    if (!fits) {
+    const std::string methods(MethodsOf(route));
+    const std::vector<std::string> allowed = absl::StrSplit(methods, ", ");
+    if (std::find(allowed.begin(), allowed.end(), head.method) ==
+        allowed.end()) {
       HttpResponse response =
-          PlainError(405, absl::StrCat("expected ", posts ? "POST" : "GET"));
-      response.headers.emplace_back("Allow", posts ? "POST" : "GET, HEAD");
+          PlainError(405, absl::StrCat("expected ", methods));
+      response.headers.emplace_back("Allow", methods);
       return response;
     }
     // What a page of another site may send without asking is not taken.
-    if (posts && !IsJson(head.content_type.value_or(""))) {
+    if (head.method == "POST" && !IsJson(head.content_type.value_or(""))) {
       return PlainError(415, "expected Content-Type: application/json");
     }
     return std::nullopt;
@@ -185,13 +255,10 @@ class OpenAiApi final : public HttpHandler {
             {"max_model_len", core.max_context()}};
   }
 
-  void Models(Route route, Exchange& exchange) const {
-    FrontendCall call(frontend_, FactsOf(MethodOf(route), exchange.head));
+  void Models(Method method, const std::string& asked,
+              Exchange& exchange) const {
+    FrontendCall call(frontend_, FactsOf(method, exchange.head));
     absl::Status status = call.Admit(exchange.head.tenant, 0);
-    const std::string asked =
-        route == Route::kModel ? Unescape(std::string_view(exchange.head.path)
-                                              .substr(kModelPath.size()))
-                               : options_.model;
     if (status.ok() && asked != options_.model) {
       status = WithReason(
           absl::NotFoundError(absl::StrCat(
@@ -206,7 +273,7 @@ class OpenAiApi final : public HttpHandler {
     HttpResponse response;
     response.headers.emplace_back(kRequestIdHeader, call.request_id());
     json object = ModelObject(call.core());
-    if (route == Route::kModels) {
+    if (method == Method::kListModels) {
       object = {{"object", "list"}, {"data", json::array({object})}};
     }
     response.body = JsonBytes(object);

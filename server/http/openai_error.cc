@@ -38,7 +38,8 @@ std::string_view TypeOf(int http_status) {
   }
 }
 
-std::string CodeOf(const absl::Status& status) {
+std::string CodeName(const absl::Status& status) {
+  if (std::string code = CodeOf(status); !code.empty()) return code;
   const ReasonDef& reason = ReasonOf(status);
   switch (reason.id) {
     case Reason::kContextTooLong:
@@ -101,7 +102,7 @@ json ErrorBody(const absl::Status& status) {
   const std::string field = FieldOf(status);
   return ErrorObject({status.message().data(), status.message().size()},
                      TypeOf(HttpStatusOf(status)),
-                     field.empty() ? json() : json(field), CodeOf(status));
+                     field.empty() ? json() : json(field), CodeName(status));
 }
 
 HttpResponse ErrorResponse(const absl::Status& status, int64_t retry_after_ms,

@@ -11,21 +11,9 @@
 #include "engine/model/chat_template.h"
 #include "engine/types.h"
 #include "nlohmann/json.hpp"
-#include "server/core/request.h"
+#include "server/http/completion_params.h"
 
 namespace xcache {
-
-// Answers of one request, over all its prompts.
-inline constexpr int kMaxChoices = 64;
-
-struct CompletionParams {
-  std::string model;  // empty: not said
-  GenerationOptions options;
-  int n = 1;  // answers for each prompt
-  bool stream = false;
-  bool include_usage = false;  // of a stream, at its end
-  bool logprobs = false;
-};
 
 struct ChatCompletion : CompletionParams {
   std::vector<ChatMessage> messages;

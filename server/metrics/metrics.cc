@@ -634,13 +634,38 @@ const std::vector<MetricDef>& Table() {
 }  // namespace
 
 std::string_view MethodName(Method method) {
-  static constexpr std::string_view kNames[] = {
-      "Chat",          "Generate",      "Tokenize",        "Detokenize",
-      "Score",         "GetModelInfo",  "CreateSession",   "GetSession",
-      "ListSessions",  "DeleteSession", "ForkSession",     "MigrateSession",
-      "ExportSession", "ImportSession", "UpdateSession",   "PinSession",
-      "UnpinSession",  "FlushSession",  "ChatCompletions", "Completions",
-      "ListModels",    "RetrieveModel"};
+  static constexpr std::string_view kNames[] = {"Chat",
+                                                "Generate",
+                                                "Tokenize",
+                                                "Detokenize",
+                                                "Score",
+                                                "GetModelInfo",
+                                                "CreateSession",
+                                                "GetSession",
+                                                "ListSessions",
+                                                "DeleteSession",
+                                                "ForkSession",
+                                                "MigrateSession",
+                                                "ExportSession",
+                                                "ImportSession",
+                                                "UpdateSession",
+                                                "PinSession",
+                                                "UnpinSession",
+                                                "FlushSession",
+                                                "ChatCompletions",
+                                                "Completions",
+                                                "ListModels",
+                                                "RetrieveModel",
+                                                "CreateResponse",
+                                                "RetrieveResponse",
+                                                "DeleteResponse",
+                                                "ListInputItems",
+                                                "CreateConversation",
+                                                "RetrieveConversation",
+                                                "UpdateConversation",
+                                                "DeleteConversation",
+                                                "ListConversationItems",
+                                                "RetrieveConversationItem"};
   static_assert(std::size(kNames) == Index(Method::kCount));
   return kNames[Index(method)];
 }

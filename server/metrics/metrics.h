@@ -54,6 +54,16 @@ enum class Method {
   kCompletions,
   kListModels,
   kRetrieveModel,
+  kCreateResponse,
+  kRetrieveResponse,
+  kDeleteResponse,
+  kListInputItems,
+  kCreateConversation,
+  kRetrieveConversation,
+  kUpdateConversation,
+  kDeleteConversation,
+  kListConversationItems,
+  kRetrieveConversationItem,
   kCount,
 };
 std::string_view MethodName(Method method);

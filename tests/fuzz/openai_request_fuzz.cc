@@ -1,6 +1,7 @@
 // Any bytes as the body of a request of the HTTP API: parsed, checked and
-// converted. The first byte says which request: a for a chat. What is accepted
-// must keep the limits that the core relies on.
+// converted. The first byte says which request: a for a chat, r for a response,
+// c for a conversation, q for a list's query. What is accepted must keep the
+// limits that the core relies on.
 #include <string>
 
 #include "engine/base/utf8.h"
@@ -8,6 +9,8 @@
 #include "server/http/json_body.h"
 #include "server/http/openai_error.h"
 #include "server/http/openai_request.h"
+#include "server/http/responses_request.h"
+#include "server/http/stored_responses.h"
 #include "tests/fuzz/fuzz.h"
 
 namespace {
@@ -37,15 +40,54 @@ void CheckParams(const CompletionParams& params) {
   }
 }
 
+void CheckMessages(const std::vector<ChatMessage>& messages) {
+  for (const ChatMessage& message : messages) {
+    XCACHE_FUZZ_CHECK(IsUtf8(message.content));
+    XCACHE_FUZZ_CHECK(message.content.size() <= kMaxTextBytes);
+  }
+}
+
 void FuzzChat(const nlohmann::json& body) {
   const auto chat = ToChatCompletion(body, kVocabSize);
   if (!chat.ok()) return CheckRefusal(chat.status());
   CheckParams(*chat);
   XCACHE_FUZZ_CHECK(!chat->messages.empty());
-  for (const ChatMessage& message : chat->messages) {
-    XCACHE_FUZZ_CHECK(IsUtf8(message.content));
-    XCACHE_FUZZ_CHECK(message.content.size() <= kMaxTextBytes);
-  }
+  CheckMessages(chat->messages);
+}
+
+void FuzzResponse(const nlohmann::json& body) {
+  const auto response = ToResponseRequest(body, kVocabSize);
+  if (!response.ok()) return CheckRefusal(response.status());
+  CheckParams(*response);
+  XCACHE_FUZZ_CHECK(response->n == 1 && !response->input.empty());
+  CheckMessages(response->input);
+  XCACHE_FUZZ_CHECK(response->previous.empty() ||
+                    response->conversation.empty());
+  ParseResponseId(response->previous).status().IgnoreError();
+  // What is kept of it fits beside its answer, and is read again.
+  const std::string kept = JsonBytes(response->echo);
+  XCACHE_FUZZ_CHECK(kept.size() < (256 << 10));
+  const AnswerNote note{.name = "n", .data = kept, .num_messages = 1};
+  SessionInfo session;
+  session.messages = {{.role = Role::kAssistant, .content = "x"}};
+  const auto stored = StoredResponse({session, note});
+  XCACHE_FUZZ_CHECK(IsUtf8(JsonBytes(stored)));
+}
+
+void FuzzConversation(const nlohmann::json& body) {
+  const auto conversation = ToConversationRequest(body);
+  if (!conversation.ok()) return CheckRefusal(conversation.status());
+  CheckMessages(conversation->items);
+  XCACHE_FUZZ_CHECK(JsonBytes(conversation->metadata).size() <=
+                    kMaxSessionDataBytes);
+}
+
+void FuzzQuery(std::string_view query) {
+  const auto page = ToPageRequest(query);
+  if (!page.ok()) return CheckRefusal(page.status());
+  XCACHE_FUZZ_CHECK(page->limit >= 1 && page->limit <= 100);
+  const auto list = ListObject({{{"id", "a"}}, {{"id", "b"}}}, *page);
+  if (!list.ok()) CheckRefusal(list.status());
 }
 
 void FuzzText(const nlohmann::json& body) {
@@ -69,6 +111,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const std::string_view bytes(reinterpret_cast<const char*>(data) + 1,
                                size - 1);
+  if (data[0] == 'q') {
+    FuzzQuery(bytes);
+    return 0;
+  }
   const JsonCost cost = CostOf(bytes);
   XCACHE_FUZZ_CHECK(cost.bytes >= 0);
   const auto body = ParseJsonObject(bytes, cost);
@@ -76,6 +122,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     CheckRefusal(body.status());
   } else if (data[0] == 'a') {
     FuzzChat(*body);
+  } else if (data[0] == 'r') {
+    FuzzResponse(*body);
+  } else if (data[0] == 'c') {
+    FuzzConversation(*body);
   } else {
     FuzzText(*body);
   }
@@ -97,6 +147,15 @@ std::vector<std::string> XcacheFuzzSeeds() {
       "b{" + params + R"(,"prompt":["a","b"],"max_tokens":3,"logprobs":2})",
       R"(b{"prompt":[[1,2],[3]],"echo":true,"logprobs":1,"max_tokens":0})",
       R"(b{"prompt":[0,255,257]})",
+      R"(r{"input":"hi","instructions":"Be.","previous_response_id":"resp_0_a",)"
+      R"("store":false,"max_output_tokens":9,"metadata":{"k":"v"},)"
+      R"("include":["message.output_text.logprobs"],"top_logprobs":2})",
+      R"(r{"input":[{"role":"developer","content":"x"},{"type":"message",)"
+      R"("role":"user","content":[{"type":"input_text","text":"y"}]}],)"
+      R"("conversation":{"id":"conv_1"},"stream":true,"truncation":"disabled",)"
+      R"("text":{"format":{"type":"text"}},"background":false})",
+      R"(c{"metadata":{"a":"b"},"items":[{"role":"user","content":"x"}]})",
+      "qlimit=5&order=asc&after=msg%5F1",
       R"(a{"messages":[{"role":"user","content":"x"}],"tools":[{}],)"
       R"("response_format":{"type":"json_object"}})",
   };

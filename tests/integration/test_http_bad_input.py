@@ -76,9 +76,9 @@ def request(body=GOOD, *headers, method="POST", path=PATH, length=True):
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def post(server, body):
+def post(server, body, path=PATH):
     with connect(server) as s:
-        s.sendall(request(body))
+        s.sendall(request(body, path=path))
         return read_answer(s)
 
 
@@ -108,8 +108,12 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 def test_bodies_that_are_no_request(server, name):
-    status, body = post(server, BODIES[name])
-    assert status == 400, body
+    for path in (PATH, "/v1/responses", "/v1/conversations",
+                 "/v1/conversations/x"):
+        # A conversation may begin with nothing.
+        if (name, path) != ("nothing", "/v1/conversations"):
+            status, body = post(server, BODIES[name], path)
+            assert status == 400, (path, body)
     assert body["error"]["type"] == "invalid_request_error"
     assert body["error"]["message"]
     still_serves(server)

@@ -35,6 +35,7 @@ void ActiveRequest::GiveBack() {
   queued_tokens = TenantHold();
   minute_tokens = TenantHold();
   page_bytes = TenantHold();
+  place = SessionPlace();
 }
 
 void ActiveRequest::EndLoad() {

@@ -28,6 +28,7 @@
 #include "server/core/request.h"
 #include "server/core/scheduler/stop_matcher.h"
 #include "server/core/sessions/manager.h"
+#include "server/core/tenants/take.h"
 #include "server/core/tenants/tenant_ledger.h"
 
 namespace xcache {
@@ -73,6 +74,8 @@ struct ActiveRequest {
   TenantHold queued_tokens;  // while it waits for the first time
   TenantHold minute_tokens;  // those that it may still use
   TenantHold page_bytes;     // of the pages that it may add to its session
+  // The session that it makes, with the pages that it begins with.
+  SessionPlace place;
   // Tokens of the prompt that its session does not hold yet.
   int64_t asked_tokens() const;
 
@@ -80,6 +83,7 @@ struct ActiveRequest {
   std::unique_ptr<SessionManager::Lease> lease;
   std::vector<SessionMessage> new_messages;
   size_t kept_messages = 0;  // of the session's: all, but for an answer redone
+  ChatTurn::Note note;
   bool keep_partial = false;
   absl::Status cut_short;  // why the answer that is kept is a partial one
 

@@ -10,6 +10,7 @@
 #include "engine/base/log.h"
 #include "engine/types.h"
 #include "server/core/reason.h"
+#include "server/core/sessions/answer_notes.h"
 #include "server/core/sessions/remat_setting.h"
 
 namespace xcache {
@@ -68,8 +69,20 @@ SessionRecord TurnFinisher::NextRecord(ActiveRequest& request,
        .token_end = static_cast<uint32_t>(next.tokens.size())});
   ++next.turn;
   next.numerics_id = deps_.engine->info().numerics_id;
-  if (!RematOf(next.settings).has_value()) {
-    // Of an older manifest: from now on it is what it was in this turn.
+  // What was said of an answer that is redone goes with it.
+  KeepAnswerNotes(request.kept_messages, &next);
+  if (!request.note.name.empty()) {
+    AddAnswerNote({.name = request.note.name,
+                   .data = request.note.data,
+                   .num_messages = next.messages.size(),
+                   .finish_reason = request.final.finish_reason,
+                   .prompt_tokens = request.final.prompt_tokens,
+                   .reused_tokens = request.final.reused.total(),
+                   .generated_tokens = request.final.generated_tokens},
+                  &next);
+  }
+  if (request.lease->is_new() || !RematOf(next.settings).has_value()) {
+    // New, or of an older manifest: from now on it is what it was in this turn.
     SetRemat(request.remat, &next.settings);
     metrics_.Add(CounterOf(request.remat), 1);
   }
@@ -107,6 +120,8 @@ void TurnFinisher::Fail(ActiveRequest& request, const absl::Status& status) {
   const RunQueue::RequestPtr owner = Remove(request);
   if (request.lease != nullptr) {
     working_sets_.TruncateTo(request, request.lease->record().tokens);
+    // Nobody will come for it.
+    if (request.lease->is_new()) working_sets_.TruncateTo(request, {});
   }
   working_sets_.LeaveBehind(request);
   request.final.finish_reason = FinishReason::kNone;

@@ -1,6 +1,7 @@
 #include "server/core/sessions/conversation.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -9,6 +10,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
 #include "engine/types.h"
+#include "server/core/sessions/answer_notes.h"
 
 namespace xcache {
 namespace {
@@ -141,21 +143,33 @@ std::vector<size_t> LastMessages(const SessionRecord& record, uint64_t keep) {
   return kept;
 }
 
-absl::Status KeepMessages(const ChatTemplate& chat_template,
-                          std::span<const size_t> kept, SessionRecord* record) {
+namespace {
+
+// Puts a new system prompt, if any, and then the messages of `kept` in place of
+// all messages.
+absl::Status Rearrange(const ChatTemplate& chat_template,
+                       const std::string& system, std::span<const size_t> kept,
+                       SessionRecord* record) {
   std::vector<ChatMessage> messages;
+  if (!system.empty()) {
+    messages.push_back({.role = Role::kSystem, .content = system});
+  }
+  const size_t first = messages.size();
   for (const size_t i : kept) {
     messages.push_back(ToChatMessage(record->messages[i]));
   }
   XC_RETURN_IF_ERROR(chat_template.CheckOrder({}, messages));
   std::vector<TokenId> tokens;
   std::vector<SessionMessage> rendered;
-  for (size_t i = 0; i < kept.size(); ++i) {
-    SessionMessage message = record->messages[kept[i]];
+  XC_RETURN_IF_ERROR(Render(chat_template, std::span(messages).first(first), 0,
+                            &tokens, &rendered));
+  for (size_t i = first; i < messages.size(); ++i) {
+    const size_t was = kept[i - first];
+    SessionMessage message = record->messages[was];
     XC_ASSIGN_OR_RETURN(const std::vector<TokenId> here,
                         chat_template.RenderMessage(messages[i], i));
     XC_ASSIGN_OR_RETURN(const std::vector<TokenId> there,
-                        chat_template.RenderMessage(messages[i], kept[i]));
+                        chat_template.RenderMessage(messages[i], was));
     const auto begin = static_cast<uint32_t>(tokens.size());
     if (here == there) {
       tokens.insert(tokens.end(), record->tokens.begin() + message.token_begin,
@@ -178,6 +192,41 @@ absl::Status KeepMessages(const ChatTemplate& chat_template,
   record->tokens = std::move(tokens);
   record->messages = std::move(rendered);
   return absl::OkStatus();
+}
+
+}  // namespace
+
+void KeepFirstMessages(size_t num_messages, SessionRecord* record) {
+  const size_t num_pages = std::max<size_t>(1, record->page_keys.size());
+  record->messages.resize(num_messages);
+  record->tokens.resize(num_messages == 0 ? 0
+                                          : record->messages.back().token_end);
+  record->page_keys.resize(
+      std::min(record->page_keys.size(),
+               record->tokens.size() / static_cast<size_t>(kBlockTokens)));
+  record->page_bytes =
+      record->page_bytes / num_pages * record->page_keys.size();
+}
+
+absl::Status ReplaceSystemPrompt(const ChatTemplate& chat_template,
+                                 const std::string& text,
+                                 SessionRecord* record) {
+  const auto& had = record->messages;
+  const bool has =
+      !had.empty() && had.front().role == static_cast<uint8_t>(Role::kSystem);
+  if (has ? had.front().content == text : text.empty()) {
+    return absl::OkStatus();
+  }
+  std::vector<size_t> kept(had.size() - (has ? 1 : 0));
+  std::iota(kept.begin(), kept.end(), has ? 1 : 0);
+  XC_RETURN_IF_ERROR(Rearrange(chat_template, text, kept, record));
+  ShiftAnswerNotes((text.empty() ? 0 : 1) - (has ? 1 : 0), record);
+  return absl::OkStatus();
+}
+
+absl::Status KeepMessages(const ChatTemplate& chat_template,
+                          std::span<const size_t> kept, SessionRecord* record) {
+  return Rearrange(chat_template, "", kept, record);
 }
 
 bool IsRetokenized(const SessionRecord& record) {

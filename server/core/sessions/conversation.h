@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -44,6 +45,18 @@ bool TokensMatchText(const ChatTemplate& chat_template,
 // The messages that stay where the system prompt and the last `keep` others
 // are: of those the ones from a user's on, so that roles stay in order.
 std::vector<size_t> LastMessages(const SessionRecord& record, uint64_t keep);
+
+// Erases all messages from the `num_messages`-th on, which there are more of
+// than that, or as many.
+void KeepFirstMessages(size_t num_messages, SessionRecord* record);
+
+// Puts a system prompt in place of the one that the conversation has or has
+// not; empty: it has none then. Tokens stay as in KeepMessages. Where it is
+// that already, nothing changes. INVALID_ARGUMENT: the template does not take
+// it.
+absl::Status ReplaceSystemPrompt(const ChatTemplate& chat_template,
+                                 const std::string& text,
+                                 SessionRecord* record);
 
 // Erases all messages but those of `kept` (ascending). Their tokens stay as
 // they are stored wherever the template renders a message alike in its new

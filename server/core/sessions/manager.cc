@@ -13,6 +13,8 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "server/core/reason.h"
+#include "server/core/sessions/answer_notes.h"
+#include "server/core/sessions/conversation.h"
 
 namespace xcache {
 namespace {
@@ -62,6 +64,15 @@ void Apply(const SessionUpdate& update, int64_t now_ms, SessionRecord* record) {
   if (update.title.has_value()) record->title = *update.title;
   if (update.ttl.has_value()) record->ttl_ms = update.ttl->count();
   if (update.pinned.has_value()) record->pinned = *update.pinned;
+  if (update.data.has_value()) SetSessionData(*update.data, record);
+  for (const std::string& name : update.forget) EraseAnswerNote(name, record);
+  if (update.cut) {
+    uint64_t needed = 0;
+    for (const AnswerNote& note : AnswerNotesOf(*record)) {
+      needed = std::max(needed, note.num_messages);
+    }
+    KeepFirstMessages(needed, record);
+  }
   // From now on, so that a session that was idle for long is not gone the
   // moment it is unpinned or gets a shorter time.
   if (update.ttl.has_value() || update.pinned.has_value()) {
@@ -74,11 +85,22 @@ void Merge(const SessionUpdate& later, SessionUpdate* update) {
   if (later.title.has_value()) update->title = later.title;
   if (later.ttl.has_value()) update->ttl = later.ttl;
   if (later.pinned.has_value()) update->pinned = later.pinned;
+  if (later.data.has_value()) update->data = later.data;
+  update->forget.insert(update->forget.end(), later.forget.begin(),
+                        later.forget.end());
+  update->cut = update->cut || later.cut;
 }
 
 }  // namespace
 
 SessionManager::Lease::~Lease() { manager_->GiveBack(key_); }
+
+void SessionManager::Lease::StartFrom(SessionRecord record) {
+  record.tenant = key_.first;
+  record.id = key_.second;
+  record.create_ms = record_.create_ms;
+  record_ = std::move(record);
+}
 
 absl::StatusOr<Committed> SessionManager::Lease::Commit(SessionRecord next) {
   if (check_ != nullptr) XC_RETURN_IF_ERROR(check_->Wait());
@@ -94,6 +116,7 @@ absl::StatusOr<Committed> SessionManager::Lease::Commit(SessionRecord next) {
   XC_ASSIGN_OR_RETURN(Committed committed, manager_->Store(next));
   next.version = busy_->version = committed.version;
   record_ = std::move(next);
+  is_new_ = false;
   return committed;
 }
 
@@ -209,11 +232,13 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::Begin(
 }
 
 absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::BeginNew(
-    std::string_view tenant, std::string_view id) {
+    std::string_view tenant, std::string_view id, bool is_random) {
   const SessionKey key(tenant, id.empty() ? MakeSessionId() : std::string(id));
+  XC_RETURN_IF_ERROR(ValidateSessionId(key.second));
   std::unique_ptr<Lease> lease = TryLease(key);
-  const absl::Status found =
-      id.empty() ? absl::NotFoundError("") : Find(tenant, id).status();
+  const absl::Status found = id.empty() || is_random
+                                 ? absl::NotFoundError("")
+                                 : Find(tenant, id).status();
   if (lease == nullptr || found.ok()) {
     return absl::AlreadyExistsError(
         absl::StrCat("session '", key.second, "' exists already"));
@@ -223,6 +248,7 @@ absl::StatusOr<std::unique_ptr<SessionManager::Lease>> SessionManager::BeginNew(
   lease->record_.tenant = key.first;
   lease->record_.id = key.second;
   lease->record_.create_ms = clock_.StampMs();
+  lease->is_new_ = true;
   return lease;
 }
 
@@ -287,14 +313,29 @@ absl::Status SessionManager::Delete(std::string_view tenant,
     MutexLock lock(mu_);
     while (busy_.contains(key) && busy_.at(key) == busy) given_back_.Wait(mu_);
   }
+  return Erase(key);
+}
+
+absl::Status SessionManager::Erase(const SessionKey& key) {
   // Somebody else may have deleted it meanwhile.
-  const absl::Status status = store_.Delete(tenant, id);
-  if (absl::IsNotFound(status)) return NoSession(id);
+  const absl::Status status = store_.Delete(key.first, key.second);
+  if (absl::IsNotFound(status)) return NoSession(key.second);
   if (status.ok()) {
-    XC_LOG_INFO("session deleted", "id={} tenant={}", LogValue(id),
-                LogValue(tenant));
+    XC_LOG_INFO("session deleted", "id={} tenant={}", LogValue(key.second),
+                LogValue(key.first));
   }
   return status;
+}
+
+absl::Status SessionManager::DeleteIfEmpty(std::string_view tenant,
+                                           std::string_view id) {
+  const SessionKey key(tenant, id);
+  const std::unique_ptr<Lease> lease = TryLease(key);
+  if (lease == nullptr) return absl::OkStatus();
+  const absl::StatusOr<SessionRecord> record = Read(tenant, id);
+  if (absl::IsNotFound(record.status())) return absl::OkStatus();
+  XC_RETURN_IF_ERROR(record.status());
+  return record->messages.empty() ? Erase(key) : absl::OkStatus();
 }
 
 absl::StatusOr<SessionRecord> SessionManager::Update(

@@ -77,6 +77,11 @@ class SessionManager {
 
     const SessionKey& key() const { return key_; }
     const SessionRecord& record() const { return record_; }
+    // The next turn goes on from this, which is the session's own, changed, or,
+    // for one that is new, another's.
+    void StartFrom(SessionRecord record);
+    // There is no such session yet.
+    bool is_new() const { return is_new_; }
     // The session is being deleted: whoever has the lease is to give it back.
     bool deleted() const { return busy_->deleted; }
     // Null: the record is what the store had. Else it is a copy: somebody is to
@@ -102,6 +107,7 @@ class SessionManager {
     std::shared_ptr<Busy> busy_;
     std::shared_ptr<Check> check_;
     SessionRecord record_;
+    bool is_new_ = false;
   };
 
   // `wake` is called when a running turn's session is to be deleted. It must
@@ -117,9 +123,11 @@ class SessionManager {
       std::string_view tenant, std::string_view id,
       std::optional<uint64_t> expected_turn);
   // The lease of a session that does not exist yet. ALREADY_EXISTS. Without an
-  // id it gets a new one, random, which need not be looked for.
+  // id it gets a new one, random, which need not be looked for; nor need one
+  // that the caller made so (`is_random`).
   absl::StatusOr<std::unique_ptr<Lease>> BeginNew(std::string_view tenant,
-                                                  std::string_view id);
+                                                  std::string_view id,
+                                                  bool is_random = false);
   // The session as it was last committed. INVALID_ARGUMENT, here and in all
   // others: such an id no session has.
   absl::StatusOr<SessionRecord> Read(std::string_view tenant,
@@ -128,6 +136,9 @@ class SessionManager {
                                       std::string_view id) const;
   // Deletes it; a turn that runs on it is ended first.
   absl::Status Delete(std::string_view tenant, std::string_view id);
+  // Deletes it where it has no message, and nobody is about to change that:
+  // else it stays, and that is OK.
+  absl::Status DeleteIfEmpty(std::string_view tenant, std::string_view id);
   // Also while a turn runs. Returns the session as it is now. Errors as those
   // of SessionStore::Commit.
   absl::StatusOr<SessionRecord> Update(std::string_view tenant,
@@ -143,6 +154,7 @@ class SessionManager {
  private:
   bool Expired(const SessionSummary& summary) const;
   absl::StatusOr<Committed> Store(const SessionRecord& record) const;
+  absl::Status Erase(const SessionKey& key);
   // Null: somebody has it.
   std::unique_ptr<Lease> TryLease(const SessionKey& key) XC_EXCLUDES(mu_);
   void GiveBack(const SessionKey& key) XC_EXCLUDES(mu_);

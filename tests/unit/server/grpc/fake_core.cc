@@ -217,6 +217,12 @@ absl::Status FakeCore::DeleteSession(std::string_view tenant,
              : absl::NotFoundError("no such session");
 }
 
+absl::Status FakeCore::ForgetAnswer(std::string_view tenant,
+                                    std::string_view id,
+                                    std::string_view /*name*/, bool /*cut*/) {
+  return DeleteSession(tenant, id);
+}
+
 absl::StatusOr<SessionInfo> FakeCore::ForkSession(const ForkOptions& options) {
   MutexLock lock(mu_);
   const auto info = Find(options.tenant, options.id);

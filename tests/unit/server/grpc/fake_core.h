@@ -63,6 +63,8 @@ class FakeCore final : public ServerCore {
       std::string_view page_token) override;
   absl::Status DeleteSession(std::string_view tenant,
                              std::string_view id) override;
+  absl::Status ForgetAnswer(std::string_view tenant, std::string_view id,
+                            std::string_view name, bool cut) override;
   absl::StatusOr<SessionInfo> ForkSession(const ForkOptions& options) override;
   absl::StatusOr<MigrateResult> MigrateSession(
       const MigrateOptions& options) override;
