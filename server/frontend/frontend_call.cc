@@ -89,7 +89,8 @@ absl::Status FrontendCall::Admit(std::string tenant, int64_t bytes) {
   tenant_ = std::move(tenant);
   XC_ASSIGN_OR_RETURN(core_, frontend_.gate.Enter());
   if (TakesTheEngine(facts_.method)) XC_RETURN_IF_ERROR(TakePlaces(1));
-  return Hold(bytes);
+  XC_ASSIGN_OR_RETURN(held_, Hold(bytes));
+  return absl::OkStatus();
 }
 
 absl::Status FrontendCall::TakePlaces(int64_t count) {
@@ -99,7 +100,7 @@ absl::Status FrontendCall::TakePlaces(int64_t count) {
   return absl::OkStatus();
 }
 
-absl::Status FrontendCall::Hold(int64_t bytes) {
+absl::StatusOr<RequestBytes::Held> FrontendCall::Hold(int64_t bytes) const {
   RequestBytes& all = frontend_.request_bytes;
   if (bytes > all.limit()) {
     return WithReason(
@@ -121,8 +122,7 @@ absl::Status FrontendCall::Hold(int64_t bytes) {
             "them")),
         Reason::kOutOfMemory);
   }
-  held_.push_back(*std::move(held));
-  return absl::OkStatus();
+  return *std::move(held);
 }
 
 int64_t FrontendCall::RetryAfter(const absl::Status& status) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "server/core/request.h"
 #include "server/core/server_core.h"
 #include "server/core/tenants/tenant_ledger.h"
@@ -45,9 +46,9 @@ class FrontendCall {
   // Lets the call of an authenticated tenant in: gate, tenant's limit, memory
   // for `bytes`, held to the call's end; what costs nothing comes first.
   absl::Status Admit(std::string tenant, int64_t bytes);
-  // Holds so many bytes more. RESOURCE_EXHAUSTED, INVALID_ARGUMENT: they do not
-  // fit now, or never.
-  absl::Status Hold(int64_t bytes);
+  // Memory for so many bytes more. RESOURCE_EXHAUSTED, INVALID_ARGUMENT: they
+  // do not fit now, or never.
+  absl::StatusOr<RequestBytes::Held> Hold(int64_t bytes) const;
   // Counts so many more requests as the tenant's.
   absl::Status TakePlaces(int64_t count);
 
@@ -93,7 +94,7 @@ class FrontendCall {
   std::string tenant_;
   ServerCore* core_ = nullptr;
   std::vector<TenantHold> places_;  // of the tenant's requests under way
-  std::vector<RequestBytes::Held> held_;
+  RequestBytes::Held held_;
 };
 
 // The log line's part that tells about a finished turn.

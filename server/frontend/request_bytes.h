@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -37,17 +38,31 @@ struct RequestMemory {
 
 // Counts the bytes of the requests that arrived. Thread-safe.
 class RequestBytes {
- public:
-  explicit RequestBytes(int64_t limit) : limit_(limit) {}
+  struct State {
+    void GiveBack(int64_t bytes, const std::string& tenant) XC_EXCLUDES(mu) {
+      MutexLock lock(mu);
+      held -= bytes;
+      const auto mine = by_tenant.find(tenant);
+      if (mine == by_tenant.end()) return;
+      mine->second -= bytes;
+      if (mine->second == 0) by_tenant.erase(mine);
+    }
 
-  // Given back when it goes. Must not outlive its RequestBytes.
+    Mutex mu;
+    int64_t held XC_GUARDED_BY(mu) = 0;
+    std::map<std::string, int64_t, std::less<>> by_tenant XC_GUARDED_BY(mu);
+  };
+
+ public:
+  explicit RequestBytes(int64_t limit)
+      : limit_(limit), state_(std::make_shared<State>()) {}
+
+  // Given back when it goes, which may be after its RequestBytes: a call that
+  // was cut off ends when its thread has time for it.
   class Held {
    public:
     Held() = default;
-    Held(Held&& other) noexcept
-        : from_(std::exchange(other.from_, nullptr)),
-          bytes_(other.bytes_),
-          tenant_(std::move(other.tenant_)) {}
+    Held(Held&& other) noexcept = default;
     Held& operator=(Held&& other) noexcept {
       std::swap(from_, other.from_);
       std::swap(bytes_, other.bytes_);
@@ -60,9 +75,9 @@ class RequestBytes {
 
    private:
     friend class RequestBytes;
-    Held(RequestBytes* from, int64_t bytes, std::string tenant)
-        : from_(from), bytes_(bytes), tenant_(std::move(tenant)) {}
-    RequestBytes* from_ = nullptr;
+    Held(std::shared_ptr<State> from, int64_t bytes, std::string tenant)
+        : from_(std::move(from)), bytes_(bytes), tenant_(std::move(tenant)) {}
+    std::shared_ptr<State> from_;
     int64_t bytes_ = 0;
     std::string tenant_;
   };
@@ -70,42 +85,31 @@ class RequestBytes {
   // Nothing: they do not fit beside those that are held. Or, of a tenant that
   // has some already, they would be more than seven times what it leaves free,
   // as everywhere (RunQueue); empty: there is only one tenant.
-  std::optional<Held> Hold(int64_t bytes, std::string_view tenant = {})
-      XC_EXCLUDES(mu_) {
-    MutexLock lock(mu_);
-    const int64_t left = limit_ - held_ - bytes;
+  std::optional<Held> Hold(int64_t bytes, std::string_view tenant = {}) {
+    State& state = *state_;
+    MutexLock lock(state.mu);
+    const int64_t left = limit_ - state.held - bytes;
     if (left < 0) return std::nullopt;
-    const auto mine = by_tenant_.find(tenant);
-    if (mine != by_tenant_.end() && mine->second + bytes > kPart * left) {
+    const auto mine = state.by_tenant.find(tenant);
+    if (mine != state.by_tenant.end() && mine->second + bytes > kPart * left) {
       return std::nullopt;
     }
-    held_ += bytes;
-    if (!tenant.empty()) by_tenant_[std::string(tenant)] += bytes;
-    return Held(this, bytes, std::string(tenant));
+    state.held += bytes;
+    if (!tenant.empty()) state.by_tenant[std::string(tenant)] += bytes;
+    return Held(state_, bytes, std::string(tenant));
   }
 
   int64_t limit() const { return limit_; }
-  int64_t held() const XC_EXCLUDES(mu_) {
-    MutexLock lock(mu_);
-    return held_;
+  int64_t held() const {
+    MutexLock lock(state_->mu);
+    return state_->held;
   }
 
  private:
   static constexpr int64_t kPart = 7;
 
-  void GiveBack(int64_t bytes, const std::string& tenant) XC_EXCLUDES(mu_) {
-    MutexLock lock(mu_);
-    held_ -= bytes;
-    const auto mine = by_tenant_.find(tenant);
-    if (mine == by_tenant_.end()) return;
-    mine->second -= bytes;
-    if (mine->second == 0) by_tenant_.erase(mine);
-  }
-
   const int64_t limit_;
-  mutable Mutex mu_;
-  int64_t held_ XC_GUARDED_BY(mu_) = 0;
-  std::map<std::string, int64_t, std::less<>> by_tenant_ XC_GUARDED_BY(mu_);
+  const std::shared_ptr<State> state_;
 };
 
 }  // namespace xcache

@@ -59,11 +59,11 @@ class CompletionCall::EchoSink final : public RequestSink {
 absl::Status CompletionCall::Submit() {
   const int vocab_size = call_.core().model().vocab_size;
   {
-    XC_ASSIGN_OR_RETURN(const json body, TakeBody());
+    XC_ASSIGN_OR_RETURN(const Tree body, TakeBody());
     if (is_chat()) {
-      XC_ASSIGN_OR_RETURN(chat_, ToChatCompletion(body, vocab_size));
+      XC_ASSIGN_OR_RETURN(chat_, ToChatCompletion(body.json, vocab_size));
     } else {
-      XC_ASSIGN_OR_RETURN(text_, ToTextCompletion(body, vocab_size));
+      XC_ASSIGN_OR_RETURN(text_, ToTextCompletion(body.json, vocab_size));
     }
   }
   XC_RETURN_IF_ERROR(CheckModel(params().model));

@@ -103,7 +103,13 @@ Exchange::Exchange(HttpHead in, std::string in_body,
       wake_(std::move(wake)),
       keep_alive_(head.keep_alive) {}
 
+void Exchange::DropBody() {
+  body = std::string();
+  arriving.clear();
+}
+
 void Exchange::Respond(const HttpResponse& response) {
+  DropBody();
   queue_.SetEnd(
       /*drop=*/false,
       HttpBytes{RenderResponse(response, head.method != "HEAD", keep_alive_)});

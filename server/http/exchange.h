@@ -65,6 +65,9 @@ class Exchange final : public WatchedStream {
   const HttpHead head;
   std::string body;
   std::vector<RequestBytes::Held> arriving;  // of the body; goes with it
+  // Both go before the answer's end: who hears it may come with the next
+  // request, or take the server down, at once.
+  void DropBody();
 
   // Cancelled when the client goes away, or was given up.
   const std::shared_ptr<Cancellation>& cancellation() const {

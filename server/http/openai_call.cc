@@ -94,13 +94,14 @@ void OpenAiCall::RunWork(std::function<absl::Status()> body) {
       });
 }
 
-absl::StatusOr<json> OpenAiCall::TakeBody() {
+absl::StatusOr<OpenAiCall::Tree> OpenAiCall::TakeBody() {
   const JsonCost cost = CostOf(exchange_->body);
-  XC_RETURN_IF_ERROR(call_.Hold(cost.bytes));
-  absl::StatusOr<json> body = ParseJsonObject(exchange_->body, cost);
-  exchange_->body = std::string();
-  exchange_->arriving.clear();
-  return body;
+  Tree tree;
+  XC_ASSIGN_OR_RETURN(tree.held, call_.Hold(cost.bytes));
+  absl::StatusOr<json> parsed = ParseJsonObject(exchange_->body, cost);
+  exchange_->DropBody();
+  XC_ASSIGN_OR_RETURN(tree.json, std::move(parsed));
+  return tree;
 }
 
 absl::Status OpenAiCall::CheckModel(const std::string& model) const {

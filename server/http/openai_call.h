@@ -57,8 +57,13 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
 
   // Has `body` run on a worker's thread, or the call refused.
   void RunWork(std::function<absl::Status()> body);
-  // The body's tree; its bytes are freed.
-  absl::StatusOr<nlohmann::json> TakeBody();
+  // A body as a tree, and the memory that is held while it is there.
+  struct Tree {
+    RequestBytes::Held held;
+    nlohmann::json json;
+  };
+  // The body's; its bytes are freed.
+  absl::StatusOr<Tree> TakeBody();
   // NOT_FOUND: another's; empty is whichever there is.
   absl::Status CheckModel(const std::string& model) const;
   virtual void Refuse(const absl::Status& status, int64_t retry_after_ms);

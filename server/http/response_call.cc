@@ -39,9 +39,10 @@ class ResponseCall::Sink final : public RequestSink {
 
 absl::Status ResponseCall::Submit() {
   {
-    XC_ASSIGN_OR_RETURN(const json body, TakeBody());
+    XC_ASSIGN_OR_RETURN(const Tree body, TakeBody());
     XC_ASSIGN_OR_RETURN(
-        request_, ToResponseRequest(body, call_.core().model().vocab_size));
+        request_,
+        ToResponseRequest(body.json, call_.core().model().vocab_size));
   }
   XC_RETURN_IF_ERROR(CheckModel(request_.model));
   name_ = NewOpenAiId("");

@@ -83,9 +83,9 @@ absl::StatusOr<json> StoredCall::CreateConversation() {
   {
     // OpenAI's client sends no body where there is nothing to say.
     if (exchange_->body.empty()) exchange_->body = "{}";
-    XC_ASSIGN_OR_RETURN(const json body, TakeBody());
+    XC_ASSIGN_OR_RETURN(const Tree body, TakeBody());
     XC_ASSIGN_OR_RETURN(ConversationRequest request,
-                        ToConversationRequest(body));
+                        ToConversationRequest(body.json));
     options.messages = std::move(request.items);
     if (!request.metadata.is_null()) options.data = JsonBytes(request.metadata);
   }
@@ -99,9 +99,9 @@ absl::StatusOr<json> StoredCall::CreateConversation() {
 absl::StatusOr<json> StoredCall::UpdateConversation() {
   SessionUpdate update;
   {
-    XC_ASSIGN_OR_RETURN(const json body, TakeBody());
+    XC_ASSIGN_OR_RETURN(const Tree body, TakeBody());
     XC_ASSIGN_OR_RETURN(const ConversationRequest request,
-                        ToConversationRequest(body));
+                        ToConversationRequest(body.json));
     if (request.metadata.is_null()) {
       return JsonFieldError("metadata", "an object", json());
     }

@@ -106,6 +106,19 @@ BODIES = {
 }
 
 
+def test_a_bodys_tree_takes_memory_only_while_it_is_there(server):
+    """Of two trees, of which each takes most of what there is, the first one is
+    gone while its answer still comes."""
+    body = json.dumps({**json.loads(GOOD), "more": [{"a": 0}] * 80000,
+                       "stream": True, "max_tokens": 2000,
+                       "ignore_eos": True}).encode()
+    with connect(server) as s:
+        s.sendall(request(body))
+        assert s.recv(12) == b"HTTP/1.1 200"
+        status, answer = post(server, BODIES["deep objects"])
+        assert status == 400, answer
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_bodies_that_are_no_request(server, name):
     for path in (PATH, "/v1/responses", "/v1/conversations",

@@ -1,5 +1,6 @@
 #include "server/frontend/request_bytes.h"
 
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,14 @@ TEST(RequestBytesTest, HoldsUpToItsLimitAndTakesBack) {
   moved = RequestBytes::Held();
   first.reset();
   EXPECT_EQ(bytes.held(), 0);
+}
+
+TEST(RequestBytesTest, MayGoBeforeWhatItGave) {
+  auto bytes = std::make_unique<RequestBytes>(100);
+  auto held = bytes->Hold(60, "t");
+  ASSERT_TRUE(held.has_value());
+  bytes.reset();
+  held.reset();
 }
 
 TEST(RequestBytesTest, NoTenantOfSeveralHoldsAll) {

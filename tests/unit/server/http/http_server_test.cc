@@ -18,7 +18,9 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "server/frontend/request_bytes.h"
 #include "server/frontend/unique_fd.h"
+#include "server/http/exchange.h"
 #include "server/http/openai_api.h"
 #include "tests/unit/server/grpc/eventually.h"
 #include "tests/unit/server/grpc/fake_core.h"
@@ -403,6 +405,19 @@ TEST_F(HttpServerTest, TheEndCutsOffWhoDoesNotRead) {
   ASSERT_TRUE(Eventually([&] { return core_.running() == 0; }));
   server_->Shutdown(steady_clock::now());
   EXPECT_EQ(server_->connections().open, 0);
+}
+
+TEST(ExchangeTest, WhoHearsTheAnswerFindsTheMemoryFree) {
+  RequestBytes bytes(100);
+  std::vector<RequestBytes::Held> arriving;
+  arriving.push_back(*bytes.Hold(60));
+  bool is_heard = false;
+  Exchange exchange({}, "body", std::move(arriving), {}, [&](bool) {
+    is_heard = true;
+    EXPECT_EQ(bytes.held(), 0);
+  });
+  exchange.Respond({});
+  EXPECT_TRUE(is_heard);
 }
 
 TEST_F(HttpServerTest, APortInUseIsNamedWithItsFlag) {
