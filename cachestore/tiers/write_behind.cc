@@ -65,15 +65,17 @@ PageRef WriteBehind::TakeLocked(Queue::iterator it) {
 
 void WriteBehind::Write(const PageRef& page) { WriteTaken(page); }
 
-void WriteBehind::WriteTaken(const PageRef& page) {
+void WriteBehind::WriteTaken(PageRef page) {
+  const PageKey key = page->key();
   const absl::Status written = store_.Put(page);
+  page.reset();  // who hears that it is written may drop it from memory
   {
     MutexLock lock(mu_);
-    writing_.erase(page->key());
+    writing_.erase(key);
     changed_.SignalAll();
   }
   // The store has counted it.
-  if (!written.ok() && options_.dropped) options_.dropped(page->key());
+  if (!written.ok() && options_.dropped) options_.dropped(key);
 }
 
 void WriteBehind::WriteOut(std::span<const PageKey> keys) {
@@ -86,7 +88,7 @@ void WriteBehind::WriteOut(std::span<const PageKey> keys) {
         page = TakeLocked(it->second);
       }
     }
-    if (page != nullptr) WriteTaken(page);
+    if (page != nullptr) WriteTaken(std::move(page));
   }
   MutexLock lock(mu_);
   for (const PageKey& key : keys) {
@@ -134,7 +136,7 @@ void WriteBehind::WriterLoop() {
       if (queue_.empty()) return;
       page = TakeLocked(queue_.begin());
     }
-    WriteTaken(page);
+    WriteTaken(std::move(page));
   }
 }
 

@@ -67,7 +67,7 @@ class WriteBehind {
   void WriterLoop();
   // Takes a page out of the queue, to be written; WriteTaken() then writes it.
   PageRef TakeLocked(Queue::iterator it) XC_REQUIRES(mu_);
-  void WriteTaken(const PageRef& page);
+  void WriteTaken(PageRef page);
   void Drop(const PageKey& key);
 
   PageStore& store_;

@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <future>
 #include <map>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "cachestore/tiers/write_behind.h"
 #include "tests/unit/cachestore/store_test_util.h"
 
 namespace xcache {
@@ -142,6 +144,22 @@ TEST(MemoryPageStoreTest, PageThatDoesNotFitIsRefused) {
       MakePage(budget, KeyOf(0), kRootPageKey, BytesOf(0, kPageBytes)).status(),
       HasCode(absl::StatusCode::kResourceExhausted));
   EXPECT_EQ(budget.used_bytes(MemoryAccount::kHostPages), 0);
+}
+
+TEST(WriteBehindTest, APageIsLetGoBeforeAnybodyHearsOfItsEnd) {
+  MemoryBudget budget(Room(2));
+  FakeDisk disk(budget);
+  disk.SetFull(true);
+  disk.SetWaits(true);
+  std::promise<int64_t> held;
+  WriteBehind queue(disk,
+                    {.queue_bytes = 1 << 20, .dropped = [&](const PageKey&) {
+                       held.set_value(budget.used_bytes());
+                     }});
+  queue.Put(Make(budget, 0));
+  EXPECT_GT(budget.used_bytes(), 0);
+  disk.SetWaits(false);
+  EXPECT_EQ(held.get_future().get(), 0);
 }
 
 class TieredPageStoreTest : public ::testing::Test {
