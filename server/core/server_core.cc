@@ -224,13 +224,10 @@ absl::Status ServerCoreImpl::PrepareChat(ActiveRequest& active, ChatTurn turn) {
     return absl::InvalidArgumentError(
         "a chat turn has messages, and the last one is the user's");
   }
-  size_t num_bytes =
+  const size_t system_bytes =
       absl::StripAsciiWhitespace(turn.system_prompt.value_or("")).size();
-  for (const ChatMessage& message : turn.messages) {
-    // White space around a message is what templates trim.
-    num_bytes += absl::StripAsciiWhitespace(message.content).size();
-  }
-  XC_RETURN_IF_ERROR(CheckBytes(num_bytes, max_context_ - 1));
+  XC_RETURN_IF_ERROR(
+      CheckBytes(system_bytes + TextBytes(turn.messages), max_context_ - 1));
   if ((turn.session_id.empty() || turn.keep != TurnKeep::kInPlace) &&
       (turn.expected_turn.has_value() || turn.keep_partial)) {
     return absl::InvalidArgumentError(
@@ -279,7 +276,8 @@ absl::Status ServerCoreImpl::PrepareChat(ActiveRequest& active, ChatTurn turn) {
         active.new_messages,
         static_cast<size_t>(active.options.sampling.penalty_last_n));
   }
-  if (active.lease != nullptr && base != active.lease->record()) {
+  if (turn.keep == TurnKeep::kNew ||
+      (active.lease != nullptr && turn.system_prompt.has_value())) {
     active.lease->StartFrom(std::move(base));
   }
   return absl::OkStatus();

@@ -4,7 +4,6 @@
 #include <numeric>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/sha256.h"
@@ -27,22 +26,6 @@ absl::Status AsPrecondition(const absl::Status& status) {
   return absl::FailedPreconditionError(
       absl::StrCat("the conversation does not fit this model's template: ",
                    std::string(status.message())));
-}
-
-// Without the white space around messages, which templates may trim.
-size_t TextBytes(const SessionRecord& record) {
-  size_t num_bytes = 0;
-  for (const SessionMessage& message : record.messages) {
-    num_bytes += absl::StripAsciiWhitespace(message.content).size();
-  }
-  return num_bytes;
-}
-
-// `record` had `num_pages` pages before it lost some of them.
-void ScalePageBytes(size_t num_pages, SessionRecord* record) {
-  if (num_pages == 0) return;
-  record->page_bytes =
-      record->page_bytes / num_pages * record->page_keys.size();
 }
 
 absl::Status WithAdvice(const absl::Status& too_long, size_t num_messages) {
@@ -126,8 +109,8 @@ absl::StatusOr<MigrateResult> ServerCoreImpl::MigrateSession(
   if (!same_model) {
     next.messages.clear();
     for (const size_t i : kept) next.messages.push_back(was.messages[i]);
-    XC_RETURN_IF_ERROR(
-        WithAdvice(CheckBytes(TextBytes(next), max_context_ - 1), kept.size()));
+    XC_RETURN_IF_ERROR(WithAdvice(
+        CheckBytes(TextBytes(next.messages), max_context_ - 1), kept.size()));
     XC_RETURN_IF_ERROR(AsPrecondition(Retokenize(*deps_.chat_template, &next)));
   } else if (kept.size() < was.messages.size()) {
     XC_RETURN_IF_ERROR(
@@ -196,7 +179,8 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::ImportSession(
   // from, are no loss: the text is what counts.
   if (!same_model ||
       !TokensMatchText(*deps_.chat_template, *deps_.tokenizer, record)) {
-    XC_RETURN_IF_ERROR(CheckBytes(TextBytes(record), max_context_ - 1));
+    XC_RETURN_IF_ERROR(
+        CheckBytes(TextBytes(record.messages), max_context_ - 1));
     XC_RETURN_IF_ERROR(Retokenize(*deps_.chat_template, &record));
   }
   XC_RETURN_IF_ERROR(CheckHistory("the conversation", record.tokens.size()));

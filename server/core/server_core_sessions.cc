@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/base/field_error.h"
@@ -148,11 +147,7 @@ absl::StatusOr<SessionInfo> ServerCoreImpl::CreateSession(
     messages.insert(messages.begin(),
                     {.role = Role::kSystem, .content = options.system_prompt});
   }
-  size_t num_bytes = 0;
-  for (const ChatMessage& message : messages) {
-    num_bytes += absl::StripAsciiWhitespace(message.content).size();
-  }
-  XC_RETURN_IF_ERROR(CheckBytes(num_bytes, max_context_ - 1));
+  XC_RETURN_IF_ERROR(CheckBytes(TextBytes(messages), max_context_ - 1));
   XC_ASSIGN_OR_RETURN(const CodecRef codec,
                       ChooseCodec(options.codec, default_codec_->spec()));
   XC_ASSIGN_OR_RETURN(const std::unique_ptr<SessionManager::Lease> lease,

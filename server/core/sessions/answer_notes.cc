@@ -68,19 +68,14 @@ std::optional<AnswerNote> Decode(const std::string& name,
   return note;
 }
 
-// `keep(note)`: whether it stays, as it is then.
-template <typename Keep>
-void ForEach(SessionRecord* record, Keep keep) {
-  std::vector<std::pair<std::string, std::string>> kept;
-  for (auto& setting : record->settings) {
-    std::optional<AnswerNote> note = Decode(setting.first, setting.second);
-    if (note.has_value()) {
-      if (!keep(*note)) continue;
-      setting.second = Encode(*note);
-    }
-    kept.push_back(std::move(setting));
-  }
-  record->settings = std::move(kept);
+// How many went.
+template <typename Goes>
+size_t EraseNotes(SessionRecord* record, Goes goes) {
+  return std::erase_if(record->settings, [&](const auto& setting) {
+    const std::optional<AnswerNote> note =
+        Decode(setting.first, setting.second);
+    return note.has_value() && goes(*note);
+  });
 }
 
 }  // namespace
@@ -111,22 +106,24 @@ void AddAnswerNote(const AnswerNote& note, SessionRecord* record) {
 }
 
 void KeepAnswerNotes(uint64_t num_messages, SessionRecord* record) {
-  ForEach(record, [&](const AnswerNote& note) {
-    return note.num_messages <= num_messages;
+  EraseNotes(record, [&](const AnswerNote& note) {
+    return note.num_messages > num_messages;
   });
 }
 
 bool EraseAnswerNote(std::string_view name, SessionRecord* record) {
-  const size_t before = record->settings.size();
-  ForEach(record, [&](const AnswerNote& note) { return note.name != name; });
-  return record->settings.size() < before;
+  return EraseNotes(record, [&](const AnswerNote& note) {
+           return note.name == name;
+         }) > 0;
 }
 
 void ShiftAnswerNotes(int64_t num_messages, SessionRecord* record) {
-  ForEach(record, [&](AnswerNote& note) {
-    note.num_messages += static_cast<uint64_t>(num_messages);
-    return true;
-  });
+  for (auto& [name, value] : record->settings) {
+    std::optional<AnswerNote> note = Decode(name, value);
+    if (!note.has_value()) continue;
+    note->num_messages += static_cast<uint64_t>(num_messages);
+    value = Encode(*note);
+  }
 }
 
 std::string SessionDataOf(const SessionRecord& record) {

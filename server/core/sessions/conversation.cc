@@ -196,16 +196,21 @@ absl::Status Rearrange(const ChatTemplate& chat_template,
 
 }  // namespace
 
+void ScalePageBytes(size_t num_pages, SessionRecord* record) {
+  if (num_pages == 0) return;
+  record->page_bytes =
+      record->page_bytes / num_pages * record->page_keys.size();
+}
+
 void KeepFirstMessages(size_t num_messages, SessionRecord* record) {
-  const size_t num_pages = std::max<size_t>(1, record->page_keys.size());
+  const size_t num_pages = record->page_keys.size();
   record->messages.resize(num_messages);
   record->tokens.resize(num_messages == 0 ? 0
                                           : record->messages.back().token_end);
   record->page_keys.resize(
       std::min(record->page_keys.size(),
                record->tokens.size() / static_cast<size_t>(kBlockTokens)));
-  record->page_bytes =
-      record->page_bytes / num_pages * record->page_keys.size();
+  ScalePageBytes(num_pages, record);
 }
 
 absl::Status ReplaceSystemPrompt(const ChatTemplate& chat_template,

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
 #include "cachestore/sessions/session_record.h"
 #include "engine/model/chat_template.h"
 #include "engine/model/tokenizer.h"
@@ -20,6 +21,17 @@ namespace xcache {
 
 std::vector<ChatMessage> MessagesOf(const SessionRecord& record);
 uint64_t CountAnswers(const SessionRecord& record);
+
+// Bytes of messages' text, without the white space around each, which templates
+// may trim.
+template <typename Messages>
+size_t TextBytes(const Messages& messages) {
+  size_t num_bytes = 0;
+  for (const auto& message : messages) {
+    num_bytes += absl::StripAsciiWhitespace(message.content).size();
+  }
+  return num_bytes;
+}
 
 // Appends the tokens of `messages`, the first of which is the `first_index`-th
 // of its conversation, and to `rendered`, where it is not null, the messages
@@ -45,6 +57,9 @@ bool TokensMatchText(const ChatTemplate& chat_template,
 // The messages that stay where the system prompt and the last `keep` others
 // are: of those the ones from a user's on, so that roles stay in order.
 std::vector<size_t> LastMessages(const SessionRecord& record, uint64_t keep);
+
+// `record` had `num_pages` pages before it lost some of them.
+void ScalePageBytes(size_t num_pages, SessionRecord* record);
 
 // Erases all messages from the `num_messages`-th on, which there are more of
 // than that, or as many.
