@@ -102,6 +102,8 @@ enum class Metric {
   kStepSeconds,
   kRematBlockSeconds,
   kPageLoadSeconds,
+  kGrammarCompileSeconds,
+  kGrammarMaskSeconds,
   // Tokens.
   kPromptTokens,
   kGeneratedTokens,
