@@ -107,6 +107,12 @@ StepBuilder::Step StepBuilder::Build() const {
     if (is_new) step.parts.push_back(shares_.PartOf(request->base.tenant));
     FairShares::Part& part = step.parts[it->second];
     part.wants += MostRows(*request);
+    const auto depth = static_cast<double>(request->live.num_rows());
+    if (is_new) part.depth = depth;
+    // Of those that decode, a row of each, it is the mean.
+    if (request->decoding()) {
+      part.depth += (depth - part.depth) / static_cast<double>(part.wants);
+    }
     part.waits = part.waits || request->decoding();
   }
   if (step.parts.empty()) return step;
@@ -121,6 +127,9 @@ StepBuilder::Step StepBuilder::Build() const {
     const int64_t count = std::min(MostRows(*request), budget);
     if (count == 0) continue;
     budget -= count;
+    step.parts[part].keys +=
+        static_cast<double>(count) *
+        (static_cast<double>(rows) + static_cast<double>(count) / 2);
     if ((rows + count) % kBlockTokens == 0) ++step.parts[part].seals;
     StepItem item;
     item.sequence = request->live.sequence.get();
