@@ -81,33 +81,43 @@ absl::Status ReadChoice(const std::string& field, const json& choice,
   return absl::OkStatus();
 }
 
-// One of what vLLM names so, in `holder`.
-absl::Status ReadVllm(const std::string& prefix, const json& holder,
-                      std::string* field, GrammarSpec* out) {
-  const auto begin = [&](const char* name) -> const json* {
-    const json* value = Find(holder, (prefix + name).c_str());
-    if (value == nullptr) return nullptr;
-    *field = prefix == "guided_" ? prefix + name
-                                 : absl::StrCat("structured_outputs.", name);
-    return value;
+// What vLLM names so, in `holder`; `add` takes each.
+template <typename Add>
+absl::Status ReadVllm(const std::string& prefix, const json& holder, Add add) {
+  const auto find = [&](const char* name) {
+    return Find(holder, (prefix + name).c_str());
   };
-  if (const json* schema = begin("json")) {
-    return ReadSchema(*field, schema, out);
+  const auto field = [&](const char* name) {
+    return prefix.empty() ? absl::StrCat("structured_outputs.", name)
+                          : prefix + name;
+  };
+  if (const json* schema = find("json")) {
+    GrammarSpec spec;
+    XC_RETURN_IF_ERROR(ReadSchema(field("json"), schema, &spec));
+    XC_RETURN_IF_ERROR(add(field("json"), spec));
   }
-  if (const json* regex = begin("regex")) return ReadRegex(*field, *regex, out);
-  if (const json* choice = begin("choice")) {
-    return ReadChoice(*field, *choice, out);
+  if (const json* regex = find("regex")) {
+    GrammarSpec spec;
+    XC_RETURN_IF_ERROR(ReadRegex(field("regex"), *regex, &spec));
+    XC_RETURN_IF_ERROR(add(field("regex"), spec));
   }
-  if (const json* any = begin("json_object"); any != nullptr && *any == true) {
-    out->kind = Kind::kJsonObject;
+  if (const json* choice = find("choice")) {
+    GrammarSpec spec;
+    XC_RETURN_IF_ERROR(ReadChoice(field("choice"), *choice, &spec));
+    XC_RETURN_IF_ERROR(add(field("choice"), spec));
+  }
+  if (const json* any = find("json_object"); any != nullptr && *any == true) {
+    GrammarSpec spec;
+    spec.kind = Kind::kJsonObject;
+    XC_RETURN_IF_ERROR(add(field("json_object"), spec));
   }
   for (const char* name : {"grammar", "structural_tag"}) {
-    if (begin(name) != nullptr) return NotOffered(*field, "this format");
+    if (find(name) != nullptr) return NotOffered(field(name), "this format");
   }
   return absl::OkStatus();
 }
 
-// One format at most; the limits that need no compiler.
+// The limits that need no compiler.
 absl::Status Check(const std::string& field, const GrammarSpec& spec) {
   return WithField(CheckGrammar(spec), field);
 }
@@ -126,8 +136,8 @@ absl::Status ReadFormat(const json& body, GrammarSpec* out) {
                          field, ": an answer has one format at most")),
                      field);
   };
-  std::string field = "response_format";
   if (const json* format = Find(body, "response_format")) {
+    const std::string field = "response_format";
     GrammarSpec spec;
     XC_RETURN_IF_ERROR(ReadTyped(field, *format, "json_schema", &spec));
     XC_RETURN_IF_ERROR(add(field, spec));
@@ -136,13 +146,9 @@ absl::Status ReadFormat(const json& body, GrammarSpec* out) {
     if (!outputs->is_object()) {
       return JsonFieldError("structured_outputs", "an object", *outputs);
     }
-    GrammarSpec spec;
-    XC_RETURN_IF_ERROR(ReadVllm("", *outputs, &field, &spec));
-    XC_RETURN_IF_ERROR(add(field, spec));
+    XC_RETURN_IF_ERROR(ReadVllm("", *outputs, add));
   }
-  GrammarSpec spec;
-  XC_RETURN_IF_ERROR(ReadVllm("guided_", body, &field, &spec));
-  return add(field, spec);
+  return ReadVllm("guided_", body, add);
 }
 
 absl::Status ReadTextFormat(const json& body, GrammarSpec* out) {

@@ -255,7 +255,7 @@ def nested(levels):
     ({"guided_choice": []}, "guided_choice"),
     ({"guided_choice": ["a", 5]}, "guided_choice[1]"),
     ({"guided_grammar": "root ::= 'a'"}, "guided_grammar"),
-    ({"guided_regex": "a", "guided_json": {}}, "guided_json"),
+    ({"guided_regex": "a", "guided_json": {}}, "guided_regex"),
     ({"guided_regex": "a", "ignore_eos": True}, None),
     ({"guided_regex": "a", "response_format": {"type": "json_object"}},
      "guided_regex"),
