@@ -235,13 +235,22 @@ std::vector<std::string> CompletionCall::Deltas(Choice& choice,
     return absl::StrCat("{\"content\":", JsonText(part), "}");
   };
   std::vector<std::string> out;
+  const ThinkReader::Part read =
+      at_end ? choice.thoughts.Finish() : choice.thoughts.Add(text);
+  if (!read.thought.empty()) {
+    out.push_back(
+        absl::StrCat("{\"reasoning_content\":", JsonText(read.thought), "}"));
+  }
   if (!choice.calls.has_value()) {
-    if (!text.empty()) out.push_back(content(text));
+    if (!read.text.empty()) out.push_back(content(read.text));
     return out;
   }
   size_t call = choice.calls->num_calls();
-  const std::vector<Part> parts =
-      at_end ? choice.calls->Finish() : choice.calls->Add(text);
+  std::vector<Part> parts = choice.calls->Add(read.text);
+  if (at_end) {
+    const std::vector<Part> last = choice.calls->Finish();
+    parts.insert(parts.end(), last.begin(), last.end());
+  }
   for (const Part& part : parts) {
     if (part.kind == Part::Kind::kText) {
       out.push_back(content(part.text));
@@ -373,12 +382,17 @@ Usage CompletionCall::UsageOf() const {
 
 json CompletionCall::WholeMessage(Choice& choice) const {
   using Part = ToolCallReader::Part;
+  ThinkReader::Part read = choice.thoughts.Add(choice.text);
+  const ThinkReader::Part rest = choice.thoughts.Finish();
+  read.thought += rest.thought;
+  read.text += rest.text;
   json message = {
-      {"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}};
+      {"role", "assistant"}, {"content", read.text}, {"refusal", nullptr}};
+  if (!read.thought.empty()) message["reasoning_content"] = read.thought;
   if (!choice.calls.has_value()) return message;
   std::string content;
   json calls = json::array();
-  std::vector<Part> parts = choice.calls->Add(choice.text);
+  std::vector<Part> parts = choice.calls->Add(read.text);
   const std::vector<Part> last = choice.calls->Finish();
   parts.insert(parts.end(), last.begin(), last.end());
   for (const Part& part : parts) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/model/think_reader.h"
 #include "engine/model/tool_format.h"
 #include "server/core/request.h"
 #include "server/frontend/frontend_call.h"
@@ -43,7 +44,8 @@ class CompletionCall final : public OpenAiCall {
     std::vector<TokenId> prompt;       // where its logprobs are asked for
     std::vector<SampledToken> prompt_tokens;
     TextLogprobs old_logprobs;
-    bool begun = false;  // something of it was sent
+    bool begun = false;    // something of it was sent
+    ThinkReader thoughts;  // of chats
     // Where it may call tools.
     std::optional<ToolCallReader> calls;
     FinalInfo final;

@@ -173,7 +173,7 @@ absl::Status ReadParams(const json& body, int vocab_size,
     out->options.seed = static_cast<uint64_t>(*number);
   }
   number.reset();
-  XC_RETURN_IF_ERROR(ReadInt(body, "n", 1, kMaxChoices, &number));
+  XC_RETURN_IF_ERROR(ReadInt(body, "n", 1, kMaxAnswers, &number));
   out->n = static_cast<int>(number.value_or(1));
   XC_RETURN_IF_ERROR(ReadStops(body, &out->options.stop));
   XC_RETURN_IF_ERROR(ReadLogitBias(body, vocab_size, &sampling.logit_bias));

@@ -14,7 +14,7 @@
 namespace xcache {
 
 // Answers of one request, over all its prompts.
-inline constexpr int kMaxChoices = 64;
+inline constexpr int kMaxAnswers = 64;
 
 struct CompletionParams {
   std::string model;  // empty: not said

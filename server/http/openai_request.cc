@@ -167,7 +167,7 @@ absl::StatusOr<TextCompletion> ToTextCompletion(const json& body,
     out.options.num_logprobs = 1 + out.top_logprobs;
   }
   std::optional<int64_t> best_of;
-  XC_RETURN_IF_ERROR(ReadInt(body, "best_of", 1, kMaxChoices, &best_of));
+  XC_RETURN_IF_ERROR(ReadInt(body, "best_of", 1, kMaxAnswers, &best_of));
   if (best_of.value_or(out.n) != out.n) {
     return NotOffered("best_of", "a choice among more answers than n");
   }
@@ -192,10 +192,10 @@ absl::StatusOr<TextCompletion> ToTextCompletion(const json& body,
     return out;
   }
   const size_t answers = prompt->size() * static_cast<size_t>(out.n);
-  if (answers > static_cast<size_t>(kMaxChoices)) {
+  if (answers > static_cast<size_t>(kMaxAnswers)) {
     return WithField(
         FieldError("prompt",
-                   absl::StrCat("for at most ", kMaxChoices, " answers"),
+                   absl::StrCat("for at most ", kMaxAnswers, " answers"),
                    answers),
         "prompt");
   }

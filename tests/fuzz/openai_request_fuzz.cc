@@ -32,7 +32,7 @@ void CheckRefusal(const absl::Status& status) {
 void CheckParams(const CompletionParams& params) {
   const absl::Status status = CheckOptions(params.options);
   if (!status.ok()) return CheckRefusal(status);
-  XCACHE_FUZZ_CHECK(params.n >= 1 && params.n <= kMaxChoices);
+  XCACHE_FUZZ_CHECK(params.n >= 1 && params.n <= kMaxAnswers);
   XCACHE_FUZZ_CHECK(params.options.max_tokens >= 1);
   XCACHE_FUZZ_CHECK(params.options.stop.size() <= kMaxStops);
   for (const auto& [token, bias] : params.options.sampling.logit_bias) {
@@ -121,7 +121,7 @@ void FuzzText(const nlohmann::json& body) {
   CheckParams(*text);
   XCACHE_FUZZ_CHECK(!text->prompts.empty() &&
                     text->prompts.size() * static_cast<size_t>(text->n) <=
-                        static_cast<size_t>(kMaxChoices));
+                        static_cast<size_t>(kMaxAnswers));
   for (const Prompt& prompt : text->prompts) {
     XCACHE_FUZZ_CHECK(IsUtf8(prompt.text));
     for (TokenId token : prompt.tokens) {
