@@ -93,7 +93,8 @@ std::string StructuralTag(const GrammarSpec::Tagged& tagged) {
     absl::StrAppend(&tags, tags.empty() ? "" : ",",
                     "{\"type\":\"tag\",\"begin\":", text(tag.begin),
                     ",\"content\":{\"type\":\"json_schema\",\"json_schema\":",
-                    tag.schema, "},\"end\":", text(tag.end), "}");
+                    tag.schema, ",\"max_whitespace_cnt\":", kMaxWhitespace,
+                    "},\"end\":", text(tag.end), "}");
   }
   const bool free = !tagged.trigger.empty();
   return absl::StrCat(

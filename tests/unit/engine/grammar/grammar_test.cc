@@ -157,6 +157,7 @@ TEST(GrammarTest, TagsAloneOrInText) {
   EXPECT_EQ(Judge(calls, ""), "part");
   EXPECT_EQ(Judge(calls, "Well"), "no");
   EXPECT_EQ(Judge(calls, "<call>c"), "no");
+  EXPECT_EQ(Judge(calls, "<call>a({" + std::string(100, ' ')), "no");
   calls.tagged.once = true;
   EXPECT_EQ(Judge(calls, "<call>a({\"x\": 1})</call>"), "whole");
   EXPECT_EQ(Judge(calls, "<call>a({\"x\": 1})</call>\n"), "no");
