@@ -4,6 +4,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -31,52 +32,35 @@ class CatchWarnings {
   std::vector<std::string> caught_;
 };
 
-// One of them, as the library writes grammars.
-std::string AnyOf(const std::vector<std::string>& choices) {
-  std::string ebnf = "root ::= ";
-  for (size_t i = 0; i < choices.size(); ++i) {
-    absl::StrAppend(&ebnf, i == 0 ? "\"" : " | \"");
-    for (const char c : choices[i]) {
-      switch (c) {
-        case '"':
-          ebnf += "\\\"";
-          break;
-        case '\\':
-          ebnf += "\\\\";
-          break;
-        case '\n':
-          ebnf += "\\n";
-          break;
-        case '\r':
-          ebnf += "\\r";
-          break;
-        default:
-          ebnf += c;
-      }
+// A text as the library's grammars spell it.
+std::string Quoted(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    if (c == '\n') {
+      out += "\\n";
+    } else if (c == '\r') {
+      out += "\\r";
+    } else {
+      out += c;
     }
-    ebnf += '"';
+  }
+  return out + '"';
+}
+
+// One of them.
+std::string AnyOf(const std::vector<std::string>& choices) {
+  std::string ebnf;
+  for (const std::string& choice : choices) {
+    absl::StrAppend(&ebnf, ebnf.empty() ? "root ::= " : " | ", Quoted(choice));
   }
   return ebnf;
 }
 
-// An expression for all of the answer, as the library reads it in a Lark
-// grammar: so it becomes an automaton without ambiguity, where FromRegex makes
-// rules whose masks can take seconds.
-std::string Lark(const std::string& regex) {
-  std::string out = "start: /";
-  for (size_t i = 0; i < regex.size(); ++i) {
-    if (regex[i] == '\\' && i + 1 < regex.size()) {
-      out += regex[i++];
-      out += regex[i];
-    } else if (regex[i] == '/') {
-      out += "\\/";
-    } else if (regex[i] == '\n') {
-      out += "\\n";
-    } else {
-      out += regex[i];
-    }
-  }
-  return out + "/\n";
+// An expression for all of the answer: as an automaton without ambiguity, where
+// the library's FromRegex makes rules whose masks can take seconds.
+std::string Whole(const std::string& regex) {
+  return absl::StrCat("root ::= Regex(", Quoted(regex), ", flags=\"\")");
 }
 
 // White space between JSON's values, in a row: a model that likes it could
@@ -119,7 +103,7 @@ xgrammar::Grammar ToGrammar(const GrammarSpec& spec) {
   using Kind = GrammarSpec::Kind;
   switch (spec.kind) {
     case Kind::kRegex:
-      return xgrammar::Grammar::FromLark(Lark(spec.text));
+      return xgrammar::Grammar::FromEBNF(Whole(spec.text));
     case Kind::kChoice:
       return xgrammar::Grammar::FromEBNF(AnyOf(spec.choices));
     case Kind::kTagged:
@@ -194,14 +178,16 @@ absl::StatusOr<std::shared_ptr<const Grammar>> GrammarCompiler::Compile(
       spec.kind == GrammarSpec::Kind::kRegex ? "regex" : "schema";
   try {
     const CatchWarnings warned;
-    const xgrammar::Grammar grammar = ToGrammar(spec);
-    if (!warned.caught().empty()) {
+    const auto passed_over = [&] {
       return FieldError(what, "one that an answer can be held to",
                         warned.caught().front());
-    }
+    };
+    const xgrammar::Grammar grammar = ToGrammar(spec);
+    if (!warned.caught().empty()) return passed_over();
     auto compiled =
         std::make_shared<const Grammar>(std::make_unique<const Grammar::Impl>(
             Grammar::Impl{impl_->compiler.CompileGrammar(grammar)}));
+    if (!warned.caught().empty()) return passed_over();
     if (compiled->bytes() > max_bytes) {
       return FieldError(
           what,

@@ -50,11 +50,15 @@ int64_t ReadNumber(std::string_view text, size_t* at, int64_t most) {
   return number;
 }
 
+// See kMaxOptional.
+constexpr int64_t kRulesCost = 8;
+
 // How large the automaton of a regular expression may become, by its spelling.
 class RegexSize {
  public:
   // INVALID_ARGUMENT: `field` is over a limit.
-  absl::Status Add(std::string_view field, std::string_view regex);
+  absl::Status Add(std::string_view field, std::string_view regex,
+                   bool in_json);
 
  private:
   struct Part {
@@ -77,20 +81,22 @@ class RegexSize {
   // The same part, as often as what stands at `*at` says.
   static Part Repeated(const Part& part, std::string_view regex, size_t* at);
 
-  int64_t positions_ = 0;  // of all that was added
+  // Of all that was added.
+  int64_t positions_ = 0;
+  int64_t optional_ = 0;
 };
 
 RegexSize::Part RegexSize::Atom(std::string_view regex, size_t* at) {
   const char c = regex[(*at)++];
   Part part{.positions = 1, .optional = 0, .places = 0};
   if (c == '.') {
-    part.positions = 2;
+    part.positions = 4;
   } else if (c == '\\' && *at < regex.size()) {
     const char kind = regex[(*at)++];
-    if (kind == 'D' || kind == 'W' || kind == 'S') part.positions = 2;
+    if (kind == 'D' || kind == 'W' || kind == 'S') part.positions = 4;
   } else if (c == '[') {
     if (*at < regex.size() && regex[*at] == '^') {
-      part.positions = 2;
+      part.positions = 4;
       ++*at;
     }
     // "]" is one of the class where it comes first.
@@ -136,7 +142,8 @@ RegexSize::Part RegexSize::Repeated(const Part& part, std::string_view regex,
   return out;
 }
 
-absl::Status RegexSize::Add(std::string_view field, std::string_view regex) {
+absl::Status RegexSize::Add(std::string_view field, std::string_view regex,
+                            bool in_json) {
   if (regex.size() > kMaxRegexBytes) {
     return FieldError(field, absl::StrCat("at most ", kMaxRegexBytes, " bytes"),
                       regex.size());
@@ -168,7 +175,12 @@ absl::Status RegexSize::Add(std::string_view field, std::string_view regex) {
   }
   Part all;
   for (const Part& group : groups) all += group;
+  if (in_json && !std::all_of(regex.begin(), regex.end(),
+                              [](char c) { return c >= 0x20 && c <= 0x7e; })) {
+    all = all.Times(kRulesCost);
+  }
   positions_ += all.positions;
+  if (all.places > 1) optional_ += all.optional;
   if (positions_ > kMaxRepeats) {
     return FieldError(field,
                       absl::StrCat("of at most ", kMaxRepeats,
@@ -180,6 +192,13 @@ absl::Status RegexSize::Add(std::string_view field, std::string_view regex) {
                       absl::StrCat("of at most ", kMaxOptional,
                                    " positions that may be left out"),
                       all.optional);
+  }
+  if (optional_ > kMaxAllOptional) {
+    return FieldError(
+        field,
+        absl::StrCat("with the others of at most ", kMaxAllOptional,
+                     " positions that may be left out"),
+        optional_);
   }
   return absl::OkStatus();
 }
@@ -285,7 +304,8 @@ class SchemaCheck {
     }
     if (name == "pattern" && child.is_string()) {
       return regexes_.Add("schema: pattern",
-                          child.get_ref<const std::string&>());
+                          child.get_ref<const std::string&>(),
+                          /*in_json=*/true);
     }
     if (IsIn(kSchemas, name)) return Check(child);
     const bool is_map = IsIn(kSchemaMaps, name) && child.is_object();
@@ -294,7 +314,8 @@ class SchemaCheck {
     }
     for (const auto& [key, schema] : child.items()) {
       if (name == "patternProperties") {
-        XC_RETURN_IF_ERROR(regexes_.Add("schema: patternProperties", key));
+        XC_RETURN_IF_ERROR(
+            regexes_.Add("schema: patternProperties", key, /*in_json=*/true));
       }
       XC_RETURN_IF_ERROR(Check(schema));
     }
@@ -386,7 +407,7 @@ absl::Status CheckGrammar(const GrammarSpec& spec) {
       return CheckSchema(spec.text);
     case Kind::kRegex:
       if (spec.text.empty()) return FieldError(field, "a text", "empty");
-      return RegexSize().Add(field, spec.text);
+      return RegexSize().Add(field, spec.text, /*in_json=*/false);
     case Kind::kChoice:
       return CheckChoices(spec.choices);
     case Kind::kTagged:

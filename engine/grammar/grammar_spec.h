@@ -24,9 +24,12 @@ inline constexpr size_t kMaxChoicesBytes = size_t{64} << 10;  // all of them
 // says that it comes.
 inline constexpr int kMaxRepeats = 1000;
 // Of these positions, those that may be left out ("?", "*", "+" and "{2,9}" at
-// its end), where an expression has more than one such place: automata of them
-// grow fast. Those of "." and of "[^...]" count twice.
+// its end), of an expression with more than one such place and of all of them
+// in a schema: automata of them grow fast. Those of "." and of "[^...]" count
+// as four. Within JSON an expression that is not of printable ASCII alone is
+// walked as rules, which is slower: there positions are eight times as many.
 inline constexpr int kMaxOptional = 128;
+inline constexpr int kMaxAllOptional = 256;
 
 struct GrammarSpec {
   enum class Kind {

@@ -15,8 +15,10 @@ using std::chrono::steady_clock;
 // Before pages and working sets: it is made again within a moment.
 constexpr int kReclaimPriority = 0;
 
-// More than the vocabulary takes.
+// More than the vocabulary takes, and what most grammars do not come to: what
+// one takes is known when it is there.
 constexpr int64_t kBytesPerToken = 256;
+constexpr int64_t kLikelyBytes = int64_t{8} << 20;
 
 }  // namespace
 
@@ -127,11 +129,18 @@ absl::Status GrammarTable::Compile(Entry& entry) {
     compiler_ = std::make_unique<const GrammarCompiler>(tokenizer_);
     compiler_memory_.TryResize(compiler_->bytes());
   }
-  XC_ASSIGN_OR_RETURN(MemoryReservation memory, Reserve(kMaxGrammarBytes));
-  XC_ASSIGN_OR_RETURN(entry.grammar_,
-                      compiler_->Compile(entry.spec_, kMaxGrammarBytes));
-  memory.TryResize(entry.grammar_->bytes());
-  entry.memory_ = std::move(memory);
+  XC_ASSIGN_OR_RETURN(entry.memory_, Reserve(kLikelyBytes));
+  absl::StatusOr<std::shared_ptr<const Grammar>> grammar =
+      compiler_->Compile(entry.spec_, kMaxGrammarBytes);
+  if (!grammar.ok()) {
+    entry.memory_.Release();
+    return grammar.status();
+  }
+  if (!entry.memory_.Resize((*grammar)->bytes())) {
+    entry.memory_.Release();
+    return Reserve((*grammar)->bytes()).status();
+  }
+  entry.grammar_ = *std::move(grammar);
   metrics_.Observe(
       CoreHistogram::kGrammarCompile,
       std::chrono::duration<double>(steady_clock::now() - begin).count());

@@ -124,6 +124,9 @@ TEST(GrammarTest, RegexIsForTheWholeAnswer) {
   EXPECT_EQ(Judge(date, "1999-1"), "part");
   EXPECT_EQ(Judge(date, "1999-13"), "no");
   EXPECT_EQ(Judge(date, "1999-123"), "no");
+  EXPECT_EQ(Judge(Regex("a.c"), "a/c"), "whole");
+  EXPECT_EQ(Judge(Regex("a.c"), "a\n"), "no");
+  EXPECT_EQ(Judge(Regex("\"/\\\\\n"), "\"/\\\n"), "whole");
   EXPECT_EQ(Judge(Regex("^(\u00fc|\u65e5\u672c)+$"), "\u65e5\u672c\u00fc"),
             "whole");
 }
@@ -269,6 +272,14 @@ TEST(GrammarTest, LimitsAreCheckedBeforeAnythingIsCompiled) {
   EXPECT_EQ(check(Regex("[a-z]{1,900}")), "");
   EXPECT_THAT(check(Regex("[a-z]{1,100}-?[a-z]{1,100}")),
               HasSubstr("128 positions that may be left out, not 199"));
+  EXPECT_THAT(check(Regex(".{1,20}b.{1,20}")), HasSubstr("left out, not 152"));
+  EXPECT_THAT(check(Schema(R"({"pattern":"\u00fc{1,9}a{1,9}b?"})")),
+              HasSubstr("left out, not 136"));
+  const std::string half = R"({"pattern":"[a-z]{1,64}-?[a-z]{1,64}"})";
+  EXPECT_EQ(check(Schema("{\"items\":" + half + "}")), "");
+  EXPECT_THAT(
+      check(Schema("{\"anyOf\":[" + half + "," + half + "," + half + "]}")),
+      HasSubstr("with the others of at most 256"));
   EXPECT_THAT(check(Regex("([a-z]?){0,500}")), HasSubstr("left out"));
   EXPECT_THAT(check(Regex("(.{1,10}){1,10}")), HasSubstr("left out"));
   EXPECT_EQ(check(Regex("([0-9]{1,3}\\.){3}[0-9]{1,3}")), "");
