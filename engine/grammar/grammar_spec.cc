@@ -203,6 +203,9 @@ absl::Status RegexSize::Add(std::string_view field, std::string_view regex,
   return absl::OkStatus();
 }
 
+// Of what all of kCounts say: many of them side by side are all walked at once.
+constexpr int kMaxAllRepeats = 50'000;
+
 // Of a schema, what is said about values that would not be held to. What an
 // annotation is (title, default, format where it is not known) is no such
 // thing.
@@ -297,10 +300,19 @@ class SchemaCheck {
                       "and #/properties/...");
       }
     }
-    if (IsIn(kCounts, name) && child.is_number() &&
-        !(child.get<double>() <= kMaxRepeats)) {
-      return FieldError(absl::StrCat("schema: ", name),
-                        absl::StrCat("at most ", kMaxRepeats), child.dump());
+    if (IsIn(kCounts, name) && child.is_number()) {
+      const double count = child.get<double>();
+      if (!(count <= kMaxRepeats)) {
+        return FieldError(absl::StrCat("schema: ", name),
+                          absl::StrCat("at most ", kMaxRepeats), child.dump());
+      }
+      counts_ += count;
+      if (counts_ > kMaxAllRepeats) {
+        return FieldError(absl::StrCat("schema: ", name),
+                          absl::StrCat("with the others at most ",
+                                       kMaxAllRepeats, ", all together"),
+                          counts_);
+      }
     }
     if (name == "pattern" && child.is_string()) {
       return regexes_.Add("schema: pattern",
@@ -323,6 +335,7 @@ class SchemaCheck {
   }
 
   RegexSize regexes_;
+  double counts_ = 0;
 };
 
 // All that there are, within each other.
