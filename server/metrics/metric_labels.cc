@@ -30,6 +30,8 @@ std::string_view MethodName(Method method) {
                                                 "PinSession",
                                                 "UnpinSession",
                                                 "FlushSession",
+                                                "ModelInfer",
+                                                "ModelStreamInfer",
                                                 "ChatCompletions",
                                                 "Completions",
                                                 "ListModels",
