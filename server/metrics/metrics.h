@@ -105,6 +105,8 @@ enum class Metric {
   kStepSeconds,
   kRematBlockSeconds,
   kPageLoadSeconds,
+  kGrammarCompileSeconds,
+  kGrammarMaskSeconds,
   // Tokens.
   kPromptTokens,
   kGeneratedTokens,

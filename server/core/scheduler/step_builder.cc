@@ -245,10 +245,11 @@ void StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
     return;
   }
   if (item.logits.empty()) return;
-  const SampledToken token = SampleToken(
-      item.logits, request.penalty_history, request.options.sampling,
-      static_cast<int64_t>(request.tokens.size()),
-      std::max(0, request.options.num_logprobs - 1));
+  const absl::StatusOr<SampledToken> sampled = Sample(request, item);
+  if (!sampled.ok()) {
+    finisher_.Fail(request, sampled.status());
+    return;
+  }
   if (request.generated() == 0) {
     request.first_token = now;
     request.final.timings.ttft_us = MicrosBetween(request.submitted, now);
@@ -261,8 +262,30 @@ void StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
   request.last_token = now;
   request.minute_tokens.Spend(1);
   const FinishReason reason =
-      request.AcceptToken(token, *deps_.tokenizer, max_context_);
+      request.AcceptToken(*sampled, *deps_.tokenizer, max_context_);
   if (reason != FinishReason::kNone) finisher_.Finish(request, reason);
+}
+
+absl::StatusOr<SampledToken> StepBuilder::Sample(ActiveRequest& request,
+                                                 const StepItem& item) {
+  const auto sample = [&](std::span<const uint32_t> allowed) {
+    return SampleToken(item.logits, request.penalty_history,
+                       request.options.sampling,
+                       static_cast<int64_t>(request.tokens.size()),
+                       std::max(0, request.options.num_logprobs - 1), allowed);
+  };
+  if (request.grammar_matcher == nullptr) return sample({});
+  const SteadyTime begin = steady_clock::now();
+  XC_ASSIGN_OR_RETURN(const std::span<const uint32_t> allowed,
+                      request.grammar_matcher->NextTokens());
+  const SteadyTime between = steady_clock::now();
+  SampledToken token = sample(allowed);
+  const SteadyTime end = steady_clock::now();
+  XC_RETURN_IF_ERROR(request.grammar_matcher->Accept(token.token));
+  metrics_.Observe(CoreHistogram::kGrammarMask,
+                   SecondsBetween(begin, between) +
+                       SecondsBetween(end, steady_clock::now()));
+  return token;
 }
 
 // Row r's logits say how likely the token after it is.
