@@ -136,6 +136,8 @@ def test_every_metric_moves(tiny_model, tmp_path):
             client.chat(name, f"{words} of {name}")
         client.chat(sessions[0], "And then?")
         client.inference.Score(pb.ScoreRequest(text="one two three"))
+        client.chat(messages="go", params=harness.params(
+            response_format=pb.ResponseFormat(regex="[ab]{3}")))
         # A queue, and what it refuses.
         running = []
 

@@ -273,7 +273,7 @@ WRONG = {
     "previous_response_id": [5, "x" * 300, "resp_none", "resp_0_../etc", "é"],
     "background": [True],
     "truncation": ["auto"],
-    "text": [{"format": {"type": "json_object"}}, 5],
+    "text": [{"format": {"type": "yaml"}}, {"format": 5}, 5],
     "tools": [[{"type": "web_search"}]],
     "max_output_tokens": [0, "many"],
     "metadata": [5, {"a": 5}, {"a": "x" * 3000}],
