@@ -178,6 +178,7 @@ class TransformCodec final : public DependentLayers {
     BlockSymbols symbols;
     ChooseClasses(info.first_row, latents, block, &symbols);
     symbols.groups.resize(groups_.size());
+    const size_t sinks = NumSinks(info);
     // Almost always once: coarser where a page would be too large, or a
     // coefficient too large for its integer.
     for (int coarsening = 0; coarsening <= kMaxCoarsening; ++coarsening) {
@@ -189,7 +190,7 @@ class TransformCodec final : public DependentLayers {
         fits = Quantize(g, latents[g], parallel, block, &symbols.groups[g]);
         if (!fits) break;
         Synthesize(g, symbols, parallel, block);
-        fits = Correct(g, latents[g], block, &symbols.corrections);
+        fits = Correct(g, latents[g], sinks, block, &symbols.corrections);
       }
       if (!fits) continue;
       std::vector<uint8_t> bytes(kSymbolsAt);
@@ -474,10 +475,21 @@ class TransformCodec final : public DependentLayers {
         static_cast<int64_t>(group.width));
   }
 
+  // The block's first rows that are sinks: each query reads the sequence's
+  // first token, and a token that repeats it, with nothing else in between, has
+  // the same rows.
+  static size_t NumSinks(BlockInfo info) {
+    if (info.first_row == 0) return 0;
+    const auto other =
+        std::find_if(info.tokens.begin(), info.tokens.end(),
+                     [&](TokenId id) { return id != info.tokens.front(); });
+    return static_cast<size_t>(other - info.tokens.begin());
+  }
+
   // Corrects what came back of group `g` where it errs too much. False: it errs
   // beyond what integers hold.
-  bool Correct(size_t g, const std::vector<float>& latents, Block& block,
-               std::vector<LayerCorrection>* corrections) const {
+  bool Correct(size_t g, const std::vector<float>& latents, size_t sinks,
+               Block& block, std::vector<LayerCorrection>* corrections) const {
     const Group& group = groups_[g];
     std::vector<float>& errors = block.inputs;
     errors.resize(latents.size());
@@ -489,7 +501,7 @@ class TransformCodec final : public DependentLayers {
       if (!corrector_.Correct(static_cast<uint32_t>(group.first_layer + j),
                               &errors[j * 2 * k()],
                               static_cast<int64_t>(group.width), block.steps,
-                              corrections)) {
+                              sinks, corrections)) {
         return false;
       }
       if (corrections->size() > before) Apply(g, corrections->back(), block);
