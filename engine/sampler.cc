@@ -1,6 +1,6 @@
-// The order of things: penalties, bias, temperature, top-k, top-p, min-p, then
-// one draw. Candidates are walked in order of token id, so a filter that keeps
-// every token changes nothing.
+// The order of things: penalties, bias, what a grammar allows, temperature,
+// top-k, top-p, min-p, then one draw. Candidates are walked in order of token
+// id, so a filter that keeps every token changes nothing.
 #include "engine/sampler.h"
 
 #include <algorithm>
@@ -206,6 +206,23 @@ TokenId Draw(std::span<const float> logits, const SamplingParams& p,
   return last;
 }
 
+bool IsAllowed(std::span<const uint32_t> allowed, size_t token) {
+  return token / 32 < allowed.size() &&
+         (allowed[token / 32] >> (token % 32) & 1u) != 0;
+}
+
+void Forbid(std::span<const uint32_t> allowed, std::span<float> logits) {
+  for (size_t begin = 0; begin < logits.size(); begin += 32) {
+    const size_t word = begin / 32;
+    const uint32_t bits = word < allowed.size() ? allowed[word] : 0;
+    if (bits == ~uint32_t{0}) continue;
+    const size_t end = std::min(begin + 32, logits.size());
+    for (size_t i = begin; i < end; ++i) {
+      if ((bits >> (i - begin) & 1u) == 0) logits[i] = -INFINITY;
+    }
+  }
+}
+
 // `low` and `high` inclusive, or `low` not; NaN is out of every range.
 struct Range {
   std::string_view name;
@@ -261,21 +278,30 @@ absl::Status ValidateSampling(const SamplingParams& p) {
 SampledToken SampleToken(std::span<const float> logits,
                          std::span<const TokenId> history,
                          const SamplingParams& params, int64_t position,
-                         int num_top_logprobs) {
+                         int num_top_logprobs,
+                         std::span<const uint32_t> allowed) {
   SampledToken result;
   std::vector<float> penalized;
   std::span<const float> used = logits;
-  if (HasPenalty(params) || !params.logit_bias.empty()) {
+  if (HasPenalty(params) || !params.logit_bias.empty() || !allowed.empty()) {
     penalized.assign(logits.begin(), logits.end());
     if (HasPenalty(params)) ApplyPenalties(history, params, penalized);
     for (const auto& [token, bias] : params.logit_bias) {
       const auto i = static_cast<size_t>(token);
       if (token >= 0 && i < penalized.size()) penalized[i] += bias;
     }
+    if (!allowed.empty()) Forbid(allowed, penalized);
     used = penalized;
   }
   result.token =
       params.temperature > 0.0f ? Draw(used, params, position) : ArgMax(used);
+  if (!allowed.empty() &&
+      !IsAllowed(allowed, static_cast<size_t>(result.token))) {
+    // Every logit that is allowed is NaN or -inf.
+    size_t first = 0;
+    while (first + 1 < logits.size() && !IsAllowed(allowed, first)) ++first;
+    result.token = static_cast<TokenId>(first);
+  }
   const double lse = LogSumExp(logits);
   result.logprob = LogProbOf(logits[static_cast<size_t>(result.token)], lse);
   if (num_top_logprobs > 0) {

@@ -53,11 +53,15 @@ struct SampledToken {
 
 // Draws the token at `position` (its index in the sequence) from `logits`
 // [vocab_size], given the ids before it. The random number is
-// Philox4x32-10(key = seed, counter = position).
+// Philox4x32-10(key = seed, counter = position). `allowed`, where it is not
+// empty: the tokens that may be drawn, a bit each (GrammarMatcher::NextTokens);
+// others are as if their logits were -inf after the bias, and one at least is
+// allowed.
 SampledToken SampleToken(std::span<const float> logits,
                          std::span<const TokenId> history,
                          const SamplingParams& params, int64_t position,
-                         int num_top_logprobs);
+                         int num_top_logprobs,
+                         std::span<const uint32_t> allowed = {});
 
 // log-softmax(logits)[token], accumulated in double.
 float LogProb(std::span<const float> logits, TokenId token);

@@ -165,6 +165,7 @@ class ServerAppImpl final : public ServerApp {
             ? config_.max_connections_per_peer
             : std::max(1, options.listen.max_connections / 2);
     options.tls = tls_;
+    options.model_name = config_.model_name;
     front.metrics = metrics_.get();
     front.auth = auth_.get();
     front.tenants = &tenants_;

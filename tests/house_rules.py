@@ -30,6 +30,7 @@ DOORS = [
         ("base", r"base/"),
         ("kernels", r"(base|kernels)/"),
         ("model", r"(base|model)/|types\.h"),
+        ("grammar", r"(base|model|grammar)/|types\.h"),
         ("xcache", r"(base|kernels|model|xcache)/|types\.h"),
         ("common", r"(base|kernels|model|xcache|common)/|(engine|types)\.h"),
         ("cpu", r"(base|kernels|model|xcache|common|cpu)/|(engine|types)\.h"),
@@ -150,6 +151,9 @@ def main():
         if not f.startswith("engine/cuda/"):
             breaches += [f"{f}: includes {i} outside engine/cuda"
                          for i in includes if CUDA.match(i)]
+        if not f.startswith("engine/grammar/"):
+            breaches += [f"{f}: includes {i} outside engine/grammar"
+                         for i in includes if i.startswith("xgrammar/")]
         if f.endswith(("_test.cc", "_fuzz.cc")) and not registered(f, cmake):
             breaches.append(f"{f}: not registered in any CMakeLists.txt")
     for breach in breaches:

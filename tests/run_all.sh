@@ -129,6 +129,7 @@ integration() {
   export XCACHE_SEED=${XCACHE_SEED:-1}
   tests/integration/run.sh build/release
   tests/integration/fleet/run.sh build/release
+  tests/integration/foreign/run.sh build/release
   tests/deploy/run.sh build/release
 }
 

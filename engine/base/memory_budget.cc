@@ -22,6 +22,8 @@ std::string_view MemoryAccountName(MemoryAccount account) {
       return "sessions";
     case MemoryAccount::kCodecs:
       return "codecs";
+    case MemoryAccount::kGrammars:
+      return "grammars";
     case MemoryAccount::kRequests:
       return "requests";
   }

@@ -34,9 +34,10 @@ enum class MemoryAccount {
   kStoreIndex,   // the store's indexes of pages and sessions
   kSessions,     // manifests that are not on disk (yet)
   kCodecs,       // matrices and profiles of open codecs
+  kGrammars,     // compiled grammars, and the vocabulary as they need it
   kRequests,     // what clients send, until it is answered
 };
-inline constexpr int kNumMemoryAccounts = 8;
+inline constexpr int kNumMemoryAccounts = 9;
 std::string_view MemoryAccountName(MemoryAccount account);  // "host_pages", ...
 
 class MemoryBudget;

@@ -94,6 +94,10 @@ class Rendering {
 class FamilyTemplate : public ChatTemplate {
  public:
   std::string_view family() const override { return family_; }
+  std::string_view default_system() const override {
+    return traits_.default_system;
+  }
+  bool takes_system() const override { return traits_.system_allowed; }
   Tokens AssistantHeader() const override { return assistant_header_; }
   Tokens AssistantEnd(bool ended) const override {
     return {assistant_end_.begin() + (ended ? 1 : 0), assistant_end_.end()};

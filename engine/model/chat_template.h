@@ -43,6 +43,9 @@ class ChatTemplate {
   virtual ~ChatTemplate() = default;
 
   virtual std::string_view family() const = 0;
+  // The system prompt of conversations that have none; may be empty.
+  virtual std::string_view default_system() const { return ""; }
+  virtual bool takes_system() const { return true; }
 
   // Tokens of `message`, the `index`-th of its conversation (0 first): its
   // header, text and end, and before the first one BOS and the model's default

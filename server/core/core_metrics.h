@@ -50,9 +50,11 @@ enum class CoreHistogram {  // all in seconds
   kInterToken,
   kEndToEnd,
   kStep,
-  kRematBlock,  // per block
-  kPageLoad,    // per batch of pages read from disk
-  kRemoteWait,  // per request that waited for pages of the shared tier
+  kRematBlock,      // per block
+  kPageLoad,        // per batch of pages read from disk
+  kRemoteWait,      // per request that waited for pages of the shared tier
+  kGrammarCompile,  // per grammar
+  kGrammarMask,     // per token of an answer that has a grammar
   kCount,
 };
 

@@ -35,6 +35,11 @@ absl::Status CheckOptions(const GenerationOptions& options) {
     }
     if (!IsUtf8(stop)) return FieldError(field, "UTF-8", "other bytes");
   }
+  if (options.grammar.kind != GrammarSpec::Kind::kNone && options.ignore_eos) {
+    return absl::InvalidArgumentError(
+        "ignore_eos: an answer of a format ends where the format does");
+  }
+  XC_RETURN_IF_ERROR(CheckGrammar(options.grammar));
   return absl::OkStatus();
 }
 

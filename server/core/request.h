@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "cachestore/durability.h"
 #include "engine/base/mutex.h"
+#include "engine/grammar/grammar_spec.h"
 #include "engine/model/chat_template.h"
 #include "engine/sampler.h"
 #include "engine/types.h"
@@ -68,6 +69,9 @@ struct GenerationOptions {
   int num_logprobs = 0;     // at most kMaxLogprobs
   bool no_cache = false;    // neither look up nor keep any page
   bool ignore_eos = false;  // go on at the end token
+  // What the answer is held to. It ends by the end token where it is all there,
+  // and by a stop string or for its length as any.
+  GrammarSpec grammar;
 };
 
 // What becomes of a turn.

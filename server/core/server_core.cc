@@ -69,9 +69,12 @@ ServerCoreImpl::ServerCoreImpl(const ServerCoreDeps& deps,
       clock_(options.wall_clock_ms, options.monotonic_clock_ms),
       sessions_(deps.store->sessions(), metrics_, clock_,
                 [this] { scheduler_.Wake(); }),
-      scheduler_(deps, options, max_context_, codecs_) {}
+      scheduler_(deps, options, max_context_, codecs_),
+      grammars_(*deps.tokenizer, *deps.memory, metrics_,
+                [this] { scheduler_.Wake(); }) {}
 
 ServerCoreImpl::~ServerCoreImpl() {
+  grammars_.Stop();
   scheduler_.Stop();
   {
     MutexLock lock(mu_);
@@ -156,6 +159,10 @@ absl::Status ServerCoreImpl::SetOptions(ActiveRequest& active,
   active.final.seed = options.sampling.seed;
   active.matcher.emplace(options.stop);
   active.options = std::move(options);
+  if (active.options.grammar.kind != GrammarSpec::Kind::kNone) {
+    active.grammar = grammars_.Get(active.base.tenant, active.options.grammar);
+    active.options.grammar = GrammarSpec();
+  }
   return absl::OkStatus();
 }
 

@@ -15,6 +15,7 @@
 #include "cachestore/cache_store.h"
 #include "engine/base/mutex.h"
 #include "server/core/cache/codec_table.h"
+#include "server/core/cache/grammar_table.h"
 #include "server/core/scheduler/scheduler.h"
 #include "server/core/server_core.h"
 #include "server/core/sessions/clock.h"
@@ -125,6 +126,7 @@ class ServerCoreImpl final : public ServerCore {
   mutable SessionClock clock_;
   SessionManager sessions_;
   Scheduler scheduler_;
+  GrammarTable grammars_;  // wakes the scheduler
   std::atomic<uint64_t> next_request_{0};
 
   Mutex mu_;

@@ -44,7 +44,9 @@ std::string SessionHash(const std::string& tenant, const std::string& session) {
 // What a tenant's limit on requests counts: the other methods are over soon.
 bool TakesTheEngine(Method method) {
   return method == Method::kChat || method == Method::kGenerate ||
-         method == Method::kScore || method == Method::kChatCompletions ||
+         method == Method::kScore || method == Method::kModelInfer ||
+         method == Method::kModelStreamInfer ||
+         method == Method::kChatCompletions ||
          method == Method::kCompletions || method == Method::kCreateResponse;
 }
 

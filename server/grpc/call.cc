@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_replace.h"
 #include "engine/base/status_macros.h"
+#include "inference/inference_service.pb.h"
 #include "server/grpc/credentials.h"
 #include "server/grpc/status.h"
 
@@ -34,6 +35,11 @@ std::optional<TraceContext> TraceOf(
 
 // The session that a request of any of our methods names, or "".
 std::string SessionOf(const google::protobuf::Message& request) {
+  if (const auto* infer =
+          dynamic_cast<const ::inference::ModelInferRequest*>(&request)) {
+    const auto id = infer->parameters().find("sequence_id");
+    return id == infer->parameters().end() ? "" : id->second.string_param();
+  }
   for (const char* name : {"session_id", "id"}) {
     const google::protobuf::FieldDescriptor* field =
         request.GetDescriptor()->FindFieldByName(name);
@@ -48,6 +54,8 @@ std::string SessionOf(const google::protobuf::Message& request) {
 // A request is there twice while it is worked on: as it came, and as the core
 // takes it.
 constexpr int64_t kCopies = 2;
+
+}  // namespace
 
 CallFacts FactsOf(Method method, const grpc::CallbackServerContext& context,
                   const google::protobuf::Message& request) {
@@ -64,8 +72,6 @@ CallFacts FactsOf(Method method, const grpc::CallbackServerContext& context,
                             std::chrono::steady_clock::now());
   return facts;
 }
-
-}  // namespace
 
 std::string PeerAddress(std::string_view grpc_peer) {
   const size_t scheme = grpc_peer.find(':');
@@ -94,14 +100,34 @@ Call::Call(const ServiceDeps& deps, Method method,
       request_(request),
       call_(*deps.frontend, FactsOf(method, *context, request)) {}
 
-absl::Status Call::Admit() {
-  const std::string peer = PeerAddress(context_->peer());
-  deps_.floods->Arrive(ConnectionOf(*context_), peer);
+absl::StatusOr<std::string> Arrive(const ServiceDeps& deps,
+                                   grpc::CallbackServerContext& context) {
+  const std::string peer = PeerAddress(context.peer());
+  deps.floods->Arrive(ConnectionOf(context), peer);
   const std::optional<std::string_view> token =
-      Header(*context_, "authorization");
-  XC_ASSIGN_OR_RETURN(std::string tenant, deps_.frontend->auth.Authenticate(
+      Header(context, "authorization");
+  XC_ASSIGN_OR_RETURN(std::string tenant, deps.frontend->auth.Authenticate(
                                               token ? &*token : nullptr));
-  deps_.listener->MarkTrusted(peer);
+  deps.listener->MarkTrusted(peer);
+  return tenant;
+}
+
+grpc::Status ToGrpcStatus(const FrontendCall::Ending& ending,
+                          const std::string& request_id,
+                          grpc::CallbackServerContext& context) {
+  if (ending.progress.loading) {
+    context.AddTrailingMetadata(kLoadingPercentTrailer,
+                                std::to_string(ending.progress.percent));
+    context.AddTrailingMetadata(kLoadingWhatTrailer,
+                                PrintableHeader(ending.progress.what));
+  }
+  AddRetryAfter(context, ending.retry_after_ms);
+  context.AddTrailingMetadata(kRequestIdHeader, request_id);
+  return ToGrpcStatus(ending.status, ending.retry_after_ms);
+}
+
+absl::Status Call::Admit() {
+  XC_ASSIGN_OR_RETURN(std::string tenant, Arrive(deps_, *context_));
   return call_.Admit(std::move(tenant),
                      static_cast<int64_t>(request_.SpaceUsedLong()) * kCopies);
 }
@@ -138,17 +164,8 @@ void Call::Start(std::function<void()> body, const RefuseFn& refuse) {
 
 grpc::Status Call::Close(absl::Status status, int64_t retry_after_ms,
                          std::string_view details) {
-  const FrontendCall::Ending ending =
-      call_.Close(std::move(status), retry_after_ms, details);
-  if (ending.progress.loading) {
-    context_->AddTrailingMetadata(kLoadingPercentTrailer,
-                                  std::to_string(ending.progress.percent));
-    context_->AddTrailingMetadata(kLoadingWhatTrailer,
-                                  PrintableHeader(ending.progress.what));
-  }
-  AddRetryAfter(*context_, ending.retry_after_ms);
-  context_->AddTrailingMetadata(kRequestIdHeader, call_.request_id());
-  return ToGrpcStatus(ending.status, ending.retry_after_ms);
+  return ToGrpcStatus(call_.Close(std::move(status), retry_after_ms, details),
+                      call_.request_id(), *context_);
 }
 
 }  // namespace xcache

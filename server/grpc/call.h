@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "google/protobuf/message.h"
 #include "grpc/support/time.h"
 #include "grpcpp/server_context.h"
@@ -70,6 +71,19 @@ class Call {
   const google::protobuf::Message& request_;
   FrontendCall call_;
 };
+
+// What gRPC knows of a call.
+CallFacts FactsOf(Method method, const grpc::CallbackServerContext& context,
+                  const google::protobuf::Message& request);
+
+// A call's first message is there: the tenant of its token. UNAUTHENTICATED.
+absl::StatusOr<std::string> Arrive(const ServiceDeps& deps,
+                                   grpc::CallbackServerContext& context);
+
+// What a call ends with; its trailers are set.
+grpc::Status ToGrpcStatus(const FrontendCall::Ending& ending,
+                          const std::string& request_id,
+                          grpc::CallbackServerContext& context);
 
 // gRPC's `deadline` on the steady clock; max() where there is none. `now` is of
 // the deadline's own clock, which is a monotonic one: a wall clock may jump

@@ -119,6 +119,32 @@ uint64_t Micros(int64_t us) {
 
 uint32_t Count(int n) { return static_cast<uint32_t>(std::max(n, 0)); }
 
+GrammarSpec ToGrammar(const v1::ResponseFormat& format) {
+  using Kind = GrammarSpec::Kind;
+  GrammarSpec out;
+  switch (format.format_case()) {
+    case v1::ResponseFormat::kJsonObject:
+      if (format.json_object()) out.kind = Kind::kJsonObject;
+      break;
+    case v1::ResponseFormat::kJsonSchema:
+      out.kind = Kind::kJsonSchema;
+      out.text = format.json_schema();
+      break;
+    case v1::ResponseFormat::kRegex:
+      out.kind = Kind::kRegex;
+      out.text = format.regex();
+      break;
+    case v1::ResponseFormat::kChoice:
+      out.kind = Kind::kChoice;
+      out.choices.assign(format.choice().texts().begin(),
+                         format.choice().texts().end());
+      break;
+    case v1::ResponseFormat::FORMAT_NOT_SET:
+      break;
+  }
+  return out;
+}
+
 // The tokens of a oneof { text, token_ids }.
 template <typename Request>
 absl::StatusOr<std::vector<TokenId>> ToPrompt(const Request& request,
@@ -152,6 +178,9 @@ GenerationOptions ToOptions(const v1::GenerationParams& params) {
   out.num_logprobs = ToInt(params.logprobs());
   out.no_cache = params.no_cache();
   out.ignore_eos = params.ignore_eos();
+  if (params.has_response_format()) {
+    out.grammar = ToGrammar(params.response_format());
+  }
   return out;
 }
 

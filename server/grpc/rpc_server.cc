@@ -23,6 +23,7 @@
 #include "server/grpc/health_service.h"
 #include "server/grpc/inference_service.h"
 #include "server/grpc/sessions_service.h"
+#include "server/grpc/triton_service.h"
 
 namespace xcache {
 namespace {
@@ -79,8 +80,10 @@ class RpcServerImpl final : public RpcServer {
         deps_{options.frontend, listener_.get(), &floods_},
         inference_(deps_),
         sessions_(deps_),
+        triton_(deps_, options.model_name),
         health_({v1::Inference::service_full_name(),
-                 v1::Sessions::service_full_name()},
+                 v1::Sessions::service_full_name(),
+                 ::inference::GRPCInferenceService::service_full_name()},
                 [this](grpc::CallbackServerContext& context) {
                   floods_.Arrive(ConnectionOf(context),
                                  PeerAddress(context.peer()));
@@ -130,6 +133,7 @@ class RpcServerImpl final : public RpcServer {
     builder.SetMaxSendMessageSize(-1);
     builder.RegisterService(&inference_);
     builder.RegisterService(&sessions_);
+    builder.RegisterService(&triton_);
     builder.RegisterService(&health_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) {
@@ -181,6 +185,7 @@ class RpcServerImpl final : public RpcServer {
   const ServiceDeps deps_;
   InferenceService inference_;
   SessionsService sessions_;
+  TritonService triton_;
   HealthService health_;
   const std::shared_ptr<grpc::ServerCredentials> credentials_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;

@@ -25,6 +25,7 @@ struct RpcServerOptions {
   std::shared_ptr<const TlsIdentity> tls;  // nullptr: plaintext
   // What its peers' bytes may take while they arrive.
   int64_t arriving_bytes = RequestMemory::Of(int64_t{2} << 30).arriving_bytes();
+  std::string model_name;        // that Triton's clients call the model by
   Frontend* frontend = nullptr;  // borrowed; outlives the server
 };
 

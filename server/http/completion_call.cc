@@ -9,6 +9,7 @@
 #include "server/frontend/text_input.h"
 #include "server/http/json_body.h"
 #include "server/http/openai_error.h"
+#include "server/http/tool_request.h"
 
 namespace xcache {
 
@@ -74,6 +75,10 @@ absl::Status CompletionCall::Submit() {
   if (n > 1) {
     XC_RETURN_IF_ERROR(call_.TakePlaces(static_cast<int64_t>(n) - 1));
   }
+  if (const ChatTemplate* const family = call_.core().chat_template()) {
+    AddTools(chat_.tools, family->default_system(), family->takes_system(),
+             &chat_.messages);
+  }
   ChatTurn turn;
   turn.messages = std::move(chat_.messages);
   turn.options = chat_.options;
@@ -81,6 +86,9 @@ absl::Status CompletionCall::Submit() {
   {
     MutexLock lock(mu_);
     choices_.resize(n);
+    if (!chat_.tools.empty()) {
+      for (Choice& choice : choices_) choice.calls.emplace();
+    }
     parts_left_ = n;
   }
   for (size_t i = 0; i < n; ++i) {
@@ -219,6 +227,49 @@ void CompletionCall::OnPart(size_t index, const absl::Status& status,
   if (last) Complete();
 }
 
+std::vector<std::string> CompletionCall::Deltas(Choice& choice,
+                                                std::string_view text,
+                                                bool at_end) const {
+  using Part = ToolCallReader::Part;
+  const auto content = [](std::string_view part) {
+    return absl::StrCat("{\"content\":", JsonText(part), "}");
+  };
+  std::vector<std::string> out;
+  const ThinkReader::Part read =
+      at_end ? choice.thoughts.Finish() : choice.thoughts.Add(text);
+  if (!read.thought.empty()) {
+    out.push_back(
+        absl::StrCat("{\"reasoning_content\":", JsonText(read.thought), "}"));
+  }
+  if (!choice.calls.has_value()) {
+    if (!read.text.empty()) out.push_back(content(read.text));
+    return out;
+  }
+  size_t call = choice.calls->num_calls();
+  std::vector<Part> parts = choice.calls->Add(read.text);
+  if (at_end) {
+    const std::vector<Part> last = choice.calls->Finish();
+    parts.insert(parts.end(), last.begin(), last.end());
+  }
+  for (const Part& part : parts) {
+    if (part.kind == Part::Kind::kText) {
+      out.push_back(content(part.text));
+      continue;
+    }
+    json delta;
+    if (part.kind == Part::Kind::kCall) {
+      delta = {{"index", call++},
+               {"id", NewOpenAiId("call_")},
+               {"type", "function"},
+               {"function", {{"name", part.text}, {"arguments", ""}}}};
+    } else {
+      delta = {{"index", call - 1}, {"function", {{"arguments", part.text}}}};
+    }
+    out.push_back(JsonBytes({{"tool_calls", json::array({std::move(delta)})}}));
+  }
+  return out;
+}
+
 void CompletionCall::SendChunk(size_t index, Choice& choice,
                                std::string_view text,
                                std::span<const SampledToken> tokens,
@@ -248,15 +299,20 @@ void CompletionCall::SendChunk(size_t index, Choice& choice,
       logprobs = JsonBytes(choice.old_logprobs.Take());
     }
   }
-  if (!text.empty() || logprobs != "null") {
-    const std::string content = JsonText(text);
-    add(is_chat() ? absl::StrCat("\"delta\":{\"content\":", content, "}")
-                  : absl::StrCat("\"text\":", content),
-        logprobs, "null");
+  if (is_chat()) {
+    std::vector<std::string> deltas = Deltas(choice, text, final != nullptr);
+    if (deltas.empty() && logprobs != "null") deltas.push_back("{}");
+    for (const std::string& delta : deltas) {
+      add("\"delta\":" + delta, std::exchange(logprobs, "null"), "null");
+    }
+  } else if (!text.empty() || logprobs != "null") {
+    add("\"text\":" + JsonText(text), logprobs, "null");
   }
   if (final != nullptr) {
+    const bool calls =
+        choice.calls.has_value() && choice.calls->num_calls() > 0;
     add(is_chat() ? "\"delta\":{}" : "\"text\":\"\"", "null",
-        absl::StrCat("\"", std::string(FinishName(final->finish_reason)),
+        absl::StrCat("\"", std::string(FinishName(final->finish_reason, calls)),
                      "\""));
   }
   WriteStream(data);
@@ -324,16 +380,48 @@ Usage CompletionCall::UsageOf() const {
   return usage;
 }
 
+json CompletionCall::WholeMessage(Choice& choice) const {
+  using Part = ToolCallReader::Part;
+  ThinkReader::Part read = choice.thoughts.Add(choice.text);
+  const ThinkReader::Part rest = choice.thoughts.Finish();
+  read.thought += rest.thought;
+  read.text += rest.text;
+  json message = {
+      {"role", "assistant"}, {"content", read.text}, {"refusal", nullptr}};
+  if (!read.thought.empty()) message["reasoning_content"] = read.thought;
+  if (!choice.calls.has_value()) return message;
+  std::string content;
+  json calls = json::array();
+  std::vector<Part> parts = choice.calls->Add(read.text);
+  const std::vector<Part> last = choice.calls->Finish();
+  parts.insert(parts.end(), last.begin(), last.end());
+  for (const Part& part : parts) {
+    if (part.kind == Part::Kind::kText) {
+      content += part.text;
+    } else if (part.kind == Part::Kind::kCall) {
+      calls.push_back({{"id", NewOpenAiId("call_")},
+                       {"type", "function"},
+                       {"function", {{"name", part.text}, {"arguments", ""}}}});
+    } else {
+      calls.back()["function"]["arguments"].get_ref<std::string&>() +=
+          part.text;
+    }
+  }
+  if (calls.empty()) return message;
+  message["content"] = content.empty() ? json() : json(content);
+  message["tool_calls"] = std::move(calls);
+  return message;
+}
+
 json CompletionCall::WholeChoice(size_t index, Choice& choice) const {
   const Tokenizer& tokenizer = call_.core().tokenizer();
   const bool with_end = params().options.ignore_eos;
-  json out = {
-      {"index", index},
-      {"finish_reason", std::string(FinishName(choice.final.finish_reason))},
-      {"logprobs", nullptr}};
+  json out = {{"index", index}, {"logprobs", nullptr}};
+  if (is_chat()) out["message"] = WholeMessage(choice);
+  const bool calls = choice.calls.has_value() && choice.calls->num_calls() > 0;
+  out["finish_reason"] =
+      std::string(FinishName(choice.final.finish_reason, calls));
   if (is_chat()) {
-    out["message"] = {
-        {"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}};
     if (params().logprobs) {
       out["logprobs"] = ChatLogprobs(choice.tokens, with_end, tokenizer);
     }

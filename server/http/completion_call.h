@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/model/think_reader.h"
+#include "engine/model/tool_format.h"
 #include "server/core/request.h"
 #include "server/frontend/frontend_call.h"
 #include "server/http/exchange.h"
@@ -42,7 +44,10 @@ class CompletionCall final : public OpenAiCall {
     std::vector<TokenId> prompt;       // where its logprobs are asked for
     std::vector<SampledToken> prompt_tokens;
     TextLogprobs old_logprobs;
-    bool begun = false;  // something of it was sent
+    bool begun = false;    // something of it was sent
+    ThinkReader thoughts;  // of chats
+    // Where it may call tools.
+    std::optional<ToolCallReader> calls;
     FinalInfo final;
   };
 
@@ -71,10 +76,14 @@ class CompletionCall final : public OpenAiCall {
   void Complete() XC_EXCLUDES(mu_);
   void EndStream(const FrontendCall::Ending& ending) XC_REQUIRES(mu_);
 
+  // A choice's delta for each part of the text that it has next.
+  std::vector<std::string> Deltas(Choice& choice, std::string_view text,
+                                  bool at_end) const;
   void SendChunk(size_t index, Choice& choice, std::string_view text,
                  std::span<const SampledToken> tokens, const FinalInfo* final)
       XC_REQUIRES(mu_);
   nlohmann::json WholeChoice(size_t index, Choice& choice) const;
+  nlohmann::json WholeMessage(Choice& choice) const;
   nlohmann::json WholeAnswer() XC_REQUIRES(mu_);
   Usage UsageOf() const XC_REQUIRES(mu_);
 

@@ -12,8 +12,10 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/frontend/text_input.h"
+#include "server/http/format_request.h"
 #include "server/http/json_body.h"
 #include "server/http/json_fields.h"
+#include "server/http/tool_request.h"
 
 namespace xcache {
 namespace {
@@ -75,33 +77,9 @@ absl::Status ReadLogitBias(const json& body, int vocab_size,
 
 // What a client relies on where it asks for it must not be passed over.
 absl::Status RefuseUnoffered(const json& body) {
-  for (const char* name : {"tools", "functions"}) {
-    const json* value = Find(body, name);
-    if (value != nullptr && !(value->is_array() && value->empty())) {
-      return NotOffered(name, "calling tools");
-    }
-  }
-  for (const char* name : {"tool_choice", "function_call"}) {
-    const json* value = Find(body, name);
-    if (value != nullptr && *value != "none" && *value != "auto") {
-      return NotOffered(name, "calling tools");
-    }
-  }
-  if (const json* format = Find(body, "response_format")) {
-    const json* type = format->is_object() ? Find(*format, "type") : nullptr;
-    if (type == nullptr || !type->is_string()) {
-      return JsonFieldError("response_format", "an object with a type",
-                            *format);
-    }
-    if (*type != "text") {
-      return NotOffered("response_format", "any format but text");
-    }
-  }
-  for (const char* name :
-       {"structured_outputs", "guided_json", "guided_regex", "guided_choice",
-        "guided_grammar", "grammar", "json_schema"}) {
+  for (const char* name : {"grammar", "json_schema"}) {
     if (Find(body, name) != nullptr) {
-      return NotOffered(name, "structured output");
+      return NotOffered(name, "structured output by this name");
     }
   }
   if (const json* modalities = Find(body, "modalities")) {
@@ -115,7 +93,8 @@ absl::Status RefuseUnoffered(const json& body) {
   return absl::OkStatus();
 }
 
-// A text, or an array of parts that are texts.
+}  // namespace
+
 absl::StatusOr<std::string> ToContent(const std::string& field,
                                       const json* content, bool is_item) {
   if (content == nullptr) {
@@ -158,8 +137,6 @@ absl::StatusOr<std::string> ToContent(const std::string& field,
   return text;
 }
 
-}  // namespace
-
 absl::Status ReadParams(const json& body, int vocab_size,
                         CompletionParams* out) {
   XC_RETURN_IF_ERROR(RefuseUnoffered(body));
@@ -196,7 +173,7 @@ absl::Status ReadParams(const json& body, int vocab_size,
     out->options.seed = static_cast<uint64_t>(*number);
   }
   number.reset();
-  XC_RETURN_IF_ERROR(ReadInt(body, "n", 1, kMaxChoices, &number));
+  XC_RETURN_IF_ERROR(ReadInt(body, "n", 1, kMaxAnswers, &number));
   out->n = static_cast<int>(number.value_or(1));
   XC_RETURN_IF_ERROR(ReadStops(body, &out->options.stop));
   XC_RETURN_IF_ERROR(ReadLogitBias(body, vocab_size, &sampling.logit_bias));
@@ -214,6 +191,7 @@ absl::Status ReadParams(const json& body, int vocab_size,
     XC_RETURN_IF_ERROR(
         ReadBool(*options, "include_usage", &out->include_usage));
   }
+  XC_RETURN_IF_ERROR(ReadFormat(body, &out->options.grammar));
   // What the core would refuse too, but without the field's name for programs.
   if (absl::Status status = CheckOptions(out->options); !status.ok()) {
     return WithField(status, status.message().find("stop") == 0 ? "stop" : "");
@@ -239,15 +217,17 @@ absl::StatusOr<ChatMessage> ToMessage(const std::string& field,
                           "system, developer, user or assistant",
                           role == nullptr ? json(nullptr) : *role);
   }
-  for (const char* name : {"tool_calls", "function_call"}) {
-    const json* value = Find(message, name);
-    if (value != nullptr && !(value->is_array() && value->empty())) {
-      return NotOffered(absl::StrCat(field, ".", name), "calling tools");
-    }
+  XC_ASSIGN_OR_RETURN(const std::vector<ToolCall> calls,
+                      ReadCalls(field, message));
+  if (!calls.empty() && (is_item || out.role != Role::kAssistant)) {
+    return NotOffered(field + ".tool_calls", "calls of others than assistants");
   }
-  XC_ASSIGN_OR_RETURN(
-      out.content,
-      ToContent(field + ".content", Find(message, "content"), is_item));
+  const json* content = Find(message, "content");
+  if (content != nullptr || calls.empty()) {
+    XC_ASSIGN_OR_RETURN(out.content,
+                        ToContent(field + ".content", content, is_item));
+  }
+  if (!calls.empty()) out.content = WithCalls(out.content, calls);
   return out;
 }
 

@@ -14,7 +14,7 @@
 namespace xcache {
 
 // Answers of one request, over all its prompts.
-inline constexpr int kMaxChoices = 64;
+inline constexpr int kMaxAnswers = 64;
 
 struct CompletionParams {
   std::string model;  // empty: not said
@@ -30,6 +30,12 @@ struct CompletionParams {
 absl::Status ReadParams(const nlohmann::json& body, int vocab_size,
                         CompletionParams* out);
 
+// A text, or an array of parts that are texts.
+absl::StatusOr<std::string> ToContent(const std::string& field,
+                                      const nlohmann::json* content,
+                                      bool is_item);
+
+// Calls of an assistant's message are a part of its text (tool_format.h).
 // `is_item`: of the Responses API, which has names of its own for texts.
 absl::StatusOr<ChatMessage> ToMessage(const std::string& field,
                                       const nlohmann::json& message,

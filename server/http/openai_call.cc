@@ -8,6 +8,7 @@
 #include "server/core/reason.h"
 #include "server/frontend/trace_context.h"
 #include "server/http/json_body.h"
+#include "server/http/json_order.h"
 #include "server/http/openai_error.h"
 
 namespace xcache {
@@ -99,6 +100,7 @@ absl::StatusOr<OpenAiCall::Tree> OpenAiCall::TakeBody() {
   Tree tree;
   XC_ASSIGN_OR_RETURN(tree.held, call_.Hold(cost.bytes));
   absl::StatusOr<json> parsed = ParseJsonObject(exchange_->body, cost);
+  if (parsed.ok()) KeepOrders(exchange_->body, &*parsed);
   exchange_->DropBody();
   XC_ASSIGN_OR_RETURN(tree.json, std::move(parsed));
   return tree;

@@ -14,6 +14,7 @@
 #include "server/frontend/text_input.h"
 #include "server/http/json_body.h"
 #include "server/http/json_fields.h"
+#include "server/http/tool_request.h"
 
 namespace xcache {
 namespace {
@@ -63,6 +64,41 @@ absl::StatusOr<Prompt> ToPrompt(const std::string& field, const json& value,
   return prompt;
 }
 
+// Results of tools that follow each other are one message of the user's.
+absl::StatusOr<std::vector<ChatMessage>> ToMessages(const json& messages) {
+  std::vector<ChatMessage> out;
+  std::vector<std::string> results;
+  const auto flush = [&] {
+    if (results.empty()) return absl::OkStatus();
+    std::string text = ResultsText(results);
+    results.clear();
+    XC_RETURN_IF_ERROR(
+        WithField(CheckText("messages", text, kMaxTextBytes), "messages"));
+    out.push_back({.role = Role::kUser, .content = std::move(text)});
+    return absl::OkStatus();
+  };
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const json& message = messages[i];
+    const std::string field = absl::StrCat("messages[", i, "]");
+    const json* role = message.is_object() ? Find(message, "role") : nullptr;
+    if (role != nullptr && *role == "tool") {
+      XC_ASSIGN_OR_RETURN(
+          std::string result,
+          ToContent(field + ".content", Find(message, "content"), false));
+      results.push_back(std::move(result));
+      continue;
+    }
+    XC_RETURN_IF_ERROR(flush());
+    XC_ASSIGN_OR_RETURN(ChatMessage next,
+                        ToMessage(field, message, /*is_item=*/false));
+    XC_RETURN_IF_ERROR(
+        WithField(CheckText(field, next.content, kMaxTextBytes), field));
+    out.push_back(std::move(next));
+  }
+  XC_RETURN_IF_ERROR(flush());
+  return out;
+}
+
 }  // namespace
 
 absl::StatusOr<ChatCompletion> ToChatCompletion(const json& body,
@@ -97,19 +133,22 @@ absl::StatusOr<ChatCompletion> ToChatCompletion(const json& body,
                    messages->size()),
         "messages");
   }
-  for (const json& message : *messages) {
-    XC_ASSIGN_OR_RETURN(
-        ChatMessage next,
-        ToMessage(absl::StrCat("messages[", out.messages.size(), "]"), message,
-                  /*is_item=*/false));
-    out.messages.push_back(std::move(next));
+  XC_ASSIGN_OR_RETURN(out.messages, ToMessages(*messages));
+  ToolRequest tools;
+  XC_RETURN_IF_ERROR(ReadTools(body, &tools));
+  out.tools = std::move(tools.tools);
+  if (out.tools.empty()) return out;
+  if (out.options.grammar.kind != GrammarSpec::Kind::kNone) {
+    return NotOffered("response_format", "a format beside tools");
   }
+  out.options.grammar = std::move(tools.grammar);
   return out;
 }
 
 absl::StatusOr<TextCompletion> ToTextCompletion(const json& body,
                                                 int vocab_size) {
   TextCompletion out;
+  XC_RETURN_IF_ERROR(RefuseTools(body));
   XC_RETURN_IF_ERROR(ReadParams(body, vocab_size, &out));
   XC_RETURN_IF_ERROR(ReadBool(body, "echo", &out.echo));
   std::optional<int64_t> max_tokens = kCompletionTokens;
@@ -128,7 +167,7 @@ absl::StatusOr<TextCompletion> ToTextCompletion(const json& body,
     out.options.num_logprobs = 1 + out.top_logprobs;
   }
   std::optional<int64_t> best_of;
-  XC_RETURN_IF_ERROR(ReadInt(body, "best_of", 1, kMaxChoices, &best_of));
+  XC_RETURN_IF_ERROR(ReadInt(body, "best_of", 1, kMaxAnswers, &best_of));
   if (best_of.value_or(out.n) != out.n) {
     return NotOffered("best_of", "a choice among more answers than n");
   }
@@ -153,10 +192,10 @@ absl::StatusOr<TextCompletion> ToTextCompletion(const json& body,
     return out;
   }
   const size_t answers = prompt->size() * static_cast<size_t>(out.n);
-  if (answers > static_cast<size_t>(kMaxChoices)) {
+  if (answers > static_cast<size_t>(kMaxAnswers)) {
     return WithField(
         FieldError("prompt",
-                   absl::StrCat("for at most ", kMaxChoices, " answers"),
+                   absl::StrCat("for at most ", kMaxAnswers, " answers"),
                    answers),
         "prompt");
   }

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/model/chat_template.h"
+#include "engine/model/tool_format.h"
 #include "engine/types.h"
 #include "nlohmann/json.hpp"
 #include "server/http/completion_params.h"
@@ -16,7 +17,10 @@
 namespace xcache {
 
 struct ChatCompletion : CompletionParams {
+  // Calls and results are in their texts (tool_format.h); what the prompt says
+  // of `tools` is not there yet (AddTools).
   std::vector<ChatMessage> messages;
+  std::vector<ToolDef> tools;  // that the answer may call
 };
 
 // Either of the two.

@@ -40,10 +40,11 @@ bool IsText(const SampledToken& token, bool with_end,
 
 }  // namespace
 
-std::string_view FinishName(FinishReason reason) {
+std::string_view FinishName(FinishReason reason, bool calls) {
   return reason == FinishReason::kMaxTokens || reason == FinishReason::kContext
              ? "length"
-             : "stop";
+         : calls ? "tool_calls"
+                 : "stop";
 }
 
 json ChatLogprobs(std::span<const SampledToken> tokens, bool with_end,

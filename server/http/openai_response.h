@@ -16,8 +16,9 @@
 
 namespace xcache {
 
-// "stop" or "length".
-std::string_view FinishName(FinishReason reason);
+// "stop", "length" or, of an answer with calls that came to its end,
+// "tool_calls".
+std::string_view FinishName(FinishReason reason, bool calls = false);
 
 // Of the tokens that are text (an end token is not, unless `with_end`):
 // {"content": [{"token", "logprob", "bytes", "top_logprobs"}], "refusal":

@@ -14,8 +14,10 @@
 #include "engine/base/utf8.h"
 #include "server/core/server_core.h"
 #include "server/frontend/text_input.h"
+#include "server/http/format_request.h"
 #include "server/http/json_body.h"
 #include "server/http/json_fields.h"
+#include "server/http/tool_request.h"
 
 namespace xcache {
 namespace {
@@ -120,16 +122,6 @@ absl::Status RefuseUnoffered(const json& body) {
   if (Find(body, "prompt") != nullptr) {
     return NotOffered("prompt", "a prompt's template");
   }
-  const json* text = Find(body, "text");
-  if (text == nullptr) return absl::OkStatus();
-  if (!text->is_object()) return JsonFieldError("text", "an object", *text);
-  const json* format = Find(*text, "format");
-  if (format == nullptr) return absl::OkStatus();
-  const json* type = format->is_object() ? Find(*format, "type") : nullptr;
-  if (type == nullptr || !type->is_string()) {
-    return JsonFieldError("text.format", "an object with a type", *format);
-  }
-  if (*type != "text") return NotOffered("text.format", "any format but text");
   return absl::OkStatus();
 }
 
@@ -157,7 +149,9 @@ absl::StatusOr<ResponseRequest> ToResponseRequest(const json& body,
                                                   int vocab_size) {
   ResponseRequest out;
   XC_RETURN_IF_ERROR(RefuseUnoffered(body));
+  XC_RETURN_IF_ERROR(RefuseTools(body));
   XC_RETURN_IF_ERROR(ReadParams(body, vocab_size, &out));
+  XC_RETURN_IF_ERROR(ReadTextFormat(body, &out.options.grammar));
   if (out.n != 1) return NotOffered("n", "more than one answer");
   std::optional<int64_t> max_tokens = std::numeric_limits<int64_t>::max();
   XC_RETURN_IF_ERROR(
@@ -199,6 +193,14 @@ absl::StatusOr<ResponseRequest> ToResponseRequest(const json& body,
       metadata.is_null() ? json::object() : std::move(metadata);
   for (const char* name : {"temperature", "top_p", "max_output_tokens"}) {
     if (const json* value = Find(body, name)) out.echo[name] = *value;
+  }
+  if (Find(body, "text") != nullptr &&
+      out.options.grammar.kind != GrammarSpec::Kind::kNone) {
+    json format = body["text"]["format"];
+    if (format.contains("schema")) {
+      format["schema"] = json::parse(out.options.grammar.text);
+    }
+    out.echo["text"]["format"] = std::move(format);
   }
   if (!out.previous.empty()) out.echo["previous_response_id"] = out.previous;
   if (!out.conversation.empty()) {

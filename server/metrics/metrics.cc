@@ -1,14 +1,10 @@
 // The table of metrics. Long, because each of them is a row of it.
 #include "server/metrics/metrics.h"
 
-#include <iterator>
-
 #include "engine/types.h"
 
 namespace xcache {
 namespace {
-
-constexpr size_t Index(auto id) { return static_cast<size_t>(id); }
 
 using K = MetricKind;
 
@@ -172,6 +168,21 @@ const std::vector<MetricDef>& Table() {
        {},
        {},
        CoreHistogram::kPageLoad},
+      {Metric::kGrammarCompileSeconds,
+       "xcache_grammar_compile_seconds",
+       K::kHistogram,
+       "Time to compile one grammar that answers are held to.",
+       {},
+       {},
+       CoreHistogram::kGrammarCompile},
+      {Metric::kGrammarMaskSeconds,
+       "xcache_grammar_mask_seconds",
+       K::kHistogram,
+       "Time that a grammar took for one token: which ones may come, and the "
+       "step to the next.",
+       {},
+       {},
+       CoreHistogram::kGrammarMask},
 
       {Metric::kPromptTokens,
        "xcache_prompt_tokens_total",
@@ -632,65 +643,6 @@ const std::vector<MetricDef>& Table() {
 }
 
 }  // namespace
-
-std::string_view MethodName(Method method) {
-  static constexpr std::string_view kNames[] = {"Chat",
-                                                "Generate",
-                                                "Tokenize",
-                                                "Detokenize",
-                                                "Score",
-                                                "GetModelInfo",
-                                                "CreateSession",
-                                                "GetSession",
-                                                "ListSessions",
-                                                "DeleteSession",
-                                                "ForkSession",
-                                                "MigrateSession",
-                                                "ExportSession",
-                                                "ImportSession",
-                                                "UpdateSession",
-                                                "PinSession",
-                                                "UnpinSession",
-                                                "FlushSession",
-                                                "ChatCompletions",
-                                                "Completions",
-                                                "ListModels",
-                                                "RetrieveModel",
-                                                "CreateResponse",
-                                                "RetrieveResponse",
-                                                "DeleteResponse",
-                                                "ListInputItems",
-                                                "CreateConversation",
-                                                "RetrieveConversation",
-                                                "UpdateConversation",
-                                                "DeleteConversation",
-                                                "ListConversationItems",
-                                                "RetrieveConversationItem"};
-  static_assert(std::size(kNames) == Index(Method::kCount));
-  return kNames[Index(method)];
-}
-
-std::string_view CodeName(absl::StatusCode code) {
-  static constexpr std::string_view kNames[] = {"OK",
-                                                "CANCELLED",
-                                                "UNKNOWN",
-                                                "INVALID_ARGUMENT",
-                                                "DEADLINE_EXCEEDED",
-                                                "NOT_FOUND",
-                                                "ALREADY_EXISTS",
-                                                "PERMISSION_DENIED",
-                                                "RESOURCE_EXHAUSTED",
-                                                "FAILED_PRECONDITION",
-                                                "ABORTED",
-                                                "OUT_OF_RANGE",
-                                                "UNIMPLEMENTED",
-                                                "INTERNAL",
-                                                "UNAVAILABLE",
-                                                "DATA_LOSS",
-                                                "UNAUTHENTICATED"};
-  const auto index = static_cast<size_t>(code);
-  return index < std::size(kNames) ? kNames[index] : "UNKNOWN";
-}
 
 std::span<const MetricDef> MetricTable() { return Table(); }
 

@@ -49,6 +49,9 @@ enum class Method {
   kPinSession,
   kUnpinSession,
   kFlushSession,
+  // Of Triton's clients.
+  kModelInfer,
+  kModelStreamInfer,
   // Of the HTTP front end.
   kChatCompletions,
   kCompletions,
@@ -102,6 +105,8 @@ enum class Metric {
   kStepSeconds,
   kRematBlockSeconds,
   kPageLoadSeconds,
+  kGrammarCompileSeconds,
+  kGrammarMaskSeconds,
   // Tokens.
   kPromptTokens,
   kGeneratedTokens,

@@ -7,6 +7,7 @@
 #include "engine/base/utf8.h"
 #include "server/frontend/text_input.h"
 #include "server/http/json_body.h"
+#include "server/http/json_order.h"
 #include "server/http/openai_error.h"
 #include "server/http/openai_request.h"
 #include "server/http/responses_request.h"
@@ -31,7 +32,7 @@ void CheckRefusal(const absl::Status& status) {
 void CheckParams(const CompletionParams& params) {
   const absl::Status status = CheckOptions(params.options);
   if (!status.ok()) return CheckRefusal(status);
-  XCACHE_FUZZ_CHECK(params.n >= 1 && params.n <= kMaxChoices);
+  XCACHE_FUZZ_CHECK(params.n >= 1 && params.n <= kMaxAnswers);
   XCACHE_FUZZ_CHECK(params.options.max_tokens >= 1);
   XCACHE_FUZZ_CHECK(params.options.stop.size() <= kMaxStops);
   for (const auto& [token, bias] : params.options.sampling.logit_bias) {
@@ -47,11 +48,35 @@ void CheckMessages(const std::vector<ChatMessage>& messages) {
   }
 }
 
+// What keeps its order is the same JSON as before.
+void CheckOrders(std::string_view text, nlohmann::json* body) {
+  const nlohmann::json before = *body;
+  KeepOrders(text, body);
+  for (const char* name : {"guided_json", "tools"}) {
+    if (!before.contains(name)) continue;
+    const nlohmann::json& was = before[name];
+    const nlohmann::json& is = (*body)[name];
+    const auto check = [](const nlohmann::json& a, const nlohmann::json& b) {
+      XCACHE_FUZZ_CHECK(
+          a.is_object() ? nlohmann::json::parse(OrderedText(b)) == a : a == b);
+    };
+    if (!was.is_array()) {
+      check(was, is);
+      continue;
+    }
+    for (size_t i = 0; i < was.size(); ++i) check(was[i], is[i]);
+  }
+}
+
 void FuzzChat(const nlohmann::json& body) {
   const auto chat = ToChatCompletion(body, kVocabSize);
   if (!chat.ok()) return CheckRefusal(chat.status());
   CheckParams(*chat);
   XCACHE_FUZZ_CHECK(!chat->messages.empty());
+  for (const ToolDef& tool : chat->tools) {
+    XCACHE_FUZZ_CHECK(
+        !nlohmann::json::parse(tool.text, nullptr, false).is_discarded());
+  }
   CheckMessages(chat->messages);
 }
 
@@ -96,7 +121,7 @@ void FuzzText(const nlohmann::json& body) {
   CheckParams(*text);
   XCACHE_FUZZ_CHECK(!text->prompts.empty() &&
                     text->prompts.size() * static_cast<size_t>(text->n) <=
-                        static_cast<size_t>(kMaxChoices));
+                        static_cast<size_t>(kMaxAnswers));
   for (const Prompt& prompt : text->prompts) {
     XCACHE_FUZZ_CHECK(IsUtf8(prompt.text));
     for (TokenId token : prompt.tokens) {
@@ -117,7 +142,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   const JsonCost cost = CostOf(bytes);
   XCACHE_FUZZ_CHECK(cost.bytes >= 0);
-  const auto body = ParseJsonObject(bytes, cost);
+  auto body = ParseJsonObject(bytes, cost);
+  if (body.ok()) CheckOrders(bytes, &*body);
   if (!body.ok()) {
     CheckRefusal(body.status());
   } else if (data[0] == 'a') {
@@ -158,5 +184,14 @@ std::vector<std::string> XcacheFuzzSeeds() {
       "qlimit=5&order=asc&after=msg%5F1",
       R"(a{"messages":[{"role":"user","content":"x"}],"tools":[{}],)"
       R"("response_format":{"type":"json_object"}})",
+      R"(a{"messages":[{"role":"assistant","tool_calls":[{"function":)"
+      R"({"name":"f","arguments":"{}"}}]},{"role":"tool","content":"x"}],)"
+      R"("tools":[{"type":"function","function":{"name":"f","strict":true,)"
+      R"("parameters":{"type":"object","properties":{"b":{"pattern":"^a{2}"},)"
+      R"("a":{"$ref":"#/$defs/c"}}}}}],"tool_choice":"required"})",
+      R"(a{"messages":[{"role":"user","content":"x"}],"response_format":)"
+      R"({"type":"json_schema","json_schema":{"schema":{"enum":[1,"a"]}}}})",
+      R"(b{"prompt":"x","guided_regex":"(a[^b]{1,3}|.)*","guided_json":{"a":1}})",
+      R"(b{"prompt":"x","structured_outputs":{"choice":["a","b"]}})",
   };
 }

@@ -3,13 +3,17 @@
 // must keep the limits that the core relies on.
 #include <cmath>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "engine/base/coding.h"
 #include "engine/base/utf8.h"
 #include "engine/sampler.h"
 #include "google/protobuf/stubs/logging.h"
 #include "server/core/sessions/manager.h"
 #include "server/grpc/convert.h"
 #include "server/grpc/status.h"
+#include "server/grpc/triton_request.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/unit/server/grpc/fake_core.h"
 
@@ -97,6 +101,17 @@ void FuzzCreateSession(const uint8_t* data, size_t size) {
                         (ttl.seconds() == 0 && ttl.nanos() == 0));
 }
 
+void FuzzTriton(const uint8_t* data, size_t size) {
+  inference::ModelInferRequest request;
+  if (!Parse(data, size, &request)) return;
+  request.set_model_name("m");
+  request.clear_model_version();
+  const auto infer = ToTriton(request, "m", /*may_stream=*/true);
+  if (!infer.ok()) return CheckRefusal(infer.status());
+  XCACHE_FUZZ_CHECK(CheckOptions(infer->options).ok());
+  XCACHE_FUZZ_CHECK(IsUtf8(infer->text));
+}
+
 void FuzzText(const uint8_t* data, size_t size) {
   const std::string bytes(reinterpret_cast<const char*>(data), size);
   if (const auto status = ValidateSessionId(bytes); !status.ok()) {
@@ -126,7 +141,7 @@ void SetParams(v1::GenerationParams* params) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
-  switch (data[0] % 5) {
+  switch (data[0] % 6) {
     case 0:
       FuzzChat(data + 1, size - 1);
       break;
@@ -138,6 +153,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 3:
       FuzzCreateSession(data + 1, size - 1);
+      break;
+    case 4:
+      FuzzTriton(data + 1, size - 1);
       break;
     default:
       FuzzText(data + 1, size - 1);
@@ -168,6 +186,23 @@ std::vector<std::string> XcacheFuzzSeeds() {
     generate.mutable_token_ids()->add_ids(id);
   }
   seeds.push_back(Seed(1, generate));
+  inference::ModelInferRequest infer;
+  (*infer.mutable_parameters())["sequence_id"].set_int64_param(7);
+  for (const auto& [name, text] :
+       std::vector<std::pair<const char*, std::string>>{
+           {"text_input", "Once upon"},
+           {"sampling_parameters",
+            R"({"top_p": "0.5", "stop": ["a"], "seed": 7})"}}) {
+    auto* const input = infer.add_inputs();
+    input->set_name(name);
+    input->set_datatype("BYTES");
+    input->add_shape(1);
+    input->mutable_contents()->add_bytes_contents(text);
+    FieldWriter(*infer.add_raw_input_contents()).Bytes(text);
+  }
+  seeds.push_back(Seed(4, infer));
+  infer.clear_raw_input_contents();
+  seeds.push_back(Seed(4, infer));
   v1::ScoreRequest score;
   score.set_text("to be scored");
   score.set_first(3);

@@ -254,6 +254,14 @@ def prompts(address, _, deadline, token):
                                  [200 + i % 50 for i in range(1498)])})
 
 
+def long_prompts(address, _, deadline, token):
+    """Prompts of 6,000 tokens, of which a row takes more than a step of a short
+    answer does."""
+    answers_of(address, deadline, token, lambda number: {
+        "token_ids": pb.TokenIds(ids=[100 + number % 900, 100 + number // 900] +
+                                 [200 + i % 50 for i in range(5998)])})
+
+
 def answers(address, _, deadline, token):
     """Short prompts, long answers."""
     answers_of(address, deadline, token,
@@ -286,7 +294,8 @@ def histories(address, _, deadline, token):
 FLOODS = {f.__name__: f for f in (unfinished, resets, few_resets_each, idle,
                                   long_texts, bombs, codecs)}
 # Of well-formed requests, as many as go: what other tenants share with.
-TENANT_FLOODS = {f.__name__: f for f in (prompts, answers, histories)}
+TENANT_FLOODS = {f.__name__: f for f in (prompts, long_prompts, answers,
+                                         histories)}
 
 if __name__ == "__main__":
     NAME, ADDRESS, METRICS, SECONDS, TOKEN = sys.argv[1:]

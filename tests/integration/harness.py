@@ -27,7 +27,7 @@ START_SECONDS = 300
 # How long a campaign is. Taken out of the environment: a server refuses what it
 # does not know.
 CAMPAIGN = {name: os.environ.pop(name) for name in list(os.environ)
-            if re.fullmatch(r"XCACHE_\w+_(SECONDS|ROUNDS|EVENTS)", name)}
+            if re.fullmatch(r"XCACHE_(SCHEMAS|\w+_(SECONDS|ROUNDS|EVENTS))", name)}
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 METHODS = {

@@ -207,9 +207,8 @@ def test_fields_that_nobody_knows_are_passed_over(ai):
 
 
 NOT_OFFERED = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "response_format": {"type": "json_object"},
-    "tool_choice": "required",
+    "functions": [{"name": "f"}],
+    "grammar": "root ::= 'a'",
     "modalities": ["text", "audio"],
 }
 
@@ -243,7 +242,7 @@ WRONG = {
                  [{"role": "user", "content": 1}],
                  [{"role": "user", "content": [1]}],
                  [{"role": "user", "content": [{"type": "image_url"}]}],
-                 [{"role": "tool", "content": "x"}]],
+                 [{"role": "tool", "content": 5}]],
 }
 
 

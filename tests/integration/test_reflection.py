@@ -45,6 +45,7 @@ def test_services_and_methods_are_listed(reflected):
     _, database, pool = reflected
     services = set(database.get_services())
     assert {"xcache.v1.Inference", "xcache.v1.Sessions",
+            "inference.GRPCInferenceService",
             "grpc.health.v1.Health"} <= services
     for service, methods in harness.METHODS.items():
         found = pool.FindServiceByName(f"xcache.v1.{service}")

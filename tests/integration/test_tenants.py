@@ -199,7 +199,7 @@ def test_tokens_a_minute_hold(tiny_model, tmp_path):
         server.stop()
 
 
-FLOODS = ["prompts", "answers", "histories"]
+FLOODS = ["prompts", "long_prompts", "answers", "histories"]
 
 
 def flood(server, name):
@@ -252,7 +252,7 @@ def test_a_flood_at_most_doubles_the_time_between_tokens(real_model, tmp_path):
                   f"{tokens_of_flood:.1f} of the flood were computed and "
                   f"{grew('xcache_remat_tokens_total') / len(busy):.1f} "
                   "restored")
-            assert tokens_of_flood > 0.2, "the flood was over too soon"
+            assert tokens_of_flood > 0.05, "the flood was over too soon"
             if name == "histories":
                 assert grew("xcache_remat_tokens_total") > 0
             worst = max(worst, ratio[0.95])

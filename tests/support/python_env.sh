@@ -30,7 +30,7 @@ keep_test_variables() {
     case $name in
       XCACHE_BUILD | XCACHE_SOURCE_DIR | XCACHE_TEST_MODEL | XCACHE_SEED) ;;
       XCACHE_FORCE_ISA | XCACHE_*_ROUNDS | XCACHE_*_SECONDS) ;;
-      XCACHE_FLEET_EVENTS) ;;
+      XCACHE_FLEET_EVENTS | XCACHE_SCHEMAS) ;;
       *) unset "$name" ;;
     esac
   done

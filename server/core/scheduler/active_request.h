@@ -21,9 +21,11 @@
 #include "cachestore/page_store.h"
 #include "engine/base/memory_budget.h"
 #include "engine/engine.h"
+#include "engine/grammar/grammar.h"
 #include "engine/model/chat_template.h"
 #include "engine/model/tokenizer.h"
 #include "engine/sampler.h"
+#include "server/core/cache/grammar_table.h"
 #include "server/core/cache/idle_sets.h"
 #include "server/core/request.h"
 #include "server/core/scheduler/stop_matcher.h"
@@ -69,6 +71,10 @@ struct ActiveRequest {
   std::string codec_spec;
   CodecRef codec;  // known once admitted
   RematPolicy remat = RematPolicy::kResume;
+  // What the answer is held to, if it is; the matcher is made once that is
+  // compiled, and is where `tokens` end.
+  GrammarTable::EntryPtr grammar;
+  std::unique_ptr<GrammarMatcher> grammar_matcher;
 
   // What its tenant's limits gave it.
   TenantHold queued_tokens;  // while it waits for the first time

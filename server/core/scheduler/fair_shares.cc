@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "server/core/tenants/take.h"
@@ -18,14 +19,22 @@ constexpr double kShare = 0.4;
 // Half of the weight is in the last 35 steps (0.98^35 = 0.49): what a row costs
 // changes with the length of the contexts at hand.
 constexpr double kKeep = 0.98;
-// Variance of the rows below which steps say nothing of what a row costs.
-constexpr double kLeastVariance = 0.05;
+// Variance of 1 / rows, of its mean squared, below which steps say nothing of
+// what a row costs.
+constexpr double kLeastVariance = 0.04;
+// What a key costs is followed as fast as steps differ by so many keys a row:
+// where they differ by less it is hardly seen, and a row's cost has it.
+constexpr double kKeysThatTell = 500;
 // A step that took more times than this what it should counts as so many: it
 // may have been held up by something else. What is true is followed all the
 // same, within some ten steps.
 constexpr double kOutlier = 2;
 // How far beyond the largest step of late the line is believed.
 constexpr double kFurther = 4;
+
+// In one of so many steps come the rows of a flood that by themselves take more
+// than who waits: fewer than the twenty that make p95.
+constexpr double kRareEvery = 24;
 
 // Steps of more rows than these say little of what sealing a block takes.
 constexpr int64_t kSmallStep = 16;
@@ -44,32 +53,41 @@ constexpr uint64_t kAloneEvery = 16;
 
 }  // namespace
 
-void StepCost::Add(int64_t num_rows, double seconds) {
+void StepCost::Add(int64_t num_rows, double num_keys, double seconds) {
   const auto n = static_cast<double>(num_rows);
   if (measured_ && n <= largest_) {
-    seconds = std::min(seconds, kOutlier * this->seconds(n));
+    seconds = std::min(seconds, kOutlier * this->seconds(n, num_keys));
   }
   largest_ = std::max(n, largest_ * kKeep);
-  weight_ = kKeep * weight_ + 1;
-  rows_ = kKeep * rows_ + n;
-  rows2_ = kKeep * rows2_ + n * n;
-  seconds_ = kKeep * seconds_ + seconds;
-  rows_seconds_ = kKeep * rows_seconds_ + n * seconds;
-  const double mean_rows = rows_ / weight_;
-  const double variance = rows2_ / weight_ - mean_rows * mean_rows;
-  if (variance >= kLeastVariance) {
-    const double covariance =
-        rows_seconds_ / weight_ - mean_rows * seconds_ / weight_;
-    per_row_ = std::max(0.0, covariance / variance);
+  Means& m = means_;
+  m.weight = kKeep * m.weight + 1;
+  const double x = 1 / n, k = num_keys / n, y = seconds / n;
+  const auto follow = [&](double& mean, double value) {
+    mean += (value - mean) / m.weight;
+  };
+  follow(m.x, x);
+  follow(m.k, k);
+  follow(m.y, y);
+  follow(m.xx, x * x);
+  follow(m.kk, k * k);
+  follow(m.xk, x * k);
+  follow(m.xy, x * y);
+  follow(m.ky, k * y);
+  const double xx = m.xx - m.x * m.x;
+  if (xx >= kLeastVariance * m.x * m.x) {
+    const double xk = m.xk - m.x * m.k, xy = m.xy - m.x * m.y;
+    // What is left of keys and seconds beside what 1 / rows says of them.
+    const double kk = std::max(0.0, m.kk - m.k * m.k - xk * xk / xx);
+    const double ky = m.ky - m.k * m.y - xk * xy / xx;
+    constexpr double kPrior = kKeysThatTell * kKeysThatTell;
+    key_ = std::max(0.0, (ky + kPrior * key_) / (kk + kPrior));
+    // A row that takes more than all of a step: that is what it reads.
+    if (xy < key_ * xk && xk < 0) key_ = xy / xk;
+    const double fixed = std::max(0.0, (xy - key_ * xk) / xx);
+    row_ = std::max(0.0, m.y - fixed * m.x - key_ * m.k);
     measured_ = true;
   }
-  fixed_ = std::max(0.0, seconds_ / weight_ - mean_rows * per_row_);
-}
-
-double StepCost::fixed_rows() const {
-  if (!measured_) return 0;
-  const double most = kFurther * largest_;
-  return fixed_ < most * per_row_ ? fixed_ / per_row_ : most;
+  fixed_ = std::max(0.0, (m.y - row_ - key_ * m.k) / m.x);
 }
 
 FairShares::Part FairShares::PartOf(std::string_view tenant) const {
@@ -90,30 +108,67 @@ double FairShares::OwedSeconds(std::string_view tenant) const {
   return it == accounts_.end() ? 0 : it->second.owed_seconds;
 }
 
+double FairShares::SecondsOf(const Part& part) const {
+  return cost_.seconds(static_cast<double>(part.gets), part.keys) -
+         cost_.seconds(0, 0);
+}
+
 FairShares::Limit FairShares::LimitOf(std::span<const Part> parts) const {
   Limit limit;
   for (const Part& part : parts) {
     if (!part.waits) continue;
     const double gets = static_cast<double>(std::max<int64_t>(1, part.gets));
-    // As many as this one has never make a step more than twice as long. Both
-    // may be about to get more.
-    const double equal = gets + (part.gets < part.wants ? 1 : 0);
-    const double rows =
-        std::max(equal, kShare * (cost_.fixed_rows() + gets)) / part.weight;
-    const double seconds = std::max(rows * cost_.per_row(),
-                                    kShare * cost_.seconds(gets) / part.weight);
-    if (limit.whose.empty() || rows < limit.rows) {
-      limit.own_rows = limit.rows;
-      limit.own_seconds = limit.seconds;
-      limit.rows = rows;
-      limit.seconds = seconds;
-      limit.whose = part.tenant;
-    } else if (rows < limit.own_rows) {
-      limit.own_rows = rows;
-      limit.own_seconds = seconds;
+    const double step = cost_.seconds(gets, gets * part.depth);
+    const Waiter waiter = {
+        // Both may be about to get more.
+        .rows = (gets + (part.gets < part.wants ? 1 : 0)) / part.weight,
+        .seconds = step / part.weight,
+        .step = step,
+        .tenant = part.tenant};
+    if (limit.first.rows == 0 || waiter.seconds < limit.first.seconds) {
+      limit.second = std::exchange(limit.first, waiter);
+    } else if (limit.second.rows == 0 ||
+               waiter.seconds < limit.second.seconds) {
+      limit.second = waiter;
     }
   }
   return limit;
+}
+
+bool FairShares::IsBeyond(const Waiter* waiter, double row_seconds) {
+  constexpr double kNearly = 1.05;  // it is measured, not known
+  return waiter != nullptr && row_seconds > kNearly * waiter->step;
+}
+
+bool FairShares::Floods(const Part& part, const Waiter& waiter) {
+  return static_cast<double>(part.wants) > part.weight * waiter.rows;
+}
+
+double FairShares::SecondsOf(const Waiter* waiter, double weight,
+                             double row_seconds) {
+  if (waiter == nullptr) return kNoLimit;
+  const double share = kShare * waiter->seconds;
+  if (IsBeyond(waiter, row_seconds)) return weight * share;
+  // As many rows as this one has never make a step more than twice as long.
+  return weight *
+         std::max(share, std::min(waiter->rows * row_seconds, waiter->seconds));
+}
+
+double FairShares::RowsOf(const Limit& limit, const Part& part,
+                          double owed) const {
+  const Waiter* const waiter = limit.Of(part.tenant);
+  if (waiter == nullptr) return kNoLimit;
+  const double row = cost_.row_seconds(part.depth);
+  if (IsBeyond(waiter, row)) {
+    if (owed > 0) return 0;
+    return Floods(part, *waiter)
+               ? kRareEvery * SecondsOf(waiter, part.weight, row) / row
+               : 1;
+  }
+  if (row <= 0) return owed > 0 ? 0 : part.weight * waiter->rows;
+  const double seconds = SecondsOf(waiter, part.weight, row);
+  return std::min((seconds - std::max(0.0, owed)) / row,
+                  kFurther * cost_.largest());
 }
 
 void FairShares::Share(int64_t budget, std::span<Part> parts) const {
@@ -154,8 +209,7 @@ void FairShares::Share(int64_t budget, std::span<Part> parts) const {
   for (const bool even_if_owed : {false, true}) {
     if (budget < all) break;
     for (const size_t i : order) {
-      const bool owes =
-          owed[i] > 0 && first.RowsOf(parts[i].tenant, 1) < kNoLimit;
+      const bool owes = owed[i] > 0 && first.Of(parts[i].tenant) != nullptr;
       if (left_out(parts[i]) || (owes && !even_if_owed)) continue;
       if (budget > 0) give(i, 1);
     }
@@ -169,14 +223,11 @@ void FairShares::Share(int64_t budget, std::span<Part> parts) const {
       const Part& part = parts[i];
       if (next < parts.size() && times[i] >= times[next]) continue;
       if (left_out(part)) continue;
-      double room = limit.RowsOf(part.tenant, part.weight);
-      if (room < kNoLimit && owed[i] > 0) {
-        room = cost_.per_row() > 0 ? room - owed[i] / cost_.per_row() : 0;
-      }
       // What is a whole row but for rounding is one.
-      room = std::min(room - static_cast<double>(part.gets) + 1e-6,
-                      static_cast<double>(
-                          std::min({quantum, part.wants - part.gets, budget})));
+      const double room = std::min(
+          RowsOf(limit, part, owed[i]) - static_cast<double>(part.gets) + 1e-6,
+          static_cast<double>(
+              std::min({quantum, part.wants - part.gets, budget})));
       if (room < 1) continue;
       next = i;
       rows = static_cast<int64_t>(room);
@@ -188,27 +239,36 @@ void FairShares::Share(int64_t budget, std::span<Part> parts) const {
 
 void FairShares::Ran(std::span<const Part> parts, double seconds) {
   int64_t rows = 0, seals = 0;
+  double keys = 0;
   for (const Part& part : parts) {
     rows += part.gets;
     seals += part.seals;
+    keys += part.keys;
   }
-  if (seals > 0 && rows <= kSmallStep && cost_.per_row() > 0) {
+  if (seals > 0 && rows <= kSmallStep && cost_.row_seconds(0) > 0) {
+    const double should = cost_.seconds(static_cast<double>(rows), keys);
     const double each =
-        std::max(0.0, seconds - cost_.seconds(static_cast<double>(rows))) /
-        static_cast<double>(seals);
-    const double most = 2 * seal_seconds_ + cost_.seconds(1);
+        std::max(0.0, seconds - should) / static_cast<double>(seals);
+    const double most = 2 * seal_seconds_ + cost_.seconds(1, 0);
     seal_seconds_ += kNewSeal * (std::min(each, most) - seal_seconds_);
   }
+  seconds = std::max(0.0, seconds - static_cast<double>(seals) * seal_seconds_);
+  const Limit limit = LimitOf(parts);
+  const bool several = parts.size() > 1;
+  const bool waits = limit.first.rows > 0;
+  // A prompt's rows that come at once read their keys together: less than the
+  // sum.
+  const bool at_once =
+      std::any_of(parts.begin(), parts.end(), [&](const Part& part) {
+        return part.gets > 1 &&
+               IsBeyond(limit.Of(part.tenant), cost_.row_seconds(part.depth));
+      });
   // Those that somebody waits for while others compute, and small ones: a large
   // step of one tenant has rows of another kind.
-  const bool waits = std::any_of(parts.begin(), parts.end(),
-                                 [](const Part& part) { return part.waits; });
-  if (rows <= kSmallStep || (waits && parts.size() > 1)) {
-    cost_.Add(rows, std::max(0.0, seconds - static_cast<double>(seals) *
-                                                seal_seconds_));
+  if (!at_once && (rows <= kSmallStep || (waits && several))) {
+    cost_.Add(rows, keys, seconds);
   }
-  if (parts.size() > 1) ++num_shared_;
-  const Limit limit = LimitOf(parts);
+  if (several) ++num_shared_;
   for (auto& [tenant, account] : accounts_) {
     account.backlogged = false;
     // What it left of its part of this step.
@@ -220,17 +280,24 @@ void FairShares::Ran(std::span<const Part> parts, double seconds) {
     const double weight = is_there
                               ? part->weight
                               : static_cast<double>(WeightOf(tenants_, tenant));
-    const double took =
-        is_there ? static_cast<double>(part->gets) * cost_.per_row() : 0;
-    const double left = limit.SecondsOf(tenant, weight) - took;
+    const double row = cost_.row_seconds(is_there ? part->depth : 0);
+    const double took = is_there ? SecondsOf(*part) : 0;
+    const double left = SecondsOf(limit.Of(tenant), weight, row) - took;
     account.owed_seconds =
         std::max(-at_once_seconds_, account.owed_seconds - std::max(0.0, left));
   }
   at_once_seconds_ *= kKeepAtOnce;
   for (const Part& part : parts) {
-    if (part.seals == 0) continue;
-    Charge(part.tenant, part.weight,
-           static_cast<double>(part.seals) * seal_seconds_);
+    if (part.seals > 0) {
+      Charge(part.tenant, part.weight,
+             static_cast<double>(part.seals) * seal_seconds_);
+    }
+    const Waiter* const waiter = limit.Of(part.tenant);
+    const double row = cost_.row_seconds(part.depth);
+    if (part.gets == 0 || !IsBeyond(waiter, row)) continue;
+    const double share = SecondsOf(waiter, part.weight, row);
+    accounts_[part.tenant].owed_seconds +=
+        Floods(part, *waiter) ? kRareEvery * share : SecondsOf(part) - share;
   }
   double behind = kNoLimit, ahead = floor_;
   for (const Part& part : parts) {
@@ -254,8 +321,9 @@ void FairShares::Ran(std::span<const Part> parts, double seconds) {
 
 double FairShares::RestoreSeconds(std::string_view tenant,
                                   std::span<const Part> parts) const {
-  const double most = LimitOf(parts).SecondsOf(
-      tenant, static_cast<double>(WeightOf(tenants_, tenant)));
+  const double most = SecondsOf(LimitOf(parts).Of(tenant),
+                                static_cast<double>(WeightOf(tenants_, tenant)),
+                                cost_.row_seconds(0));
   return most < kNoLimit && OwedSeconds(tenant) > 0 ? 0 : most;
 }
 
@@ -268,7 +336,8 @@ void FairShares::Charge(std::string_view tenant, double weight,
   const double before = VirtualTime(tenant);
   Account& account = accounts_[std::string(tenant)];
   account.time = before;
-  if (cost_.per_row() > 0) account.time += seconds / cost_.per_row() / weight;
+  const double row = cost_.row_seconds(0);
+  if (row > 0) account.time += seconds / row / weight;
   account.owed_seconds += seconds;
   at_once_seconds_ = std::max(at_once_seconds_, seconds);
 }

@@ -5,10 +5,14 @@
 // one that is behind comes first; who had nothing to do gains nothing by it.
 // In each step, where somebody waits for its next token: another tenant of the
 // same weight makes the step longer by two fifths of what it would take without
-// that tenant, or has as many rows as the one who waits, so that its flood never
-// doubles the time between two tokens. Blocks that are sealed or rematerialized
-// take their time at once: their tenant makes up for it in the next steps. What
-// a row costs beside a step's fixed part, and a block, is measured.
+// that tenant, or has as many rows as the one who waits while they take no more
+// than its own step, so that its flood never doubles the time between two
+// tokens. What takes its time at once makes up for it in the next steps: blocks
+// that are sealed or rematerialized, and a row that takes more than the one who
+// waits by itself, for it reads many thousand keys. Of a flood, be it of
+// prompts or of answers, several such rows come in one step of many, and the
+// others are as they would be without it. What a row costs beside a step's
+// fixed part, what a key, and what a block, is measured.
 //
 // A tenant by itself is not held up by any of this. Knows no requests.
 //
@@ -27,26 +31,37 @@
 
 namespace xcache {
 
-// What a step of so many rows takes: fixed + rows * per_row seconds, by least
-// squares over the last steps, the latest weighing most.
+// What a step takes that has so many rows, which read so many keys: fixed +
+// rows
+// * row + keys * key seconds. By least squares of the relative error over the
+// last steps, the latest weighing most.
 class StepCost {
  public:
-  void Add(int64_t rows, double seconds);
+  void Add(int64_t rows, double keys, double seconds);
 
   // What the next one takes; 0 before the first.
-  double seconds(double rows) const { return fixed_ + rows * per_row_; }
-  // 0: not known, steps having been of one size, or too little to be measured.
-  double per_row() const { return per_row_; }
-  // The rows that take as long as a step's fixed part; 0: not known. At most
-  // some times the rows of the largest step of late.
-  double fixed_rows() const;
+  double seconds(double rows, double keys) const {
+    return fixed_ + rows * row_ + keys * key_;
+  }
+  // What one more row adds that reads so many keys. 0: not known, steps having
+  // been of one size, or too little to be measured.
+  double row_seconds(double keys) const {
+    return measured_ ? row_ + keys * key_ : 0;
+  }
+  // Rows of the largest step of late.
+  double largest() const { return largest_; }
 
  private:
-  double weight_ = 0, rows_ = 0, rows2_ = 0, seconds_ = 0, rows_seconds_ = 0;
-  double fixed_ = 0;
-  double per_row_ = 0;
+  // Of 1 / rows, keys / rows and seconds / rows: weighted means, and of their
+  // products.
+  struct Means {
+    double weight = 0, x = 0, k = 0, y = 0, xx = 0, kk = 0, xk = 0, xy = 0,
+           ky = 0;
+  };
+  Means means_;
+  double fixed_ = 0, row_ = 0, key_ = 0;
   bool measured_ = false;
-  double largest_ = 0;  // rows of a step, lately
+  double largest_ = 0;
 };
 
 class FairShares {
@@ -62,7 +77,9 @@ class FairShares {
     double weight = 1;
     int64_t wants = 0;   // rows at most, more than 0
     bool waits = false;  // some of them are of answers under way
+    double depth = 0;    // keys that the next of them reads
     int64_t gets = 0;    // rows
+    double keys = 0;     // that these read
     int64_t seals = 0;   // blocks that these fill, which takes time as well
   };
   // Empty, of the tenant's weight.
@@ -98,26 +115,37 @@ class FairShares {
     double owed_seconds = 0;
   };
 
-  // For the sake of those who wait: what each of the others may add to a step,
-  // for its weight. In rows, and in the seconds that they take or that
-  // something else may take instead.
+  // Who waits and has the shortest step by itself, for its weight: what each of
+  // the others may add to a step follows from it.
+  struct Waiter {
+    double rows = 0;     // that it has, or is about to get; over its weight
+    double seconds = 0;  // what its step takes by itself; over its weight
+    double step = 0;     // the same, not over its weight
+    std::string_view tenant;
+  };
   struct Limit {
-    double rows = kNoLimit;
-    double seconds = kNoLimit;
-    std::string_view whose;  // who waits and leaves least
-    // And whoever leaves least beside that one: the limit of itself.
-    double own_rows = kNoLimit;
-    double own_seconds = kNoLimit;
+    Waiter first;   // of no rows: nobody waits
+    Waiter second;  // whose the limit of the first one is
 
-    double RowsOf(std::string_view tenant, double weight) const {
-      return weight * (tenant == whose ? own_rows : rows);
-    }
-    double SecondsOf(std::string_view tenant, double weight) const {
-      return weight * (tenant == whose ? own_seconds : seconds);
+    // Null: none.
+    const Waiter* Of(std::string_view tenant) const {
+      const Waiter& w = tenant == first.tenant ? second : first;
+      return w.rows > 0 ? &w : nullptr;
     }
   };
   Limit LimitOf(std::span<const Part> parts) const;
+  // One row takes more than who waits by itself.
+  static bool IsBeyond(const Waiter* waiter, double row_seconds);
+  // It wants more rows than who waits.
+  static bool Floods(const Part& part, const Waiter& waiter);
+  // Seconds that a tenant may add whose rows take so long.
+  static double SecondsOf(const Waiter* waiter, double weight,
+                          double row_seconds);
+  // Rows that a part may have of a step in all.
+  double RowsOf(const Limit& limit, const Part& part, double owed) const;
   double OwedSeconds(std::string_view tenant) const;
+  // What a part takes of a step.
+  double SecondsOf(const Part& part) const;
   void Charge(std::string_view tenant, double weight, double seconds);
 
   TenantLedger* const tenants_;

@@ -153,6 +153,7 @@ std::deque<RunQueue::RequestPtr>::const_iterator RunQueue::NextPlace() const {
   std::set<std::string_view> seen;
   for (auto it = waiting_.begin(); it != waiting_.end(); ++it) {
     const std::string& tenant = (*it)->base.tenant;
+    if ((*it)->grammar != nullptr && !(*it)->grammar->ready()) continue;
     if (!seen.insert(tenant).second) continue;
     if (held_.contains(tenant) && num_running > 0) continue;
     const auto mine = run.find(tenant);

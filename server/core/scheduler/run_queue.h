@@ -68,7 +68,8 @@ class RunQueue {
   const std::vector<RequestPtr>& running() const { return running_; }
   bool empty() const { return waiting_.empty() && running_.empty(); }
   // Who is to run next; null: nobody, or not now: there are as many as may run,
-  // or one of its tenant was put back and none has ended since.
+  // one of its tenant was put back and none has ended since, or its grammar is
+  // not compiled yet.
   ActiveRequest* Next() const;
   // Next() runs. The first time it gets its place in the order.
   void Admit();

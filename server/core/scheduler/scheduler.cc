@@ -234,6 +234,11 @@ absl::Status Scheduler::WhyToEnd(const ActiveRequest& request,
     const auto checked = request.lease->check()->result();
     if (checked.has_value() && !checked->ok()) return *checked;
   }
+  if (request.grammar != nullptr && request.grammar_matcher == nullptr) {
+    if (absl::Status status = request.grammar->status(); !status.ok()) {
+      return status;
+    }
+  }
   if (now >= request.base.deadline) {
     return absl::DeadlineExceededError("the deadline has passed");
   }
@@ -267,6 +272,10 @@ void Scheduler::Admit() {
     if (absl::Status status = CheckAdmission(*request); !status.ok()) {
       finisher_.FailOrCut(*request, status);
       continue;
+    }
+    if (request->grammar != nullptr && request->grammar_matcher == nullptr) {
+      request->grammar_matcher =
+          std::make_unique<GrammarMatcher>(request->grammar->grammar());
     }
     restorer_.remote().Ask(*request, request->codec->cache_fp());
     queue_.Admit();

@@ -107,6 +107,12 @@ StepBuilder::Step StepBuilder::Build() const {
     if (is_new) step.parts.push_back(shares_.PartOf(request->base.tenant));
     FairShares::Part& part = step.parts[it->second];
     part.wants += MostRows(*request);
+    const auto depth = static_cast<double>(request->live.num_rows());
+    if (is_new) part.depth = depth;
+    // Of those that decode, a row of each, it is the mean.
+    if (request->decoding()) {
+      part.depth += (depth - part.depth) / static_cast<double>(part.wants);
+    }
     part.waits = part.waits || request->decoding();
   }
   if (step.parts.empty()) return step;
@@ -121,6 +127,9 @@ StepBuilder::Step StepBuilder::Build() const {
     const int64_t count = std::min(MostRows(*request), budget);
     if (count == 0) continue;
     budget -= count;
+    step.parts[part].keys +=
+        static_cast<double>(count) *
+        (static_cast<double>(rows) + static_cast<double>(count) / 2);
     if ((rows + count) % kBlockTokens == 0) ++step.parts[part].seals;
     StepItem item;
     item.sequence = request->live.sequence.get();
@@ -236,10 +245,11 @@ void StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
     return;
   }
   if (item.logits.empty()) return;
-  const SampledToken token = SampleToken(
-      item.logits, request.penalty_history, request.options.sampling,
-      static_cast<int64_t>(request.tokens.size()),
-      std::max(0, request.options.num_logprobs - 1));
+  const absl::StatusOr<SampledToken> sampled = Sample(request, item);
+  if (!sampled.ok()) {
+    finisher_.Fail(request, sampled.status());
+    return;
+  }
   if (request.generated() == 0) {
     request.first_token = now;
     request.final.timings.ttft_us = MicrosBetween(request.submitted, now);
@@ -252,8 +262,30 @@ void StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
   request.last_token = now;
   request.minute_tokens.Spend(1);
   const FinishReason reason =
-      request.AcceptToken(token, *deps_.tokenizer, max_context_);
+      request.AcceptToken(*sampled, *deps_.tokenizer, max_context_);
   if (reason != FinishReason::kNone) finisher_.Finish(request, reason);
+}
+
+absl::StatusOr<SampledToken> StepBuilder::Sample(ActiveRequest& request,
+                                                 const StepItem& item) {
+  const auto sample = [&](std::span<const uint32_t> allowed) {
+    return SampleToken(item.logits, request.penalty_history,
+                       request.options.sampling,
+                       static_cast<int64_t>(request.tokens.size()),
+                       std::max(0, request.options.num_logprobs - 1), allowed);
+  };
+  if (request.grammar_matcher == nullptr) return sample({});
+  const SteadyTime begin = steady_clock::now();
+  XC_ASSIGN_OR_RETURN(const std::span<const uint32_t> allowed,
+                      request.grammar_matcher->NextTokens());
+  const SteadyTime between = steady_clock::now();
+  SampledToken token = sample(allowed);
+  const SteadyTime end = steady_clock::now();
+  XC_RETURN_IF_ERROR(request.grammar_matcher->Accept(token.token));
+  metrics_.Observe(CoreHistogram::kGrammarMask,
+                   SecondsBetween(begin, between) +
+                       SecondsBetween(end, steady_clock::now()));
+  return token;
 }
 
 // Row r's logits say how likely the token after it is.

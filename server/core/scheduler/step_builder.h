@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "server/core/core_options.h"
 #include "server/core/request.h"
@@ -64,6 +65,9 @@ class StepBuilder {
   void Failed(const Step& step, const absl::Status& status);
   void TakeSealed(ActiveRequest& request);
   void AfterRows(ActiveRequest& request, const StepItem& item, SteadyTime now);
+  // The next token, as a grammar allows it, which then is one further.
+  absl::StatusOr<SampledToken> Sample(ActiveRequest& request,
+                                      const StepItem& item);
   void ScoreRows(ActiveRequest& request, const StepItem& item);
 
   const ServerCoreDeps deps_;

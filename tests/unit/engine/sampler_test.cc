@@ -389,5 +389,53 @@ TEST(SamplerTest, ValidationNamesTheParameter) {
             std::string::npos);
 }
 
+TEST(SamplerTest, DrawsOnlyWhatIsAllowedAsIfTheRestWereImpossible) {
+  const std::vector<float> logits = RandomLogits(100, 3, 3.0f);
+  std::vector<uint32_t> allowed(4);
+  std::vector<float> impossible = logits;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (i % 3 == 0) {
+      allowed[i / 32] |= 1u << (i % 32);
+    } else {
+      impossible[i] = -INFINITY;
+    }
+  }
+  const std::vector<TokenId> history = {3, 6, 6, 9};
+  std::vector<SamplingParams> many(6);
+  for (size_t i = 1; i < many.size(); ++i) many[i].temperature = 1.5f;
+  many[2].top_k = 60;
+  many[3].top_p = 0.7f;
+  many[4].min_p = 0.2f;
+  many[5].frequency_penalty = 2.0f;
+  many[5].logit_bias = {{1, 100.0f}, {3, 5.0f}};
+  for (const SamplingParams& params : many) {
+    for (int64_t position = 0; position < 50; ++position) {
+      const SampledToken token =
+          SampleToken(logits, history, params, position, 2, allowed);
+      EXPECT_EQ(token.token % 3, 0);
+      EXPECT_EQ(token.token,
+                SampleToken(impossible, history, params, position, 0).token);
+      // Log-probabilities stay the model's, also of what is not allowed.
+      EXPECT_EQ(token.logprob, LogProb(logits, token.token));
+      EXPECT_EQ(token.top.front().token,
+                SampleToken(logits, {}, {}, 0, 0).token);
+    }
+  }
+}
+
+TEST(SamplerTest, SomethingAllowedComesWhateverTheLogitsAre) {
+  SamplingParams warm;
+  warm.temperature = 1.0f;
+  // The second word is missing: what it would be of is not allowed.
+  const std::vector<uint32_t> allowed = {1u << 7 | 1u << 20};
+  for (const float x : {NAN, -INFINITY, 0.0f}) {
+    std::vector<float> logits(64, x);
+    logits[40] = 9.0f;
+    EXPECT_EQ(SampleToken(logits, {}, {}, 0, 0, allowed).token, 7);
+    const TokenId drawn = SampleToken(logits, {}, warm, 0, 0, allowed).token;
+    EXPECT_TRUE(drawn == 7 || drawn == 20) << drawn;
+  }
+}
+
 }  // namespace
 }  // namespace xcache

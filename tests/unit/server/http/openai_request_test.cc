@@ -2,10 +2,15 @@
 
 #include <limits>
 #include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/http/json_body.h"
+#include "server/http/json_order.h"
+#include "server/http/tool_request.h"
 
 namespace xcache {
 namespace {
@@ -101,12 +106,10 @@ TEST(ChatCompletionTest, NullIsWhatIsNotSaid) {
 
 TEST(ChatCompletionTest, WhatIsNotOfferedIsRefusedByItsName) {
   for (const auto& [field, value] :
-       {std::pair<std::string, json>("tools", json::array({1})),
-        {"functions", json::array({1})},
-        {"tool_choice", "required"},
-        {"function_call", json::object()},
-        {"response_format", {{"type", "json_schema"}}},
-        {"guided_json", json::object()},
+       {std::pair<std::string, json>("functions", json::array({1})),
+        {"function_call", {{"name", "f"}}},
+        {"response_format", {{"type", "structural_tag"}}},
+        {"guided_grammar", "root ::= 'a'"},
         {"modalities", {"audio"}},
         {"audio", json::object()}}) {
     const absl::Status status = Refusal({{field, value}});
@@ -136,10 +139,174 @@ TEST(ChatCompletionTest, RolesAndParts) {
   EXPECT_EQ(chat->messages[2].role, Role::kAssistant);
   body["messages"][2]["tool_calls"] = json::array({1});
   EXPECT_EQ(FieldOf(ToChatCompletion(body, kVocabSize).status()),
-            "messages[2].tool_calls");
+            "messages[2].tool_calls[0].function");
   body["messages"][1]["content"][1]["type"] = "image_url";
   EXPECT_EQ(FieldOf(ToChatCompletion(body, kVocabSize).status()),
             "messages[1].content[1].type");
+}
+
+json Tool(const char* name, json parameters) {
+  return {{"type", "function"},
+          {"function", {{"name", name}, {"parameters", parameters}}}};
+}
+
+TEST(ChatCompletionTest, FormatsOfEveryName) {
+  using Kind = GrammarSpec::Kind;
+  const json schema = {{"type", "object"}};
+  for (const auto& [field, value, kind, text] :
+       {std::tuple<std::string, json, Kind, std::string>(
+            "response_format", {{"type", "json_object"}}, Kind::kJsonObject,
+            ""),
+        {"response_format",
+         {{"type", "json_schema"}, {"json_schema", {{"schema", schema}}}},
+         Kind::kJsonSchema,
+         schema.dump()},
+        {"guided_json", schema, Kind::kJsonSchema, schema.dump()},
+        {"guided_json", schema.dump(), Kind::kJsonSchema, schema.dump()},
+        {"guided_regex", "a+", Kind::kRegex, "a+"},
+        {"guided_choice", {"a", "b"}, Kind::kChoice, ""},
+        {"structured_outputs", {{"regex", "b"}}, Kind::kRegex, "b"},
+        {"structured_outputs", {{"json_object", true}}, Kind::kJsonObject, ""},
+        {"structured_outputs", json::object(), Kind::kNone, ""}}) {
+    const auto chat = ToChatCompletion(Chat({{field, value}}), kVocabSize);
+    ASSERT_TRUE(chat.ok()) << chat.status();
+    EXPECT_EQ(chat->options.grammar.kind, kind) << value;
+    EXPECT_EQ(chat->options.grammar.text, text);
+  }
+  EXPECT_EQ(FieldOf(Refusal({{"guided_regex", "a"},
+                             {"response_format", {{"type", "json_object"}}}})),
+            "guided_regex");
+  EXPECT_EQ(FieldOf(Refusal({{"response_format", {{"type", "json_object"}}},
+                             {"tools", {Tool("f", json::object())}}})),
+            "response_format");
+}
+
+TEST(ChatCompletionTest, ToolsAndWhatTheyAreHeldTo) {
+  const json tools = {Tool("look", {{"type", "object"}}),
+                      Tool("ask", {{"not", json::object()}})};
+  const auto of = [&](json more) {
+    more["tools"] = tools;
+    return ToChatCompletion(Chat(more), kVocabSize);
+  };
+  auto chat = of({});
+  ASSERT_TRUE(chat.ok()) << chat.status();
+  ASSERT_EQ(chat->tools.size(), 2u);
+  EXPECT_EQ(chat->tools[0].name, "look");
+  EXPECT_EQ(chat->tools[0].text,
+            "{\"function\": {\"name\": \"look\", \"parameters\": {\"type\": "
+            "\"object\"}}, \"type\": \"function\"}");
+  EXPECT_EQ(chat->options.grammar.kind, GrammarSpec::Kind::kTagged);
+  EXPECT_EQ(chat->options.grammar.tagged.trigger, kCallTrigger);
+  EXPECT_FALSE(chat->options.grammar.tagged.once);
+  // What cannot be held to is left to the model.
+  EXPECT_EQ(chat->options.grammar.tagged.tags[1].schema,
+            "{\"type\":\"object\"}");
+  chat = of({{"tool_choice", "none"}});
+  ASSERT_TRUE(chat.ok());
+  EXPECT_TRUE(chat->tools.empty());
+  EXPECT_EQ(chat->options.grammar.kind, GrammarSpec::Kind::kNone);
+  chat = of({{"tool_choice", "required"}, {"parallel_tool_calls", false}});
+  ASSERT_TRUE(chat.ok());
+  EXPECT_EQ(chat->options.grammar.tagged.trigger, "");
+  EXPECT_TRUE(chat->options.grammar.tagged.once);
+  chat = of({{"tool_choice",
+              {{"type", "function"}, {"function", {{"name", "ask"}}}}}});
+  ASSERT_TRUE(chat.ok());
+  ASSERT_EQ(chat->options.grammar.tagged.tags.size(), 1u);
+  EXPECT_EQ(chat->options.grammar.tagged.tags[0].begin, CallBegin("ask"));
+}
+
+TEST(ChatCompletionTest, ToolsThatAreWrong) {
+  for (const auto& [more, field] :
+       {std::pair<json, std::string>({{"tools", 5}}, "tools"),
+        {{{"tools", {1}}}, "tools[0]"},
+        {{{"tools", {{{"type", "web_search"}}}}}, "tools[0].type"},
+        {{{"tools", {{{"type", "function"}}}}}, "tools[0].function"},
+        {{{"tools", {Tool("a b", {})}}}, "tools[0].function.name"},
+        {{{"tools", {Tool("a", 5)}}}, "tools[0].function.parameters"},
+        {{{"tools", json::array()}, {"tool_choice", "required"}},
+         "tool_choice"},
+        {{{"tools", {Tool("a", {})}}, {"tool_choice", "some"}}, "tool_choice"},
+        {{{"tools", {Tool("a", {})}},
+          {"tool_choice",
+           {{"type", "function"}, {"function", {{"name", "b"}}}}}},
+         "tool_choice.function.name"}}) {
+    EXPECT_EQ(FieldOf(Refusal(more)), field) << more;
+  }
+  json strict = Tool("a", {{"not", json::object()}});
+  strict["function"]["strict"] = true;
+  EXPECT_EQ(FieldOf(Refusal({{"tools", {strict}}})),
+            "tools[0].function.parameters");
+}
+
+TEST(ChatCompletionTest, CallsAndResultsAreTexts) {
+  json body = Chat();
+  body["messages"] = json::parse(R"([
+    {"role": "user", "content": "go"},
+    {"role": "assistant", "content": null, "tool_calls": [
+      {"id": "1", "type": "function",
+       "function": {"name": "f", "arguments": "{\"a\": 1}"}},
+      {"id": "2", "type": "function", "function": {"name": "g"}}]},
+    {"role": "tool", "tool_call_id": "1", "content": "one"},
+    {"role": "tool", "tool_call_id": "2",
+     "content": [{"type": "text", "text": "two"}]}
+  ])");
+  const auto chat = ToChatCompletion(body, kVocabSize);
+  ASSERT_TRUE(chat.ok()) << chat.status();
+  ASSERT_EQ(chat->messages.size(), 3u);
+  EXPECT_EQ(chat->messages[1].content,
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": "
+            "1}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", "
+            "\"arguments\": {}}\n</tool_call>");
+  EXPECT_EQ(chat->messages[2].role, Role::kUser);
+  EXPECT_EQ(chat->messages[2].content,
+            "<tool_response>\none\n</tool_response>\n"
+            "<tool_response>\ntwo\n</tool_response>");
+}
+
+TEST(AddToolsTest, StandsInTheSystemPrompt) {
+  const std::vector<ToolDef> tools = {{"f", "{F}", "{}"}};
+  std::vector<ChatMessage> messages = {{Role::kUser, "hi"}};
+  AddTools(tools, "Default.", true, &messages);
+  ASSERT_EQ(messages.size(), 2u);
+  EXPECT_EQ(messages[0].role, Role::kSystem);
+  EXPECT_EQ(messages[0].content, WithTools("Default.", tools));
+  EXPECT_THAT(messages[0].content,
+              HasSubstr("XML tags:\n<tools>\n{F}\n</tools>\n\nFor each"));
+  messages = {{Role::kSystem, "Mine."}, {Role::kUser, "hi"}};
+  AddTools(tools, "Default.", true, &messages);
+  EXPECT_EQ(messages[0].content, WithTools("Mine.", tools));
+  messages = {{Role::kUser, "hi"}};
+  AddTools(tools, "", false, &messages);
+  ASSERT_EQ(messages.size(), 1u);
+  EXPECT_EQ(messages[0].content, WithTools("", tools) + "\n\nhi");
+  AddTools({}, "Default.", true, &messages);
+  EXPECT_EQ(messages.size(), 1u);
+}
+
+TEST(JsonOrderTest, SchemasAndToolsKeepTheirOrder) {
+  const std::string text = R"( { "z" : [1, {"a":"}]\""}] ,"tools":[
+      {"type":"function","function":{"name":"f","b":1,"a":2}} , 5],
+      "response_format":{"type":"json_schema","json_schema":
+        {"schema":{"y":{"}":1}, "x":-1.5e3}}},"guided_json":{"b":1,"a":[]},
+      "guided_json":{"c":1,"a":2}})";
+  json body = json::parse(text);
+  KeepOrders(text, &body);
+  EXPECT_EQ(OrderedText(body["response_format"]["json_schema"]["schema"]),
+            R"({"y":{"}":1}, "x":-1.5e3})");
+  EXPECT_EQ(OrderedText(body["guided_json"]), R"({"c":1,"a":2})");
+  EXPECT_EQ(OrderedText(body["tools"][0]),
+            R"({"type":"function","function":{"name":"f","b":1,"a":2}})");
+  EXPECT_EQ(body["tools"][1], 5);
+  EXPECT_EQ(RawMember(text, "z"), R"([1, {"a":"}]\""}])");
+  EXPECT_EQ(RawMember("[]", "z"), "");
+  EXPECT_EQ(RawMember(R"({"a":1})", "z"), "");
+  EXPECT_EQ(RawElements("{}").size(), 0u);
+  // A name with escapes is not found; its value stays a tree.
+  const std::string escaped = R"({"guided\u005fjson":{"b":1,"a":2}})";
+  json tree = json::parse(escaped);
+  KeepOrders(escaped, &tree);
+  EXPECT_EQ(OrderedText(tree["guided_json"]), R"({"a":2,"b":1})");
 }
 
 TEST(TextCompletionTest, PromptsOfAllKinds) {

@@ -65,6 +65,17 @@ TEST(ResponseRequestTest, TextsAndItems) {
   EXPECT_EQ(items->echo["metadata"]["k"], "v");
 }
 
+TEST(ResponseRequestTest, FormatsAreHeldToAndToldAgain) {
+  const json format = {
+      {"type", "json_schema"}, {"name", "n"}, {"schema", {{"type", "object"}}}};
+  const auto request =
+      ToResponseRequest({{"input", "hi"}, {"text", {{"format", format}}}}, 100);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->options.grammar.kind, GrammarSpec::Kind::kJsonSchema);
+  EXPECT_EQ(request->options.grammar.text, R"({"type":"object"})");
+  EXPECT_EQ(request->echo["text"]["format"], format);
+}
+
 TEST(ResponseRequestTest, WhatIsWrongIsNamed) {
   EXPECT_EQ(FieldRefused({{"input", nullptr}}), "input");
   EXPECT_EQ(FieldRefused({{"input", json::array()}}), "input");
@@ -88,7 +99,7 @@ TEST(ResponseRequestTest, WhatIsWrongIsNamed) {
   EXPECT_EQ(FieldRefused({{"truncation", "auto"}}), "truncation");
   EXPECT_EQ(FieldRefused({{"prompt", {{"id", "p"}}}}), "prompt");
   EXPECT_EQ(FieldRefused({{"tools", {1}}}), "tools");
-  EXPECT_EQ(FieldRefused({{"text", {{"format", {{"type", "json_object"}}}}}}),
+  EXPECT_EQ(FieldRefused({{"text", {{"format", {{"type", "json"}}}}}}),
             "text.format");
   EXPECT_EQ(FieldRefused({{"n", 2}}), "n");
   EXPECT_EQ(FieldRefused({{"max_output_tokens", 0}}), "max_output_tokens");

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
@@ -50,28 +51,43 @@ TenantPolicies Weights(const std::map<std::string, int64_t>& weights) {
 
 TEST(StepCostTest, FindsTheFixedPartAndARowsPart) {
   StepCost cost;
-  EXPECT_EQ(cost.fixed_rows(), 0);
-  for (int i = 0; i < 20; ++i) cost.Add(1, 0.005);
+  for (int i = 0; i < 20; ++i) cost.Add(1, 0, 0.005);
   // All of one size: nothing is known of a row, but what such a step takes.
-  EXPECT_EQ(cost.per_row(), 0);
-  EXPECT_EQ(cost.fixed_rows(), 0);
-  EXPECT_NEAR(cost.seconds(1), 0.005, 1e-9);
-  for (int i = 0; i < 20; ++i) cost.Add(4, 0.008);
-  EXPECT_NEAR(cost.per_row(), 0.001, 1e-9);
-  EXPECT_NEAR(cost.fixed_rows(), 4, 1e-6);
-  EXPECT_NEAR(cost.seconds(10), 0.014, 1e-9);
+  EXPECT_EQ(cost.row_seconds(0), 0);
+  EXPECT_NEAR(cost.seconds(1, 0), 0.005, 1e-9);
+  for (int i = 0; i < 20; ++i) cost.Add(4, 0, 0.008);
+  EXPECT_NEAR(cost.row_seconds(0), 0.001, 1e-9);
+  EXPECT_NEAR(cost.seconds(10, 0), 0.014, 1e-9);
+}
+
+TEST(StepCostTest, FindsAKeysPartWhereRowsReadManyOrFew) {
+  const auto seconds = [](double rows, double keys) {
+    return 0.0026 + 0.0006 * rows + 0.9e-6 * keys;
+  };
+  StepCost cost;
+  for (int i = 0; i < 400; ++i) {
+    const int64_t rows = 1 + i % 3;
+    const double keys = static_cast<double>(rows) * (i % 7) * 500;
+    cost.Add(rows, keys, seconds(static_cast<double>(rows), keys));
+  }
+  EXPECT_NEAR(cost.seconds(1, 0), seconds(1, 0), 0.0001);
+  EXPECT_NEAR(cost.row_seconds(4000), 0.0042, 0.0002);
+  // Steps that are all alike say no other thing.
+  for (int i = 0; i < 400; ++i)
+    cost.Add(1 + i % 2, 100, seconds(1 + i % 2, 100));
+  EXPECT_NEAR(cost.row_seconds(4000), 0.0042, 0.0002);
 }
 
 TEST(StepCostTest, OneStepThatWasHeldUpSaysLittle) {
   StepCost cost;
   for (int i = 0; i < 100; ++i) {
     const int64_t rows = 1 + i % 8;
-    cost.Add(rows, 0.004 + 0.001 * static_cast<double>(rows));
+    cost.Add(rows, 0, 0.004 + 0.001 * static_cast<double>(rows));
   }
-  cost.Add(1, 10.0);
-  EXPECT_LT(cost.seconds(1), 0.0068);
-  for (int i = 0; i < 400; ++i) cost.Add(1 + i % 8, 0.1);
-  EXPECT_GT(cost.seconds(1), 0.09);  // and a machine that became slow does
+  cost.Add(1, 0, 10.0);
+  EXPECT_LT(cost.seconds(1, 0), 0.0068);
+  for (int i = 0; i < 400; ++i) cost.Add(1 + i % 8, 0, 0.1);
+  EXPECT_GT(cost.seconds(1, 0), 0.09);  // and a machine that became slow does
 }
 
 TEST(FairSharesTest, ATenantByItselfGetsAll) {
@@ -155,6 +171,91 @@ TEST(FairSharesTest, AlsoWhereThereAreLargeStepsBefore) {
   for (int i = 0; i < 300; ++i) {
     ASSERT_LE(Step(shares, machine, parts), 2 * machine.Seconds(1)) << i;
   }
+}
+
+// Rows of long prompts read many keys. What a step takes, of rows and keys, as
+// measured on the demo model.
+double OfKeys(double rows, double keys) {
+  return 0.0026 + 0.0006 * rows + 0.9e-6 * keys;
+}
+
+struct Flooded {
+  double p95 = 0, mean = 0;  // of a step, over the one without the flood
+  double flood_rows = 0;     // a step
+};
+
+// One who waits and is at 100 keys, beside a flood at `depth`. Each 200 steps
+// it asks anew, which is a large step with a prompt of the flood.
+Flooded BesideKeys(double depth, bool flood_waits, int64_t wants = 64) {
+  FairShares shares(nullptr);
+  std::vector<double> times;
+  Flooded out;
+  constexpr int kSteps = 4000;
+  for (int i = 0; i < kSteps; ++i) {
+    if (i % 200 == 0) {
+      std::vector<Part> parts = {
+          {.tenant = "flood",
+           .wants = 92,
+           .waits = flood_waits,
+           .gets = 92,
+           .keys = 80000},
+          {.tenant = "good", .wants = 36, .gets = 36, .keys = 650}};
+      shares.Ran(parts, 0.098);
+    }
+    std::vector<Part> parts = {
+        {.tenant = "good", .wants = 1, .waits = true, .depth = 100}};
+    if (i % 50 != 0) {  // now and then it is between two requests
+      parts.push_back({.tenant = "flood",
+                       .wants = wants,
+                       .waits = flood_waits,
+                       .depth = depth});
+    }
+    shares.Share(kBudget, parts);
+    double keys = 0;
+    for (Part& part : parts) {
+      const auto gets = static_cast<double>(part.gets);
+      part.keys = part.depth * gets;
+      // Many rows of a prompt read them together.
+      keys += part.depth * (part.waits ? gets : std::min(gets, 4.0));
+    }
+    const double seconds = OfKeys(static_cast<double>(RowsOf(parts)), keys);
+    shares.Ran(parts, seconds);
+    if (i < 400 || parts[0].gets == 0) continue;
+    times.push_back(seconds / OfKeys(1, 100));
+    out.mean += times.back();
+    out.flood_rows += static_cast<double>(RowsOf(parts) - 1);
+  }
+  const auto n = static_cast<double>(times.size());
+  EXPECT_GE(n, 0.99 * (kSteps - 400));
+  std::sort(times.begin(), times.end());
+  out.p95 = times[static_cast<size_t>(0.95 * n)];
+  out.mean /= n;
+  out.flood_rows /= n;
+  return out;
+}
+
+TEST(FairSharesTest, RowsThatReadManyKeysAreNoMoreThanAShare) {
+  for (const double depth : {500, 1500, 2400}) {
+    for (const bool waits : {false, true}) {
+      const Flooded flooded = BesideKeys(depth, waits);
+      EXPECT_LE(flooded.p95, 2) << depth;
+      EXPECT_LE(flooded.mean, 1.95) << depth;
+      EXPECT_GE(flooded.flood_rows, 0.5) << depth;
+    }
+  }
+  // A row takes more than a step without it: they come rarely, several at once.
+  for (const double depth : {4000, 8000}) {
+    for (const bool waits : {false, true}) {
+      const Flooded flooded = BesideKeys(depth, waits);
+      EXPECT_LE(flooded.p95, 1.05) << depth;
+      EXPECT_LE(flooded.mean, 1.6) << depth;
+      EXPECT_GE(flooded.flood_rows, 0.1) << depth;
+    }
+  }
+  // One answer each: neither is a flood, and both go on.
+  const Flooded equal = BesideKeys(8000, true, 1);
+  EXPECT_LE(equal.mean, 1.8);
+  EXPECT_GE(equal.flood_rows, 0.15);
 }
 
 TEST(FairSharesTest, AWeightIsATimesShare) {
@@ -330,7 +431,8 @@ TEST(FairSharesTest, SealingIsPartOfAShare) {
     }
     shares.Ran(parts, seconds);
     longer += seconds > 2 * idle ? 1 : 0;
-    without += parts[1].gets == 0 ? 1 : 0;
+    // Once it is known what a block takes.
+    without += i >= 100 && parts[1].gets == 0 ? 1 : 0;
     total += seconds;
   }
   // Its own blocks cost the one that wants little no turn.

@@ -1,0 +1,44 @@
+// Tools in requests of chats: what clients define, choose, and send back of
+// calls and results, as messages that are text alone (tool_format.h).
+#ifndef XCACHE_SERVER_HTTP_TOOL_REQUEST_H_
+#define XCACHE_SERVER_HTTP_TOOL_REQUEST_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/grammar/grammar_spec.h"
+#include "engine/model/chat_template.h"
+#include "engine/model/tool_format.h"
+#include "nlohmann/json.hpp"
+
+namespace xcache {
+
+struct ToolRequest {
+  std::vector<ToolDef> tools;  // those that the answer may call
+  GrammarSpec grammar;         // what its calls are held to
+};
+
+// `tools`, as KeepOrders (json_order.h) leaves them, `tool_choice` and
+// `parallel_tool_calls`. Errors, here and below: INVALID_ARGUMENT, with FieldOf
+// (json_body.h).
+absl::Status ReadTools(const nlohmann::json& body, ToolRequest* out);
+
+// Of what does not offer tools: NotOffered, where some are asked for.
+absl::Status RefuseTools(const nlohmann::json& body);
+
+// The calls that an assistant's message made.
+absl::StatusOr<std::vector<ToolCall>> ReadCalls(const std::string& field,
+                                                const nlohmann::json& message);
+
+// Puts what a prompt says of tools before the conversation; `default_system`:
+// the template's, for where there is no system message. `system_allowed` false:
+// the first user's message begins with it.
+void AddTools(const std::vector<ToolDef>& tools,
+              std::string_view default_system, bool system_allowed,
+              std::vector<ChatMessage>* messages);
+
+}  // namespace xcache
+
+#endif  // XCACHE_SERVER_HTTP_TOOL_REQUEST_H_

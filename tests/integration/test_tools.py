@@ -1,0 +1,158 @@
+"""Tools over the HTTP API with OpenAI's own client. The tiny model's weights are
+random: what it calls is sense only by what its calls are held to."""
+
+import json
+
+import jsonschema
+import openai
+import pytest
+
+import harness
+from test_openai import HTTP, ask, client_of
+
+WEATHER = {"type": "function", "function": {
+    "name": "get_weather", "description": "Weather \u2600 of a place.",
+    "strict": True,
+    "parameters": {"type": "object",
+                   "properties": {"unit": {"enum": ["C", "\u00b0F", "\"}"]},
+                                  "days": {"type": "integer", "minimum": 1,
+                                           "maximum": 9}},
+                   "required": ["unit", "days"],
+                   "additionalProperties": False}}}
+NOW = {"type": "function", "function": {
+    "name": "now", "parameters": {"type": "object", "properties": {},
+                                  "additionalProperties": False}}}
+SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"]
+           for tool in (WEATHER, NOW)}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model, tmp_path_factory):
+    with harness.Server(tiny_model, tmp_path_factory.mktemp("tools"),
+                        *HTTP) as running:
+        yield running
+
+
+@pytest.fixture
+def ai(server):
+    return client_of(server)
+
+
+def call(ai, tool_choice="required", tools=(WEATHER, NOW), **more):
+    return ask(ai, "What is the weather?", **{
+        "tools": list(tools), "tool_choice": tool_choice, "temperature": 1,
+        "max_tokens": 400, "seed": 3, **more})
+
+
+def named(name):
+    return {"type": "function", "function": {"name": name}}
+
+
+def check(calls):
+    assert calls
+    assert len({one.id for one in calls}) == len(calls)
+    for one in calls:
+        assert one.type == "function"
+        jsonschema.validate(json.loads(one.function.arguments),
+                            SCHEMAS[one.function.name])
+
+
+def test_required_and_named_calls(ai):
+    names = set()
+    for seed in range(8):
+        choice = call(ai, seed=seed, parallel_tool_calls=False).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        assert len(choice.message.tool_calls) == 1
+        check(choice.message.tool_calls)
+        names.add(choice.message.tool_calls[0].function.name)
+    assert names <= set(SCHEMAS)
+    for name in SCHEMAS:
+        calls = call(ai, named(name)).choices[0].message.tool_calls
+        assert [one.function.name for one in calls] == [name]
+        check(calls)
+
+
+def test_streamed_calls_are_the_same(ai):
+    whole = call(ai, named("get_weather")).choices[0].message.tool_calls
+    chunks = list(call(ai, named("get_weather"), stream=True))
+    deltas = [choice.delta.tool_calls[0] for chunk in chunks
+              for choice in chunk.choices if choice.delta.tool_calls]
+    assert deltas[0].function.name == "get_weather"
+    assert deltas[0].id.startswith("call_") and deltas[0].type == "function"
+    assert all(d.index == 0 for d in deltas)
+    assert all(d.id is None and d.function.name is None for d in deltas[1:])
+    assert len(deltas) > 2, "arguments come as they are written"
+    assert ("".join(d.function.arguments or "" for d in deltas) ==
+            whole[0].function.arguments)
+    assert all(not choice.delta.content for chunk in chunks
+               for choice in chunk.choices)
+    reasons = [choice.finish_reason for chunk in chunks
+               for choice in chunk.choices if choice.finish_reason]
+    assert reasons == ["tool_calls"]
+
+
+def test_a_cut_call_is_there_as_far(ai):
+    choice = call(ai, named("get_weather"), max_tokens=60).choices[0]
+    assert choice.finish_reason == "length"
+    for one in choice.message.tool_calls or ():
+        assert one.function.name == "get_weather"
+
+
+def test_auto_is_text_where_nothing_is_called(ai):
+    for more in ({}, {"tool_choice": "none"}, {"tools": []}):
+        choice = call(ai, **{"tool_choice": "auto", "max_tokens": 8,
+                             "temperature": 0, **more}).choices[0]
+        assert choice.finish_reason in ("stop", "length")
+        assert choice.message.content and not choice.message.tool_calls
+
+
+def test_the_loop_of_an_agent_reuses_its_history(ai):
+    messages = [{"role": "system", "content": "Help. " * 40},
+                {"role": "user", "content": "What is the weather?"}]
+    first = ai.chat.completions.create(
+        model="tiny", messages=messages, tools=[WEATHER, NOW], temperature=1,
+        tool_choice=named("get_weather"), max_tokens=400, seed=1)
+    message = first.choices[0].message
+    messages += [message.model_dump(exclude_none=True), {
+        "role": "tool", "tool_call_id": message.tool_calls[0].id,
+        "content": "sunny"}]
+    second = ai.chat.completions.create(
+        model="tiny", messages=messages, tools=[WEATHER, NOW], temperature=0,
+        max_tokens=8)
+    assert second.choices[0].finish_reason in ("stop", "length")
+    reused = second.usage.prompt_tokens_details.cached_tokens
+    # What the answer's text is tokenized to may be other tokens than it was.
+    assert first.usage.prompt_tokens - 64 <= reused
+
+
+@pytest.mark.parametrize("more, param", [
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]},
+     "tools[0].function.name"),
+    ({"tools": []}, "tool_choice"),
+    ({"tool_choice": named("none_such")}, "tool_choice.function.name"),
+    ({"tool_choice": "sometimes"}, "tool_choice"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": [{"type": "function", "function": {
+        "name": "a", "strict": True, "parameters": {"not": {}}}}]},
+     "tools[0].function.parameters"),
+])
+def test_tools_that_are_wrong(ai, more, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        call(ai, **more)
+    assert caught.value.param == param
+
+
+def test_a_real_model_calls(real_model, tmp_path):
+    with harness.Server(real_model, tmp_path, *HTTP) as server:
+        ai = client_of(server)
+        calls = call(ai, model=None, temperature=0,
+                     parallel_tool_calls=False).choices[0]
+        assert calls.finish_reason == "tool_calls"
+        check(calls.message.tool_calls)
+        auto = call(ai, "auto", model=None, temperature=0,
+                    max_tokens=120).choices[0]
+        print(auto.finish_reason, auto.message)
+        if auto.finish_reason == "tool_calls":
+            check(auto.message.tool_calls)
