@@ -113,11 +113,11 @@ TEST_F(CoreGrammarTest, WhatCannotBeHeldToIsRefused) {
 }
 
 TEST_F(CoreGrammarTest, OthersGoOnAndOwnersMayLeaveWhileItIsCompiled) {
-  // Some seconds of work before it.
+  // Work before it.
   std::vector<std::shared_ptr<CollectSink>> busy;
   for (int i = 0; i < 4; ++i) {
     busy.push_back(
-        h_.StartChat(Turn(Regex("[^a]{1," + std::to_string(480 + i) + "}"))));
+        h_.StartChat(Turn(Regex("[^a]{1," + std::to_string(240 + i) + "}"))));
   }
   ChatTurn turn = Turn(Regex("[0-9]{5}"));
   turn.cancellation = std::make_shared<Cancellation>();
