@@ -23,7 +23,7 @@ struct FitOptions {
   uint32_t rank = 256;  // of predictions
   // Steps of the levels, in roots of nats: half the sum of squared errors in
   // the metric is about what a reader of the row loses in log-likelihood.
-  std::array<double, kLevelNames.size()> steps = {0.0024, 0.0041, 0.0060};
+  std::array<double, kLevelNames.size()> steps = {0.0026, 0.0044, 0.0068};
   // What of the metric is not Fisher information but how far an error moves
   // scores and values: steadies it where few gradients were seen.
   double plain_share = 0.2;

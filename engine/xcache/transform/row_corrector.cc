@@ -10,9 +10,10 @@ namespace xcache {
 namespace {
 
 // Of the level's mean error: of a row, and of what a block's rows share, times
-// their number, which of independent errors would be the mean as well.
+// their number, which of independent errors would be the mean as well. Text
+// like the calibration's shares up to 6.
 constexpr float kMostError = 64.0f;
-constexpr float kMostShared = 64.0f;
+constexpr float kMostShared = 10.0f;
 // Step of a corrected latent: its error is then uniform, and costs a twelfth of
 // the square of this, in squares of the row's step.
 constexpr float kCorrectionStep = 0.5f;
@@ -46,53 +47,75 @@ absl::StatusOr<RowCorrector> RowCorrector::Create(const TransformData& data,
   return out;
 }
 
-bool RowCorrector::Choose(const Layer& layer, const float* errors,
-                          int64_t stride,
-                          const std::array<float, kRansLanes>& steps,
-                          std::array<bool, kRansLanes>* rows) const {
-  std::array<float, kRansLanes * kMeasures> measured;
+RowCorrector::Rows RowCorrector::Choose(
+    const Layer& layer, const float* errors, int64_t stride,
+    const std::array<float, kRansLanes>& steps, size_t sinks) const {
+  Measured measured;
   FloatMatmulArgs args;
   args.a = errors;
   args.a_stride = stride;
   args.num_rows = kRansLanes;
   args.b = layer.measure.view();
-  args.out = measured.data();
+  args.out = measured[0].data();
   args.out_stride = kMeasures;
   kernels_->float_matmul(args, 0, layer.measure.num_panels());
-  std::array<float, kMeasures> sums{};
+  Rows rows{};
   float count = 0.0f;
-  bool any = false;
   for (size_t r = 0; r < kRansLanes; ++r) {
-    (*rows)[r] = false;
-    if (!(steps[r] > 0.0f)) continue;
+    if (!(steps[r] > 0.0f)) {
+      measured[r].fill(0.0f);
+      continue;
+    }
     const float inverse = 1.0f / steps[r];
     float cost = 0.0f;
     for (size_t m = 0; m < kMeasures; ++m) {
-      const float x =
-          measured[r * kMeasures + m] * layer.measure_scales[m] * inverse;
-      sums[m] += x;
-      cost += x * x;
+      measured[r][m] *= layer.measure_scales[m] * inverse;
+      cost += measured[r][m] * measured[r][m];
     }
     count += 1.0f;
     // Not finite, of rows beyond all measure: to be corrected as well.
-    (*rows)[r] = !(cost <= kMostError * layer.error);
-    any |= (*rows)[r];
+    rows[r] = r < sinks || !(cost <= kMostError * layer.error);
   }
-  float shared = 0.0f;
-  for (float sum : sums) shared += sum * sum;
-  if (count > 0.0f && !(shared <= kMostShared * layer.error * count)) {
-    for (size_t r = 0; r < kRansLanes; ++r) (*rows)[r] = steps[r] > 0.0f;
-    any = true;
+  ChooseSharers(measured, kMostShared * layer.error * count, &rows);
+  return rows;
+}
+
+void RowCorrector::ChooseSharers(const Measured& measured, float most,
+                                 Rows* rows) {
+  std::array<float, kMeasures> sums{};
+  for (size_t r = 0; r < kRansLanes; ++r) {
+    if ((*rows)[r]) continue;
+    for (size_t m = 0; m < kMeasures; ++m) sums[m] += measured[r][m];
   }
-  return any;
+  const auto along = [&](const std::array<float, kMeasures>& x) {
+    float sum = 0.0f;
+    for (size_t m = 0; m < kMeasures; ++m) sum += sums[m] * x[m];
+    return sum;
+  };
+  while (along(sums) > most) {
+    // The row that has most of it; what all have together is more than 0.
+    size_t at = kRansLanes;
+    float best = 0.0f;
+    for (size_t r = 0; r < kRansLanes; ++r) {
+      const float share = (*rows)[r] ? 0.0f : along(measured[r]);
+      if (share > best) {
+        best = share;
+        at = r;
+      }
+    }
+    if (at == kRansLanes) break;
+    (*rows)[at] = true;
+    for (size_t m = 0; m < kMeasures; ++m) sums[m] -= measured[at][m];
+  }
 }
 
 bool RowCorrector::Correct(uint32_t layer, const float* errors, int64_t stride,
                            const std::array<float, kRansLanes>& steps,
+                           size_t sinks,
                            std::vector<LayerCorrection>* corrections) const {
   const Layer& of = layers_[layer - 1];
-  std::array<bool, kRansLanes> rows;
-  if (!Choose(of, errors, stride, steps, &rows)) return true;
+  const Rows rows = Choose(of, errors, stride, steps, sinks);
+  if (std::find(rows.begin(), rows.end(), true) == rows.end()) return true;
   const size_t latents = of.scales.size();
   LayerCorrection& out = corrections->emplace_back();
   out.layer = layer;

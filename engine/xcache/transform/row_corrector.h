@@ -3,10 +3,14 @@
 // by what their error costs, and get values of their own on top.
 //
 // Two errors are too large. That of one row: more than kMostError times the
-// level's mean. And that which all rows of a block share: alike rows, as of one
+// level's mean. And that which rows of a block share: alike rows, as of one
 // repeated letter, err alike, so that a reader of all of them reads their error
-// where those of other rows average out. So values are dithered: equal rows
-// get different ones.
+// where those of other rows average out. The rows that share most of it are
+// corrected until the others share no more than kMostShared. Values are
+// dithered: equal rows get different ones.
+//
+// And rows that are sinks beyond those that are never stored are corrected in
+// every layer: each query reads them.
 #ifndef XCACHE_ENGINE_XCACHE_TRANSFORM_ROW_CORRECTOR_H_
 #define XCACHE_ENGINE_XCACHE_TRANSFORM_ROW_CORRECTOR_H_
 
@@ -31,10 +35,11 @@ class RowCorrector {
 
   // Adds the correction of `layer`, if it needs one, to `corrections`.
   // `errors` [64, stride]: 2 k values of a row, what was less what came back;
-  // `steps`: of rows, 0 of those that are not coded. False: a value is too
-  // large for its integer.
+  // `steps`: of rows, 0 of those that are not coded. Rows below `sinks` are
+  // corrected whatever their error. False: a value is too large for its
+  // integer.
   bool Correct(uint32_t layer, const float* errors, int64_t stride,
-               const std::array<float, kRansLanes>& steps,
+               const std::array<float, kRansLanes>& steps, size_t sinks,
                std::vector<LayerCorrection>* corrections) const;
   // Adds it to rows [64, stride].
   void Apply(const LayerCorrection& correction,
@@ -51,10 +56,15 @@ class RowCorrector {
 
   explicit RowCorrector(const Kernels& kernels) : kernels_(&kernels) {}
 
-  // Which rows are to be corrected; false if none.
-  bool Choose(const Layer& layer, const float* errors, int64_t stride,
-              const std::array<float, kRansLanes>& steps,
-              std::array<bool, kRansLanes>* rows) const;
+  using Measured = std::array<std::array<float, kMeasures>, kRansLanes>;
+  using Rows = std::array<bool, kRansLanes>;
+
+  // Which rows are to be corrected.
+  Rows Choose(const Layer& layer, const float* errors, int64_t stride,
+              const std::array<float, kRansLanes>& steps, size_t sinks) const;
+  // Adds those that share too much of an error. `measured`: in units of steps,
+  // 0 of rows that are not coded.
+  static void ChooseSharers(const Measured& measured, float most, Rows* rows);
 
   const Kernels* kernels_;
   std::vector<Layer> layers_;  // 1 ..

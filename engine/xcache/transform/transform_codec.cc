@@ -55,6 +55,11 @@ constexpr int kMaxCoarsening = 96;
 constexpr float kRounding = 0.48f;
 constexpr float kMaxMagnitude = 32767.0f;
 
+// Channels that are expected to be so large, in steps of the middle class, are
+// multiplied whether they are 0 or not: about half of their coefficients are,
+// and a product that need not look takes half the time.
+constexpr uint32_t kDenseExpectation = kExpectationUnit / 2;
+
 // 2^(c / 2 - 1)
 constexpr std::array<float, kNumSteps> kStepFactors = {0.5f, 0.70710678f, 1.0f,
                                                        1.41421356f, 2.0f};
@@ -80,10 +85,11 @@ struct Group {
   size_t features = 0;  // that it is predicted from
   size_t rank = 0;
   size_t channels = 0;
-  PackedFloat predict;                // [features, rank]
-  PackedFloat encode;                 // [width + rank, channels]
-  PackedFloat decode_predicted;       // [rank, width]
-  PackedFloat decode_values;          // [channels, width]
+  size_t dense = 0;     // the first channels, of which more are coded than not
+  PackedFloat predict;  // [features, rank]
+  PackedFloat encode;   // [width + rank, channels]
+  PackedFloat decode_dense;           // [rank + dense, width]
+  PackedFloat decode_sparse;          // [channels - dense, width]
   std::vector<float> predict_scales;  // [rank]
   std::vector<float> encode_scales;   // [channels]
   std::vector<float> decode_scales;   // [rank + channels]
@@ -121,8 +127,16 @@ absl::StatusOr<Group> PackGroup(const TransformData& data, size_t g,
           }
         });
   };
-  XC_ASSIGN_OR_RETURN(out.decode_predicted, decode(0, out.rank));
-  XC_ASSIGN_OR_RETURN(out.decode_values, decode(out.rank, out.channels));
+  while (out.dense < out.channels &&
+         level.expectations[out.dense * kNumSteps + kNumSteps / 2] >=
+             kDenseExpectation) {
+    ++out.dense;
+  }
+  XC_ASSIGN_OR_RETURN(out.decode_dense, decode(0, out.rank + out.dense));
+  if (out.dense < out.channels) {
+    XC_ASSIGN_OR_RETURN(out.decode_sparse,
+                        decode(out.rank + out.dense, out.channels - out.dense));
+  }
   out.predict_scales = from.predict.scales;
   out.encode_scales = {
       from.encode.scales.begin(),
@@ -178,6 +192,7 @@ class TransformCodec final : public DependentLayers {
     BlockSymbols symbols;
     ChooseClasses(info.first_row, latents, block, &symbols);
     symbols.groups.resize(groups_.size());
+    const size_t sinks = NumSinks(info);
     // Almost always once: coarser where a page would be too large, or a
     // coefficient too large for its integer.
     for (int coarsening = 0; coarsening <= kMaxCoarsening; ++coarsening) {
@@ -189,7 +204,7 @@ class TransformCodec final : public DependentLayers {
         fits = Quantize(g, latents[g], parallel, block, &symbols.groups[g]);
         if (!fits) break;
         Synthesize(g, symbols, parallel, block);
-        fits = Correct(g, latents[g], block, &symbols.corrections);
+        fits = Correct(g, latents[g], sinks, block, &symbols.corrections);
       }
       if (!fits) continue;
       std::vector<uint8_t> bytes(kSymbolsAt);
@@ -427,32 +442,35 @@ class TransformCodec final : public DependentLayers {
   }
 
   // What comes back of group `g`, of what Predict has left. Most coefficients
-  // are 0 and take no work.
+  // beyond the first channels are 0 and take no work. Sums run over the
+  // prediction, then the channels, in order.
   void Synthesize(size_t g, const BlockSymbols& symbols,
                   const ParallelForFn& parallel, Block& block) const {
     const Group& group = groups_[g];
-    block.inputs.resize(kRows * group.rank);
+    const size_t width = group.rank + group.dense;
+    block.inputs.resize(kRows * width);
     for (size_t r = 0; r < kRows; ++r) {
-      float* row = &block.inputs[r * group.rank];
+      float* row = &block.inputs[r * width];
       for (size_t i = 0; i < group.rank; ++i) {
         row[i] = block.predicted[r * group.rank + i] * group.predict_scales[i] *
                  group.decode_scales[i];
       }
     }
+    const Values values = Restore(group, symbols.groups[g], symbols.classes,
+                                  block.steps, &block.inputs);
     block.latents[g].resize(kRows * group.width);
-    Multiply(block.inputs.data(), group.decode_predicted, parallel,
+    Multiply(block.inputs.data(), group.decode_dense, parallel,
              block.latents[g].data());
-    const Values values =
-        Restore(group, symbols.groups[g], symbols.classes, block.steps);
+    if (group.dense == group.channels) return;
     SparseMatmulArgs args;
     args.values = values.values.data();
     args.inner = values.channels.data();
     args.row_starts = values.row_starts.data();
     args.num_rows = kBlockTokens;
-    args.b = group.decode_values.view();
+    args.b = group.decode_sparse.view();
     args.out = block.latents[g].data();
     args.out_stride = static_cast<int64_t>(group.width);
-    const int panels = group.decode_values.num_panels();
+    const int panels = group.decode_sparse.num_panels();
     if (!parallel) return kernels_.sparse_matmul(args, 0, panels);
     parallel(panels, [&](int64_t panel) {
       kernels_.sparse_matmul(args, static_cast<int>(panel),
@@ -474,10 +492,21 @@ class TransformCodec final : public DependentLayers {
         static_cast<int64_t>(group.width));
   }
 
+  // The block's first rows that are sinks: each query reads the sequence's
+  // first token, and a token that repeats it, with nothing else in between, has
+  // the same rows.
+  static size_t NumSinks(BlockInfo info) {
+    if (info.first_row == 0) return 0;
+    const auto other =
+        std::find_if(info.tokens.begin(), info.tokens.end(),
+                     [&](TokenId id) { return id != info.tokens.front(); });
+    return static_cast<size_t>(other - info.tokens.begin());
+  }
+
   // Corrects what came back of group `g` where it errs too much. False: it errs
   // beyond what integers hold.
-  bool Correct(size_t g, const std::vector<float>& latents, Block& block,
-               std::vector<LayerCorrection>* corrections) const {
+  bool Correct(size_t g, const std::vector<float>& latents, size_t sinks,
+               Block& block, std::vector<LayerCorrection>* corrections) const {
     const Group& group = groups_[g];
     std::vector<float>& errors = block.inputs;
     errors.resize(latents.size());
@@ -489,7 +518,7 @@ class TransformCodec final : public DependentLayers {
       if (!corrector_.Correct(static_cast<uint32_t>(group.first_layer + j),
                               &errors[j * 2 * k()],
                               static_cast<int64_t>(group.width), block.steps,
-                              corrections)) {
+                              sinks, corrections)) {
         return false;
       }
       if (corrections->size() > before) Apply(g, corrections->back(), block);
@@ -500,15 +529,41 @@ class TransformCodec final : public DependentLayers {
   // Coefficients that are not 0, as they come back, row by row.
   struct Values {
     std::vector<float> values;
-    std::vector<int32_t> channels;
+    std::vector<int32_t> channels;  // beyond the dense ones
     std::array<int32_t, kRows + 1> row_starts{};
   };
 
+  // Of the channels that are not dense; those that are go into `inputs`
+  // [64, rank + dense], after the prediction.
   Values Restore(const Group& group, const std::vector<int16_t>& symbols,
                  const std::array<uint32_t, kRansLanes>& classes,
-                 const std::array<float, kRows>& steps) const {
+                 const std::array<float, kRows>& steps,
+                 std::vector<float>* inputs) const {
+    // Of tokens that are not coded the step is 0, whatever the class.
+    std::array<size_t, kRows> known_classes;
+    for (size_t r = 0; r < kRows; ++r) {
+      known_classes[r] = std::min<size_t>(classes[r], kNumSteps - 1);
+    }
+    // What channel c of row r holds, where that is not 0.
+    const auto value = [&](size_t c, size_t r, int q) {
+      const auto magnitude = static_cast<size_t>(std::abs(q));
+      const size_t level = group.levels[c * kNumSteps + known_classes[r]];
+      const float back =
+          (static_cast<float>(magnitude) +
+           group.level.shifts[std::min(magnitude, kNumShifts) - 1][level]) *
+          steps[r] * group.decode_scales[group.rank + c];
+      return q < 0 ? -back : back;
+    };
+    const size_t width = group.rank + group.dense;
+    for (size_t c = 0; c < group.dense; ++c) {
+      const int16_t* of = &symbols[c * kRows];
+      float* to = &(*inputs)[group.rank + c];
+      for (size_t r = 0; r < kRows; ++r) {
+        to[r * width] = of[r] == 0 ? 0.0f : value(c, r, of[r]);
+      }
+    }
     Values out;
-    for (size_t i = 0; i < symbols.size(); ++i) {
+    for (size_t i = group.dense * kRows; i < symbols.size(); ++i) {
       out.row_starts[i % kRows + 1] += symbols[i] != 0;
     }
     for (size_t r = 0; r < kRows; ++r) {
@@ -518,24 +573,13 @@ class TransformCodec final : public DependentLayers {
     out.channels.resize(out.values.size());
     std::array<int32_t, kRows> next;
     std::copy_n(out.row_starts.begin(), kRows, next.begin());
-    for (size_t c = 0; c < group.channels; ++c) {
-      const float scale = group.decode_scales[group.rank + c];
-      const uint8_t* levels = &group.levels[c * kNumSteps];
+    for (size_t c = group.dense; c < group.channels; ++c) {
       const int16_t* of = &symbols[c * kRows];
       for (size_t r = 0; r < kRows; ++r) {
-        const int q = of[r];
-        if (q == 0) continue;
-        const auto magnitude = static_cast<size_t>(std::abs(q));
-        // Of tokens that are not coded the step is 0, whatever the class.
-        const size_t level =
-            levels[std::min<size_t>(classes[r], kNumSteps - 1)];
-        const float back =
-            (static_cast<float>(magnitude) +
-             group.level.shifts[std::min(magnitude, kNumShifts) - 1][level]) *
-            steps[r] * scale;
+        if (of[r] == 0) continue;
         const auto at = static_cast<size_t>(next[r]++);
-        out.values[at] = q < 0 ? -back : back;
-        out.channels[at] = static_cast<int32_t>(c);
+        out.values[at] = value(c, r, of[r]);
+        out.channels[at] = static_cast<int32_t>(c - group.dense);
       }
     }
     return out;

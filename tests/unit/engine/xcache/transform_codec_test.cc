@@ -257,20 +257,21 @@ class CorrectionTest : public TransformCodecTest {
   }
 
   // The largest mean squared error of a row of a layer, in squares of the
-  // level's step.
-  double WorstRow(const Restored& back, const BlockRows& rows,
-                  float step) const {
+  // level's step. `back` starts with row `first`; the rows below `end` count.
+  double WorstRow(const Restored& back, const BlockRows& rows, float step,
+                  size_t first = 0, size_t end = kBlockTokens) const {
     const auto k = static_cast<size_t>(kShape.kv_dim);
     double worst = 0.0;
     for (int layer = 1; layer < kShape.num_layers; ++layer) {
       const auto l = static_cast<size_t>(layer);
-      for (size_t r = 0; r < kBlockTokens; ++r) {
+      for (size_t r = first; r < end; ++r) {
         double sum = 0.0;
         for (size_t i = r * k; i < (r + 1) * k; ++i) {
+          const size_t at = i - first * k;
           sum += std::pow(
-              static_cast<double>(back.k[l][i] - rows(layer).k_pre[i]), 2);
+              static_cast<double>(back.k[l][at] - rows(layer).k_pre[i]), 2);
           sum += std::pow(
-              static_cast<double>(back.v[l][i] - rows(layer).v_pre[i]), 2);
+              static_cast<double>(back.v[l][at] - rows(layer).v_pre[i]), 2);
         }
         worst = std::max(worst, sum / static_cast<double>(2 * k) /
                                     static_cast<double>(step * step));
@@ -364,6 +365,62 @@ TEST_F(CorrectionTest, ErrorsThatAllRowsShareAverageOut) {
               64.0 / 12 * 4 * 2)
         << layer;
   }
+}
+
+// A quarter of a block that is alike: the mean of all rows is as it should be,
+// but a reader of those would read what they share.
+TEST_F(CorrectionTest, ErrorsThatSomeRowsShareAverageOutToo) {
+  BlockRows rows = RowsOf(15, 1.5f);
+  const auto k = static_cast<size_t>(kShape.kv_dim);
+  constexpr size_t kAlike = kBlockTokens / 4;
+  for (int layer = 0; layer < kShape.num_layers; ++layer) {
+    for (size_t r = 1; r < kAlike; ++r) {
+      std::copy_n(rows.k(layer).begin(), k,
+                  rows.k(layer).begin() + static_cast<ptrdiff_t>(r * k));
+      std::copy_n(rows.v(layer).begin(), k,
+                  rows.v(layer).begin() + static_cast<ptrdiff_t>(r * k));
+    }
+  }
+  std::vector<TokenId> ids = Ids();
+  std::fill_n(ids.begin(), kAlike, 5);
+  const auto codec = halved_.Make("xquant-tc:rate=small", *ChooseIsa(""));
+  ASSERT_TRUE(codec.ok());
+  const std::vector<uint8_t> payload = Seal(**codec, rows, {0, ids});
+  const auto back = Restore(**codec, kShape, {0, ids}, payload);
+  ASSERT_TRUE(back.ok()) << back.status();
+  for (int layer = 1; layer < kShape.num_layers; ++layer) {
+    const auto l = static_cast<size_t>(layer);
+    double shared = 0.0;
+    for (size_t i = 0; i < k; ++i) {
+      double k_sum = 0.0, v_sum = 0.0;
+      for (size_t at = i; at < k * kBlockTokens; at += k) {
+        k_sum += static_cast<double>(back->k[l][at] - rows(layer).k_pre[at]);
+        v_sum += static_cast<double>(back->v[l][at] - rows(layer).v_pre[at]);
+      }
+      shared += k_sum * k_sum + v_sum * v_sum;
+    }
+    // 10 times the mean of 1 / 12, at the coarsest class's doubled step, and
+    // what a measure of 32 signs may miss.
+    EXPECT_LT(shared / static_cast<double>(2 * k * kBlockTokens),
+              10.0 / 12 * 4 * 2)
+        << layer;
+  }
+}
+
+// Each query reads the first token, and the tokens that repeat it.
+TEST_F(CorrectionTest, SinksBeyondTheFirstFourAreCorrected) {
+  const BlockRows rows = RowsOf(14, 3.0f);
+  constexpr size_t kSinks = 9;
+  std::vector<TokenId> ids = Ids();
+  std::fill_n(ids.begin(), kSinks, 5);
+  const auto codec = halved_.Make("xquant-tc:rate=small", *ChooseIsa(""));
+  ASSERT_TRUE(codec.ok());
+  const BlockInfo info(kSinkTokens, ids);
+  const auto back = Restore(**codec, kShape, info, Seal(**codec, rows, info));
+  ASSERT_TRUE(back.ok()) << back.status();
+  // Half the coarsest class's doubled step, uniform; at most half of it off.
+  EXPECT_LT(WorstRow(*back, rows, kMadeUpSteps[2], kSinkTokens, kSinks), 0.26);
+  EXPECT_GT(WorstRow(*back, rows, kMadeUpSteps[2], kSinkTokens), 0.26);
 }
 
 TEST_F(TransformCodecTest, RowsThatAreNotFiniteAreRefused) {
