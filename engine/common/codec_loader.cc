@@ -2,14 +2,15 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/xcache/page.h"
 
 namespace xcache {
-namespace {
 
 Digest CacheFp(const Digest& model_fp, std::string_view spec,
-               const Profile* profile, uint16_t page_version) {
+               const Profile* profile, uint16_t page_version,
+               int encoder_version) {
   const auto bytes = [](const Digest& digest) {
     return std::string_view(reinterpret_cast<const char*>(digest.data()),
                             digest.size());
@@ -18,11 +19,11 @@ Digest CacheFp(const Digest& model_fp, std::string_view spec,
       .Field(bytes(model_fp))
       .Field(spec)
       .Field(profile != nullptr ? bytes(profile->digest()) : "")
-      .Field(std::to_string(page_version))
+      .Field(encoder_version == 1
+                 ? std::to_string(page_version)
+                 : absl::StrCat(page_version, ".", encoder_version))
       .Finish();
 }
-
-}  // namespace
 
 uint16_t PageVersion(const Codec& codec) {
   return codec.variable_size() ? kVariablePageFormatVersion
@@ -71,8 +72,9 @@ absl::StatusOr<LoadedCodec> CodecLoader::Load(std::string_view spec_text,
   XC_ASSIGN_OR_RETURN(loaded.codec,
                       MakeCodec(spec, *model_, loaded.profile.get(), isa_));
   loaded.spec = loaded.codec->spec().ToString();
-  loaded.cache_fp = CacheFp(model_->fingerprint(), loaded.spec,
-                            loaded.profile.get(), PageVersion(*loaded.codec));
+  loaded.cache_fp =
+      CacheFp(model_->fingerprint(), loaded.spec, loaded.profile.get(),
+              PageVersion(*loaded.codec), loaded.codec->encoder_version());
   return loaded;
 }
 

@@ -21,6 +21,12 @@
 
 namespace xcache {
 
+// What pages are of: equal for those alone whose bytes may stand for each
+// other. `profile` may be null; `encoder_version`: Codec's.
+Digest CacheFp(const Digest& model_fp, std::string_view spec,
+               const Profile* profile, uint16_t page_version,
+               int encoder_version);
+
 // The page format that the codec's pages are of.
 uint16_t PageVersion(const Codec& codec);
 

@@ -175,6 +175,8 @@ class TransformCodec final : public DependentLayers {
   }
 
   unsigned live_rows() const override { return kLiveKvPre; }
+  // 2: more sinks, and rows that share an error, are corrected.
+  int encoder_version() const override { return 2; }
   bool wants_tokens() const override { return true; }
   size_t expected_payload_bytes() const override { return expected_bytes_; }
   size_t used_bytes(std::span<const uint8_t> payload) const override {

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/base/sha256.h"
 #include "engine/kernels/kernels.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -55,6 +56,16 @@ TEST(CodecLoaderTest, NobodyWaitsForAProfileThatHeDoesNotNeed) {
   };
   ASSERT_TRUE(loader.Prepare("xquant-cl-gqa", progress).ok());
   EXPECT_TRUE(loaded_meanwhile);
+}
+
+// Pages of before are not read as those of an encoder that writes other bytes,
+// and stay known where it never did.
+TEST(CodecLoaderTest, PagesAreOfOneEncoder) {
+  const Digest model = Sha256Of("a model");
+  EXPECT_EQ(ToHex(CacheFp(model, "kv-fp16", nullptr, 1, 1)),
+            "aaef5fadbfae7b98033342377d2cd6ce76df3d008db40b2e8f1f1711c75d4fc9");
+  EXPECT_NE(CacheFp(model, "a", nullptr, 2, 1),
+            CacheFp(model, "a", nullptr, 2, 2));
 }
 
 TEST(CodecLoaderTest, PrepareNamesWhatIsWrong) {
