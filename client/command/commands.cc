@@ -144,6 +144,7 @@ int Main(int argc, const char* const* argv) {
   AddInfo(&app, &action);
   AddStats(&app, &action);
   AddStore(&app, &action);
+  AddCompletion(&app, &action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& done) {  // --help, --version

@@ -21,6 +21,8 @@ void AddDocuments(CLI::App* sessions, Action* action);
 void AddInfo(CLI::App* app, Action* action);
 void AddStats(CLI::App* app, Action* action);
 void AddStore(CLI::App* app, Action* action);
+// Of all that `app` has by then.
+void AddCompletion(CLI::App* app, Action* action);
 
 // The error on stderr, or as a JSON document on stdout with --json; returns the
 // exit code.

@@ -110,6 +110,25 @@ def test_info_and_stats(xcache, client):
     assert re.search(r"^tokens +[\d,]+ in prompts", text, re.M)
 
 
+@pytest.mark.parametrize("line, complete", [
+    ("xcache ses", "sessions"), ("xcache sessions for", "fork"),
+    ("xcache --address ask sessions li", "list"),
+    ("xcache completion --ti", "--timeout"), ("xcache ask --max", None)])
+def test_bash_completes(xcache, tmp_path, line, complete):
+    script = tmp_path / "completion.bash"
+    script.write_text(xcache("completion", "bash").stdout)
+    words = line.split()
+    found = subprocess.run(
+        ["bash", "-c", f"""set -eu; source {script}
+         COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}
+         _xcache xcache {words[-1]}; echo "${{COMPREPLY[@]}}" """],
+        capture_output=True, text=True, check=True).stdout.split()
+    if complete is None:
+        assert found and all(w.startswith(words[-1]) for w in found), found
+    else:
+        assert found == [complete]
+
+
 def test_errors(xcache):
     assert "context" in xcache("ask", "-", stdin="word " * 8000,
                                code=2).stderr

@@ -60,6 +60,17 @@ def test_the_cpp_example(server, prefix, tmp_path):
         assert re.search(r"\n\d+ tokens reused\n$", said), said
 
 
+@pytest.mark.skipif(harness.sanitized(), reason="a build with sanitizers")
+def test_pkg_config_finds_the_client(server, prefix, tmp_path):
+    source = tmp_path / "example.cc"
+    source.write_text(at(server.address, example("cpp")))
+    pc, = prefix.rglob("xcache.pc")
+    flags = run("pkg-config", "--cflags", "--libs", "xcache",
+                env={**os.environ, "PKG_CONFIG_PATH": str(pc.parent)})
+    run("c++", source, "-o", tmp_path / "example", *flags.split())
+    assert "tokens reused" in run(tmp_path / "example")
+
+
 def test_the_package_knows_its_version(prefix, tmp_path):
     for version, found in (("0.1", True), ("9.0", False)):
         (tmp_path / "CMakeLists.txt").write_text(
