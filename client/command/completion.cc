@@ -30,7 +30,7 @@ void AddCases(const CLI::App& app, const std::string& path, std::string* out) {
   }
 }
 
-// Paths of commands, so that a flag's value is not taken for one.
+// A word is taken for a command where there is one of that name.
 std::string Script(const CLI::App& app) {
   std::string cases;
   AddCases(app, "xcache", &cases);

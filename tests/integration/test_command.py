@@ -112,7 +112,7 @@ def test_info_and_stats(xcache, client):
 
 @pytest.mark.parametrize("line, complete", [
     ("xcache ses", "sessions"), ("xcache sessions for", "fork"),
-    ("xcache --address ask sessions li", "list"),
+    ("xcache --address h:1 sessions li", "list"),
     ("xcache completion --ti", "--timeout"), ("xcache ask --max", None)])
 def test_bash_completes(xcache, tmp_path, line, complete):
     script = tmp_path / "completion.bash"
