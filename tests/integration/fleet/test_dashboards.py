@@ -257,10 +257,21 @@ def test_alerts_fire(tiny_model, models, tmp_path, store):
 
         # What comes from the store is damaged.
         made = [f"damaged-{i}" for i in range(40)]
+
+        def done(call):
+            """Not while the store is still taken for away."""
+            try:
+                call()
+            except grpc.RpcError as error:
+                return error.code() == grpc.StatusCode.ALREADY_EXISTS
+            return True
+
         for name in made:
-            clients[1].sessions.CreateSession(
-                spb.CreateSessionRequest(id=name))
-            clients[1].chat(name, f"{name}: a few words " * 60)
+            harness.wait_until(
+                lambda: done(lambda: clients[1].sessions.CreateSession(
+                    spb.CreateSessionRequest(id=name))), 60, name)
+            harness.wait_until(lambda: done(lambda: clients[1].chat(
+                name, f"{name}: a few words " * 60)), 60, name)
         with fleet.proxies[servers[2].name].injected(
                 Fault(share=0.4, flip=True)):
             alarm.fire("XCachePagesDamaged",
