@@ -81,8 +81,9 @@ void StepCost::Add(int64_t num_rows, double num_keys, double seconds) {
     const double ky = m.ky - m.k * m.y - xk * xy / xx;
     constexpr double kPrior = kKeysThatTell * kKeysThatTell;
     key_ = std::max(0.0, (ky + kPrior * key_) / (kk + kPrior));
-    // A row that takes more than all of a step: that is what it reads.
-    if (xy < key_ * xk && xk < 0) key_ = xy / xk;
+    // A row that takes more than all of a step: that is what it reads, where it
+    // reads more.
+    if (xy < key_ * xk && -xk > kKeysThatTell * xx) key_ = xy / xk;
     const double fixed = std::max(0.0, (xy - key_ * xk) / xx);
     row_ = std::max(0.0, m.y - fixed * m.x - key_ * m.k);
     measured_ = true;
@@ -117,13 +118,14 @@ FairShares::Limit FairShares::LimitOf(std::span<const Part> parts) const {
   Limit limit;
   for (const Part& part : parts) {
     if (!part.waits) continue;
-    const double gets = static_cast<double>(std::max<int64_t>(1, part.gets));
-    const double step = cost_.seconds(gets, gets * part.depth);
+    const auto gets = static_cast<double>(std::max<int64_t>(1, part.gets));
+    // Both may be about to get more.
+    const double rows = gets + (part.gets < part.wants ? 1 : 0);
     const Waiter waiter = {
-        // Both may be about to get more.
-        .rows = (gets + (part.gets < part.wants ? 1 : 0)) / part.weight,
-        .seconds = step / part.weight,
-        .step = step,
+        .rows = rows / part.weight,
+        .seconds = cost_.seconds(gets, gets * part.depth) / part.weight,
+        .step = cost_.seconds(rows, rows * part.depth),
+        .weight = part.weight,
         .tenant = part.tenant};
     if (limit.first.rows == 0 || waiter.seconds < limit.first.seconds) {
       limit.second = std::exchange(limit.first, waiter);
@@ -135,23 +137,24 @@ FairShares::Limit FairShares::LimitOf(std::span<const Part> parts) const {
   return limit;
 }
 
-bool FairShares::IsBeyond(const Waiter* waiter, double row_seconds) {
+bool FairShares::IsBeyond(const Waiter* waiter, const Part& part) const {
   constexpr double kNearly = 1.05;  // it is measured, not known
-  return waiter != nullptr && row_seconds > kNearly * waiter->step;
+  return waiter != nullptr &&
+         static_cast<double>(part.wants) > part.weight * waiter->rows &&
+         cost_.row_seconds(part.depth) > kNearly * waiter->step;
 }
 
-bool FairShares::Floods(const Part& part, const Waiter& waiter) {
-  return static_cast<double>(part.wants) > part.weight * waiter.rows;
+double FairShares::ShareOf(const Waiter& waiter, double weight) {
+  return kShare * weight * waiter.seconds;
 }
 
 double FairShares::SecondsOf(const Waiter* waiter, double weight,
                              double row_seconds) {
   if (waiter == nullptr) return kNoLimit;
-  const double share = kShare * waiter->seconds;
-  if (IsBeyond(waiter, row_seconds)) return weight * share;
   // As many rows as this one has never make a step more than twice as long.
-  return weight *
-         std::max(share, std::min(waiter->rows * row_seconds, waiter->seconds));
+  return std::max(ShareOf(*waiter, weight),
+                  weight * std::min(waiter->rows * row_seconds,
+                                    waiter->step / waiter->weight));
 }
 
 double FairShares::RowsOf(const Limit& limit, const Part& part,
@@ -159,11 +162,8 @@ double FairShares::RowsOf(const Limit& limit, const Part& part,
   const Waiter* const waiter = limit.Of(part.tenant);
   if (waiter == nullptr) return kNoLimit;
   const double row = cost_.row_seconds(part.depth);
-  if (IsBeyond(waiter, row)) {
-    if (owed > 0) return 0;
-    return Floods(part, *waiter)
-               ? kRareEvery * SecondsOf(waiter, part.weight, row) / row
-               : 1;
+  if (IsBeyond(waiter, part)) {
+    return owed > 0 ? 0 : kRareEvery * ShareOf(*waiter, part.weight) / row;
   }
   if (row <= 0) return owed > 0 ? 0 : part.weight * waiter->rows;
   const double seconds = SecondsOf(waiter, part.weight, row);
@@ -260,8 +260,7 @@ void FairShares::Ran(std::span<const Part> parts, double seconds) {
   // sum.
   const bool at_once =
       std::any_of(parts.begin(), parts.end(), [&](const Part& part) {
-        return part.gets > 1 &&
-               IsBeyond(limit.Of(part.tenant), cost_.row_seconds(part.depth));
+        return part.gets > 1 && IsBeyond(limit.Of(part.tenant), part);
       });
   // Those that somebody waits for while others compute, and small ones: a large
   // step of one tenant has rows of another kind.
@@ -280,9 +279,13 @@ void FairShares::Ran(std::span<const Part> parts, double seconds) {
     const double weight = is_there
                               ? part->weight
                               : static_cast<double>(WeightOf(tenants_, tenant));
-    const double row = cost_.row_seconds(is_there ? part->depth : 0);
-    const double took = is_there ? SecondsOf(*part) : 0;
-    const double left = SecondsOf(limit.Of(tenant), weight, row) - took;
+    const Waiter* const waiter = limit.Of(tenant);
+    const double may =
+        is_there && IsBeyond(waiter, *part)
+            ? ShareOf(*waiter, weight)
+            : SecondsOf(waiter, weight,
+                        cost_.row_seconds(is_there ? part->depth : 0));
+    const double left = may - (is_there ? SecondsOf(*part) : 0);
     account.owed_seconds =
         std::max(-at_once_seconds_, account.owed_seconds - std::max(0.0, left));
   }
@@ -293,11 +296,10 @@ void FairShares::Ran(std::span<const Part> parts, double seconds) {
              static_cast<double>(part.seals) * seal_seconds_);
     }
     const Waiter* const waiter = limit.Of(part.tenant);
-    const double row = cost_.row_seconds(part.depth);
-    if (part.gets == 0 || !IsBeyond(waiter, row)) continue;
-    const double share = SecondsOf(waiter, part.weight, row);
-    accounts_[part.tenant].owed_seconds +=
-        Floods(part, *waiter) ? kRareEvery * share : SecondsOf(part) - share;
+    if (part.gets > 0 && IsBeyond(waiter, part)) {
+      accounts_[part.tenant].owed_seconds +=
+          kRareEvery * ShareOf(*waiter, part.weight);
+    }
   }
   double behind = kNoLimit, ahead = floor_;
   for (const Part& part : parts) {

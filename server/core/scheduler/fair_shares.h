@@ -8,11 +8,12 @@
 // that tenant, or has as many rows as the one who waits while they take no more
 // than its own step, so that its flood never doubles the time between two
 // tokens. What takes its time at once makes up for it in the next steps: blocks
-// that are sealed or rematerialized, and a row that takes more than the one who
-// waits by itself, for it reads many thousand keys. Of a flood, be it of
-// prompts or of answers, several such rows come in one step of many, and the
-// others are as they would be without it. What a row costs beside a step's
-// fixed part, what a key, and what a block, is measured.
+// that are sealed or rematerialized; and of a tenant that wants more rows than
+// the one who waits, for prompts or for answers, rows of which one takes more
+// than that one by itself, for it reads many thousand keys: several of them
+// come in one step of many, and the others are as they would be without. What a
+// row costs beside a step's fixed part, what a key, and what a block, is
+// measured.
 //
 // A tenant by itself is not held up by any of this. Knows no requests.
 //
@@ -119,8 +120,9 @@ class FairShares {
   // the others may add to a step follows from it.
   struct Waiter {
     double rows = 0;     // that it has, or is about to get; over its weight
-    double seconds = 0;  // what its step takes by itself; over its weight
-    double step = 0;     // the same, not over its weight
+    double seconds = 0;  // what those that it has take; over its weight
+    double step = 0;     // what all of them take
+    double weight = 1;
     std::string_view tenant;
   };
   struct Limit {
@@ -134,10 +136,10 @@ class FairShares {
     }
   };
   Limit LimitOf(std::span<const Part> parts) const;
-  // One row takes more than who waits by itself.
-  static bool IsBeyond(const Waiter* waiter, double row_seconds);
-  // It wants more rows than who waits.
-  static bool Floods(const Part& part, const Waiter& waiter);
+  // It wants more rows than who waits, and one takes more than that one by
+  // itself.
+  bool IsBeyond(const Waiter* waiter, const Part& part) const;
+  static double ShareOf(const Waiter& waiter, double weight);
   // Seconds that a tenant may add whose rows take so long.
   static double SecondsOf(const Waiter* waiter, double weight,
                           double row_seconds);
