@@ -600,7 +600,7 @@ def test_health(server):
 
 
 def test_sigterm_drains(slow_model, tmp_path):
-    with harness.Server(slow_model, tmp_path, "--drain-seconds", 3) as server:
+    with harness.Server(slow_model, tmp_path, "--drain-seconds", 6) as server:
         client = server.client()
         health = health_pb2_grpc.HealthStub(server.channel())
         watch = health.Watch(health_pb2.HealthCheckRequest())
@@ -609,7 +609,7 @@ def test_sigterm_drains(slow_model, tmp_path):
         create(client, id="last")
         short = client.inference.Chat(pb.ChatRequest(
             session_id="last", messages=[user("hi")],
-            params=params(max_tokens=60, ignore_eos=True)))
+            params=params(max_tokens=20, ignore_eos=True)))
         next(short)
         endless = long_chat(client)
         server.process.send_signal(signal.SIGTERM)
