@@ -1,6 +1,7 @@
 """OpenAI's own Python client, unchanged, against the HTTP API."""
 
 import base64
+import concurrent.futures
 import json
 import math
 import subprocess
@@ -47,6 +48,18 @@ def ask_without_end(ai, **more):
     """For seconds on any machine, if nobody ends it."""
     return ask(ai, "go on", model="slow", max_tokens=5000,
                extra_body={"ignore_eos": True}, **more)
+
+
+def test_64_streams_at_once(ai):
+    """Each is whole, and what it is alone."""
+    def text_of(number):
+        return "".join(chunk.choices[0].delta.content or "" for chunk in ask(
+            ai, f"Tell me of {number} seas.", stream=True, max_tokens=24))
+
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        together = list(pool.map(text_of, range(64)))
+    assert together[:4] == [text_of(i) for i in range(4)]
+    assert all(together)
 
 
 def test_models(ai):
