@@ -68,8 +68,6 @@ int Fail(const Context& context, const absl::Status& status) {
   return ExitCodeOf(status);
 }
 
-namespace {
-
 std::vector<std::string> NamesOfCommands(const CLI::App& app) {
   std::vector<std::string> names;
   for (const CLI::App* command : app.get_subcommands({})) {
@@ -87,6 +85,8 @@ std::vector<std::string> NamesOfOptions(const CLI::App& app) {
   }
   return names;
 }
+
+namespace {
 
 // What is wrong with a word that nothing takes, and what may have been meant.
 std::string UnknownWord(const CLI::App& app, const std::string& word) {

@@ -4,6 +4,8 @@
 #define XCACHE_CLIENT_COMMAND_COMMANDS_H_
 
 #include <functional>
+#include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "client/command/context.h"
@@ -23,6 +25,10 @@ void AddStats(CLI::App* app, Action* action);
 void AddStore(CLI::App* app, Action* action);
 // Of all that `app` has by then.
 void AddCompletion(CLI::App* app, Action* action);
+
+// Of a command, its own: "list", "--json".
+std::vector<std::string> NamesOfCommands(const CLI::App& app);
+std::vector<std::string> NamesOfOptions(const CLI::App& app);
 
 // The error on stderr, or as a JSON document on stdout with --json; returns the
 // exit code.

@@ -2,6 +2,7 @@
 // this program, as they are.
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -14,14 +15,9 @@ namespace {
 
 // Of a command's own flags and commands, a case each: "xcache sessions".
 void AddCases(const CLI::App& app, const std::string& path, std::string* out) {
-  std::vector<std::string> words;
-  for (const CLI::App* command : app.get_subcommands({})) {
-    words.push_back(command->get_name());
-  }
-  for (const CLI::Option* option : app.get_options({})) {
-    for (const std::string& name : option->get_lnames()) {
-      words.push_back("--" + name);
-    }
+  std::vector<std::string> words = NamesOfCommands(app);
+  for (std::string& name : NamesOfOptions(app)) {
+    words.push_back(std::move(name));
   }
   absl::StrAppend(out, "    '", path, "') words='", absl::StrJoin(words, " "),
                   "' ;;\n");

@@ -28,6 +28,10 @@ namespace xcache {
 // The header that names a request, and what names it in the log.
 inline constexpr char kRequestIdHeader[] = "x-request-id";
 
+// A request is there twice while it is worked on: as it came, and as the core
+// takes it.
+inline constexpr int64_t kRequestCopies = 2;
+
 // What a transport knows of a call.
 struct CallFacts {
   Method method{};

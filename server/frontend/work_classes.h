@@ -24,6 +24,11 @@ enum class WorkClass {
 // few milliseconds.
 inline constexpr size_t kLargeTextBytes = size_t{64} << 10;
 
+// Of a request of so many bytes that brings text.
+inline WorkClass TextClassOf(size_t bytes) {
+  return bytes > kLargeTextBytes ? WorkClass::kLargeText : WorkClass::kText;
+}
+
 // Thread-safe.
 class WorkClasses {
  public:

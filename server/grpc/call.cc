@@ -51,10 +51,6 @@ std::string SessionOf(const google::protobuf::Message& request) {
   return "";
 }
 
-// A request is there twice while it is worked on: as it came, and as the core
-// takes it.
-constexpr int64_t kCopies = 2;
-
 }  // namespace
 
 CallFacts FactsOf(Method method, const grpc::CallbackServerContext& context,
@@ -128,8 +124,9 @@ grpc::Status ToGrpcStatus(const FrontendCall::Ending& ending,
 
 absl::Status Call::Admit() {
   XC_ASSIGN_OR_RETURN(std::string tenant, Arrive(deps_, *context_));
-  return call_.Admit(std::move(tenant),
-                     static_cast<int64_t>(request_.SpaceUsedLong()) * kCopies);
+  return call_.Admit(
+      std::move(tenant),
+      static_cast<int64_t>(request_.SpaceUsedLong()) * kRequestCopies);
 }
 
 WorkClass Call::work_class() const {
@@ -140,8 +137,7 @@ WorkClass Call::work_class() const {
     case Method::kDetokenize:
     case Method::kScore:
     case Method::kImportSession:
-      return request_.ByteSizeLong() > kLargeTextBytes ? WorkClass::kLargeText
-                                                       : WorkClass::kText;
+      return TextClassOf(request_.ByteSizeLong());
     case Method::kMigrateSession:  // a whole conversation
       return WorkClass::kLargeText;
     case Method::kGetSession:

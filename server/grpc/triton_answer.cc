@@ -9,10 +9,6 @@
 namespace xcache {
 namespace {
 
-// A request is there twice while it is worked on: as it came, and as the core
-// takes it.
-constexpr int64_t kCopies = 2;
-
 void Add(int64_t us, ::inference::StatisticDuration* to) {
   to->set_count(to->count() + 1);
   to->set_ns(to->ns() + static_cast<uint64_t>(std::max<int64_t>(0, us)) * 1000);
@@ -58,14 +54,14 @@ TritonAnswer::TritonAnswer(const ServiceDeps& deps, TritonModel& model,
 
 void TritonAnswer::Start(std::string tenant) {
   const auto bytes = static_cast<int64_t>(message_.SpaceUsedLong());
-  if (absl::Status status = call_.Admit(std::move(tenant), bytes * kCopies);
+  if (absl::Status status =
+          call_.Admit(std::move(tenant), bytes * kRequestCopies);
       !status.ok()) {
     return Refuse(status, FrontendCall::RetryAfter(status));
   }
   const auto self = shared_from_this();
   call_.Run(
-      message_.ByteSizeLong() > kLargeTextBytes ? WorkClass::kLargeText
-                                                : WorkClass::kText,
+      TextClassOf(message_.ByteSizeLong()),
       [cancellation = cancellation_] { return cancellation->cancelled(); },
       [self] {
         if (absl::Status s = self->Submit(); !s.ok()) self->Refuse(s, 0);

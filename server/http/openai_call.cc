@@ -16,10 +16,6 @@ namespace {
 
 using nlohmann::json;
 
-// A request is there twice while it is worked on: as it came, and as the core
-// takes it. The tree between the two is counted on its own.
-constexpr int64_t kCopies = 2;
-
 HttpResponse StreamHead(const std::string& request_id) {
   HttpResponse out;
   out.content_type = "text/event-stream; charset=utf-8";
@@ -66,14 +62,14 @@ OpenAiCall::OpenAiCall(const OpenAiOptions& options, Method method,
       call_(*options.frontend, FactsOf(method, exchange_->head)) {}
 
 WorkClass OpenAiCall::work() const {
-  return exchange_->body.size() > kLargeTextBytes ? WorkClass::kLargeText
-                                                  : WorkClass::kText;
+  return TextClassOf(exchange_->body.size());
 }
 
 void OpenAiCall::Start() {
+  // The tree between the two copies is counted on its own.
   const auto bytes = static_cast<int64_t>(exchange_->body.size());
   if (absl::Status status =
-          call_.Admit(exchange_->head.tenant, kCopies * bytes);
+          call_.Admit(exchange_->head.tenant, kRequestCopies * bytes);
       !status.ok()) {
     return Refuse(status, FrontendCall::RetryAfter(status));
   }
