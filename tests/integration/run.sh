@@ -23,11 +23,7 @@ source tests/support/python_env.sh
 make_venv "$WORK" tests/integration/requirements.txt
 make_stubs "$WORK" "$ROOT"
 
-export XCACHE_BUILD=$BUILD
-export XCACHE_SOURCE_DIR=$ROOT
-export PYTHONPATH=$STUBS:$ROOT/tests/integration
-export PYTHONDONTWRITEBYTECODE=1
-keep_test_variables
+for_tests "$BUILD" "$ROOT"
 cd "$ROOT/tests/integration"
 exec "$VENV/bin/python" -m pytest -p no:cacheprovider -q -rsx \
   --basetemp="$WORK/tmp" "$@"

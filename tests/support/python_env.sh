@@ -22,6 +22,19 @@ make_stubs() {
     --python_out="$STUBS" --grpc_python_out="$STUBS" "$2"/proto/xcache/v1/*.proto
 }
 
+# for_tests BUILD ROOT [FOLDER...]: what tests of a build's programs find in their
+# environment; they import from the stubs, tests/integration and the folders.
+for_tests() {
+  local folder
+  export XCACHE_BUILD=$1 XCACHE_SOURCE_DIR=$2
+  export PYTHONPATH=$STUBS:$2/tests/integration
+  for folder in "${@:3}"; do
+    PYTHONPATH+=:$2/$folder
+  done
+  export PYTHONDONTWRITEBYTECODE=1
+  keep_test_variables
+}
+
 # keep_test_variables: of XCACHE_*, what tests ask for. Whatever else is configured
 # on this machine must not steer them.
 keep_test_variables() {

@@ -14,11 +14,7 @@ source tests/support/python_env.sh
 make_venv "$WORK" tests/integration/fleet/requirements.txt
 make_stubs "$WORK" "$ROOT"
 
-export XCACHE_BUILD=$BUILD
-export XCACHE_SOURCE_DIR=$ROOT
-export PYTHONPATH=$STUBS:$ROOT/tests/integration:$ROOT/tests/deploy
-export PYTHONDONTWRITEBYTECODE=1
-keep_test_variables
+for_tests "$BUILD" "$ROOT" tests/deploy
 cd "$ROOT/tests/integration/fleet"
 # They wait more than they work: several at once, each worker with an S3 server of
 # its own. A campaign takes `-n 0 -s` to show what it finds.

@@ -14,13 +14,9 @@ source tests/support/python_env.sh
 make_venv "$WORK" tests/integration/foreign/requirements.txt
 make_stubs "$WORK" "$ROOT"
 
-export XCACHE_BUILD=$BUILD
-export XCACHE_SOURCE_DIR=$ROOT
-export PYTHONPATH=$STUBS:$ROOT/tests/integration
-export PYTHONDONTWRITEBYTECODE=1
+for_tests "$BUILD" "$ROOT"
 # Nothing is fetched from anywhere.
 export LITELLM_LOCAL_MODEL_COST_MAP=True LANGSMITH_TRACING=false
-keep_test_variables
 cd "$ROOT/tests/integration/foreign"
 exec "$VENV/bin/python" -m pytest -p no:cacheprovider -q -rsx \
   --basetemp="$WORK/tmp" "$@"
