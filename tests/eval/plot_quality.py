@@ -41,14 +41,14 @@ def plot_python(venv):
 
 def series_and_label(codec):
     """"xquant-gqa:bits=4,preset=plain,..." is ("xquant-gqa, plain", "4");
-    "llama.cpp q8_0" is ("llama.cpp", "q8_0")."""
+    "llama.cpp q8_0" is ("llama.cpp", "q8_0"), "x:rate=high" ("x", "high")."""
     if codec.startswith(PEER + " "):
         return PEER, codec[len(PEER) + 1:]
     name, _, options = codec.partition(":")
     options = dict(o.split("=", 1) for o in options.split(",") if "=" in o)
     plain = (options.get("preset") == "plain" or
              options.get("clip") == "minmax")
-    return name + (", plain" if plain else ""), options.get("bits", "")
+    return name + (", plain" if plain else ""), options.get("bits", options.get("rate", ""))
 
 
 def read(paths):
@@ -102,8 +102,8 @@ def draw(panels, out):
         top.axhline(0.0, color="#999999", linewidth=0.5)
         bottom.set_yscale("log")
         bottom.set_xscale("log", base=2)
-        ticks = [1024 * 2 ** i for i in range(6)]
-        bottom.set_xticks(ticks, [f"{t // 1024}k" for t in ticks])
+        ticks = [512 * 2 ** i for i in range(7)]
+        bottom.set_xticks(ticks, [f"{t / 1024:g}k" for t in ticks])
         bottom.set_xlabel("bytes per token")
         for ax in (top, bottom):
             ax.grid(True, color="#dddddd", linewidth=0.5)
