@@ -169,6 +169,7 @@ void ResponseCall::OnFinish(const absl::Status& status,
     note_.prompt_tokens = final.prompt_tokens;
     note_.reused_tokens = final.reused.total();
     note_.generated_tokens = final.generated_tokens;
+    figures_ = CacheFigures(final);
   }
   Complete(status, final.retry_after_ms, DescribeFinal(final));
 }
@@ -261,6 +262,7 @@ json ResponseCall::Object(std::string_view status) const {
   if (status != "failed") {
     output.push_back(AnswerItem(name_, status, text_, Logprobs(tokens_)));
   }
+  if (!figures_.is_null()) said["xcache"] = figures_;
   return ResponseObject(said, status, std::move(output), &note_);
 }
 
