@@ -121,12 +121,12 @@ absl::StatusOr<json> SessionCall::List() {
   for (const SessionInfo& session : list.sessions) {
     data.push_back(Object(session));
   }
-  return json{{"object", "list"},
-              {"data", std::move(data)},
-              {"has_more", !list.next_page_token.empty()},
-              {"next", list.next_page_token.empty()
-                           ? json()
-                           : json(list.next_page_token)}};
+  return json{
+      {"object", "list"},
+      {"data", std::move(data)},
+      {"has_more", !list.next_page_token.empty()},
+      {"next",
+       list.next_page_token.empty() ? json() : json(list.next_page_token)}};
 }
 
 absl::StatusOr<json> SessionCall::Update() {

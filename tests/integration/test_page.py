@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 
 import pytest
 import requests
@@ -208,9 +207,9 @@ def test_the_page_needs_no_token_and_allows_nothing(server):
 
 @pytest.mark.skipif(not campaign("PAGE_PICTURE_ROUNDS", 0),
                     reason="XCACHE_PAGE_PICTURE_ROUNDS is not set: it draws the "
-                           "picture of README, of so many turns")
+                           "page, after so many turns")
 def test_picture(browser, real_model, tmp_path):
-    path = pathlib.Path(harness.SOURCE) / "deploy/page.png"
+    path = harness.BUILD / "page.png"
     questions = ["What is a cache, in two sentences?",
                  "And what is a prefix of a conversation?",
                  "Why would one keep it?", "Thank you!"]
