@@ -243,7 +243,7 @@ void ResponseCall::EmitLast() {
        {{"output_index", 0},
         {"item", AnswerItem(name_, status, text_, logprobs)}});
   Emit(absl::StrCat("response.", std::string(status)),
-       {{"response", Object(status)}});
+       {{"response", Object(status)}, {"xcache", figures_}});
 }
 
 json ResponseCall::Logprobs(std::span<const SampledToken> tokens) const {
@@ -262,7 +262,6 @@ json ResponseCall::Object(std::string_view status) const {
   if (status != "failed") {
     output.push_back(AnswerItem(name_, status, text_, Logprobs(tokens_)));
   }
-  if (!figures_.is_null()) said["xcache"] = figures_;
   return ResponseObject(said, status, std::move(output), &note_);
 }
 

@@ -1,5 +1,7 @@
 """Sessions over HTTP, and what the cache did for an answer."""
 
+import json
+
 import pytest
 import requests
 
@@ -111,7 +113,7 @@ def test_bad_requests(ask, client, method, path, body, status, word):
     assert word in answer["error"]["message"], answer
 
 
-def test_what_the_cache_did(ask):
+def test_what_the_cache_did(server, ask):
     """Chats and responses tell, by where it was found."""
     messages = [{"role": "user", "content": "Tell me of the land. " * 20}]
     chat = {"messages": messages, "max_tokens": 4, "temperature": 0}
@@ -125,10 +127,15 @@ def test_what_the_cache_did(ask):
         assert did["ttft_us"] > 0 and did["durability"] == "none"
     _, first = ask("POST", "responses", {"input": "x" * 200,
                                          "max_output_tokens": 4})
-    _, second = ask("POST", "responses", {
-        "input": "More.", "max_output_tokens": 4,
-        "previous_response_id": first["id"]})
-    assert sum(second["xcache"]["reused"].values()) == (
-        second["usage"]["input_tokens_details"]["cached_tokens"]) > 64
-    assert second["xcache"]["durability"] == "local"
-    assert "xcache" not in ask("GET", f"responses/{second['id']}")[1]
+    events = requests.post(
+        f"http://{server.http_address}/v1/responses", timeout=60, json={
+            "input": "More.", "max_output_tokens": 4, "stream": True,
+            "previous_response_id": first["id"]}).text
+    last = json.loads(events.rstrip().rpartition("data: ")[2])
+    assert last["type"] in ("response.completed", "response.incomplete")
+    assert sum(last["xcache"]["reused"].values()) == (
+        last["response"]["usage"]["input_tokens_details"]["cached_tokens"]) > 64
+    assert last["xcache"]["durability"] == "local"
+    # What is stored is the response alone.
+    assert last["response"] == ask(
+        "GET", f"responses/{last['response']['id']}")[1]
