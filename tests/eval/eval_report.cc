@@ -35,6 +35,14 @@ nlohmann::ordered_json Row(const EvalSetup& setup, const Evaluation& e) {
     row["original_ratio"] =
         setup.original_kv_bytes_per_token / e.page_bytes_per_token();
   }
+  row["answers"] = nullptr;
+  row["whole_answers"] = nullptr;
+  row["prefix_share"] = nullptr;
+  if (e.answers > 0) {
+    row["answers"] = e.answers;
+    row["whole_answers"] = e.whole_answers;
+    row["prefix_share"] = e.prefix_share();
+  }
   return row;
 }
 
@@ -79,6 +87,14 @@ std::string EvalTable(const EvalSetup& setup,
       std::snprintf(
           line, sizeof(line), " %22.2f",
           setup.original_kv_bytes_per_token / e.page_bytes_per_token());
+      out += line;
+    }
+    if (e.answers > 0) {
+      std::snprintf(line, sizeof(line),
+                    "  whole %lld of %lld, to the first "
+                    "miss %.4f",
+                    static_cast<long long>(e.whole_answers),
+                    static_cast<long long>(e.answers), e.prefix_share());
       out += line;
     }
     out += '\n';

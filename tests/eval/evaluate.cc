@@ -68,14 +68,26 @@ std::vector<size_t> TurnEnds(size_t window, int turns) {
 class WindowRun {
  public:
   // `tracks`: the reference first. `evaluations`: one for each other.
+  // `answers`: what counts of the window; null: all of it.
   WindowRun(Engine& engine, ThreadPool& pool, std::span<const TokenId> window,
-            std::vector<Track> tracks, std::span<Evaluation> evaluations)
+            const std::vector<Answer>* answers, std::vector<Track> tracks,
+            std::span<Evaluation> evaluations)
       : engine_(engine),
         pool_(pool),
         window_(window),
         tracks_(std::move(tracks)),
         evaluations_(evaluations),
-        vocab_(static_cast<size_t>(engine.info().vocab_size)) {}
+        vocab_(static_cast<size_t>(engine.info().vocab_size)),
+        counts_(window.size(), answers == nullptr),
+        hits_(evaluations.size(), std::vector<bool>(window.size())) {
+    counts_[0] = false;
+    if (answers == nullptr) return;
+    answers_ = *answers;
+    for (const Answer& answer : answers_) {
+      std::fill(counts_.begin() + static_cast<ptrdiff_t>(answer.begin),
+                counts_.begin() + static_cast<ptrdiff_t>(answer.end), true);
+    }
+  }
 
   absl::Status Run(int turns, const std::function<void(size_t)>& progress) {
     keep_pages_ = turns > 1;
@@ -97,6 +109,17 @@ class WindowRun {
         XC_RETURN_IF_ERROR(Resume(engine_, &track));
       }
     }
+    for (size_t c = 0; c < hits_.size(); ++c) {
+      for (const Answer& answer : answers_) {
+        size_t at = answer.begin;
+        while (at < answer.end && hits_[c][at]) ++at;
+        evaluations_[c].answers += 1;
+        evaluations_[c].whole_answers += at == answer.end ? 1 : 0;
+        evaluations_[c].sum_prefix_share +=
+            static_cast<double>(at - answer.begin) /
+            static_cast<double>(answer.end - answer.begin);
+      }
+    }
     return absl::OkStatus();
   }
 
@@ -106,13 +129,19 @@ class WindowRun {
     StepItem item = Item(&tracks_[0], begin, count);
     XC_RETURN_IF_ERROR(engine_.Step({&item, 1}));
     TakePages(&tracks_[0], nullptr);
-    // The last token of a window is followed by none.
-    const size_t scored = std::min(count, window_.size() - 1 - begin);
+    // Rows whose next token counts.
+    std::vector<size_t> rows;
+    for (size_t t = 0; t < count; ++t) {
+      if (begin + t + 1 < window_.size() && counts_[begin + t + 1]) {
+        rows.push_back(t);
+      }
+    }
+    const size_t scored = rows.size();
     std::vector<std::unique_ptr<ReferencePosition>> reference(scored);
     pool_.ParallelFor(static_cast<int64_t>(scored), [&](int64_t i, int) {
       const auto t = static_cast<size_t>(i);
       reference[t] = std::make_unique<ReferencePosition>(
-          item.logits.subspan(t * vocab_, vocab_));
+          item.logits.subspan(rows[t] * vocab_, vocab_));
     });
     for (size_t first = 1; first < tracks_.size(); first += kStepCodecs) {
       const size_t size = std::min(kStepCodecs, tracks_.size() - first);
@@ -124,12 +153,13 @@ class WindowRun {
       // Computed in parallel, added in order: sums do not depend on threads,
       // nor on how a window is cut into steps.
       std::vector<Evaluation> positions(size * scored);
-      pool_.ParallelFor(static_cast<int64_t>(positions.size()), [&](int64_t i,
-                                                                    int) {
-        const size_t at = static_cast<size_t>(i), t = at % scored;
-        reference[t]->Add(items[at / scored].logits.subspan(t * vocab_, vocab_),
-                          window_[begin + t + 1], &positions[at]);
-      });
+      pool_.ParallelFor(
+          static_cast<int64_t>(positions.size()), [&](int64_t i, int) {
+            const size_t at = static_cast<size_t>(i), t = at % scored;
+            reference[t]->Add(
+                items[at / scored].logits.subspan(rows[t] * vocab_, vocab_),
+                window_[begin + rows[t] + 1], &positions[at]);
+          });
       for (size_t at = 0; at < positions.size(); ++at) {
         Evaluation& sum = evaluations_[first - 1 + at / scored];
         sum.tokens += positions[at].tokens;
@@ -137,6 +167,9 @@ class WindowRun {
         sum.sum_baseline_nll += positions[at].sum_baseline_nll;
         sum.sum_kl += positions[at].sum_kl;
         sum.same_top1 += positions[at].same_top1;
+        sum.hits += positions[at].hits;
+        hits_[first - 1 + at / scored][begin + rows[at % scored] + 1] =
+            positions[at].hits > 0;
       }
       for (size_t i = 0; i < size; ++i) {
         TakePages(&tracks_[first + i], &evaluations_[first - 1 + i]);
@@ -149,7 +182,12 @@ class WindowRun {
     StepItem item;
     item.sequence = track->sequence.get();
     item.tokens = window_.subspan(begin, count);
-    item.logits_mode = LogitsMode::kAll;
+    const auto counted = counts_.begin() + static_cast<ptrdiff_t>(begin + 1);
+    const auto next =
+        static_cast<ptrdiff_t>(std::min(count, window_.size() - begin - 1));
+    if (std::find(counted, counted + next, true) != counted + next) {
+      item.logits_mode = LogitsMode::kAll;
+    }
     return item;
   }
 
@@ -169,6 +207,9 @@ class WindowRun {
   std::vector<Track> tracks_;
   const std::span<Evaluation> evaluations_;
   const size_t vocab_;
+  std::vector<Answer> answers_;
+  std::vector<bool> counts_;             // of each token of the window
+  std::vector<std::vector<bool>> hits_;  // of each evaluation, the same
   bool keep_pages_ = false;
 };
 
@@ -243,6 +284,7 @@ void ReferencePosition::Add(std::span<const float> logits, TokenId next,
   evaluation->sum_baseline_nll += log_sum_ - logits_[id];
   evaluation->sum_kl += difference + (log_sum - log_sum_);
   evaluation->same_top1 += top == top_ ? 1 : 0;
+  evaluation->hits += top == id ? 1 : 0;
 }
 
 absl::StatusOr<std::vector<Evaluation>> Evaluate(
@@ -252,6 +294,11 @@ absl::StatusOr<std::vector<Evaluation>> Evaluate(
   if (options.turns < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
         "turns of a window: expected at least 1, found ", options.turns));
+  }
+  if (!options.answers.empty() && options.answers.size() != windows.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("answers: expected those of ", windows.size(),
+                     " windows, found ", options.answers.size()));
   }
   XC_ASSIGN_OR_RETURN(const CodecHandle* lossless,
                       engine.OpenCodec("kv-fp16", options.progress));
@@ -270,7 +317,8 @@ absl::StatusOr<std::vector<Evaluation>> Evaluate(
   // In tokens through a codec, the reference's not counted.
   size_t done = 0, total = 0;
   for (const auto& window : windows) total += window.size() * codecs.size();
-  for (const auto& window : windows) {
+  for (size_t w = 0; w < windows.size(); ++w) {
+    const std::vector<TokenId>& window = windows[w];
     for (size_t first = 0; first < codecs.size();) {
       const size_t count =
           CodecsAtOnce(engine, *lossless, std::span(codecs).subspan(first),
@@ -279,7 +327,9 @@ absl::StatusOr<std::vector<Evaluation>> Evaluate(
       tracks[0].codec = lossless;
       for (size_t i = 0; i < count; ++i)
         tracks[i + 1].codec = codecs[first + i];
-      WindowRun run(engine, pool, window, std::move(tracks),
+      WindowRun run(engine, pool, window,
+                    options.answers.empty() ? nullptr : &options.answers[w],
+                    std::move(tracks),
                     std::span(evaluations).subspan(first, count));
       XC_RETURN_IF_ERROR(run.Run(options.turns, [&](size_t of_window) {
         if (!options.progress) return;

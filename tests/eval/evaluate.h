@@ -24,6 +24,12 @@ struct Evaluation {
   double sum_baseline_nll = 0.0;
   double sum_kl = 0.0;  // KL(kv-fp16 || codec), nats
   int64_t same_top1 = 0;
+  int64_t hits = 0;  // positions whose first choice is the window's token
+  // Where only answers count: how many there are, how many are hit token by
+  // token, and the sum of their shares that are hit before the first miss.
+  int64_t answers = 0;
+  int64_t whole_answers = 0;
+  double sum_prefix_share = 0.0;
   int64_t page_bytes = 0;
   int64_t page_tokens = 0;
   int kv_fp16_bytes_per_token = 0;
@@ -38,6 +44,9 @@ struct Evaluation {
   double kl() const { return sum_kl / static_cast<double>(tokens); }
   double top1_agreement() const {
     return static_cast<double>(same_top1) / static_cast<double>(tokens);
+  }
+  double prefix_share() const {
+    return sum_prefix_share / static_cast<double>(answers);
   }
   double page_bytes_per_token() const {
     return static_cast<double>(page_bytes) / static_cast<double>(page_tokens);
@@ -69,6 +78,11 @@ class ReferencePosition {
   size_t top_ = 0;
 };
 
+// Tokens [begin, end) of a window; begin is not 0.
+struct Answer {
+  size_t begin = 0, end = 0;
+};
+
 struct EvaluateOptions {
   // Each window is fed in so many turns. Between two turns the working set is
   // dropped and made anew: pages are rematerialized, the tail is recomputed.
@@ -79,6 +93,10 @@ struct EvaluateOptions {
   // measured one after another, each time beside the reference.
   int64_t memory_bytes = int64_t{4} << 30;
   ProgressFn progress = {};
+  // Of each window, which of its tokens count, in order; none: all windows' but
+  // their first. Whatever a codec would write, as long as it hits it is what
+  // stands there: by rule R1 its logits are those of writing it.
+  std::vector<std::vector<Answer>> answers = {};
 };
 
 // Runs every window through kv-fp16 once and through each of `specs` beside it.

@@ -1,6 +1,7 @@
 // xcache-eval: perplexity, divergence and page size of codecs on real texts.
 //   xcache-eval --model M --text prose.txt --text code.txt
 //     --codec 'xquant-gqa:bits=4;xquant-gqa:bits=2' --window 1024,4096
+// Or, with --task, how often they write what FP16 K/V write, or find a fact.
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +23,7 @@
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
 #include "tests/eval/eval_report.h"
+#include "tests/eval/eval_tasks.h"
 #include "tests/eval/evaluate.h"
 
 namespace xcache {
@@ -40,6 +42,10 @@ struct Options {
   std::string isa;
   std::string profile_dir;
   std::string csv;
+  std::string task = "text";
+  std::string tasks_out;
+  int written = 64;
+  uint64_t seed = 1;
   bool json = false;
 };
 
@@ -135,6 +141,21 @@ absl::StatusOr<std::vector<Text>> ReadTexts(const Options& options,
   return texts;
 }
 
+// What is measured on windows of a text: themselves, or what they become.
+absl::StatusOr<EvalTask> MakeTask(const Options& options, Engine& engine,
+                                  const Tokenizer& tokenizer,
+                                  std::vector<std::vector<TokenId>> windows,
+                                  const ProgressFn& progress) {
+  if (options.task == "greedy") {
+    return ContinueGreedily(engine, std::move(windows),
+                            static_cast<size_t>(options.written), progress);
+  }
+  if (options.task == "facts") {
+    return AskForFacts(tokenizer, windows, options.seed);
+  }
+  return EvalTask{std::move(windows), {}};
+}
+
 int KvFp16BytesPerToken(const HyperParams& h) {
   constexpr int kFp16Bytes = 2, kKeysAndValues = 2;
   return h.num_layers * h.kv_dim() * kKeysAndValues * kFp16Bytes;
@@ -143,11 +164,12 @@ int KvFp16BytesPerToken(const HyperParams& h) {
 absl::Status Run(const Options& options) {
   XC_ASSIGN_OR_RETURN(auto model, Model::Load(options.model));
   const int context = model->hparams().context_length;
+  const int written = options.task == "greedy" ? options.written : 0;
   for (int window : options.window) {
-    if (window > context) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--window ", window,
-                       ": expected at most the model's context, ", context));
+    if (window + written > context) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--window ", window, ": expected at most the model's context, ",
+          context, ", with what is written"));
     }
   }
   EvalSetup setup;
@@ -165,6 +187,10 @@ absl::Status Run(const Options& options) {
   if (!options.csv.empty()) {
     csv.open(options.csv, std::ios::binary | std::ios::trunc);
     csv << EvalCsvHead();
+  }
+  std::ofstream tasks_out;
+  if (!options.tasks_out.empty()) {
+    tasks_out.open(options.tasks_out, std::ios::binary | std::ios::trunc);
   }
 
   EngineOptions engine_options;
@@ -194,10 +220,9 @@ absl::Status Run(const Options& options) {
   for (const Text& text : texts) {
     for (int window : options.window) {
       XC_ASSIGN_OR_RETURN(
-          const auto windows,
-          CutWindows(text.name, text.ids,
-                     tokenizer->add_bos() ? tokenizer->bos() : -1, window,
-                     options.windows));
+          auto windows, CutWindows(text.name, text.ids,
+                                   tokenizer->add_bos() ? tokenizer->bos() : -1,
+                                   window, options.windows));
       setup.text = text.name;
       setup.window = window;
       setup.windows = static_cast<int>(windows.size());
@@ -207,8 +232,13 @@ absl::Status Run(const Options& options) {
         evaluate.progress = [&bar](std::string_view what, double fraction) {
           bar.Show(what, fraction);
         };
+        XC_ASSIGN_OR_RETURN(const EvalTask task,
+                            MakeTask(options, *engine, *tokenizer,
+                                     std::move(windows), evaluate.progress));
+        evaluate.answers = task.answers;
         XC_ASSIGN_OR_RETURN(evaluations,
-                            Evaluate(*engine, specs, windows, evaluate));
+                            Evaluate(*engine, specs, task.windows, evaluate));
+        tasks_out << TaskJsonLines(text.name, task) << std::flush;
       }
       const std::string out = options.json ? EvalJsonLines(setup, evaluations)
                                            : EvalTable(setup, evaluations);
@@ -220,6 +250,10 @@ absl::Status Run(const Options& options) {
   if (!options.csv.empty() && !csv) {
     return absl::PermissionDeniedError(
         absl::StrCat("cannot write ", options.csv, " (--csv)"));
+  }
+  if (!options.tasks_out.empty() && !tasks_out) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("cannot write ", options.tasks_out, " (--tasks-out)"));
   }
   return absl::OkStatus();
 }
@@ -243,6 +277,20 @@ int Main(int argc, char** argv) {
   app.add_option("--windows", options.windows, "windows of a text, at most")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
+  app.add_option("--task", options.task,
+                 "text: the windows themselves; greedy: what kv-fp16 writes "
+                 "after them; facts: numbers that are told early in each and "
+                 "asked for at its end")
+      ->check(CLI::IsMember({"text", "greedy", "facts"}))
+      ->capture_default_str();
+  app.add_option("--written", options.written,
+                 "tokens that --task greedy writes")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "of the facts")->capture_default_str();
+  app.add_option("--tasks-out", options.tasks_out,
+                 "write the task's windows into this file, for "
+                 "llamacpp_cache_types.py --tasks");
   app.add_option("--turns", options.turns,
                  "feed each window in so many turns, with resumes from pages "
                  "in between; the figures are the same")

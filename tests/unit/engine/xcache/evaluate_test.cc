@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <vector>
 
 #include "engine/engine_factory.h"
+#include "engine/model/tokenizer.h"
 #include "engine/xcache/codec.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "tests/eval/eval_report.h"
+#include "tests/eval/eval_tasks.h"
 #include "tests/support/tiny_model.h"
 #include "tests/unit/engine/made_up_profiles.h"
 
@@ -145,6 +148,58 @@ TEST_F(EvaluateTest, ProgressGrowsToOne) {
   EXPECT_EQ(last, 1.0);
 }
 
+TEST_F(EvaluateTest, WhatKvFp16WritesIsAnsweredWholeByIt) {
+  window_.resize(100);
+  auto task = ContinueGreedily(*engine_, {window_, {5}}, 40, nullptr);
+  ASSERT_TRUE(task.ok()) << task.status();
+  ASSERT_EQ(task->windows[0].size(), 140u);
+  ASSERT_EQ(task->answers[1].size(), 1u);
+  EXPECT_EQ(task->answers[1][0].end, 41u);
+  // One token that it would not have written, in the midst of the second.
+  TokenId& other = task->windows[1][11];
+  other = other == 7 ? 8 : 7;
+  task->answers[1] = {{1, 11}, {11, 21}, {1, 21}};
+  const auto found = Evaluate(*engine_, {"kv-fp16", "xquant:bits=2"},
+                              task->windows, {.answers = task->answers});
+  ASSERT_TRUE(found.ok()) << found.status();
+  const Evaluation& lossless = (*found)[0];
+  EXPECT_EQ(lossless.answers, 4);
+  EXPECT_EQ(lossless.whole_answers, 2);
+  EXPECT_EQ(lossless.sum_prefix_share, 1.0 + 1.0 + 0.0 + 0.5);
+  EXPECT_EQ(lossless.tokens, 40 + 20);
+  EXPECT_EQ(lossless.kl(), 0.0);
+  EXPECT_GT((*found)[1].kl(), 0.0);
+  EXPECT_FALSE(Evaluate(*engine_, {"kv-fp16"}, {window_, window_},
+                        {.answers = {{{1, 2}}}})
+                   .ok());
+}
+
+TEST_F(EvaluateTest, FactsAreToldEarlyAndAskedForAtTheEnd) {
+  const auto tokenizer = Tokenizer::Create(testing::MakeTinyModel({})->gguf());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const std::vector<TokenId> text(1200, 9);
+  const auto task = AskForFacts(**tokenizer, {text, text, text}, 1);
+  ASSERT_TRUE(task.ok()) << task.status();
+  for (size_t w = 0; w < 3; ++w) {
+    const std::vector<TokenId>& window = task->windows[w];
+    EXPECT_EQ(window.size(), text.size());
+    ASSERT_EQ(task->answers[w].size(), kFacts);
+    for (const Answer& answer : task->answers[w]) {
+      const std::span<const TokenId> asked =
+          std::span(window).subspan(answer.begin, answer.end - answer.begin);
+      const auto first = std::ranges::search(window, asked).begin();
+      EXPECT_LT(first - window.begin(), 700);
+    }
+    EXPECT_EQ(task->answers[w].back().end, window.size());
+  }
+  EXPECT_NE(task->windows[0], task->windows[1]);
+  EXPECT_FALSE(AskForFacts(**tokenizer, {{1, 2, 3}}, 1).ok());
+  const auto line =
+      nlohmann::json::parse(TaskJsonLines("x", {{{4, 5, 6}}, {{{1, 3}}}}));
+  EXPECT_EQ(line["tokens"][2], 6);
+  EXPECT_EQ(line["answers"][0][1], 3);
+}
+
 TEST_F(EvaluateTest, NoTurnsIsInvalidArgument) {
   const auto found = Evaluate(*engine_, {"kv-fp16"}, {window_}, {.turns = 0});
   EXPECT_EQ(found.status().code(), absl::StatusCode::kInvalidArgument);
@@ -172,7 +227,7 @@ TEST(EvalReportTest, JsonCsvAndTableSayTheSame) {
   const std::string head = EvalCsvHead(), row = EvalCsvRows(setup, {e});
   EXPECT_THAT(head, StartsWith("codec,tokens,ppl,"));
   EXPECT_THAT(row, StartsWith("\"x:bits=2,group=64\",2,"));
-  EXPECT_THAT(row, HasSubstr(",\"a \"\"text\"\"\",3,1,2,1.5\n"));
+  EXPECT_THAT(row, HasSubstr(",\"a \"\"text\"\"\",3,1,2,1.5,,,\n"));
   // The spec's comma is quoted; all others part columns.
   EXPECT_EQ(std::ranges::count(row, ',') - 1, std::ranges::count(head, ','));
   const std::string table = EvalTable(setup, {e});
