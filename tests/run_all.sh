@@ -122,12 +122,15 @@ other_isas() {
   done
 }
 
+# The integration tests wait as much as they work.
+PARALLEL=(-n 2 --dist loadfile)
+
 integration() {
   run_ctest release -L 'integration' -j "$JOBS"
   # One seed, so that a change is judged by what it changes; other seeds find
   # more.
   export XCACHE_SEED=${XCACHE_SEED:-1}
-  tests/integration/run.sh build/release
+  tests/integration/run.sh build/release "${PARALLEL[@]}"
   tests/integration/fleet/run.sh build/release
   tests/integration/foreign/run.sh build/release
   tests/deploy/run.sh build/release
@@ -148,9 +151,9 @@ asan() {
   local failed=0
   run_ctest asan-ubsan -L 'unit|integration' -j "$JOBS" || failed=1
   XCACHE_SEED=${XCACHE_SEED:-1} XCACHE_CRASH_ROUNDS=${XCACHE_CRASH_ROUNDS:-20} \
-    tests/integration/run.sh build/asan-ubsan --ignore=test_prometheus.py \
-    --ignore=test_quickstart.py --ignore=test_readme.py \
-    --ignore=test_soak.py || failed=1
+    tests/integration/run.sh build/asan-ubsan "${PARALLEL[@]}" \
+    --ignore=test_prometheus.py --ignore=test_quickstart.py \
+    --ignore=test_readme.py --ignore=test_soak.py || failed=1
   local report
   for report in "$found"/*; do
     [ -e "$report" ] || continue

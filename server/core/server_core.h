@@ -44,6 +44,7 @@ struct SessionInfo {
   int64_t create_time_us = 0;
   int64_t update_time_us = 0;
   int64_t expire_time_us = 0;  // 0: never
+  uint64_t num_pages = 0;
   uint64_t page_bytes = 0;
   bool in_memory = false;
   std::vector<ChatMessage> messages;  // where they were asked for

@@ -50,6 +50,7 @@ SessionInfo ServerCoreImpl::InfoOf(const SessionSummary& summary) const {
   info.create_time_us = summary.create_ms * 1000;
   info.update_time_us = summary.update_ms * 1000;
   info.expire_time_us = summary.pinned ? 0 : summary.expire_ms * 1000;
+  info.num_pages = summary.num_pages;
   info.page_bytes = PageBytes(summary.codec, summary.num_pages);
   info.in_memory = scheduler_.InMemory({summary.tenant, summary.id});
   info.title = summary.title;

@@ -358,7 +358,9 @@ void CompletionCall::EndStream(const FrontendCall::Ending& ending) {
     }
     if (params().include_usage) {
       data = absl::StrCat(
-          chunk_begin_, "],\"usage\":", JsonBytes(ToJson(UsageOf())), "}\n\n");
+          chunk_begin_, "],\"usage\":", JsonBytes(ToJson(UsageOf())),
+          ",\"xcache\":", JsonBytes(CacheFigures(choices_.front().final)),
+          "}\n\n");
     }
   }
   data += "data: [DONE]\n\n";
@@ -449,6 +451,7 @@ json CompletionCall::WholeAnswer() {
   }
   out["choices"] = std::move(choices);
   out["usage"] = ToJson(UsageOf());
+  out["xcache"] = CacheFigures(choices_.front().final);
   return out;
 }
 

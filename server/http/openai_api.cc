@@ -17,8 +17,10 @@
 #include "server/http/completion_call.h"
 #include "server/http/json_body.h"
 #include "server/http/openai_error.h"
+#include "server/http/page.h"
 #include "server/http/response_call.h"
 #include "server/http/responses_request.h"
+#include "server/http/session_call.h"
 #include "server/http/stored_call.h"
 
 namespace xcache {
@@ -28,6 +30,7 @@ using nlohmann::json;
 
 enum class Route {
   kUnknown,
+  kPage,
   kHealth,
   kModels,
   kModel,
@@ -40,6 +43,9 @@ enum class Route {
   kConversation,
   kItems,
   kItem,
+  kSessions,
+  kSession,
+  kFork,
 };
 
 // What a path leads to, and the ids that it names.
@@ -58,6 +64,7 @@ Target TargetOf(std::string_view path) {
   };
   // Longer ones first.
   static constexpr Pattern kPatterns[] = {
+      {"/", false, "", false, Route::kPage},
       {"/health", false, "", false, Route::kHealth},
       {"/v1/models", false, "", false, Route::kModels},
       {"/v1/models/", true, "", false, Route::kModel},
@@ -69,7 +76,10 @@ Target TargetOf(std::string_view path) {
       {"/v1/conversations", false, "", false, Route::kConversations},
       {"/v1/conversations/", true, "/items", false, Route::kItems},
       {"/v1/conversations/", true, "/items/", true, Route::kItem},
-      {"/v1/conversations/", true, "", false, Route::kConversation}};
+      {"/v1/conversations/", true, "", false, Route::kConversation},
+      {"/v1/xcache/sessions", false, "", false, Route::kSessions},
+      {"/v1/xcache/sessions/", true, "/fork", false, Route::kFork},
+      {"/v1/xcache/sessions/", true, "", false, Route::kSession}};
   for (const Pattern& pattern : kPatterns) {
     if (!pattern.has_id) {
       if (path == pattern.begin) return {pattern.route, "", ""};
@@ -99,10 +109,12 @@ std::string_view MethodsOf(Route route) {
     case Route::kCompletions:
     case Route::kResponses:
     case Route::kConversations:
+    case Route::kFork:
       return "POST";
     case Route::kResponse:
       return "GET, HEAD, DELETE";
     case Route::kConversation:
+    case Route::kSession:
       return "GET, HEAD, POST, DELETE";
     default:
       return "GET, HEAD";
@@ -134,6 +146,14 @@ Method MethodOf(Route route, std::string_view verb) {
       return Method::kListConversationItems;
     case Route::kItem:
       return Method::kRetrieveConversationItem;
+    case Route::kSessions:
+      return Method::kListSessions;
+    case Route::kSession:
+      return verb == "DELETE" ? Method::kDeleteSession
+             : verb == "POST" ? Method::kUpdateSession
+                              : Method::kGetSession;
+    case Route::kFork:
+      return Method::kForkSession;
     default:
       return Method::kListModels;
   }
@@ -156,7 +176,7 @@ class OpenAiApi final : public HttpHandler {
   Verdict Judge(HttpHead* head) override {
     const Route route = TargetOf(head->path).route;
     Verdict verdict;
-    if (route != Route::kHealth) {
+    if (route != Route::kHealth && route != Route::kPage) {
       const std::optional<std::string_view> value = head->authorization;
       auto tenant =
           frontend_.auth.Authenticate(value.has_value() ? &*value : nullptr);
@@ -181,6 +201,8 @@ class OpenAiApi final : public HttpHandler {
     Target target = TargetOf(exchange->head.path);
     const Method method = MethodOf(target.route, exchange->head.method);
     switch (target.route) {
+      case Route::kPage:
+        return exchange->Respond(page_);
       case Route::kHealth:
         return exchange->Respond(Health());
       case Route::kModels:
@@ -194,6 +216,12 @@ class OpenAiApi final : public HttpHandler {
             ->Start();
       case Route::kResponses:
         return std::make_shared<ResponseCall>(options_, std::move(exchange))
+            ->Start();
+      case Route::kSessions:
+      case Route::kSession:
+      case Route::kFork:
+        return std::make_shared<SessionCall>(
+                   options_, method, std::move(target.id), std::move(exchange))
             ->Start();
       default:
         return std::make_shared<StoredCall>(
@@ -283,6 +311,7 @@ class OpenAiApi final : public HttpHandler {
   const OpenAiOptions options_;
   Frontend& frontend_;
   const int64_t created_;
+  const HttpResponse page_ = PageResponse();
   RefusalLog refusals_;
 };
 

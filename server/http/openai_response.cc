@@ -118,6 +118,21 @@ json ToJson(const Usage& usage) {
           {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
 }
 
+json CacheFigures(const FinalInfo& final) {
+  return {{"reused",
+           {{"device", final.reused.device},
+            {"host", final.reused.host},
+            {"disk", final.reused.disk},
+            {"remote", final.reused.remote}}},
+          {"prefilled_tokens", final.prefilled_tokens},
+          {"queue_us", final.timings.queue_us},
+          {"restore_us", final.timings.restore_us},
+          {"prefill_us", final.timings.prefill_us},
+          {"decode_us", final.timings.decode_us},
+          {"ttft_us", final.timings.ttft_us},
+          {"durability", std::string(DurabilityName(final.durability))}};
+}
+
 json ToJson(const ObjectHead& head) {
   return {{"id", head.id},
           {"object", head.object},

@@ -55,6 +55,10 @@ struct Usage {
 };
 nlohmann::json ToJson(const Usage& usage);
 
+// What the cache did for an answer, as the member "xcache" that every front end
+// of ours may add to OpenAI's objects: names as in Final of proto/xcache/v1.
+nlohmann::json CacheFigures(const FinalInfo& final);
+
 // What every object of one request begins with.
 struct ObjectHead {
   std::string id;

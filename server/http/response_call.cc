@@ -169,6 +169,7 @@ void ResponseCall::OnFinish(const absl::Status& status,
     note_.prompt_tokens = final.prompt_tokens;
     note_.reused_tokens = final.reused.total();
     note_.generated_tokens = final.generated_tokens;
+    figures_ = CacheFigures(final);
   }
   Complete(status, final.retry_after_ms, DescribeFinal(final));
 }
@@ -242,7 +243,7 @@ void ResponseCall::EmitLast() {
        {{"output_index", 0},
         {"item", AnswerItem(name_, status, text_, logprobs)}});
   Emit(absl::StrCat("response.", std::string(status)),
-       {{"response", Object(status)}});
+       {{"response", Object(status)}, {"xcache", figures_}});
 }
 
 json ResponseCall::Logprobs(std::span<const SampledToken> tokens) const {

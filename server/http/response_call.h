@@ -68,6 +68,8 @@ class ResponseCall final : public OpenAiCall {
   std::string text_ XC_GUARDED_BY(mu_);
   std::vector<SampledToken> tokens_ XC_GUARDED_BY(mu_);
   AnswerNote note_ XC_GUARDED_BY(mu_);
+  nlohmann::json figures_
+      XC_GUARDED_BY(mu_);  // of an event, not of what is stored
 };
 
 }  // namespace xcache

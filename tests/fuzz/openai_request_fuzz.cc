@@ -1,16 +1,19 @@
 // Any bytes as the body of a request of the HTTP API: parsed, checked and
 // converted. The first byte says which request: a for a chat, r for a response,
-// c for a conversation, q for a list's query. What is accepted must keep the
-// limits that the core relies on.
+// c for a conversation, s for
+// a session's change, f for a fork, q for a list's query. What is accepted must
+// keep the limits that the core relies on.
 #include <string>
 
 #include "engine/base/utf8.h"
 #include "server/frontend/text_input.h"
 #include "server/http/json_body.h"
+#include "server/http/json_fields.h"
 #include "server/http/json_order.h"
 #include "server/http/openai_error.h"
 #include "server/http/openai_request.h"
 #include "server/http/responses_request.h"
+#include "server/http/session_call.h"
 #include "server/http/stored_responses.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -107,6 +110,23 @@ void FuzzConversation(const nlohmann::json& body) {
                     kMaxSessionDataBytes);
 }
 
+void FuzzSession(const nlohmann::json& body) {
+  const auto update = ToSessionUpdate(body);
+  if (!update.ok()) return CheckRefusal(update.status());
+  XCACHE_FUZZ_CHECK(update->title.has_value() || update->pinned.has_value() ||
+                    update->ttl.has_value());
+  XCACHE_FUZZ_CHECK(!update->ttl.has_value() || update->ttl->count() >= 0);
+  XCACHE_FUZZ_CHECK(!update->data.has_value() && update->forget.empty());
+}
+
+void FuzzFork(const nlohmann::json& body) {
+  const auto fork = ToForkOptions(body);
+  if (!fork.ok()) return CheckRefusal(fork.status());
+  XCACHE_FUZZ_CHECK(fork->tenant.empty() && fork->id.empty());
+  XCACHE_FUZZ_CHECK(fork->num_messages <= uint64_t{kMaxJsonInt} &&
+                    fork->keep_last_messages <= uint64_t{kMaxJsonInt});
+}
+
 void FuzzQuery(std::string_view query) {
   const auto page = ToPageRequest(query);
   if (!page.ok()) return CheckRefusal(page.status());
@@ -152,6 +172,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     FuzzResponse(*body);
   } else if (data[0] == 'c') {
     FuzzConversation(*body);
+  } else if (data[0] == 's') {
+    FuzzSession(*body);
+  } else if (data[0] == 'f') {
+    FuzzFork(*body);
   } else {
     FuzzText(*body);
   }
@@ -181,6 +205,8 @@ std::vector<std::string> XcacheFuzzSeeds() {
       R"("conversation":{"id":"conv_1"},"stream":true,"truncation":"disabled",)"
       R"("text":{"format":{"type":"text"}},"background":false})",
       R"(c{"metadata":{"a":"b"},"items":[{"role":"user","content":"x"}]})",
+      R"(s{"title":"t","pinned":true,"ttl_seconds":60})",
+      R"(f{"id":"a","num_messages":2,"keep_last_messages":1.0})",
       "qlimit=5&order=asc&after=msg%5F1",
       R"(a{"messages":[{"role":"user","content":"x"}],"tools":[{}],)"
       R"("response_format":{"type":"json_object"}})",
