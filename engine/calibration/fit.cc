@@ -82,14 +82,17 @@ class Fitter {
       data_.levels.emplace_back().step = static_cast<float>(step);
     }
     const auto layers = static_cast<uint32_t>(seen_.shape.num_layers);
-    for (uint32_t first = 1; first < layers; first += options_.group_layers) {
+    const uint32_t most =
+        std::clamp(kMostFitWidth / static_cast<uint32_t>(latent_), 1u,
+                   options_.group_layers);
+    for (uint32_t first = 1; first < layers; first += most) {
       if (progress) {
         progress("fitting",
                  static_cast<double>(first) / static_cast<double>(layers));
       }
       TransformGroup group;
       group.first_layer = first;
-      group.num_layers = std::min(options_.group_layers, layers - first);
+      group.num_layers = std::min(most, layers - first);
       data_.groups.push_back(std::move(group));
       FitGroup();
     }

@@ -18,15 +18,19 @@
 
 namespace xcache {
 
+// Axes of wider groups take hours (CALIBRATION.md).
+inline constexpr uint32_t kMostFitWidth = 6144;
+
 struct FitOptions {
-  uint32_t group_layers = 6;
-  uint32_t rank = 256;  // of predictions
+  // At most, and no more than have kMostFitWidth latents together.
+  uint32_t group_layers = 10;
+  uint32_t rank = 384;  // of predictions
   // Steps of the levels, in roots of nats: half the sum of squared errors in
   // the metric is about what a reader of the row loses in log-likelihood.
-  std::array<double, kLevelNames.size()> steps = {0.0026, 0.0044, 0.0068};
+  std::array<double, kLevelNames.size()> steps = {0.0023, 0.0039, 0.0060};
   // What of the metric is not Fisher information but how far an error moves
   // scores and values: steadies it where few gradients were seen.
-  double plain_share = 0.2;
+  double plain_share = 0.1;
   // Channels are kept whose variance is at least this times the step squared.
   double least_variance = 0.06;
   // A token's step falls by this power of its sensitivity's root.

@@ -211,7 +211,7 @@ int Main(int argc, char** argv) {
   app.add_option("--window-tokens", options.window_tokens, "tokens of a window")
       ->capture_default_str();
   app.add_option("--group-layers", options.fit.group_layers,
-                 "layers under one transform")
+                 "layers under one transform, at most")
       ->capture_default_str();
   app.add_option("--rank", options.fit.rank, "rank of predictions")
       ->check(CLI::Range(1, 1 << 16))

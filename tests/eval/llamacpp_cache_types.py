@@ -144,27 +144,40 @@ class Peer:
             sys.exit(f"llama.cpp cannot make a context with {cache_type}")
         return context
 
-    def logits(self, np, context, ids):
-        """Of every position of a window, [len(ids), vocab]."""
+    def feed(self, np, context, ids, at, wanted):
+        """Appends tokens, which begin at position `at`; logits of those at
+        `wanted`, [len(wanted), vocab]."""
+        batch = self.ll.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i] = token
+            batch.pos[i] = at + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = at + i in wanted
+        failed = self.ll.llama_decode(context, batch)
+        if failed:
+            sys.exit(f"llama_decode failed: {failed}")
+        out = np.ctypeslib.as_array(
+            self.ll.llama_get_logits(context),
+            (len(wanted), self.n_vocab)).copy() if wanted else None
+        self.ll.llama_batch_free(batch)
+        return out
+
+    def logits(self, np, context, ids, wanted=None):
+        """Of a window's positions, or those that are wanted, in order,
+        [positions, vocab]."""
         self.ll.llama_memory_clear(self.ll.llama_get_memory(context), True)
-        out = np.empty((len(ids), self.n_vocab), np.float32)
+        wanted = range(len(ids)) if wanted is None else wanted
+        out = np.empty((len(wanted), self.n_vocab), np.float32)
+        filled = 0
         for at in range(0, len(ids), UBATCH):
             part = ids[at:at + UBATCH]
-            batch = self.ll.llama_batch_init(len(part), 0, 1)
-            batch.n_tokens = len(part)
-            for i, token in enumerate(part):
-                batch.token[i] = token
-                batch.pos[i] = at + i
-                batch.n_seq_id[i] = 1
-                batch.seq_id[i][0] = 0
-                batch.logits[i] = 1
-            failed = self.ll.llama_decode(context, batch)
-            if failed:
-                sys.exit(f"llama_decode failed: {failed}")
-            out[at:at + len(part)] = np.ctypeslib.as_array(
-                self.ll.llama_get_logits(context),
-                (len(part), self.n_vocab))
-            self.ll.llama_batch_free(batch)
+            here = set(wanted).intersection(range(at, at + len(part)))
+            rows = self.feed(np, context, part, at, here)
+            if here:
+                out[filled:filled + len(here)] = rows
+                filled += len(here)
         return out
 
 

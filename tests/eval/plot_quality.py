@@ -48,7 +48,8 @@ def series_and_label(codec):
     options = dict(o.split("=", 1) for o in options.split(",") if "=" in o)
     plain = (options.get("preset") == "plain" or
              options.get("clip") == "minmax")
-    return name + (", plain" if plain else ""), options.get("bits", "")
+    return (name + (", plain" if plain else ""),
+            options.get("bits", options.get("rate", "")))
 
 
 def read(paths):
@@ -109,7 +110,7 @@ def draw(panels, out):
             ax.grid(True, color="#dddddd", linewidth=0.5)
     axes[0][0].set_ylabel("loss of perplexity, %")
     axes[1][0].set_ylabel("KL from FP16 K/V, nats")
-    axes[0][-1].legend(fontsize=8, frameon=False)
+    axes[-1][0].legend(fontsize=8, frameon=False, loc="upper left")
     figure.tight_layout()
     svg = out.endswith(".svg")
     figure.savefig(out, dpi=120,
