@@ -38,7 +38,7 @@ absl::StatusOr<EvalTask> AskForFacts(
     const Tokenizer& tokenizer, const std::vector<std::vector<TokenId>>& text,
     uint64_t seed);
 
-// A JSON object a line for llamacpp_cache_types.py --tasks: the window's name,
+// A JSON object a line for llamacpp_answers.py --tasks: the window's name,
 // size, tokens, and of each answer where it begins and ends.
 std::string TaskJsonLines(std::string_view text, const EvalTask& task);
 

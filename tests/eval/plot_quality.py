@@ -41,14 +41,15 @@ def plot_python(venv):
 
 def series_and_label(codec):
     """"xquant-gqa:bits=4,preset=plain,..." is ("xquant-gqa, plain", "4");
-    "llama.cpp q8_0" is ("llama.cpp", "q8_0"), "x:rate=high" ("x", "high")."""
+    "llama.cpp q8_0" is ("llama.cpp", "q8_0")."""
     if codec.startswith(PEER + " "):
         return PEER, codec[len(PEER) + 1:]
     name, _, options = codec.partition(":")
     options = dict(o.split("=", 1) for o in options.split(",") if "=" in o)
     plain = (options.get("preset") == "plain" or
              options.get("clip") == "minmax")
-    return name + (", plain" if plain else ""), options.get("bits", options.get("rate", ""))
+    return (name + (", plain" if plain else ""),
+            options.get("bits", options.get("rate", "")))
 
 
 def read(paths):
@@ -102,14 +103,14 @@ def draw(panels, out):
         top.axhline(0.0, color="#999999", linewidth=0.5)
         bottom.set_yscale("log")
         bottom.set_xscale("log", base=2)
-        ticks = [512 * 2 ** i for i in range(7)]
-        bottom.set_xticks(ticks, [f"{t / 1024:g}k" for t in ticks])
+        ticks = [1024 * 2 ** i for i in range(6)]
+        bottom.set_xticks(ticks, [f"{t // 1024}k" for t in ticks])
         bottom.set_xlabel("bytes per token")
         for ax in (top, bottom):
             ax.grid(True, color="#dddddd", linewidth=0.5)
     axes[0][0].set_ylabel("loss of perplexity, %")
     axes[1][0].set_ylabel("KL from FP16 K/V, nats")
-    axes[0][-1].legend(fontsize=8, frameon=False)
+    axes[-1][0].legend(fontsize=8, frameon=False, loc="upper left")
     figure.tight_layout()
     svg = out.endswith(".svg")
     figure.savefig(out, dpi=120,

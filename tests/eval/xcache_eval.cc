@@ -290,7 +290,7 @@ int Main(int argc, char** argv) {
   app.add_option("--seed", options.seed, "of the facts")->capture_default_str();
   app.add_option("--tasks-out", options.tasks_out,
                  "write the task's windows into this file, for "
-                 "llamacpp_cache_types.py --tasks");
+                 "llamacpp_answers.py --tasks");
   app.add_option("--turns", options.turns,
                  "feed each window in so many turns, with resumes from pages "
                  "in between; the figures are the same")

@@ -253,8 +253,6 @@ def test_a_flood_at_most_doubles_the_time_between_tokens(real_model, tmp_path):
                   f"{grew('xcache_remat_tokens_total') / len(busy):.1f} "
                   "restored")
             assert tokens_of_flood > 0.05, "the flood was over too soon"
-            if name == "histories":
-                assert grew("xcache_remat_tokens_total") > 0
             worst = max(worst, ratio[0.95])
         if ASSERTED and not harness.sanitized():
             assert worst <= MAX_SLOWDOWN

@@ -187,7 +187,8 @@ TEST_F(EvaluateTest, FactsAreToldEarlyAndAskedForAtTheEnd) {
     for (const Answer& answer : task->answers[w]) {
       const std::span<const TokenId> asked =
           std::span(window).subspan(answer.begin, answer.end - answer.begin);
-      const auto first = std::ranges::search(window, asked).begin();
+      const auto first = std::search(window.begin(), window.end(),
+                                     asked.begin(), asked.end());
       EXPECT_LT(first - window.begin(), 700);
     }
     EXPECT_EQ(task->answers[w].back().end, window.size());
