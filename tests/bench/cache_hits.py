@@ -20,9 +20,6 @@ import pathlib
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "eval"))
-import plot_quality  # noqa: E402
-
 COLUMNS = ["codec", "memory", "conversations", "tokens_each", "returns",
            "reused_share", "resident_mib"]
 
@@ -55,8 +52,8 @@ def draw(rows, path):
         series[row["codec"]].append((memories.index(row["memory"]),
                                      100 * float(row["reused_share"])))
     figure, axes = plt.subplots(figsize=(6, 3.8))
-    for color, (codec, points) in zip(plot_quality.COLORS, series.items()):
-        axes.plot(*zip(*sorted(points)), marker="o", color=color, label=codec)
+    for codec, points in series.items():
+        axes.plot(*zip(*sorted(points)), marker="o", label=codec)
     axes.set(xlabel="--memory-bytes", ylabel="history reused, %",
              xticks=range(len(memories)), ylim=(0, 100))
     axes.set_xticklabels(memories)

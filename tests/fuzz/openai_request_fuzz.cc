@@ -1,8 +1,7 @@
 // Any bytes as the body of a request of the HTTP API: parsed, checked and
 // converted. The first byte says which request: a for a chat, r for a response,
-// c for a conversation, s for
-// a session's change, f for a fork, q for a list's query. What is accepted must
-// keep the limits that the core relies on.
+// c for a conversation, s for a session's change, f for a fork, q for a list's
+// query. What is accepted must keep the limits that the core relies on.
 #include <string>
 
 #include "engine/base/utf8.h"

@@ -7,10 +7,8 @@ import requests
 
 import harness
 from harness import user
-
+from test_openai import HTTP
 from xcache.v1 import sessions_pb2
-
-HTTP = ("--http-listen", "127.0.0.1:0")
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import requests
 import harness
 from browser import Browser
 from harness import campaign
+from test_openai import HTTP
 from xcache.v1 import sessions_pb2
 
-HTTP = ("--http-listen", "127.0.0.1:0")
 EVIL = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 DARK = {"name": "prefers-color-scheme", "value": "dark"}
 
