@@ -233,6 +233,9 @@ def test_a_flood_at_most_doubles_the_time_between_tokens(real_model, tmp_path):
             before = server.metrics()
             busy = latencies(client, seconds)
             after = server.metrics()
+            # It goes on to the end; when its next part comes is not asked.
+            wait_until(lambda: server.metrics().sum(moves) > before.sum(moves),
+                       200, name)
             attacker.terminate()
             attacker.wait()
             wait_until(lambda: server.metrics().sum(
