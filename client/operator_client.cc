@@ -44,7 +44,10 @@ absl::Time TimeOf(const google::protobuf::Timestamp& time) {
 }  // namespace
 
 struct OperatorClient::Impl {
-  std::string socket;
+  explicit Impl(const std::string& path) : socket(path), reachable(path) {}
+
+  const std::string socket;
+  const ReachableSocket reachable;
   std::unique_ptr<v1::Operator::Stub> stub;
 
   // What gRPC says of a socket that is not there, or not ours, is for its
@@ -52,7 +55,7 @@ struct OperatorClient::Impl {
   absl::Status ToStatus(const grpc::Status& status) const {
     if (status.ok()) return absl::OkStatus();
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
-      if (const int error = Knock(socket); error != 0) {
+      if (const int error = Knock(reachable.path()); error != 0) {
         const std::string what =
             absl::StrCat("cannot open the operator socket ", socket, ": ",
                          std::strerror(error));
@@ -75,18 +78,18 @@ OperatorClient::~OperatorClient() = default;
 
 absl::StatusOr<std::unique_ptr<OperatorClient>> OperatorClient::Connect(
     const std::string& socket) {
-  if (socket.size() > kMaxSocketPathBytes) {
+  if (!SocketPathFits(socket)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the path of a socket has at most ", kMaxSocketPathBytes,
-                     " bytes, this one has ", socket.size(), ": ", socket));
+        absl::StrCat("a socket's name has at most ", kMaxSocketNameBytes,
+                     " bytes: ", socket));
   }
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  auto impl = std::make_unique<Impl>();
-  impl->socket = socket;
-  impl->stub = v1::Operator::NewStub(grpc::CreateCustomChannel(
-      UnixSocketUri(socket), grpc::InsecureChannelCredentials(), arguments));
+  auto impl = std::make_unique<Impl>(socket);
+  impl->stub = v1::Operator::NewStub(
+      grpc::CreateCustomChannel(UnixSocketUri(impl->reachable.path()),
+                                grpc::InsecureChannelCredentials(), arguments));
   return std::unique_ptr<OperatorClient>(new OperatorClient(std::move(impl)));
 }
 

@@ -66,7 +66,7 @@ class BackupTaker {
 // Not thread-safe.
 class OperatorClient {
  public:
-  // Does not look whether anybody is there. INVALID_ARGUMENT: a path that is
+  // Does not look whether anybody is there. INVALID_ARGUMENT: a name that is
   // too long for a socket.
   static absl::StatusOr<std::unique_ptr<OperatorClient>> Connect(
       const std::string& socket);

@@ -116,12 +116,11 @@ struct Raw {
   std::vector<std::string> given_shared;  // flags that go with --shared
 };
 
-// The system's limit of a socket's path.
 absl::Status CheckSocketPath(const std::string& path) {
-  if (path.size() <= kMaxSocketPathBytes) return absl::OkStatus();
+  if (SocketPathFits(path)) return absl::OkStatus();
   return FlagError(
       "--operator-socket",
-      absl::StrCat("a path of at most ", kMaxSocketPathBytes, " bytes"), path);
+      absl::StrCat("a name of at most ", kMaxSocketNameBytes, " bytes"), path);
 }
 
 bool IsDevice(std::string_view text) {

@@ -23,7 +23,6 @@
 #include "absl/strings/str_cat.h"
 #include "cachestore/rocksdb/disk_space.h"
 #include "engine/base/status_macros.h"
-#include "engine/base/unix_socket.h"
 #include "engine/kernels/isa.h"
 #include "engine/model/chat_template.h"
 #include "engine/model/gguf.h"
@@ -266,12 +265,6 @@ class Check {
     }
     const std::string& socket = config_.operator_socket;
     if (!socket.empty()) Add(CanWriteBeside("--operator-socket", socket));
-    if (socket.size() > kMaxSocketPathBytes) {
-      out_.warnings.push_back(absl::StrCat(
-          "--operator-socket: ", socket, " is longer than the ",
-          kMaxSocketPathBytes,
-          " bytes of a socket's path: `xcache store` could not reach it"));
-    }
   }
 
   void StoreFolder() {

@@ -232,19 +232,20 @@ class Service final : public v1::Operator::Service {
 
 class OperatorServerImpl final : public OperatorServer {
  public:
-  OperatorServerImpl(const std::string& store_dir, CacheStore& store)
-      : service_(store_dir, store) {}
+  OperatorServerImpl(const std::string& socket, const std::string& store_dir,
+                     CacheStore& store)
+      : socket_(socket), service_(store_dir, store) {}
   ~OperatorServerImpl() override {
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
   }
 
-  absl::Status Start(const std::string& socket) {
+  absl::Status Start() {
     grpc::ServerBuilder builder;
     grpc::ResourceQuota quota("xcache operator");
     quota.SetMaxThreads(kMaxThreads);
     builder.SetResourceQuota(quota);
     builder.SetMaxReceiveMessageSize(64 << 10);
-    builder.AddListeningPort(UnixSocketUri(socket),
+    builder.AddListeningPort(UnixSocketUri(socket_.path()),
                              grpc::InsecureServerCredentials());
     builder.RegisterService(&service_);
     // Nobody else's from the first instant on. Other threads' files that are
@@ -253,13 +254,13 @@ class OperatorServerImpl final : public OperatorServer {
     server_ = builder.BuildAndStart();
     ::umask(before);
     if (server_ == nullptr) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot listen on the socket ", socket));
+      return absl::UnavailableError("gRPC cannot listen on it");
     }
     return absl::OkStatus();
   }
 
  private:
+  const ReachableSocket socket_;
   Service service_;
   std::unique_ptr<grpc::Server> server_;
 };
@@ -269,13 +270,8 @@ class OperatorServerImpl final : public OperatorServer {
 absl::StatusOr<std::unique_ptr<OperatorServer>> OperatorServer::Listen(
     const std::string& socket, const std::string& store_dir,
     CacheStore& store) {
-  if (socket.size() > kMaxSocketPathBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the path of a socket has at most ", kMaxSocketPathBytes,
-                     " bytes, this one has ", socket.size(), ": ", socket));
-  }
-  auto server = std::make_unique<OperatorServerImpl>(store_dir, store);
-  XC_RETURN_IF_ERROR(server->Start(socket));
+  auto server = std::make_unique<OperatorServerImpl>(socket, store_dir, store);
+  XC_RETURN_IF_ERROR(server->Start());
   return server;
 }
 

@@ -15,8 +15,7 @@ namespace xcache {
 class OperatorServer {
  public:
   // `store` must outlive it. A socket that a killed server left behind is
-  // replaced. INVALID_ARGUMENT: the path is too long; UNAVAILABLE: there cannot
-  // be a socket.
+  // replaced. UNAVAILABLE: there cannot be a socket.
   static absl::StatusOr<std::unique_ptr<OperatorServer>> Listen(
       const std::string& socket, const std::string& store_dir,
       CacheStore& store);

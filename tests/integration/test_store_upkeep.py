@@ -218,8 +218,23 @@ def test_a_socket_of_its_own(tiny_model, tmp_path):
         assert not list(tmp_path.glob("none*"))
 
 
-def test_a_path_too_long_for_a_socket_stops_no_server(tiny_model, tmp_path):
-    with harness.Server(tiny_model, tmp_path, store="s" * 120) as server:
+def test_a_store_may_lie_deeper_than_a_socket(tiny_model, tmp_path):
+    deep = tmp_path / ("s" * 120)
+    with harness.Server(tiny_model, tmp_path, store=deep.name) as server:
+        server.kill()
+    with harness.Server(tiny_model, tmp_path, store=deep.name) as server:
+        server.client().chat(messages="hi")
+        assert (deep / "operator.sock").is_socket()
+        store("stats", folder=deep)
+        server.stop()
+    assert not (deep / "operator.sock").exists()
+    assert "No such file" in store("stats", folder=tmp_path / ("n" * 120),
+                                   code=3).stderr
+
+
+def test_a_server_without_a_socket_serves(tiny_model, tmp_path):
+    with harness.Server(tiny_model, tmp_path, "--operator-socket",
+                        tmp_path / "none/socket") as server:
         server.client().chat(messages="hi")
         assert "no operator socket" in server.log()
 

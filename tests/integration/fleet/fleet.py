@@ -30,10 +30,7 @@ class Replica:
         self.credentials_file = self.folder / "credentials"
         self.write_credentials(*credentials)
         self.env = env or {}
-        # In a short folder: a socket's path has 107 bytes at most.
-        self.operator_socket = f"/tmp/xcache-{self.address.split(':')[1]}.sock"
         self.flags = [
-            "--operator-socket", self.operator_socket,
             "--listen", self.address, "--shared", f"s3://{BUCKET}/{prefix}",
             "--shared-endpoint", store_url, "--shared-region", REGION,
             "--shared-credentials-file", self.credentials_file,
@@ -72,7 +69,6 @@ class Replica:
         if self.server is not None:
             self.server.close_channels()
             self.server.kill()
-        pathlib.Path(self.operator_socket).unlink(missing_ok=True)
 
     def drain(self):
         self.server.stop()

@@ -62,7 +62,7 @@ TOKEN = "secret-of-acme"
 
 def back_up(replica, folder):
     subprocess.run([harness.COMMAND, "store", "backup", folder, "--socket",
-                    replica.operator_socket], check=True, timeout=60,
+                    replica.folder / "store/operator.sock"], check=True, timeout=60,
                    stdout=subprocess.DEVNULL)
 
 

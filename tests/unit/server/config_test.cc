@@ -324,14 +324,17 @@ TEST_F(ConfigTest, ACheckTellsWhoSetWhat) {
   EXPECT_EQ(setting("--check-config"), "not there");
 }
 
-TEST_F(ConfigTest, ASocketHasAShortPath) {
+TEST_F(ConfigTest, ASocketHasAShortName) {
   const std::string longest(107, 's');
-  EXPECT_EQ(Parse({"--model", "m", "--operator-socket", longest.c_str()})
-                ->config.operator_socket,
-            longest);
-  EXPECT_THAT(
-      Error({"--model", "m", "--operator-socket", (longest + "s").c_str()}),
-      HasSubstr("--operator-socket"));
+  const std::string deep = "/" + longest + "/" + std::string(82, 's');
+  for (const std::string& fits : {longest, deep}) {
+    EXPECT_EQ(Parse({"--model", "m", "--operator-socket", fits.c_str()})
+                  ->config.operator_socket,
+              fits);
+    EXPECT_THAT(
+        Error({"--model", "m", "--operator-socket", (fits + "s").c_str()}),
+        HasSubstr("--operator-socket"));
+  }
   EXPECT_EQ(Parse({"--model", "m", "--operator-socket", "none"})
                 ->config.operator_socket,
             "");
