@@ -109,6 +109,7 @@ struct Raw {
   std::string memory_bytes = "2GiB";
   std::string disk_bytes = "20GiB";
   std::string device_memory_bytes = "0";
+  std::string answers_bytes = "16MiB";
   std::string session_ttl = "7d";
   std::string drain = "30s";
   std::string operator_socket;
@@ -157,6 +158,8 @@ void Finish(const Raw& raw, Config& config, Faults& faults) {
                       &config.memory_bytes));
   faults.Add(ReadFlag("--disk-bytes", kSize, ParseBytes, raw.disk_bytes,
                       &config.disk_bytes));
+  faults.Add(ReadFlag("--answers-bytes", kSize, ParseBytes, raw.answers_bytes,
+                      &config.answers_bytes));
   faults.Add(ReadFlag("--device-memory-bytes", kSize, ParseBytes,
                       raw.device_memory_bytes, &config.device_memory_bytes));
   faults.Add(ReadFlag("--session-ttl", kDuration, ParseDuration,
@@ -352,6 +355,9 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   option("--batch-rows", "XCACHE_BATCH_ROWS", config.batch_rows,
          "Rows (tokens) of one forward step, over all requests")
       ->check(CLI::Range(1, 1 << 16));
+  option("--answers-bytes", "XCACHE_ANSWERS_BYTES", raw.answers_bytes,
+         "Memory for the tokens of answers, for histories that are sent again "
+         "as text; 0: they are tokenized anew");
   option("--max-codecs", "XCACHE_MAX_CODECS", config.max_codecs,
          "Codecs open at once; one more closes the one used longest ago")
       ->check(CLI::Range(1, 1 << 10));

@@ -48,6 +48,7 @@ struct Config {
   int num_threads = 0;               // 0: one for each CPU
   std::string isa;                   // empty: the best there is
 
+  uint64_t answers_bytes = uint64_t{16} << 20;  // 0: none are kept
   int max_codecs = 8;
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;

@@ -372,6 +372,8 @@ class ServerAppImpl final : public ServerApp {
     ServerCoreOptions options;
     options.default_codec = codec;
     options.step_rows = config_.batch_rows;
+    options.answers_bytes = static_cast<int64_t>(
+        std::min(config_.answers_bytes, config_.memory_bytes));
     options.max_codecs = config_.max_codecs;
     options.max_queue_requests = config_.max_queue_requests;
     options.max_queue_tokens = config_.max_queue_tokens;

@@ -24,6 +24,8 @@ std::string_view MemoryAccountName(MemoryAccount account) {
       return "codecs";
     case MemoryAccount::kGrammars:
       return "grammars";
+    case MemoryAccount::kAnswers:
+      return "answers";
     case MemoryAccount::kRequests:
       return "requests";
   }

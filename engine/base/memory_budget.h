@@ -35,9 +35,10 @@ enum class MemoryAccount {
   kSessions,     // manifests that are not on disk (yet)
   kCodecs,       // matrices and profiles of open codecs
   kGrammars,     // compiled grammars, and the vocabulary as they need it
+  kAnswers,      // tokens of answers, for histories that are sent again
   kRequests,     // what clients send, until it is answered
 };
-inline constexpr int kNumMemoryAccounts = 9;
+inline constexpr int kNumMemoryAccounts = 10;
 std::string_view MemoryAccountName(MemoryAccount account);  // "host_pages", ...
 
 class MemoryBudget;

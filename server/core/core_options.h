@@ -44,6 +44,9 @@ struct ServerCoreOptions {
   int64_t max_queue_tokens = 1 << 20;
   // Codecs open at once; the one used longest ago makes room for another.
   int max_codecs = 8;
+  // For the tokens of answers that clients may send back as text
+  // (known_answers.h); 0: none are kept.
+  int64_t answers_bytes = int64_t{16} << 20;
   int loader_threads = 2;  // read pages
   int commit_threads = 4;  // their syncs are grouped by the store
   // 0: never. At least a millisecond otherwise, and so in CreateSessionOptions.

@@ -28,6 +28,41 @@ int64_t EffectiveContext(const ServerCoreDeps& deps,
                                  : of_model;
 }
 
+// Appends the tokens of a request's new messages, which come after `place`, and
+// says where that leads (ActiveRequest::place). Answers are what they were made
+// of, where `known` knows them. Returns whether one was.
+absl::StatusOr<bool> RenderNew(const ChatTemplate& chat_template,
+                               KnownAnswers* known,
+                               std::span<const ChatMessage> messages,
+                               Digest place, ActiveRequest* active) {
+  std::vector<TokenId>& tokens = active->tokens;
+  bool found = false;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const ChatMessage& message = messages[i];
+    const size_t begin = tokens.size();
+    std::optional<std::vector<TokenId>> answer;
+    if (known != nullptr && message.role == Role::kAssistant) {
+      answer = known->Find(place, message.content);
+    }
+    if (answer.has_value()) {
+      found = true;
+      tokens.insert(tokens.end(), answer->begin(), answer->end());
+      active->new_messages.push_back(
+          {.role = static_cast<uint8_t>(message.role),
+           .content = message.content,
+           .token_begin = static_cast<uint32_t>(begin),
+           .token_end = static_cast<uint32_t>(tokens.size())});
+    } else {
+      XC_RETURN_IF_ERROR(Render(chat_template, messages.subspan(i, 1),
+                                active->kept_messages + i, &tokens,
+                                &active->new_messages));
+    }
+    place = KnownAnswers::After(place, std::span(tokens).subspan(begin));
+  }
+  active->place = place;
+  return found;
+}
+
 uint64_t RandomSeed() {
   std::random_device random;
   return (uint64_t{random()} << 32) | random();
@@ -66,6 +101,7 @@ ServerCoreImpl::ServerCoreImpl(const ServerCoreDeps& deps,
       max_context_(EffectiveContext(deps, options)),
       metrics_(*deps.metrics),
       codecs_(*deps.memory, options.max_codecs),
+      known_answers_(*deps.memory, options.answers_bytes),
       clock_(options.wall_clock_ms, options.monotonic_clock_ms),
       sessions_(deps.store->sessions(), metrics_, clock_,
                 [this] { scheduler_.Wake(); }),
@@ -218,6 +254,42 @@ absl::StatusOr<SessionRecord> ServerCoreImpl::BaseOf(ActiveRequest& active,
   return base;
 }
 
+absl::Status ServerCoreImpl::RenderTurn(
+    ActiveRequest& active, const SessionRecord& base,
+    const std::vector<ChatMessage>& messages) {
+  const ChatTemplate& chat_template = *deps_.chat_template;
+  std::vector<TokenId>& tokens = active.tokens;
+  const std::vector<TokenId> header = chat_template.AssistantHeader();
+  const size_t begin = tokens.size();
+  Digest begin_place = KnownAnswers::Begin(active.base.tenant);
+  for (const SessionMessage& message :
+       std::span(base.messages).first(active.kept_messages)) {
+    begin_place = KnownAnswers::After(
+        begin_place,
+        std::span(tokens).subspan(message.token_begin,
+                                  message.token_end - message.token_begin));
+  }
+  const bool knows = !active.options.no_cache;
+  XC_ASSIGN_OR_RETURN(
+      const bool found,
+      RenderNew(chat_template, knows ? &known_answers_ : nullptr, messages,
+                begin_place, &active));
+  // What was thought may be long. A client that does not say how much is to
+  // come gets a token at least.
+  const int64_t asked = active.options.max_tokens;
+  const int64_t room = asked < max_context_ ? asked : 1;
+  if (found && std::ssize(tokens) + std::ssize(header) + room > max_context_) {
+    tokens.resize(begin);
+    active.new_messages.clear();
+    XC_RETURN_IF_ERROR(
+        RenderNew(chat_template, nullptr, messages, begin_place, &active)
+            .status());
+  }
+  tokens.insert(tokens.end(), header.begin(), header.end());
+  if (knows) active.known_answers = &known_answers_;
+  return absl::OkStatus();
+}
+
 absl::Status ServerCoreImpl::PrepareChat(ActiveRequest& active, ChatTurn turn) {
   XC_RETURN_IF_ERROR(CheckTemplate());
   if (turn.regenerate) {
@@ -272,10 +344,7 @@ absl::Status ServerCoreImpl::PrepareChat(ActiveRequest& active, ChatTurn turn) {
     deps_.engine->PrepareCodec(base.codec, {}).IgnoreError();
   }
   XC_RETURN_IF_ERROR(deps_.chat_template->CheckOrder(roles, turn.messages));
-  XC_RETURN_IF_ERROR(Render(*deps_.chat_template, turn.messages, roles.size(),
-                            &active.tokens, &active.new_messages));
-  const std::vector<TokenId> header = deps_.chat_template->AssistantHeader();
-  active.tokens.insert(active.tokens.end(), header.begin(), header.end());
+  XC_RETURN_IF_ERROR(RenderTurn(active, base, turn.messages));
   if (HasPenalty(active.options.sampling)) {
     active.penalty_history = PenaltyHistory(
         *deps_.chat_template, active.tokens,

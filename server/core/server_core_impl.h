@@ -16,6 +16,7 @@
 #include "engine/base/mutex.h"
 #include "server/core/cache/codec_table.h"
 #include "server/core/cache/grammar_table.h"
+#include "server/core/cache/known_answers.h"
 #include "server/core/scheduler/scheduler.h"
 #include "server/core/server_core.h"
 #include "server/core/sessions/clock.h"
@@ -82,6 +83,11 @@ class ServerCoreImpl final : public ServerCore {
   // Takes over and checks what a generation is to be like.
   absl::Status SetOptions(ActiveRequest& active, GenerationOptions options);
   absl::Status PrepareChat(ActiveRequest& active, ChatTurn turn);
+  // Appends the tokens of new messages to those of `base`, of which the request
+  // has its part. Answers that are known are what they were made of, where the
+  // context has room for that and an answer.
+  absl::Status RenderTurn(ActiveRequest& active, const SessionRecord& base,
+                          const std::vector<ChatMessage>& messages);
   // What a turn goes on from, and the lease of the session that it becomes.
   absl::StatusOr<SessionRecord> BaseOf(ActiveRequest& active,
                                        const ChatTurn& turn);
@@ -123,6 +129,7 @@ class ServerCoreImpl final : public ServerCore {
   CoreMetrics& metrics_;
   CodecTable codecs_;
   CodecRef default_codec_;
+  KnownAnswers known_answers_;
   mutable SessionClock clock_;
   SessionManager sessions_;
   Scheduler scheduler_;

@@ -66,6 +66,12 @@ class FrontendCall {
   // said.
   static int64_t RetryAfter(const absl::Status& status);
 
+  // What the log is to know the conversation by, where nothing says it yet.
+  // REQUIRES: nothing was submitted.
+  void NameSession(std::string name) {
+    if (facts_.session.empty()) facts_.session = std::move(name);
+  }
+
   // Fills in what every request has. REQUIRES: admitted.
   void SetBase(const std::shared_ptr<Cancellation>& cancellation,
                RequestBase* base) const;
@@ -92,7 +98,7 @@ class FrontendCall {
   std::string DescribeIds() const;
 
   Frontend& frontend_;
-  const CallFacts facts_;
+  CallFacts facts_;
   const SteadyTime start_;
   const std::string request_id_;
   std::string tenant_;

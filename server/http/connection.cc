@@ -287,6 +287,9 @@ class ConnectionImpl final
     head_.content_type = Value(message, "content-type");
     head_.request_id = Value(message, kRequestIdHeader);
     head_.session = Value(message, "x-session-id");
+    if (!head_.session.has_value()) {
+      head_.session = Value(message, "x-openwebui-chat-id");
+    }
     // A call that names two traces is of neither.
     if (message.count(kTraceparentHeader) == 1) {
       head_.traceparent = Value(message, kTraceparentHeader);

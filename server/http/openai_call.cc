@@ -8,6 +8,7 @@
 #include "server/core/reason.h"
 #include "server/frontend/trace_context.h"
 #include "server/http/json_body.h"
+#include "server/http/json_fields.h"
 #include "server/http/json_order.h"
 #include "server/http/openai_error.h"
 
@@ -99,6 +100,10 @@ absl::StatusOr<OpenAiCall::Tree> OpenAiCall::TakeBody() {
   if (parsed.ok()) KeepOrders(exchange_->body, &*parsed);
   exchange_->DropBody();
   XC_ASSIGN_OR_RETURN(tree.json, std::move(parsed));
+  if (const json* key = Find(tree.json, "prompt_cache_key");
+      key != nullptr && key->is_string()) {
+    call_.NameSession(key->get<std::string>());
+  }
   return tree;
 }
 

@@ -27,6 +27,7 @@
 #include "engine/sampler.h"
 #include "server/core/cache/grammar_table.h"
 #include "server/core/cache/idle_sets.h"
+#include "server/core/cache/known_answers.h"
 #include "server/core/request.h"
 #include "server/core/scheduler/stop_matcher.h"
 #include "server/core/sessions/manager.h"
@@ -90,6 +91,9 @@ struct ActiveRequest {
   std::vector<SessionMessage> new_messages;
   size_t kept_messages = 0;  // of the session's: all, but for an answer redone
   ChatTurn::Note note;
+  // Who is to know the answer, and by what it was given to; null: nobody.
+  KnownAnswers* known_answers = nullptr;
+  Digest place{};
   bool keep_partial = false;
   absl::Status cut_short;  // why the answer that is kept is a partial one
 

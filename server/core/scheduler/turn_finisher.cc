@@ -26,14 +26,16 @@ RunQueue::RequestPtr TurnFinisher::Remove(ActiveRequest& request) {
 void TurnFinisher::Finish(ActiveRequest& request, FinishReason reason) {
   request.FlushText();
   std::vector<TokenId> history;
-  if (request.lease != nullptr) {
+  if (request.lease != nullptr || request.known_answers != nullptr) {
     absl::StatusOr<std::vector<TokenId>> spoken =
         request.History(*deps_.chat_template, *deps_.tokenizer);
-    if (!spoken.ok()) {
-      Fail(request, spoken.status());
-      return;
+    if (spoken.ok()) {
+      history = *std::move(spoken);
+    } else if (request.lease == nullptr) {
+      request.known_answers = nullptr;
+    } else {
+      return Fail(request, spoken.status());
     }
-    history = *std::move(spoken);
   }
   request.final.finish_reason = reason;
   request.final.timings.decode_us =
@@ -41,6 +43,7 @@ void TurnFinisher::Finish(ActiveRequest& request, FinishReason reason) {
   RunQueue::RequestPtr owner = Remove(request);
   if (request.lease == nullptr) {
     working_sets_.LeaveBehind(request);
+    Remember(request, history);
     Report(request, absl::OkStatus());
     return;
   }
@@ -107,6 +110,15 @@ SessionRecord TurnFinisher::NextRecord(ActiveRequest& request,
   }
   next.page_bytes = next.page_keys.size() * request.codec->page_bytes();
   return next;
+}
+
+void TurnFinisher::Remember(const ActiveRequest& request,
+                            std::span<const TokenId> history) {
+  if (request.known_answers == nullptr) return;
+  const size_t begin = static_cast<size_t>(request.prompt_tokens) -
+                       deps_.chat_template->AssistantHeader().size();
+  request.known_answers->Add(request.place, request.text,
+                             history.subspan(begin));
 }
 
 void TurnFinisher::FinishScore(ActiveRequest& request) {
@@ -184,6 +196,7 @@ void TurnFinisher::Commit(RunQueue::RequestPtr request, SessionRecord next) {
       return;
     }
     final.durability = committed->durability;
+    Remember(*request, next.tokens);
     Report(*request, request->cut_short);
   });
 }

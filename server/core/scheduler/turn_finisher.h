@@ -8,6 +8,7 @@
 #ifndef XCACHE_SERVER_CORE_SCHEDULER_TURN_FINISHER_H_
 #define XCACHE_SERVER_CORE_SCHEDULER_TURN_FINISHER_H_
 
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -52,6 +53,8 @@ class TurnFinisher {
   // The session's record with this turn in it.
   SessionRecord NextRecord(ActiveRequest& request,
                            std::vector<TokenId> history);
+  // Has the answer known where it is to be. `history`: up to its end.
+  void Remember(const ActiveRequest& request, std::span<const TokenId> history);
   void Commit(RunQueue::RequestPtr request, SessionRecord next);
   void Report(ActiveRequest& request, const absl::Status& status);
 
