@@ -27,6 +27,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/base/sha256.h"
+#include "engine/pooling.h"
 #include "engine/types.h"
 
 namespace xcache {
@@ -48,6 +49,7 @@ struct ModelInfo {
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;  // as held in memory
   int kv_fp16_bytes_per_token = 0;
+  Pooling pooling = Pooling::kMean;  // of embeddings, as its file names it
 };
 
 // A codec opened on an engine: its profile is loaded. Lives until CloseCodec,
@@ -113,9 +115,15 @@ class Sequence {
 
 enum class LogitsMode {
   kNone,
-  kLast,  // for the last token of the item
-  kAll,   // for each token of the item
+  kLast,    // for the last token of the item
+  kAll,     // for each token of the item
+  kHidden,  // for each token what logits are made from, in place of them
 };
+// How many rows of logits that is, of an item of so many tokens.
+inline size_t LogitRows(LogitsMode mode, size_t num_tokens) {
+  if (mode == LogitsMode::kAll) return num_tokens;
+  return mode == LogitsMode::kLast ? 1 : 0;
+}
 
 // One sequence's share of a step.
 struct StepItem {
@@ -127,6 +135,9 @@ struct StepItem {
   // Out: [0 | 1 | tokens.size(), vocab_size] FP32, row-major. Owned by the
   // engine, valid until its next Step.
   std::span<const float> logits;
+  // Out, with kHidden: the last layer's rows behind the output norm, as the
+  // output matrix takes them. [tokens.size(), d_model] FP32, as `logits`.
+  std::span<const float> hidden;
 };
 
 // One page to rematerialize.

@@ -29,7 +29,7 @@ DOORS = [
       for room, own in [
         ("base", r"base/"),
         ("kernels", r"(base|kernels)/"),
-        ("model", r"(base|model)/|types\.h"),
+        ("model", r"(base|model)/|(pooling|types)\.h"),
         ("grammar", r"(base|model|grammar)/|types\.h"),
         ("xcache", r"(base|kernels|model|xcache)/|types\.h"),
         ("common", r"(base|kernels|model|xcache|common)/|(engine|types)\.h"),

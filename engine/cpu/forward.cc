@@ -360,14 +360,14 @@ void CpuForward::Layer(int layer, std::span<ForwardItem> items) {
 void CpuForward::Logits(std::span<ForwardItem> items) {
   const int d = hparams_.d_model;
   const int vocab = hparams_.vocab_size;
+  TakeHidden(items);
   // Rows that nobody asks for are dropped: those kept move to the front.
   int64_t kept = 0;
   for (size_t i = 0; i < items.size(); ++i) {
-    const auto n = static_cast<int64_t>(items[i].tokens.size());
-    const LogitsMode mode = items[i].logits_mode;
-    if (mode == LogitsMode::kNone) continue;
-    for (int64_t r = mode == LogitsMode::kAll ? 0 : n - 1; r < n; ++r) {
-      const int64_t row = row_of_item_[i] + r;
+    const size_t n = items[i].tokens.size();
+    const size_t wanted = LogitRows(items[i].logits_mode, n);
+    for (size_t r = n - wanted; r < n; ++r) {
+      const int64_t row = row_of_item_[i] + static_cast<int64_t>(r);
       if (row != kept) {
         std::copy_n(x_.data() + row * d, d, x_.data() + kept * d);
       }
@@ -387,12 +387,31 @@ void CpuForward::Logits(std::span<ForwardItem> items) {
     });
   }
   const float* next = logits_.data();
+  const float* next_hidden = hidden_.data();
   for (ForwardItem& item : items) {
-    size_t n = 0;
-    if (item.logits_mode == LogitsMode::kLast) n = 1;
-    if (item.logits_mode == LogitsMode::kAll) n = item.tokens.size();
+    const size_t n = LogitRows(item.logits_mode, item.tokens.size());
     item.logits = {next, n * static_cast<size_t>(vocab)};
     next += item.logits.size();
+    if (item.logits_mode != LogitsMode::kHidden) continue;
+    item.hidden = {next_hidden, item.tokens.size() * static_cast<size_t>(d)};
+    next_hidden += item.hidden.size();
+  }
+}
+
+// Of the items that want them, in order; leaves all rows as they were.
+void CpuForward::TakeHidden(std::span<ForwardItem> items) {
+  const int d = hparams_.d_model;
+  const bool wanted = std::any_of(items.begin(), items.end(), [](auto& item) {
+    return item.logits_mode == LogitsMode::kHidden;
+  });
+  if (!wanted) return;
+  NormRows(weights_.output_norm, /*quantize=*/false, -1, items);
+  Grow(hidden_, rows_ * d);
+  float* next = hidden_.data();
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (items[i].logits_mode != LogitsMode::kHidden) continue;
+    next = std::copy_n(norm_.data() + row_of_item_[i] * d,
+                       static_cast<int64_t>(items[i].tokens.size()) * d, next);
   }
 }
 

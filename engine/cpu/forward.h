@@ -34,6 +34,7 @@ struct ForwardItem {
   int live_tokens = 0;                 // rows that the live block has already
   LogitsMode logits_mode = LogitsMode::kNone;
   std::span<const float> logits;  // out; valid until the next Run
+  std::span<const float> hidden;  // the same
 
   int64_t first_position() const {
     return static_cast<int64_t>(sealed.size()) * kBlockTokens + live_tokens;
@@ -65,6 +66,7 @@ class CpuForward {
   void PlanAttention(std::span<const ForwardItem> items);
   void Layer(int layer, std::span<ForwardItem> items);
   void Logits(std::span<ForwardItem> items);
+  void TakeHidden(std::span<ForwardItem> items);
 
   // x_ to normalised (and quantized) rows; keeps live rows for `layer`, or
   // none where it is negative.
@@ -111,6 +113,7 @@ class CpuForward {
   AlignedBuffer<float> up_;    // [rows, d_ff], where gate and up are not fused
   AlignedBuffer<uint8_t> q_norm_, q_attn_, q_ff_;  // quantized rows
   AlignedBuffer<float> logits_;
+  AlignedBuffer<float> hidden_;  // [rows asked for, d] FP32
   std::vector<int64_t> row_of_item_;
 
   CpuAttention attention_;

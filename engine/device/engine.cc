@@ -187,6 +187,7 @@ absl::Status DeviceEngine::Step(std::span<StepItem> items) {
   for (size_t i = 0; i < items.size(); ++i) {
     static_cast<DeviceSequence*>(items[i].sequence)->Append(items[i].tokens);
     items[i].logits = forward[i].logits;
+    items[i].hidden = forward[i].hidden;
   }
   return SealFullBlocks(items);
 }

@@ -1,6 +1,7 @@
 #include "engine/device/forward.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <map>
 #include <utility>
@@ -49,6 +50,7 @@ DeviceForward::DeviceForward(const Model& model, const DeviceWeights& weights,
       partials_(ops),
       step_tiles_(ops),
       host_logits_(ops),
+      host_hidden_(ops),
       tables_(ops),
       host_invalid_(ops) {}
 
@@ -74,7 +76,7 @@ absl::Status DeviceForward::Plan(std::span<const DeviceForwardItem> items,
   std::vector<AttentionTask> tasks;
   int64_t partial_rows = 0;
   std::vector<BlockTable> blocks;
-  std::vector<int32_t> kept_rows;
+  std::vector<int32_t> kept_rows, hidden_rows;
   struct Payloads {
     std::vector<const uint8_t*> payloads;
     std::vector<size_t> blocks;  // whose tiles they become
@@ -112,9 +114,12 @@ absl::Status DeviceForward::Plan(std::span<const DeviceForwardItem> items,
       row.rms = item.rms;
       row.k_pre = item.k_pre;
       row.v_pre = item.v_pre;
+      const auto at = static_cast<int32_t>(rows.size());
       if (item.logits_mode == LogitsMode::kAll ||
           (item.logits_mode == LogitsMode::kLast && i + 1 == task.num_tokens)) {
-        kept_rows.push_back(static_cast<int32_t>(rows.size()));
+        kept_rows.push_back(at);
+      } else if (item.logits_mode == LogitsMode::kHidden) {
+        hidden_rows.push_back(at);
       }
       rows.push_back(row);
     }
@@ -154,6 +159,8 @@ absl::Status DeviceForward::Plan(std::span<const DeviceForwardItem> items,
   rows_at_ = tables_.Add(rows);
   tasks_at_ = tables_.Add(tasks);
   blocks_at_ = tables_.Add(blocks);
+  num_hidden_ = std::ssize(hidden_rows);
+  kept_rows.insert(kept_rows.end(), hidden_rows.begin(), hidden_rows.end());
   kept_at_ = tables_.Add(kept_rows);
   num_tasks_ = static_cast<int>(tasks.size());
 
@@ -166,6 +173,8 @@ absl::Status DeviceForward::Plan(std::span<const DeviceForwardItem> items,
   XC_RETURN_IF_ERROR(logits_.Reserve(padded * row_bytes));
   XC_RETURN_IF_ERROR(
       host_logits_.Reserve(static_cast<size_t>(kept) * row_bytes));
+  XC_RETURN_IF_ERROR(host_hidden_.Reserve(
+      static_cast<size_t>(num_hidden_ * hparams_.d_model) * sizeof(uint16_t)));
   return tables_.Upload();
 }
 
@@ -175,8 +184,8 @@ absl::Status DeviceForward::Run(std::span<DeviceForwardItem> items) {
     const auto n = static_cast<int64_t>(item.tokens.size());
     rows += n;
     positions = std::max(positions, item.first_position() + n);
-    if (item.logits_mode == LogitsMode::kLast) kept += 1;
-    if (item.logits_mode == LogitsMode::kAll) kept += n;
+    kept +=
+        static_cast<int64_t>(LogitRows(item.logits_mode, item.tokens.size()));
   }
   if (rows == 0) return absl::OkStatus();
   rows_ = static_cast<int>(rows);
@@ -195,7 +204,7 @@ absl::Status DeviceForward::Run(std::span<DeviceForwardItem> items) {
   embed.width = hparams_.d_model;
   ops_.Embed(embed);
   for (int layer = 0; layer < hparams_.num_layers; ++layer) Layer(layer);
-  if (kept > 0) Logits(kept);
+  if (kept + num_hidden_ > 0) Outputs(kept);
   const absl::Status status = CheckPayloads();
   ops_.Synchronize(StreamId::kCompute);
   payload_groups_.clear();  // and their sums
@@ -211,11 +220,22 @@ absl::Status DeviceForward::Run(std::span<DeviceForwardItem> items) {
     next = packed_logits_.data();
   }
   for (DeviceForwardItem& item : items) {
-    size_t n = 0;
-    if (item.logits_mode == LogitsMode::kLast) n = 1;
-    if (item.logits_mode == LogitsMode::kAll) n = item.tokens.size();
+    const size_t n = LogitRows(item.logits_mode, item.tokens.size());
     item.logits = {next, n * vocab};
     next += item.logits.size();
+  }
+  const auto d = static_cast<size_t>(hparams_.d_model);
+  const std::span<const uint16_t> bf16(host_hidden_.as<uint16_t>(),
+                                       static_cast<size_t>(num_hidden_) * d);
+  hidden_.resize(bf16.size());
+  for (size_t i = 0; i < bf16.size(); ++i) {
+    hidden_[i] = std::bit_cast<float>(uint32_t{bf16[i]} << 16);
+  }
+  std::span<const float> hidden = hidden_;
+  for (DeviceForwardItem& item : items) {
+    if (item.logits_mode != LogitsMode::kHidden) continue;
+    item.hidden = hidden.first(item.tokens.size() * d);
+    hidden = hidden.subspan(item.hidden.size());
   }
   return status;
 }
@@ -337,14 +357,22 @@ void DeviceForward::Layer(int layer) {
   product_.Run(act_.as<uint16_t>(), w.w_down, x_.as<float>(), d, true, rows_);
 }
 
-void DeviceForward::Logits(int64_t kept) {
-  const int rows = static_cast<int>(kept);
-  Norm(weights_.output_norm(), -1, tables_.At<int32_t>(kept_at_), rows);
-  product_.Run(norm_.as<uint16_t>(), weights_.output(), logits_.as<float>(),
-               logits_stride_, false, rows);
-  ops_.CopyToHost(StreamId::kCompute, host_logits_.as<void>(),
-                  logits_.as<void>(),
-                  static_cast<size_t>(kept * logits_stride_) * sizeof(float));
+void DeviceForward::Outputs(int64_t kept) {
+  const int64_t d = hparams_.d_model;
+  Norm(weights_.output_norm(), -1, tables_.At<int32_t>(kept_at_),
+       static_cast<int>(kept + num_hidden_));
+  if (kept > 0) {
+    product_.Run(norm_.as<uint16_t>(), weights_.output(), logits_.as<float>(),
+                 logits_stride_, false, static_cast<int>(kept));
+    ops_.CopyToHost(StreamId::kCompute, host_logits_.as<void>(),
+                    logits_.as<void>(),
+                    static_cast<size_t>(kept * logits_stride_) * sizeof(float));
+  }
+  if (num_hidden_ > 0) {
+    ops_.CopyToHost(StreamId::kCompute, host_hidden_.as<void>(),
+                    norm_.as<uint16_t>() + kept * d,
+                    static_cast<size_t>(num_hidden_ * d) * sizeof(uint16_t));
+  }
 }
 
 }  // namespace xcache::cuda

@@ -43,6 +43,7 @@ struct DeviceForwardItem {
   int live_tokens = 0;  // rows that the live block has already
   LogitsMode logits_mode = LogitsMode::kNone;
   std::span<const float> logits;  // out; valid until the next Run
+  std::span<const float> hidden;  // the same
 
   int64_t first_position() const {
     return static_cast<int64_t>(sealed.size()) * kBlockTokens + live_tokens;
@@ -81,7 +82,8 @@ class DeviceForward {
   void TakeSums();
   void RematPayloads(int layer);
   void Layer(int layer);
-  void Logits(int64_t kept);
+  // Of the rows that Plan has listed: `kept` of logits, then `num_hidden_`.
+  void Outputs(int64_t kept);
   absl::Status CheckPayloads();
 
   void Norm(const float* gain, int layer, const int32_t* row_index, int rows);
@@ -111,10 +113,13 @@ class DeviceForward {
   DeviceMemory step_tiles_;  // one layer of the blocks kept as payloads
   PinnedMemory host_logits_;
   std::vector<float> packed_logits_;  // where the stride is not the vocabulary
+  PinnedMemory host_hidden_;          // [num_hidden, d] BF16
+  std::vector<float> hidden_;         // the same, as FP32
 
   TableUpload tables_;
   size_t rows_at_ = 0, tasks_at_ = 0, blocks_at_ = 0, kept_at_ = 0;
   int num_tasks_ = 0;
+  int64_t num_hidden_ = 0;  // rows of the step at hand
   std::vector<PayloadGroup> payload_groups_;
   PinnedMemory host_invalid_;
 };

@@ -107,7 +107,9 @@ xgrammar::Grammar ToGrammar(const GrammarSpec& spec) {
     case Kind::kChoice:
       return xgrammar::Grammar::FromEBNF(AnyOf(spec.choices));
     case Kind::kTagged:
-      return FromTagged(spec.tagged);
+      if (spec.tagged.otherwise == Kind::kNone) return FromTagged(spec.tagged);
+      return xgrammar::Grammar::Union(
+          {FromTagged(spec.tagged), ToGrammar(Otherwise(spec))});
     default:
       break;
   }

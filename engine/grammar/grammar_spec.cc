@@ -424,13 +424,24 @@ absl::Status CheckGrammar(const GrammarSpec& spec) {
     case Kind::kChoice:
       return CheckChoices(spec.choices);
     case Kind::kTagged:
-      return CheckTags(spec.tagged.tags);
+      XC_RETURN_IF_ERROR(CheckTags(spec.tagged.tags));
+      return CheckGrammar(Otherwise(spec));
   }
   return absl::OkStatus();
 }
 
+GrammarSpec Otherwise(const GrammarSpec& spec) {
+  GrammarSpec other;
+  other.kind = spec.tagged.otherwise;
+  other.text = spec.text;
+  other.choices = spec.choices;
+  return other;
+}
+
 std::string GrammarKey(const GrammarSpec& spec) {
-  std::string key = absl::StrCat(static_cast<int>(spec.kind), ":", spec.text);
+  std::string key = absl::StrCat(static_cast<int>(spec.kind), ":",
+                                 static_cast<int>(spec.tagged.otherwise), ":",
+                                 spec.text.size(), ":", spec.text);
   for (const std::string& choice : spec.choices) {
     absl::StrAppend(&key, choice.size(), ":", choice);
   }

@@ -52,6 +52,9 @@ struct GrammarSpec {
     std::string trigger;
     std::string separator;  // of tags, where there is nothing else
     bool once = false;      // one tag at most
+    // What an answer without tags is held to, with the spec's `text` or
+    // `choices`; then there is no trigger. kNone: there is no such answer.
+    Kind otherwise = Kind::kNone;
     bool operator==(const Tagged&) const = default;
   };
   Kind kind = Kind::kNone;
@@ -65,6 +68,9 @@ struct GrammarSpec {
 // INVALID_ARGUMENT: over a limit, no UTF-8, a schema that is no JSON. What the
 // compiler does not take is told when it is compiled.
 absl::Status CheckGrammar(const GrammarSpec& spec);
+
+// What an answer without tags is held to.
+GrammarSpec Otherwise(const GrammarSpec& spec);
 
 // The same for equal specs alone.
 std::string GrammarKey(const GrammarSpec& spec);

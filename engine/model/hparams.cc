@@ -62,6 +62,7 @@ constexpr std::string_view kReadKeys[] = {
     "attention.key_length",
     "attention.value_length",
     "attention.layer_norm_rms_epsilon",
+    "pooling_type",
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scaling.type",
@@ -210,6 +211,21 @@ class HyperParamReader {
     return gguf_.Has(absl::StrCat(prefix_, std::string(name)));
   }
 
+  // llama.cpp's numbers (llama_pooling_type). What says none is a mean.
+  absl::Status ReadPooling(Pooling* out) const {
+    constexpr int64_t kNone = 0, kMean = 1, kLast = 3;
+    if (!Has("pooling_type")) return absl::OkStatus();
+    const std::string key = prefix_ + "pooling_type";
+    XC_ASSIGN_OR_RETURN(const int64_t type, gguf_.GetInt(key));
+    if (type != kNone && type != kMean && type != kLast) {
+      return absl::UnimplementedError(absl::StrCat(
+          gguf_.path(), ": hyper-parameter ", key, ": expected ", kNone, ", ",
+          kMean, " (mean) or ", kLast, " (last), found ", type));
+    }
+    *out = type == kLast ? Pooling::kLast : Pooling::kMean;
+    return absl::OkStatus();
+  }
+
   absl::Status ReadRope(HyperParams* h) const {
     XC_RETURN_IF_ERROR(
         IntOr("rope.dimension_count", kMaxWidth, h->head_dim, &h->rope_dim));
@@ -303,6 +319,7 @@ absl::StatusOr<HyperParams> ReadHyperParams(const GgufFile& gguf,
   }
   XC_RETURN_IF_ERROR(
       reader.Float("attention.layer_norm_rms_epsilon", &h.rms_norm_eps));
+  XC_RETURN_IF_ERROR(reader.ReadPooling(&h.pooling));
   XC_RETURN_IF_ERROR(reader.ReadRope(&h));
   h.attention_scale = 1.0f / std::sqrt(static_cast<float>(h.head_dim));
   h.gelu = architecture.gelu;

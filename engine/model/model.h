@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "engine/base/sha256.h"
 #include "engine/model/gguf.h"
+#include "engine/pooling.h"
 
 namespace xcache {
 
@@ -40,6 +41,7 @@ struct HyperParams {
   int vocab_size = 0;
   int context_length = 0;
   float rms_norm_eps = 0.0f;
+  Pooling pooling = Pooling::kMean;
   float rope_freq_base = 10000.0f;
   int rope_dim = 0;  // of head_dim, rotated; the rest passes through
   RopePairs rope_pairs = RopePairs::kInterleaved;

@@ -59,6 +59,8 @@ class Tokenizer {
   virtual TokenId bos() const = 0;   // -1: none
   virtual TokenId eos() const = 0;   // -1: none
   virtual bool add_bos() const = 0;  // raw text starts with BOS
+  // A text that is not to go on ends with EOS.
+  virtual bool add_eos() const { return false; }
   // Ends a generation: EOS, end of turn, and their like.
   virtual bool IsEndOfGeneration(TokenId token) const = 0;
 };

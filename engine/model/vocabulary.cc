@@ -143,6 +143,9 @@ absl::Status VocabularyTokenizer::Init(const GgufFile& gguf,
     XC_ASSIGN_OR_RETURN(add_bos_, gguf.GetBool("tokenizer.ggml.add_bos_token"));
   }
   if (bos_ < 0) add_bos_ = false;
+  if (eos_ >= 0 && gguf.Has("tokenizer.ggml.add_eos_token")) {
+    XC_ASSIGN_OR_RETURN(add_eos_, gguf.GetBool("tokenizer.ggml.add_eos_token"));
+  }
 
   end_of_generation_.push_back(eos_);
   for (const char* name : {"eot", "eom"}) {

@@ -109,6 +109,7 @@ class VocabularyTokenizer : public Tokenizer {
   TokenId bos() const override { return bos_; }
   TokenId eos() const override { return eos_; }
   bool add_bos() const override { return add_bos_; }
+  bool add_eos() const override { return add_eos_; }
   bool IsEndOfGeneration(TokenId token) const override;
 
  protected:
@@ -142,6 +143,7 @@ class VocabularyTokenizer : public Tokenizer {
   TokenId bos_ = -1;
   TokenId eos_ = -1;
   bool add_bos_ = false;
+  bool add_eos_ = false;
   size_t max_token_bytes_ = 0;
   std::vector<TokenId> end_of_generation_;
 };

@@ -44,6 +44,8 @@ struct ServerCoreOptions {
   int64_t max_queue_tokens = 1 << 20;
   // Codecs open at once; the one used longest ago makes room for another.
   int max_codecs = 8;
+  // Of embeddings, whose rows are kept for nobody: exact.
+  std::string embedding_codec = "kv-fp16";
   // For the tokens of answers that clients may send back as text
   // (known_answers.h); 0: none are kept.
   int64_t answers_bytes = int64_t{16} << 20;

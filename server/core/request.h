@@ -19,6 +19,7 @@
 #include "engine/base/mutex.h"
 #include "engine/grammar/grammar_spec.h"
 #include "engine/model/chat_template.h"
+#include "engine/pooling.h"
 #include "engine/sampler.h"
 #include "engine/types.h"
 
@@ -125,6 +126,12 @@ struct ScoreRequest : RequestBase {
   bool no_cache = false;
 };
 
+// One vector of a text's tokens, of which there is one at least.
+struct EmbedRequest : RequestBase {
+  std::vector<TokenId> tokens;
+  Pooling pooling = Pooling::kMean;
+};
+
 // INVALID_ARGUMENT names the field, what it may be and what it is. What tokens
 // there may be depends on the model: that is checked where a request is
 // submitted.
@@ -184,6 +191,8 @@ struct FinalInfo {
   uint64_t turn = 0;  // turns of the session now; 0 without a session
   // With RESOURCE_EXHAUSTED: when to try again.
   int64_t retry_after_ms = 0;
+  // Of EmbedRequest: [d_model], of any length.
+  std::vector<float> embedding;
 };
 
 // What is changed of a session beside its turns. Unset: it stays.

@@ -150,6 +150,9 @@ class ServerCore {
                               std::shared_ptr<RequestSink> sink) = 0;
   virtual void SubmitScore(ScoreRequest request,
                            std::shared_ptr<RequestSink> sink) = 0;
+  // Knows no page, and keeps none.
+  virtual void SubmitEmbed(EmbedRequest request,
+                           std::shared_ptr<RequestSink> sink) = 0;
 
   // Sessions, of this model or another. NOT_FOUND also for another tenant's;
   // INVALID_ARGUMENT: an argument out of its limits. What they change is synced

@@ -36,6 +36,8 @@ class ServerCoreImpl final : public ServerCore {
                       std::shared_ptr<RequestSink> sink) override;
   void SubmitScore(ScoreRequest request,
                    std::shared_ptr<RequestSink> sink) override;
+  void SubmitEmbed(EmbedRequest request,
+                   std::shared_ptr<RequestSink> sink) override;
 
   absl::StatusOr<SessionInfo> CreateSession(
       const CreateSessionOptions& options) override;

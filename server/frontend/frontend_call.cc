@@ -47,7 +47,8 @@ bool TakesTheEngine(Method method) {
          method == Method::kScore || method == Method::kModelInfer ||
          method == Method::kModelStreamInfer ||
          method == Method::kChatCompletions ||
-         method == Method::kCompletions || method == Method::kCreateResponse;
+         method == Method::kCompletions || method == Method::kEmbeddings ||
+         method == Method::kCreateResponse;
 }
 
 }  // namespace

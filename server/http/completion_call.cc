@@ -165,16 +165,6 @@ absl::Status CompletionCall::SubmitTexts() {
   return absl::OkStatus();
 }
 
-std::vector<std::shared_ptr<Cancellation>> CompletionCall::Cancellations(
-    size_t count) const {
-  std::vector<std::shared_ptr<Cancellation>> out(count);
-  for (auto& one : out) one = std::make_shared<Cancellation>();
-  exchange_->cancellation()->SetWaker([out] {
-    for (const auto& one : out) one->Cancel();
-  });
-  return out;
-}
-
 void CompletionCall::SetHead() {
   head_.id = NewOpenAiId(is_chat() ? "chatcmpl-" : "cmpl-");
   head_.object = !is_chat()        ? "text_completion"

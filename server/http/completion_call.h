@@ -63,8 +63,6 @@ class CompletionCall final : public OpenAiCall {
   absl::Status Submit() override;
   absl::Status SubmitTexts();
   void SetHead();
-  // One for each request of the core; the client's going away is that of all.
-  std::vector<std::shared_ptr<Cancellation>> Cancellations(size_t count) const;
 
   // From the core's threads: a choice's next text; its end, and, for a prompt's
   // logprobs, theirs.

@@ -15,6 +15,7 @@
 #include "server/core/reason.h"
 #include "server/frontend/frontend_call.h"
 #include "server/http/completion_call.h"
+#include "server/http/embedding_call.h"
 #include "server/http/json_body.h"
 #include "server/http/openai_error.h"
 #include "server/http/page.h"
@@ -36,6 +37,7 @@ enum class Route {
   kModel,
   kChatCompletions,
   kCompletions,
+  kEmbeddings,
   kResponses,
   kResponse,
   kInputItems,
@@ -70,6 +72,7 @@ Target TargetOf(std::string_view path) {
       {"/v1/models/", true, "", false, Route::kModel},
       {"/v1/chat/completions", false, "", false, Route::kChatCompletions},
       {"/v1/completions", false, "", false, Route::kCompletions},
+      {"/v1/embeddings", false, "", false, Route::kEmbeddings},
       {"/v1/responses", false, "", false, Route::kResponses},
       {"/v1/responses/", true, "/input_items", false, Route::kInputItems},
       {"/v1/responses/", true, "", false, Route::kResponse},
@@ -107,6 +110,7 @@ std::string_view MethodsOf(Route route) {
   switch (route) {
     case Route::kChatCompletions:
     case Route::kCompletions:
+    case Route::kEmbeddings:
     case Route::kResponses:
     case Route::kConversations:
     case Route::kFork:
@@ -129,6 +133,8 @@ Method MethodOf(Route route, std::string_view verb) {
       return Method::kChatCompletions;
     case Route::kCompletions:
       return Method::kCompletions;
+    case Route::kEmbeddings:
+      return Method::kEmbeddings;
     case Route::kResponses:
       return Method::kCreateResponse;
     case Route::kResponse:
@@ -213,6 +219,9 @@ class OpenAiApi final : public HttpHandler {
       case Route::kCompletions:
         return std::make_shared<CompletionCall>(options_, method,
                                                 std::move(exchange))
+            ->Start();
+      case Route::kEmbeddings:
+        return std::make_shared<EmbeddingCall>(options_, std::move(exchange))
             ->Start();
       case Route::kResponses:
         return std::make_shared<ResponseCall>(options_, std::move(exchange))

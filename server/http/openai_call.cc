@@ -123,11 +123,23 @@ void OpenAiCall::Refuse(const absl::Status& status, int64_t retry_after_ms) {
       ErrorResponse(ending.status, ending.retry_after_ms, call_.request_id()));
 }
 
-void OpenAiCall::RespondJson(const json& body) {
+void OpenAiCall::RespondJson(const json& body) { RespondBody(JsonBytes(body)); }
+
+void OpenAiCall::RespondBody(std::string body) {
   HttpResponse response;
   response.headers.emplace_back(kRequestIdHeader, call_.request_id());
-  response.body = JsonBytes(body);
+  response.body = std::move(body);
   exchange_->Respond(response);
+}
+
+std::vector<std::shared_ptr<Cancellation>> OpenAiCall::Cancellations(
+    size_t count) const {
+  std::vector<std::shared_ptr<Cancellation>> out(count);
+  for (auto& one : out) one = std::make_shared<Cancellation>();
+  exchange_->cancellation()->SetWaker([out] {
+    for (const auto& one : out) one->Cancel();
+  });
+  return out;
 }
 
 void OpenAiCall::KeepPinging() {

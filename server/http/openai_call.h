@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -68,6 +69,9 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
   absl::Status CheckModel(const std::string& model) const;
   virtual void Refuse(const absl::Status& status, int64_t retry_after_ms);
   void RespondJson(const nlohmann::json& body);
+  void RespondBody(std::string body);  // that is JSON
+  // One for each request of the core; the client's going away is that of all.
+  std::vector<std::shared_ptr<Cancellation>> Cancellations(size_t count) const;
 
   // Of streams: what comes after so long a silence, from now on.
   void KeepPinging();

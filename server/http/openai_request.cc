@@ -64,6 +64,28 @@ absl::StatusOr<Prompt> ToPrompt(const std::string& field, const json& value,
   return prompt;
 }
 
+// A text or token ids, or, `several`, an array of them.
+bool IsSeveral(const json& prompts) {
+  return prompts.is_array() && !prompts.empty() &&
+         (prompts.front().is_string() || prompts.front().is_array());
+}
+
+absl::Status ToPrompts(const std::string& field, const json& prompts,
+                       int vocab_size, std::vector<Prompt>* out) {
+  if (!IsSeveral(prompts)) {
+    XC_ASSIGN_OR_RETURN(Prompt one, ToPrompt(field, prompts, vocab_size));
+    out->push_back(std::move(one));
+    return absl::OkStatus();
+  }
+  for (const json& each : prompts) {
+    XC_ASSIGN_OR_RETURN(
+        Prompt one,
+        ToPrompt(absl::StrCat(field, "[", out->size(), "]"), each, vocab_size));
+    out->push_back(std::move(one));
+  }
+  return absl::OkStatus();
+}
+
 // Results of tools that follow each other are one message of the user's.
 absl::StatusOr<std::vector<ChatMessage>> ToMessages(const json& messages) {
   std::vector<ChatMessage> out;
@@ -138,10 +160,8 @@ absl::StatusOr<ChatCompletion> ToChatCompletion(const json& body,
   XC_RETURN_IF_ERROR(ReadTools(body, &tools));
   out.tools = std::move(tools.tools);
   if (out.tools.empty()) return out;
-  if (out.options.grammar.kind != GrammarSpec::Kind::kNone) {
-    return NotOffered("response_format", "a format beside tools");
-  }
-  out.options.grammar = std::move(tools.grammar);
+  out.options.grammar =
+      WithFormat(std::move(tools.grammar), std::move(out.options.grammar));
   return out;
 }
 
@@ -183,15 +203,8 @@ absl::StatusOr<TextCompletion> ToTextCompletion(const json& body,
     return JsonFieldError("prompt", "a string, token ids, or an array of them",
                           json(nullptr));
   }
-  const bool several =
-      prompt->is_array() && !prompt->empty() &&
-      (prompt->front().is_string() || prompt->front().is_array());
-  if (!several) {
-    XC_ASSIGN_OR_RETURN(Prompt one, ToPrompt("prompt", *prompt, vocab_size));
-    out.prompts.push_back(std::move(one));
-    return out;
-  }
-  const size_t answers = prompt->size() * static_cast<size_t>(out.n);
+  const size_t answers =
+      (IsSeveral(*prompt) ? prompt->size() : 1) * static_cast<size_t>(out.n);
   if (answers > static_cast<size_t>(kMaxAnswers)) {
     return WithField(
         FieldError("prompt",
@@ -199,11 +212,46 @@ absl::StatusOr<TextCompletion> ToTextCompletion(const json& body,
                    answers),
         "prompt");
   }
-  for (const json& each : *prompt) {
-    XC_ASSIGN_OR_RETURN(
-        Prompt one, ToPrompt(absl::StrCat("prompt[", out.prompts.size(), "]"),
-                             each, vocab_size));
-    out.prompts.push_back(std::move(one));
+  XC_RETURN_IF_ERROR(ToPrompts("prompt", *prompt, vocab_size, &out.prompts));
+  return out;
+}
+
+absl::StatusOr<Embedding> ToEmbedding(const json& body, int vocab_size,
+                                      int width) {
+  Embedding out;
+  XC_RETURN_IF_ERROR(ReadString(body, "model", &out.model));
+  std::string format = "float", pooling;
+  XC_RETURN_IF_ERROR(ReadString(body, "encoding_format", &format));
+  out.base64 = format == "base64";
+  if (!out.base64 && format != "float") {
+    return JsonFieldError("encoding_format", "float or base64", format);
+  }
+  XC_RETURN_IF_ERROR(ReadString(body, "pooling", &pooling));
+  if (pooling == "mean") {
+    out.pooling = Pooling::kMean;
+  } else if (pooling == "last") {
+    out.pooling = Pooling::kLast;
+  } else if (!pooling.empty()) {
+    return JsonFieldError("pooling", "mean or last", pooling);
+  }
+  XC_RETURN_IF_ERROR(ReadInt(body, "dimensions", 1, width, &out.dimensions));
+  const json* input = Find(body, "input");
+  if (input == nullptr) {
+    return JsonFieldError("input", "a string, token ids, or an array of them",
+                          json(nullptr));
+  }
+  if (IsSeveral(*input) && input->size() > kMaxEmbeddings) {
+    return WithField(
+        FieldError("input", absl::StrCat("at most ", kMaxEmbeddings, " texts"),
+                   input->size()),
+        "input");
+  }
+  XC_RETURN_IF_ERROR(ToPrompts("input", *input, vocab_size, &out.inputs));
+  for (size_t i = 0; i < out.inputs.size(); ++i) {
+    if (!out.inputs[i].text.empty() || !out.inputs[i].tokens.empty()) continue;
+    return JsonFieldError(
+        IsSeveral(*input) ? absl::StrCat("input[", i, "]") : "input",
+        "a text of at least one token", json(""));
   }
   return out;
 }

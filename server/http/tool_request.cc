@@ -199,6 +199,17 @@ absl::Status ReadTools(const json& body, ToolRequest* out) {
   return WithField(CheckGrammar(grammar), "tools");
 }
 
+GrammarSpec WithFormat(GrammarSpec calls, GrammarSpec format) {
+  if (format.kind == GrammarSpec::Kind::kNone || calls.tagged.trigger.empty()) {
+    return calls;
+  }
+  calls.tagged.trigger.clear();
+  calls.tagged.otherwise = format.kind;
+  calls.text = std::move(format.text);
+  calls.choices = std::move(format.choices);
+  return calls;
+}
+
 absl::Status RefuseTools(const json& body) {
   for (const char* name : {"tools", "functions"}) {
     const json* value = Find(body, name);

@@ -25,6 +25,10 @@ struct ToolRequest {
 // (json_body.h).
 absl::Status ReadTools(const nlohmann::json& body, ToolRequest* out);
 
+// What an answer is held to that may call tools, or else is of a format: where
+// it must call one, calls alone.
+GrammarSpec WithFormat(GrammarSpec calls, GrammarSpec format);
+
 // Of what does not offer tools: NotOffered, where some are asked for.
 absl::Status RefuseTools(const nlohmann::json& body);
 

@@ -34,6 +34,7 @@ std::string_view MethodName(Method method) {
                                                 "ModelStreamInfer",
                                                 "ChatCompletions",
                                                 "Completions",
+                                                "Embeddings",
                                                 "ListModels",
                                                 "RetrieveModel",
                                                 "CreateResponse",

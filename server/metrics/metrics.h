@@ -55,6 +55,7 @@ enum class Method {
   // Of the HTTP front end.
   kChatCompletions,
   kCompletions,
+  kEmbeddings,
   kListModels,
   kRetrieveModel,
   kCreateResponse,

@@ -1,7 +1,8 @@
 // Any bytes as the body of a request of the HTTP API: parsed, checked and
 // converted. The first byte says which request: a for a chat, r for a response,
-// c for a conversation, s for a session's change, f for a fork, q for a list's
-// query. What is accepted must keep the limits that the core relies on.
+// c for a conversation, e for embeddings, s for a session's change, f for a
+// fork, q for a list's query. What is accepted must keep the limits that the
+// core relies on.
 #include <string>
 
 #include "engine/base/utf8.h"
@@ -134,6 +135,23 @@ void FuzzQuery(std::string_view query) {
   if (!list.ok()) CheckRefusal(list.status());
 }
 
+void FuzzEmbedding(const nlohmann::json& body) {
+  constexpr int kWidth = 8;
+  const auto embedding = ToEmbedding(body, kVocabSize, kWidth);
+  if (!embedding.ok()) return CheckRefusal(embedding.status());
+  XCACHE_FUZZ_CHECK(!embedding->inputs.empty() &&
+                    embedding->inputs.size() <= kMaxEmbeddings);
+  const int64_t dimensions = embedding->dimensions.value_or(kWidth);
+  XCACHE_FUZZ_CHECK(dimensions >= 1 && dimensions <= kWidth);
+  for (const Prompt& input : embedding->inputs) {
+    XCACHE_FUZZ_CHECK(IsUtf8(input.text));
+    XCACHE_FUZZ_CHECK(!input.text.empty() || !input.tokens.empty());
+    for (const TokenId token : input.tokens) {
+      XCACHE_FUZZ_CHECK(token >= 0 && token < kVocabSize);
+    }
+  }
+}
+
 void FuzzText(const nlohmann::json& body) {
   const auto text = ToTextCompletion(body, kVocabSize);
   if (!text.ok()) return CheckRefusal(text.status());
@@ -171,6 +189,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     FuzzResponse(*body);
   } else if (data[0] == 'c') {
     FuzzConversation(*body);
+  } else if (data[0] == 'e') {
+    FuzzEmbedding(*body);
   } else if (data[0] == 's') {
     FuzzSession(*body);
   } else if (data[0] == 'f') {
@@ -204,6 +224,10 @@ std::vector<std::string> XcacheFuzzSeeds() {
       R"("conversation":{"id":"conv_1"},"stream":true,"truncation":"disabled",)"
       R"("text":{"format":{"type":"text"}},"background":false})",
       R"(c{"metadata":{"a":"b"},"items":[{"role":"user","content":"x"}]})",
+      R"(e{"input":["a","\u00fc"],"encoding_format":"base64","dimensions":4,)"
+      R"("pooling":"last","model":"m"})",
+      R"(e{"input":[[1,2],[257]],"encoding_format":"float","dimensions":8.0})",
+      R"(e{"input":[0,255,257],"pooling":"mean"})",
       R"(s{"title":"t","pinned":true,"ttl_seconds":60})",
       R"(f{"id":"a","num_messages":2,"keep_last_messages":1.0})",
       "qlimit=5&order=asc&after=msg%5F1",

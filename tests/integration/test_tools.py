@@ -133,7 +133,6 @@ def test_the_loop_of_an_agent_reuses_its_history(ai):
     ({"tools": []}, "tool_choice"),
     ({"tool_choice": named("none_such")}, "tool_choice.function.name"),
     ({"tool_choice": "sometimes"}, "tool_choice"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": [{"type": "function", "function": {
         "name": "a", "strict": True, "parameters": {"not": {}}}}]},
      "tools[0].function.parameters"),
@@ -142,6 +141,36 @@ def test_tools_that_are_wrong(ai, more, param):
     with pytest.raises(openai.BadRequestError) as caught:
         call(ai, **more)
     assert caught.value.param == param
+
+
+def test_a_format_beside_tools_is_for_what_is_no_call(ai):
+    """An answer is calls, or all of it is of the format."""
+    schema = {"type": "object", "required": ["a"],
+              "additionalProperties": False,
+              "properties": {"a": {"enum": [1, 2, 3]}}}
+    form = {"type": "json_schema", "json_schema": {
+        "name": "x", "strict": True, "schema": schema}}
+    reasons = set()
+    for seed in range(24):
+        choice = call(ai, "auto", seed=seed, response_format=form).choices[0]
+        reasons.add(choice.finish_reason)
+        if choice.message.tool_calls:
+            assert not choice.message.content
+            check(choice.message.tool_calls)
+        else:
+            jsonschema.validate(json.loads(choice.message.content), schema)
+    assert reasons == {"stop", "tool_calls"}
+    # What must be a call, or may not be one, is.
+    must = call(ai, "required", response_format=form).choices[0]
+    assert must.finish_reason == "tool_calls"
+    check(must.message.tool_calls)
+    for more in ({"tool_choice": "none"}, {"tools": ()}):
+        none = call(ai, **{"tool_choice": "auto", **more},
+                    response_format=form).choices[0]
+        jsonschema.validate(json.loads(none.message.content), schema)
+    words = call(ai, "auto", extra_body={"guided_choice": ["yes", "no"]},
+                 tools=[NOW]).choices[0].message
+    assert words.tool_calls or words.content in ("yes", "no")
 
 
 def test_a_real_model_calls(real_model, tmp_path):

@@ -21,7 +21,7 @@ int64_t ActiveRequest::reusable_blocks() const {
 }
 
 int64_t ActiveRequest::max_tokens(int64_t max_context) const {
-  const int64_t more = kind == RequestKind::kScore ? 0 : options.max_tokens;
+  const int64_t more = answers() ? options.max_tokens : 0;
   // In this order, for max_tokens may be anything.
   return prompt_tokens + std::min(more, max_context - prompt_tokens);
 }

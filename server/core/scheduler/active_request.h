@@ -24,6 +24,7 @@
 #include "engine/grammar/grammar.h"
 #include "engine/model/chat_template.h"
 #include "engine/model/tokenizer.h"
+#include "engine/pooling.h"
 #include "engine/sampler.h"
 #include "server/core/cache/grammar_table.h"
 #include "server/core/cache/idle_sets.h"
@@ -36,7 +37,7 @@
 
 namespace xcache {
 
-enum class RequestKind { kChat, kGenerate, kScore };
+enum class RequestKind { kChat, kGenerate, kScore, kEmbed };
 
 enum class RequestState {
   kQueued,     // not admitted, or preempted
@@ -93,7 +94,7 @@ struct ActiveRequest {
   ChatTurn::Note note;
   // Who is to know the answer, and by what it was given to; null: nobody.
   KnownAnswers* known_answers = nullptr;
-  Digest place{};
+  Digest answer_place{};
   bool keep_partial = false;
   absl::Status cut_short;  // why the answer that is kept is a partial one
 
@@ -124,7 +125,7 @@ struct ActiveRequest {
   bool load_retried = false;
 
   // The answer.
-  std::optional<StopMatcher> matcher;  // none for Score
+  std::optional<StopMatcher> matcher;  // where there is one
   std::string text;
   size_t num_sent = 0;             // bytes of it
   bool at_end_token = false;       // its last token is one
@@ -132,7 +133,9 @@ struct ActiveRequest {
   std::vector<size_t> token_ends;  // end of each generated token in it
   std::vector<SampledToken> undelivered;
   size_t num_delivered = 0;  // generated tokens whose log-probs were sent
-  int64_t next_score = 0;    // index of the next token to score
+  int64_t next_score = 0;    // index of the next token to score, or to pool
+  Pooling pooling = Pooling::kMean;
+  std::vector<double> pooled;  // [d_model], of the tokens before `next_score`
 
   int64_t num_staged = 0;  // pages of `restore` that Engine::StagePages took
 
@@ -150,6 +153,10 @@ struct ActiveRequest {
   // Whole blocks that need not be computed: those before the first row whose
   // logits are needed.
   int64_t reusable_blocks() const;
+  // Whether it goes on behind its prompt.
+  bool answers() const {
+    return kind == RequestKind::kChat || kind == RequestKind::kGenerate;
+  }
   int64_t generated() const {
     return static_cast<int64_t>(tokens.size()) - prompt_tokens;
   }
@@ -157,8 +164,7 @@ struct ActiveRequest {
   int64_t max_tokens(int64_t max_context) const;
   // One row a step: its last token was just sampled.
   bool decoding() const {
-    return kind != RequestKind::kScore && generated() > 0 &&
-           live.num_rows() + 1 == target_rows();
+    return answers() && generated() > 0 && live.num_rows() + 1 == target_rows();
   }
   // Its limits are its tenant's again: it has ended.
   void GiveBack();

@@ -140,6 +140,10 @@ StepBuilder::Step StepBuilder::Build() const {
       if (rows + count >= request->next_score) {
         item.logits_mode = LogitsMode::kAll;
       }
+    } else if (request->kind == RequestKind::kEmbed) {
+      if (request->pooling == Pooling::kMean || rows + count == target) {
+        item.logits_mode = LogitsMode::kHidden;
+      }
     } else if (rows + count == target) {
       item.logits_mode = LogitsMode::kLast;
     }
@@ -168,8 +172,8 @@ void StepBuilder::Run(Step step) {
     const auto count = static_cast<int64_t>(step.items[i].tokens.size());
     num_rows += count;
     // Its row is already there, so it decoded if only that one is.
-    const bool decoded = request.kind != RequestKind::kScore &&
-                         request.generated() > 0 && count == 1;
+    const bool decoded =
+        request.answers() && request.generated() > 0 && count == 1;
     if (decoded) continue;
     num_prefill += count;
     request.final.prefilled_tokens += static_cast<uint64_t>(count);
@@ -244,6 +248,10 @@ void StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
     ScoreRows(request, item);
     return;
   }
+  if (request.kind == RequestKind::kEmbed) {
+    PoolRows(request, item);
+    return;
+  }
   if (item.logits.empty()) return;
   const absl::StatusOr<SampledToken> sampled = Sample(request, item);
   if (!sampled.ok()) {
@@ -310,7 +318,34 @@ void StepBuilder::ScoreRows(ActiveRequest& request, const StepItem& item) {
     }
   }
   if (!scored.empty()) request.sink->OnDelta("", scored);
-  if (end >= request.target_rows()) finisher_.FinishScore(request);
+  if (end >= request.target_rows()) finisher_.FinishWhole(request);
+}
+
+// In order and in double, so that the sum is one however the text was cut.
+void StepBuilder::PoolRows(ActiveRequest& request, const StepItem& item) {
+  const int64_t end = request.live.num_rows();
+  const int64_t target = request.target_rows();
+  const auto width = static_cast<size_t>(engine_.info().d_model);
+  request.pooled.resize(width);
+  if (!item.hidden.empty()) {
+    const int64_t begin = end - static_cast<int64_t>(item.tokens.size());
+    // One that was put back computes rows again that are in the sum already.
+    int64_t next = std::max(begin, request.next_score);
+    if (request.pooling == Pooling::kLast) next = target - 1;
+    for (; next < end; ++next) {
+      const auto row = static_cast<size_t>(next - begin);
+      const auto hidden = item.hidden.subspan(row * width, width);
+      for (size_t i = 0; i < width; ++i) request.pooled[i] += hidden[i];
+    }
+    request.next_score = end;
+  }
+  if (end < target) return;
+  const double rows =
+      request.pooling == Pooling::kMean ? static_cast<double>(target) : 1.0;
+  for (const double sum : request.pooled) {
+    request.final.embedding.push_back(static_cast<float>(sum / rows));
+  }
+  finisher_.FinishWhole(request);
 }
 
 }  // namespace xcache

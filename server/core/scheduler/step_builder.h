@@ -69,6 +69,7 @@ class StepBuilder {
   absl::StatusOr<SampledToken> Sample(ActiveRequest& request,
                                       const StepItem& item);
   void ScoreRows(ActiveRequest& request, const StepItem& item);
+  void PoolRows(ActiveRequest& request, const StepItem& item);
 
   const ServerCoreDeps deps_;
   Engine& engine_;

@@ -117,11 +117,11 @@ void TurnFinisher::Remember(const ActiveRequest& request,
   if (request.known_answers == nullptr) return;
   const size_t begin = static_cast<size_t>(request.prompt_tokens) -
                        deps_.chat_template->AssistantHeader().size();
-  request.known_answers->Add(request.place, request.text,
+  request.known_answers->Add(request.answer_place, request.text,
                              history.subspan(begin));
 }
 
-void TurnFinisher::FinishScore(ActiveRequest& request) {
+void TurnFinisher::FinishWhole(ActiveRequest& request) {
   const RunQueue::RequestPtr owner = Remove(request);
   working_sets_.LeaveBehind(request);
   request.final.finish_reason = FinishReason::kEnd;

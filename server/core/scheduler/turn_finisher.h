@@ -36,7 +36,8 @@ class TurnFinisher {
   // The answer ends here. Of a session its turn is committed; the last message
   // says how far: kLocal, kMemory, or why it was not kept.
   void Finish(ActiveRequest& request, FinishReason reason);
-  void FinishScore(ActiveRequest& request);
+  // Of what has no answer: a score, an embedding.
+  void FinishWhole(ActiveRequest& request);
   // Rolls the turn back.
   void Fail(ActiveRequest& request, const absl::Status& status);
   // Fails it, but for lack of memory in the middle of an answer, which ends

@@ -165,6 +165,22 @@ TEST(GrammarTest, TagsAloneOrInText) {
   EXPECT_EQ(Judge(calls, "<call>a({\"x\": 1})</call>"), "whole");
   EXPECT_EQ(Judge(calls, "<call>a({\"x\": 1})</call>\n"), "no");
   calls.tagged.once = false;
+  // Or else something of another kind.
+  calls.tagged.otherwise = Kind::kRegex;
+  calls.text = "[0-9]{2}";
+  EXPECT_EQ(Judge(calls, "<call>a({\"x\": 1})</call>"), "whole");
+  EXPECT_EQ(Judge(calls, "12"), "whole");
+  EXPECT_EQ(Judge(calls, "1"), "part");
+  EXPECT_EQ(Judge(calls, "12<"), "no");
+  EXPECT_EQ(Judge(calls, "Well"), "no");
+  calls.tagged.otherwise = Kind::kJsonSchema;
+  calls.text = R"({"enum":[7]})";
+  EXPECT_EQ(Judge(calls, "7"), "whole");
+  EXPECT_EQ(Judge(calls, "8"), "no");
+  calls.text = "{";
+  EXPECT_THAT(Judge(calls, "7"), HasSubstr("schema"));
+  calls.tagged.otherwise = Kind::kNone;
+  calls.text.clear();
   calls.tagged.trigger = "<call>";
   EXPECT_EQ(Judge(calls, "Well, <b>no</b>."), "whole");
   EXPECT_EQ(Judge(calls, ""), "whole");
@@ -302,7 +318,16 @@ TEST(GrammarTest, KeysTellSpecsApart) {
       Regex("{}"),
       Choice({"a", "b"}),
       Choice({"ab"}),
-      Choice({"a1:b"})};
+      Choice({"a1:b"}),
+      {.kind = Kind::kTagged, .text = "", .choices = {}, .tagged = {}},
+      {.kind = Kind::kTagged,
+       .text = "",
+       .choices = {},
+       .tagged = {.tags = {},
+                  .trigger = "",
+                  .separator = "",
+                  .once = false,
+                  .otherwise = Kind::kJsonObject}}};
   for (const GrammarSpec& a : specs) {
     for (const GrammarSpec& b : specs) {
       EXPECT_EQ(GrammarKey(a) == GrammarKey(b), a == b);

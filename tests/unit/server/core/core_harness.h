@@ -116,6 +116,7 @@ struct Harness {
   explicit Harness(Options harness_options = {})
       : options(std::move(harness_options)), memory(options.memory_bytes) {
     options.core.default_codec = kCodec;
+    options.core.embedding_codec = kCodec;
     Restart();
   }
   ~Harness() { core.reset(); }
@@ -157,6 +158,11 @@ struct Harness {
     auto sink = std::make_shared<CollectSink>();
     core->SubmitScore(std::move(request), sink);
     sink->Wait();
+    return sink;
+  }
+  std::shared_ptr<CollectSink> StartEmbed(EmbedRequest request) {
+    auto sink = std::make_shared<CollectSink>();
+    core->SubmitEmbed(std::move(request), sink);
     return sink;
   }
   // A turn of a session of tenant "t".

@@ -167,6 +167,7 @@ FakeEngine::FakeEngine(Options options) : options_(std::move(options)) {
   info_.numerics_id = options_.numerics_id;
   info_.model_fp = options_.model_fp;
   info_.vocab_size = kVocab;
+  info_.d_model = kFakeWidth;
   info_.context_length = options_.context_length;
 }
 
@@ -258,7 +259,7 @@ std::vector<absl::StatusOr<KvBlockRef>> FakeEngine::Remat(
 
 absl::Status FakeEngine::Step(std::span<StepItem> items) {
   const OneThread one_thread(in_use_);
-  size_t num_logits = 0;
+  size_t num_logits = 0, num_hidden = 0;
   std::set<Sequence*> seen;
   int64_t step_rows = 0;
   bool decodes = false, prefills = false;
@@ -274,8 +275,10 @@ absl::Status FakeEngine::Step(std::span<StepItem> items) {
       }
       if (token == poison_) return absl::InternalError("layer 3 is not finite");
     }
-    if (item.logits_mode == LogitsMode::kLast) num_logits += 1;
-    if (item.logits_mode == LogitsMode::kAll) num_logits += item.tokens.size();
+    num_logits += LogitRows(item.logits_mode, item.tokens.size());
+    if (item.logits_mode == LogitsMode::kHidden) {
+      num_hidden += item.tokens.size() * kFakeWidth;
+    }
     step_rows += static_cast<int64_t>(item.tokens.size());
     (item.tokens.size() == 1 ? decodes : prefills) = true;
   }
@@ -294,12 +297,19 @@ absl::Status FakeEngine::Step(std::span<StepItem> items) {
     std::this_thread::sleep_for(std::chrono::microseconds(step_delay_us_));
   }
   logits_.assign(num_logits * kVocab, 0);
+  hidden_.clear();
+  hidden_.reserve(num_hidden);
   size_t row = 0;
   for (StepItem& item : items) {
     auto* sequence = static_cast<FakeSequence*>(item.sequence);
     const size_t first_row = row;
     for (size_t i = 0; i < item.tokens.size(); ++i) {
       sequence->Append(item.tokens[i]);
+      if (item.logits_mode == LogitsMode::kHidden) {
+        const auto at = static_cast<float>(sequence->tokens().size() - 1);
+        hidden_.insert(hidden_.end(),
+                       {static_cast<float>(item.tokens[i]), at, 1.0f});
+      }
       const bool wanted = item.logits_mode == LogitsMode::kAll ||
                           (item.logits_mode == LogitsMode::kLast &&
                            i + 1 == item.tokens.size());
@@ -312,6 +322,10 @@ absl::Status FakeEngine::Step(std::span<StepItem> items) {
     }
     item.logits = std::span<const float>(logits_).subspan(
         first_row * kVocab, (row - first_row) * kVocab);
+    if (item.logits_mode == LogitsMode::kHidden) {
+      item.hidden =
+          std::span<const float>(hidden_).last(item.tokens.size() * kFakeWidth);
+    }
     if (sequence->tokens().size() % 64 != 0) continue;
     const auto tokens = sequence->tokens().last(64);
     const Digest digest = NextDigest(sequence->LastDigest(), tokens);

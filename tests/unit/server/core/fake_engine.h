@@ -34,6 +34,8 @@ inline constexpr TokenId kEnd = 258;       // the template's end of turn
 inline constexpr TokenId kOtherEnd = 259;  // ends a generation as well
 inline constexpr TokenId kFirstWord = 260;
 inline constexpr int kVocab = 264;
+// What a hidden row has: the token, its position, and 1.
+inline constexpr int kFakeWidth = 3;
 
 class FakeEngine final : public Engine {
  public:
@@ -132,7 +134,7 @@ class FakeEngine final : public Engine {
   ModelInfo info_;
   std::map<std::string, std::unique_ptr<CodecHandle>, std::less<>> codecs_;
   const std::shared_ptr<Live> live_ = std::make_shared<Live>();
-  std::vector<float> logits_;
+  std::vector<float> logits_, hidden_;
   std::vector<const char*> staged_pages_;
   std::atomic<int64_t> max_remat_jobs_{16}, staged_{0}, staged_remats_{0};
   std::atomic<int> in_use_{0};

@@ -143,6 +143,14 @@ void FakeCore::SubmitGenerate(GenerateRequest request,
                         logprobs, std::move(sink));
 }
 
+void FakeCore::SubmitEmbed(EmbedRequest request,
+                           std::shared_ptr<RequestSink> sink) {
+  FinalInfo final;
+  final.prompt_tokens = request.tokens.size();
+  final.embedding.assign(4, static_cast<float>(request.tokens.size()));
+  sink->OnFinish(absl::OkStatus(), final);
+}
+
 void FakeCore::SubmitScore(ScoreRequest request,
                            std::shared_ptr<RequestSink> sink) {
   std::vector<SampledToken> tokens;

@@ -53,6 +53,8 @@ class FakeCore final : public ServerCore {
                       std::shared_ptr<RequestSink> sink) override;
   void SubmitScore(ScoreRequest request,
                    std::shared_ptr<RequestSink> sink) override;
+  void SubmitEmbed(EmbedRequest request,
+                   std::shared_ptr<RequestSink> sink) override;
   absl::StatusOr<SessionInfo> CreateSession(
       const CreateSessionOptions& options) override;
   absl::StatusOr<SessionInfo> GetSession(std::string_view tenant,

@@ -380,5 +380,37 @@ TEST(JsonBodyTest, WhatIsNoObjectIsSaidShortly) {
   }
 }
 
+TEST(EmbeddingTest, AnyFormOfInput) {
+  constexpr int kWidth = 16;
+  const auto read = [](json body) {
+    return ToEmbedding(body, kVocabSize, kWidth);
+  };
+  auto one = read({{"input", "hi"}, {"model", "m"}});
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_EQ(one->model, "m");
+  ASSERT_EQ(one->inputs.size(), 1u);
+  EXPECT_EQ(one->inputs[0].text, "hi");
+  EXPECT_FALSE(one->base64 || one->pooling.has_value() ||
+               one->dimensions.has_value());
+  auto several = read({{"input", {"a", "b"}},
+                       {"pooling", "last"},
+                       {"dimensions", kWidth},
+                       {"encoding_format", "base64"}});
+  ASSERT_TRUE(several.ok()) << several.status();
+  ASSERT_EQ(several->inputs.size(), 2u);
+  EXPECT_EQ(several->inputs[1].text, "b");
+  EXPECT_EQ(several->pooling, Pooling::kLast);
+  EXPECT_EQ(several->dimensions, kWidth);
+  EXPECT_TRUE(several->base64);
+  one = read({{"input", {1, 2}}});
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_THAT(one->inputs.at(0).tokens, ElementsAre(1, 2));
+  several = read({{"input", {{1, 2}, {3}}}});
+  ASSERT_TRUE(several.ok()) << several.status();
+  EXPECT_THAT(several->inputs.at(1).tokens, ElementsAre(3));
+  EXPECT_FALSE(read({{"input", "hi"}, {"dimensions", kWidth + 1}}).ok());
+  EXPECT_FALSE(read({{"input", {1, kVocabSize}}}).ok());
+}
+
 }  // namespace
 }  // namespace xcache
