@@ -11,6 +11,17 @@ namespace {
 constexpr std::string_view kHead = "<tool_call>\n{\"name\": \"";
 constexpr std::string_view kBeforeArguments = "\", \"arguments\": ";
 constexpr std::string_view kSpaces = " \t\r\n";
+constexpr std::string_view kToolsHead =
+    "# Tools\n\nYou may call one or more functions to assist with the user "
+    "query.\n\nYou are provided with function signatures within "
+    "<tools></tools> XML tags:\n<tools>";
+constexpr std::string_view kToolsTail =
+    "\n</tools>\n\nFor each function call, return a json object with function "
+    "name and arguments within <tool_call></tool_call> XML tags:\n"
+    "<tool_call>\n{\"name\": <function-name>, \"arguments\": "
+    "<args-json-object>}\n</tool_call>";
+constexpr std::string_view kResultBegin = "<tool_response>\n";
+constexpr std::string_view kResultEnd = "\n</tool_response>";
 // OpenAI's.
 constexpr size_t kMaxNameBytes = 64;
 
@@ -28,17 +39,18 @@ std::string WithTools(std::string_view system_prompt,
                       std::span<const ToolDef> tools) {
   std::string out(system_prompt);
   if (!out.empty()) out += "\n\n";
-  out +=
-      "# Tools\n\nYou may call one or more functions to assist with the user "
-      "query.\n\nYou are provided with function signatures within "
-      "<tools></tools> XML tags:\n<tools>";
+  out += kToolsHead;
   for (const ToolDef& tool : tools) absl::StrAppend(&out, "\n", tool.text);
-  out +=
-      "\n</tools>\n\nFor each function call, return a json object with "
-      "function "
-      "name and arguments within <tool_call></tool_call> XML tags:\n"
-      "<tool_call>\n{\"name\": <function-name>, \"arguments\": "
-      "<args-json-object>}\n</tool_call>";
+  out += kToolsTail;
+  return out;
+}
+
+std::string_view WithoutTools(std::string_view system_prompt) {
+  if (!system_prompt.ends_with(kToolsTail)) return system_prompt;
+  const size_t head = system_prompt.rfind(kToolsHead);
+  if (head == system_prompt.npos) return system_prompt;
+  std::string_view out = system_prompt.substr(0, head);
+  if (out.ends_with("\n\n")) out.remove_suffix(2);
   return out;
 }
 
@@ -56,10 +68,25 @@ std::string WithCalls(std::string_view content,
 std::string ResultsText(std::span<const std::string> results) {
   std::string out;
   for (const std::string& result : results) {
-    absl::StrAppend(&out, out.empty() ? "" : "\n", "<tool_response>\n", result,
-                    "\n</tool_response>");
+    absl::StrAppend(&out, out.empty() ? "" : "\n", std::string(kResultBegin),
+                    result, std::string(kResultEnd));
   }
   return out;
+}
+
+std::vector<std::string> ReadResults(std::string_view text) {
+  std::vector<std::string> out;
+  while (text.starts_with(kResultBegin)) {
+    text.remove_prefix(kResultBegin.size());
+    const size_t end = text.find(kResultEnd);
+    if (end == text.npos) return {};
+    out.emplace_back(text.substr(0, end));
+    text.remove_prefix(end + kResultEnd.size());
+    if (text.empty()) return out;
+    if (!text.starts_with('\n')) return {};
+    text.remove_prefix(1);
+  }
+  return {};
 }
 
 std::string CallBegin(std::string_view name) {

@@ -28,11 +28,15 @@ struct ToolCall {
 // where there is none.
 std::string WithTools(std::string_view system_prompt,
                       std::span<const ToolDef> tools);
+// The same without its tools.
+std::string_view WithoutTools(std::string_view system_prompt);
 // An assistant's message, as it wrote it.
 std::string WithCalls(std::string_view content,
                       std::span<const ToolCall> calls);
 // A user's message that has the results of some calls, in order.
 std::string ResultsText(std::span<const std::string> results);
+// These again; nothing: it is another message.
+std::vector<std::string> ReadResults(std::string_view text);
 
 // What stands around a call's arguments, and between two calls.
 std::string CallBegin(std::string_view name);

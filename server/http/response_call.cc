@@ -7,6 +7,7 @@
 #include "server/http/json_body.h"
 #include "server/http/openai_error.h"
 #include "server/http/openai_response.h"
+#include "server/http/response_output.h"
 #include "server/http/stored_responses.h"
 
 namespace xcache {
@@ -54,7 +55,7 @@ absl::Status ResponseCall::Submit() {
       request_.instructions.has_value() && !request_.instructions->empty();
   plan_.options = request_.options;
   plan_.messages = std::move(request_.input);
-  plan_.system_prompt = request_.instructions;
+  output_.emplace(said_.contains("tools"));
   XC_RETURN_IF_ERROR(Plan());
   if (request_.stream) KeepPinging();
   SubmitTurn();
@@ -63,13 +64,16 @@ absl::Status ResponseCall::Submit() {
 
 absl::Status ResponseCall::Plan() {
   ServerCore& core = call_.core();
+  const std::string_view default_system = DefaultSystemOf(core);
   plan_.keep = request_.store ? TurnKeep::kNew : TurnKeep::kNothing;
   json instructions;
+  std::string prompt;  // what it goes on from begins with
   if (!request_.conversation.empty()) {
     const auto found =
         FindConversation(core, call_.tenant(), request_.conversation);
     XC_RETURN_IF_ERROR(WithField(found.status(), "conversation"));
-    instructions = InstructionsOf(*found);
+    instructions = InstructionsOf(*found, default_system);
+    prompt = SystemPromptOf(*found);
     plan_.session_id = found->id;
     if (request_.store) plan_.keep = TurnKeep::kInPlace;
     session_ = found->id;
@@ -82,20 +86,24 @@ absl::Status ResponseCall::Plan() {
           "previous_response_not_found");
     }
     XC_RETURN_IF_ERROR(found.status());
-    instructions = InstructionsOf(found->session);
+    instructions = InstructionsOf(found->session, default_system);
+    prompt = SystemPromptOf(found->session);
     plan_.session_id = found->session.id;
     plan_.after = found->note.name;
     // Its own session goes on, as long as nobody else has gone on there, and
     // nothing of it changes.
     may_branch_ = request_.store && IsChain(plan_.session_id) &&
                   found->session.num_messages == found->note.num_messages &&
-                  (!request_.instructions.has_value() ||
-                   *request_.instructions == TextOf(instructions));
+                  SystemPrompt(TextOf(instructions)) == prompt;
     if (may_branch_) {
       plan_.keep = TurnKeep::kInPlace;
       plan_.expected_turn = found->session.turn;
       session_ = plan_.session_id;
     }
+  }
+  const std::string wanted = SystemPrompt(TextOf(instructions));
+  if (request_.instructions.has_value() || wanted != prompt) {
+    plan_.system_prompt = wanted;
   }
   if (!request_.instructions.has_value()) {
     said_["instructions"] = !instructions.is_null();
@@ -103,6 +111,13 @@ absl::Status ResponseCall::Plan() {
   }
   if (plan_.keep != TurnKeep::kInPlace) PlanBranch();
   return absl::OkStatus();
+}
+
+std::string ResponseCall::SystemPrompt(const std::string& had) const {
+  const std::string& said = request_.instructions.value_or(had);
+  if (request_.tools.empty()) return said;
+  return WithTools(said.empty() ? DefaultSystemOf(call_.core()) : said,
+                   request_.tools);
 }
 
 void ResponseCall::PlanBranch() {
@@ -128,19 +143,31 @@ void ResponseCall::SubmitTurn() {
 void ResponseCall::OnDelta(std::string_view text,
                            std::span<const SampledToken> tokens) {
   MutexLock lock(mu_);
-  text_ += text;
   if (request_.logprobs) {
     tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
   }
-  if (!request_.stream) return;
-  EmitFirst();
-  const json logprobs = Logprobs(tokens);
+  if (request_.stream) EmitFirst();
+  json logprobs = Logprobs(tokens);
   if (text.empty() && logprobs.empty()) return;
-  Emit("response.output_text.delta", {{"item_id", "msg_" + name_},
-                                      {"output_index", 0},
-                                      {"content_index", 0},
-                                      {"delta", std::string(text)},
-                                      {"logprobs", logprobs}});
+  Say(output_->Add(text), std::move(logprobs));
+}
+
+void ResponseCall::Say(const std::vector<OutputReader::Part>& parts,
+                       json logprobs) {
+  if (!request_.stream) return;
+  for (const OutputReader::Part& part : parts) {
+    if (part.begins) EmitBegin(part.index);
+    if (part.text.empty() && logprobs.empty()) continue;
+    json event = Place(part.index);
+    event["delta"] = part.text;
+    if (output_->items()[part.index].is_call) {
+      Emit("response.function_call_arguments.delta", std::move(event));
+      continue;
+    }
+    event["content_index"] = 0;
+    event["logprobs"] = std::exchange(logprobs, json::array());
+    Emit("response.output_text.delta", std::move(event));
+  }
 }
 
 void ResponseCall::OnFinish(const absl::Status& status,
@@ -151,7 +178,7 @@ void ResponseCall::OnFinish(const absl::Status& status,
       MutexLock lock(mu_);
       untold = !begun_;
       if (untold) {
-        text_.clear();
+        output_.emplace(said_.contains("tools"));
         tokens_.clear();
       }
     }
@@ -189,10 +216,12 @@ void ResponseCall::Complete(const absl::Status& status, int64_t retry_after_ms,
         ending.status, ending.retry_after_ms, call_.request_id()));
   }
   if (!request_.stream) {
+    output_->Finish();
     return RespondJson(Object(ResponseStatus(note_.finish_reason)));
   }
   EmitFirst();
   if (ending.status.ok()) {
+    Say(output_->Finish(), json::array());
     EmitLast();
   } else {
     const json error = ErrorBody(ending.status)["error"];
@@ -216,32 +245,54 @@ void ResponseCall::EmitFirst() {
   const json object = Object("in_progress");
   Emit("response.created", {{"response", object}});
   Emit("response.in_progress", {{"response", object}});
-  json item = AnswerItem(name_, "in_progress", "", json::array());
-  item["content"] = json::array();
+}
+
+json ResponseCall::Place(size_t index) const {
+  return {{"item_id", ItemId(output_->items()[index], name_, index)},
+          {"output_index", index}};
+}
+
+void ResponseCall::EmitBegin(size_t index) {
+  if (index > 0) EmitEnd(index - 1, "completed");
+  OutputItem begun = output_->items()[index];
+  begun.text.clear();
+  json item = ItemObject(begun, name_, index, "in_progress", json::array());
+  if (!begun.is_call) item["content"] = json::array();
   Emit("response.output_item.added",
-       {{"output_index", 0}, {"item", std::move(item)}});
-  Emit("response.content_part.added", {{"item_id", "msg_" + name_},
-                                       {"output_index", 0},
-                                       {"content_index", 0},
-                                       {"part", TextPart("", json::array())}});
+       {{"output_index", index}, {"item", std::move(item)}});
+  if (begun.is_call) return;
+  json event = Place(index);
+  event["content_index"] = 0;
+  event["part"] = TextPart("", json::array());
+  Emit("response.content_part.added", std::move(event));
+}
+
+void ResponseCall::EmitEnd(size_t index, std::string_view status) {
+  const OutputItem& item = output_->items()[index];
+  // Of text alone, which is one item then.
+  const json logprobs = Logprobs(tokens_);
+  json event = Place(index);
+  if (item.is_call) {
+    event["name"] = item.name;
+    event["arguments"] = item.text;
+    Emit("response.function_call_arguments.done", std::move(event));
+  } else {
+    event["content_index"] = 0;
+    json text = event;
+    text["text"] = item.text;
+    text["logprobs"] = logprobs;
+    Emit("response.output_text.done", std::move(text));
+    event["part"] = TextPart(item.text, logprobs);
+    Emit("response.content_part.done", std::move(event));
+  }
+  Emit("response.output_item.done",
+       {{"output_index", index},
+        {"item", ItemObject(item, name_, index, status, logprobs)}});
 }
 
 void ResponseCall::EmitLast() {
   const std::string_view status = ResponseStatus(note_.finish_reason);
-  const json logprobs = Logprobs(tokens_);
-  const auto place = [&](json event) {
-    event["output_index"] = 0;
-    event["content_index"] = 0;
-    event["item_id"] = "msg_" + name_;
-    return event;
-  };
-  Emit("response.output_text.done",
-       place({{"text", text_}, {"logprobs", logprobs}}));
-  Emit("response.content_part.done",
-       place({{"part", TextPart(text_, logprobs)}}));
-  Emit("response.output_item.done",
-       {{"output_index", 0},
-        {"item", AnswerItem(name_, status, text_, logprobs)}});
+  EmitEnd(output_->items().size() - 1, status);
   Emit(absl::StrCat("response.", std::string(status)),
        {{"response", Object(status)}, {"xcache", figures_}});
 }
@@ -260,7 +311,7 @@ json ResponseCall::Object(std::string_view status) const {
   if (!ended_) return ResponseObject(said, status, json::array(), nullptr);
   json output = json::array();
   if (status != "failed") {
-    output.push_back(AnswerItem(name_, status, text_, Logprobs(tokens_)));
+    output = OutputObject(output_->items(), name_, status, Logprobs(tokens_));
   }
   return ResponseObject(said, status, std::move(output), &note_);
 }

@@ -17,6 +17,7 @@
 #include "nlohmann/json.hpp"
 #include "server/core/request.h"
 #include "server/http/openai_call.h"
+#include "server/http/response_output.h"
 #include "server/http/responses_request.h"
 
 namespace xcache {
@@ -36,6 +37,9 @@ class ResponseCall final : public OpenAiCall {
   absl::Status Plan();
   // Another session, which begins as the planned one did.
   void PlanBranch();
+  // What the conversation is to begin with, where it `had` instructions and the
+  // request brings none.
+  std::string SystemPrompt(const std::string& had) const;
   void SubmitTurn() XC_EXCLUDES(mu_);
 
   // From the core's threads.
@@ -49,6 +53,12 @@ class ResponseCall final : public OpenAiCall {
   // Events, in the order of their numbers.
   void Emit(std::string_view type, nlohmann::json event) XC_REQUIRES(mu_);
   void EmitFirst() XC_REQUIRES(mu_);
+  // More of the output, and the log-probabilities of its tokens.
+  void Say(const std::vector<OutputReader::Part>& parts,
+           nlohmann::json logprobs) XC_REQUIRES(mu_);
+  nlohmann::json Place(size_t index) const XC_REQUIRES(mu_);
+  void EmitBegin(size_t index) XC_REQUIRES(mu_);
+  void EmitEnd(size_t index, std::string_view status) XC_REQUIRES(mu_);
   void EmitLast() XC_REQUIRES(mu_);
   nlohmann::json Logprobs(std::span<const SampledToken> tokens) const;
   // As far as it is there.
@@ -65,7 +75,7 @@ class ResponseCall final : public OpenAiCall {
 
   bool begun_ XC_GUARDED_BY(mu_) = false;  // an event of it was sent
   int64_t next_event_ XC_GUARDED_BY(mu_) = 0;
-  std::string text_ XC_GUARDED_BY(mu_);
+  std::optional<OutputReader> output_ XC_GUARDED_BY(mu_);
   std::vector<SampledToken> tokens_ XC_GUARDED_BY(mu_);
   AnswerNote note_ XC_GUARDED_BY(mu_);
   nlohmann::json figures_

@@ -61,6 +61,61 @@ absl::StatusOr<json> ReadMetadata(const json& body) {
   return *metadata;
 }
 
+// Items as messages: an assistant's calls are of its message before them, or
+// make one, and results that follow each other are one of the user's.
+class ItemReader {
+ public:
+  absl::Status Add(const std::string& field, const json& item) {
+    if (!item.is_object()) return JsonFieldError(field, "an object", item);
+    const json* type = Find(item, "type");
+    if (type != nullptr && !type->is_string()) {
+      return JsonFieldError(field + ".type", "a string", *type);
+    }
+    if (type != nullptr && *type == "function_call_output") {
+      XC_ASSIGN_OR_RETURN(std::string result,
+                          ToContent(field + ".output", Find(item, "output"),
+                                    /*is_item=*/true));
+      results_.push_back(std::move(result));
+      return absl::OkStatus();
+    }
+    XC_RETURN_IF_ERROR(Flush());
+    if (type != nullptr && *type == "function_call") {
+      XC_ASSIGN_OR_RETURN(const ToolCall call, ReadCall(field, item));
+      if (out_.empty() || out_.back().role != Role::kAssistant) {
+        out_.push_back({.role = Role::kAssistant, .content = ""});
+      }
+      std::string& text = out_.back().content;
+      text = WithCalls(text, {&call, 1});
+      return WithField(CheckText(field, text, kMaxTextBytes), field);
+    }
+    if (type != nullptr && *type != "message") {
+      return NotOffered(field + ".type", "an item of another kind");
+    }
+    XC_ASSIGN_OR_RETURN(ChatMessage message,
+                        ToMessage(field, item, /*is_item=*/true));
+    out_.push_back(std::move(message));
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::vector<ChatMessage>> Finish() {
+    XC_RETURN_IF_ERROR(Flush());
+    return std::move(out_);
+  }
+
+ private:
+  absl::Status Flush() {
+    if (results_.empty()) return absl::OkStatus();
+    std::string text = ResultsText(results_);
+    results_.clear();
+    XC_RETURN_IF_ERROR(
+        WithField(CheckText("input", text, kMaxTextBytes), "input"));
+    out_.push_back({.role = Role::kUser, .content = std::move(text)});
+    return absl::OkStatus();
+  }
+
+  std::vector<ChatMessage> out_;
+  std::vector<std::string> results_;
+};
+
 absl::StatusOr<std::vector<ChatMessage>> ToItems(const std::string& field,
                                                  const json& items,
                                                  size_t most) {
@@ -72,22 +127,11 @@ absl::StatusOr<std::vector<ChatMessage>> ToItems(const std::string& field,
                                 items.size()),
                      field);
   }
-  std::vector<ChatMessage> out;
-  for (const json& item : items) {
-    const std::string name = absl::StrCat(field, "[", out.size(), "]");
-    if (!item.is_object()) return JsonFieldError(name, "an object", item);
-    const json* type = Find(item, "type");
-    if (type != nullptr && *type != "message") {
-      if (!type->is_string()) {
-        return JsonFieldError(name + ".type", "a string", *type);
-      }
-      return NotOffered(name + ".type", "an item that is no message");
-    }
-    XC_ASSIGN_OR_RETURN(ChatMessage message,
-                        ToMessage(name, item, /*is_item=*/true));
-    out.push_back(std::move(message));
+  ItemReader reader;
+  for (size_t i = 0; i < items.size(); ++i) {
+    XC_RETURN_IF_ERROR(reader.Add(absl::StrCat(field, "[", i, "]"), items[i]));
   }
-  return out;
+  return reader.Finish();
 }
 
 absl::Status ReadId(const json& body, const char* name, std::string* out) {
@@ -149,9 +193,11 @@ absl::StatusOr<ResponseRequest> ToResponseRequest(const json& body,
                                                   int vocab_size) {
   ResponseRequest out;
   XC_RETURN_IF_ERROR(RefuseUnoffered(body));
-  XC_RETURN_IF_ERROR(RefuseTools(body));
   XC_RETURN_IF_ERROR(ReadParams(body, vocab_size, &out));
   XC_RETURN_IF_ERROR(ReadTextFormat(body, &out.options.grammar));
+  out.echo = json::object();
+  ToolRequest tools;
+  XC_RETURN_IF_ERROR(ReadResponseTools(body, &tools, &out.echo));
   if (out.n != 1) return NotOffered("n", "more than one answer");
   std::optional<int64_t> max_tokens = std::numeric_limits<int64_t>::max();
   XC_RETURN_IF_ERROR(
@@ -188,7 +234,6 @@ absl::StatusOr<ResponseRequest> ToResponseRequest(const json& body,
     XC_ASSIGN_OR_RETURN(out.input, ToItems("input", *input, kMaxMessages));
   }
   XC_ASSIGN_OR_RETURN(json metadata, ReadMetadata(body));
-  out.echo = json::object();
   out.echo["metadata"] =
       metadata.is_null() ? json::object() : std::move(metadata);
   for (const char* name : {"temperature", "top_p", "max_output_tokens"}) {
@@ -201,6 +246,12 @@ absl::StatusOr<ResponseRequest> ToResponseRequest(const json& body,
       format["schema"] = json::parse(out.options.grammar.text);
     }
     out.echo["text"]["format"] = std::move(format);
+  }
+  out.tools = std::move(tools.tools);
+  if (!out.tools.empty()) {
+    if (out.logprobs) return NotOffered("include", "logprobs beside tools");
+    out.options.grammar =
+        WithFormat(std::move(tools.grammar), std::move(out.options.grammar));
   }
   if (!out.previous.empty()) out.echo["previous_response_id"] = out.previous;
   if (!out.conversation.empty()) {

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/model/chat_template.h"
+#include "engine/model/tool_format.h"
 #include "nlohmann/json.hpp"
 #include "server/http/completion_params.h"
 
@@ -17,8 +18,9 @@ namespace xcache {
 struct ResponseRequest : CompletionParams {
   std::vector<ChatMessage> input;
   std::optional<std::string> instructions;
-  std::string previous;      // a response's id; empty: none
-  std::string conversation;  // the same; at most one of the two
+  std::vector<ToolDef> tools;  // that the answer may call
+  std::string previous;        // a response's id; empty: none
+  std::string conversation;    // the same; at most one of the two
   bool store = true;
   // What the answer repeats of the request: "temperature", "metadata", ...
   nlohmann::json echo;

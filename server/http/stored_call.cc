@@ -38,7 +38,7 @@ absl::StatusOr<json> StoredCall::Answer() {
     case Method::kRetrieveResponse: {
       XC_ASSIGN_OR_RETURN(const FoundResponse found,
                           FindResponse(call_.core(), call_.tenant(), id_));
-      return StoredResponse(found);
+      return StoredResponse(found, DefaultSystemOf(call_.core()));
     }
     case Method::kDeleteResponse:
       return DeleteResponse();

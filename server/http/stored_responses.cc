@@ -7,7 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
+#include "engine/model/tool_format.h"
 #include "server/http/json_body.h"
+#include "server/http/response_output.h"
 
 namespace xcache {
 namespace {
@@ -38,12 +40,16 @@ absl::StatusOr<SessionInfo> Find(ServerCore& core, std::string_view tenant,
 }
 
 json MessageItem(std::string id, const ChatMessage& message) {
-  return {{"type", "message"},
-          {"id", std::move(id)},
-          {"status", "completed"},
-          {"role", std::string(RoleName(message.role))},
-          {"content",
-           json::array({{{"type", "input_text"}, {"text", message.content}}})}};
+  const std::string_view text = message.role == Role::kSystem
+                                    ? WithoutTools(message.content)
+                                    : message.content;
+  return {
+      {"type", "message"},
+      {"id", std::move(id)},
+      {"status", "completed"},
+      {"role", std::string(RoleName(message.role))},
+      {"content",
+       json::array({{{"type", "input_text"}, {"text", std::string(text)}}})}};
 }
 
 // What was kept of the request, or an empty object.
@@ -89,28 +95,26 @@ absl::StatusOr<SessionInfo> FindConversation(ServerCore& core,
   return Find(core, tenant, id, "conversation", id);
 }
 
-json InstructionsOf(const SessionInfo& session) {
+std::string_view DefaultSystemOf(const ServerCore& core) {
+  const ChatTemplate* const family = core.chat_template();
+  return family == nullptr ? std::string_view() : family->default_system();
+}
+
+std::string SystemPromptOf(const SessionInfo& session) {
   if (session.messages.empty() ||
       session.messages.front().role != Role::kSystem) {
-    return nullptr;
+    return "";
   }
   return session.messages.front().content;
 }
 
-json TextPart(std::string_view text, json logprobs) {
-  return {{"type", "output_text"},
-          {"text", std::string(text)},
-          {"annotations", json::array()},
-          {"logprobs", std::move(logprobs)}};
-}
-
-json AnswerItem(std::string_view name, std::string_view status,
-                std::string_view text, json logprobs) {
-  return {{"type", "message"},
-          {"id", absl::StrCat("msg_", std::string(name))},
-          {"status", std::string(status)},
-          {"role", "assistant"},
-          {"content", json::array({TextPart(text, std::move(logprobs))})}};
+json InstructionsOf(const SessionInfo& session,
+                    std::string_view default_system) {
+  const std::string prompt = SystemPromptOf(session);
+  const std::string_view said = WithoutTools(prompt);
+  if (said.empty()) return nullptr;
+  if (said.size() < prompt.size() && said == default_system) return nullptr;
+  return std::string(said);
 }
 
 std::string_view ResponseStatus(FinishReason reason) {
@@ -156,20 +160,22 @@ json ResponseObject(const json& said, std::string_view status, json output,
   return out;
 }
 
-json StoredResponse(const FoundResponse& found) {
+json StoredResponse(const FoundResponse& found,
+                    std::string_view default_system) {
   const AnswerNote& note = found.note;
   json said = SaidOf(note);
   said["id"] = ResponseId(note.name, found.session.id);
   // Whether it had some is kept; what they are, the conversation says.
   said["instructions"] = said.value("instructions", json()) == true
-                             ? InstructionsOf(found.session)
+                             ? InstructionsOf(found.session, default_system)
                              : json();
   const std::string_view status = ResponseStatus(note.finish_reason);
   const std::string& text =
       found.session.messages[note.num_messages - 1].content;
-  return ResponseObject(
-      said, status,
-      json::array({AnswerItem(note.name, status, text, json::array())}), &note);
+  return ResponseObject(said, status,
+                        OutputObject(ReadOutput(text, said.contains("tools")),
+                                     note.name, status, json::array()),
+                        &note);
 }
 
 json ConversationObject(const SessionInfo& session) {
@@ -189,18 +195,36 @@ json DeletedObject(std::string_view id, std::string_view object) {
 
 std::vector<json> ItemsOf(const SessionInfo& session, size_t num_messages) {
   std::vector<json> items;
+  std::vector<std::string> call_ids;  // of the answer before
   auto note = session.answers.begin();
   for (size_t i = 0; i < num_messages; ++i) {
     const ChatMessage& message = session.messages[i];
     while (note != session.answers.end() && note->num_messages <= i) ++note;
     const bool is_ours =
         note != session.answers.end() && note->num_messages == i + 1;
-    std::string id = is_ours ? note->name : absl::StrCat(i, "_", session.id);
+    const std::string id =
+        is_ours ? note->name : absl::StrCat(i, "_", session.id);
     if (message.role == Role::kAssistant) {
-      items.push_back(
-          AnswerItem(id, "completed", message.content, json::array()));
-    } else {
+      json output = OutputObject(ReadOutput(message.content, true), id,
+                                 "completed", json::array());
+      call_ids.clear();
+      for (json& item : output) {
+        if (item.contains("call_id")) call_ids.push_back(item["call_id"]);
+        items.push_back(std::move(item));
+      }
+      continue;
+    }
+    const std::vector<std::string> results = ReadResults(message.content);
+    if (results.empty() || results.size() > call_ids.size()) {
       items.push_back(MessageItem("msg_" + id, message));
+      continue;
+    }
+    for (size_t k = 0; k < results.size(); ++k) {
+      items.push_back({{"type", "function_call_output"},
+                       {"id", absl::StrCat("fco_", id, "_", k)},
+                       {"call_id", call_ids[k]},
+                       {"output", results[k]},
+                       {"status", "completed"}});
     }
   }
   return items;

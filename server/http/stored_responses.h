@@ -46,13 +46,13 @@ absl::StatusOr<SessionInfo> FindConversation(ServerCore& core,
                                              std::string_view tenant,
                                              std::string_view id);
 
-// The conversation's system prompt, or null.
-nlohmann::json InstructionsOf(const SessionInfo& session);
-
-// {"type": "message", ...} of an answer. `status`: "completed", ...
-nlohmann::json AnswerItem(std::string_view name, std::string_view status,
-                          std::string_view text, nlohmann::json logprobs);
-nlohmann::json TextPart(std::string_view text, nlohmann::json logprobs);
+// The template's own; empty: none.
+std::string_view DefaultSystemOf(const ServerCore& core);
+// What the conversation begins with, tools included; may be empty.
+std::string SystemPromptOf(const SessionInfo& session);
+// The same without tools and the template's own (`default_system`), or null.
+nlohmann::json InstructionsOf(const SessionInfo& session,
+                              std::string_view default_system);
 
 // "completed", or "incomplete" where it was cut.
 std::string_view ResponseStatus(FinishReason reason);
@@ -62,7 +62,8 @@ std::string_view ResponseStatus(FinishReason reason);
 nlohmann::json ResponseObject(const nlohmann::json& said,
                               std::string_view status, nlohmann::json output,
                               const AnswerNote* note);
-nlohmann::json StoredResponse(const FoundResponse& found);
+nlohmann::json StoredResponse(const FoundResponse& found,
+                              std::string_view default_system);
 
 nlohmann::json ConversationObject(const SessionInfo& session);
 nlohmann::json DeletedObject(std::string_view id, std::string_view object);

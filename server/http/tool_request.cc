@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/field_error.h"
 #include "engine/base/status_macros.h"
+#include "server/core/server_core.h"
 #include "server/frontend/text_input.h"
 #include "server/http/json_body.h"
 #include "server/http/json_fields.h"
@@ -65,6 +66,21 @@ std::string Spaced(std::string_view text) {
     if (c == ',' || c == ':') out += ' ';
   }
   return out;
+}
+
+// A tool of responses as one of chats.
+std::string Nested(std::string_view text, const json& tool) {
+  std::string function;
+  for (const char* name : {"name", "description", "parameters", "strict"}) {
+    const json* value = Find(tool, name);
+    if (value == nullptr) continue;
+    const std::string_view raw = RawMember(text, name);
+    absl::StrAppend(&function, function.empty() ? "" : ",", "\"", name,
+                    "\":", raw.empty() ? JsonBytes(*value) : std::string(raw));
+  }
+  const json* type = Find(tool, "type");
+  return absl::StrCat("{\"type\":", type == nullptr ? "null" : JsonBytes(*type),
+                      ",\"function\":{", function, "}}");
 }
 
 absl::StatusOr<ToolDef> ToTool(const std::string& field, const json& value) {
@@ -199,6 +215,52 @@ absl::Status ReadTools(const json& body, ToolRequest* out) {
   return WithField(CheckGrammar(grammar), "tools");
 }
 
+absl::Status ReadResponseTools(const json& body, ToolRequest* out, json* echo) {
+  const json* tools = Find(body, "tools");
+  json nested = json::object();
+  json given = json::array();
+  size_t bytes = 0;
+  if (tools != nullptr && tools->is_array()) {
+    nested["tools"] = json::array();
+    for (const json& tool : *tools) {
+      const std::string text = OrderedText(tool);
+      json parsed = json::parse(text, nullptr, false);
+      bytes += text.size();
+      // What is no object is refused as it is.
+      nested["tools"].push_back(parsed.is_object() ? json(Nested(text, parsed))
+                                                   : tool);
+      given.push_back(std::move(parsed));
+    }
+  } else if (tools != nullptr) {
+    nested["tools"] = *tools;
+  }
+  // They are kept with the answer.
+  if (bytes > kMaxSessionDataBytes) {
+    return WithField(
+        FieldError("tools",
+                   absl::StrCat("of at most ", kMaxSessionDataBytes, " bytes"),
+                   bytes),
+        "tools");
+  }
+  const json* choice = Find(body, "tool_choice");
+  if (choice != nullptr) {
+    nested["tool_choice"] = *choice;
+    if (choice->is_object() && choice->contains("name")) {
+      nested["tool_choice"]["function"] = {{"name", (*choice)["name"]}};
+    }
+  }
+  for (const char* name :
+       {"parallel_tool_calls", "functions", "function_call"}) {
+    if (const json* value = Find(body, name)) nested[name] = *value;
+  }
+  XC_RETURN_IF_ERROR(ReadTools(nested, out));
+  if (given.empty()) return absl::OkStatus();
+  (*echo)["tools"] = std::move(given);
+  (*echo)["tool_choice"] = choice == nullptr ? json("auto") : *choice;
+  (*echo)["parallel_tool_calls"] = nested.value("parallel_tool_calls", true);
+  return absl::OkStatus();
+}
+
 GrammarSpec WithFormat(GrammarSpec calls, GrammarSpec format) {
   if (format.kind == GrammarSpec::Kind::kNone || calls.tagged.trigger.empty()) {
     return calls;
@@ -226,6 +288,18 @@ absl::Status RefuseTools(const json& body) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<ToolCall> ReadCall(const std::string& field,
+                                  const json& function) {
+  ToolCall out;
+  XC_ASSIGN_OR_RETURN(out.name, ToName(field, function));
+  XC_RETURN_IF_ERROR(ReadString(function, "arguments", &out.arguments));
+  XC_RETURN_IF_ERROR(
+      WithField(CheckText(field + ".arguments", out.arguments, kMaxTextBytes),
+                field + ".arguments"));
+  if (out.arguments.empty()) out.arguments = "{}";
+  return out;
+}
+
 absl::StatusOr<std::vector<ToolCall>> ReadCalls(const std::string& field,
                                                 const json& message) {
   std::vector<ToolCall> out;
@@ -249,13 +323,7 @@ absl::StatusOr<std::vector<ToolCall>> ReadCalls(const std::string& field,
       return JsonFieldError(name + ".function", "an object",
                             function == nullptr ? json() : *function);
     }
-    ToolCall next;
-    XC_ASSIGN_OR_RETURN(next.name, ToName(name + ".function", *function));
-    XC_RETURN_IF_ERROR(ReadString(*function, "arguments", &next.arguments));
-    XC_RETURN_IF_ERROR(WithField(
-        CheckText(name + ".function.arguments", next.arguments, kMaxTextBytes),
-        name + ".function.arguments"));
-    if (next.arguments.empty()) next.arguments = "{}";
+    XC_ASSIGN_OR_RETURN(ToolCall next, ReadCall(name + ".function", *function));
     out.push_back(std::move(next));
   }
   return out;

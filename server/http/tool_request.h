@@ -25,6 +25,11 @@ struct ToolRequest {
 // (json_body.h).
 absl::Status ReadTools(const nlohmann::json& body, ToolRequest* out);
 
+// The same of responses, whose tools and choice say all at one level. `echo`
+// gets the three as an answer repeats them, where there are tools.
+absl::Status ReadResponseTools(const nlohmann::json& body, ToolRequest* out,
+                               nlohmann::json* echo);
+
 // What an answer is held to that may call tools, or else is of a format: where
 // it must call one, calls alone.
 GrammarSpec WithFormat(GrammarSpec calls, GrammarSpec format);
@@ -32,6 +37,9 @@ GrammarSpec WithFormat(GrammarSpec calls, GrammarSpec format);
 // Of what does not offer tools: NotOffered, where some are asked for.
 absl::Status RefuseTools(const nlohmann::json& body);
 
+// A call: its `name` and its `arguments`.
+absl::StatusOr<ToolCall> ReadCall(const std::string& field,
+                                  const nlohmann::json& function);
 // The calls that an assistant's message made.
 absl::StatusOr<std::vector<ToolCall>> ReadCalls(const std::string& field,
                                                 const nlohmann::json& message);

@@ -98,7 +98,7 @@ void FuzzResponse(const nlohmann::json& body) {
   const AnswerNote note{.name = "n", .data = kept, .num_messages = 1};
   SessionInfo session;
   session.messages = {{.role = Role::kAssistant, .content = "x"}};
-  const auto stored = StoredResponse({session, note});
+  const auto stored = StoredResponse({session, note}, "");
   XCACHE_FUZZ_CHECK(IsUtf8(JsonBytes(stored)));
 }
 
@@ -223,6 +223,11 @@ std::vector<std::string> XcacheFuzzSeeds() {
       R"("role":"user","content":[{"type":"input_text","text":"y"}]}],)"
       R"("conversation":{"id":"conv_1"},"stream":true,"truncation":"disabled",)"
       R"("text":{"format":{"type":"text"}},"background":false})",
+      R"(r{"input":[{"role":"user","content":"x"},{"type":"function_call",)"
+      R"("name":"f","arguments":"{}","call_id":"c"},{"type":)"
+      R"("function_call_output","output":"y","call_id":"c"}],"tools":)"
+      R"([{"type":"function","name":"f","parameters":{"type":"object"}}],)"
+      R"("tool_choice":{"type":"function","name":"f"}})",
       R"(c{"metadata":{"a":"b"},"items":[{"role":"user","content":"x"}]})",
       R"(e{"input":["a","\u00fc"],"encoding_format":"base64","dimensions":4,)"
       R"("pooling":"last","model":"m"})",

@@ -264,7 +264,9 @@ def test_log_probabilities(ai):
 
 WRONG = {
     "input": [None, 5, [], [1], [{"role": "king", "content": "x"}],
-              [{"type": "function_call_output", "output": "x"}],
+              [{"type": "function_call_output", "output": 5}],
+              [{"type": "function_call", "name": "a b", "arguments": "{}"}],
+              [{"type": "reasoning", "summary": []}],
               [{"role": "user", "content": [{"type": "input_image"}]}],
               [{"role": "assistant", "content": "mine"}]],
     "instructions": [5, ["x"]],
@@ -274,7 +276,7 @@ WRONG = {
     "background": [True],
     "truncation": ["auto"],
     "text": [{"format": {"type": "yaml"}}, {"format": 5}, 5],
-    "tools": [[{"type": "web_search"}]],
+    "tools": [[{"type": "web_search"}], [{"type": "function"}], "all"],
     "max_output_tokens": [0, "many"],
     "metadata": [5, {"a": 5}, {"a": "x" * 3000}],
     "top_logprobs": [21],

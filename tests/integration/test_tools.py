@@ -173,6 +173,101 @@ def test_a_format_beside_tools_is_for_what_is_no_call(ai):
     assert words.tool_calls or words.content in ("yes", "no")
 
 
+def flat(tool):
+    return {"type": "function", **tool["function"]}
+
+
+def respond(ai, text="What is the weather?", **more):
+    return ai.responses.create(**{
+        "model": "tiny", "input": text, "tools": [flat(WEATHER), flat(NOW)],
+        "tool_choice": "required", "temperature": 1, "max_output_tokens": 400,
+        "parallel_tool_calls": False, **more,
+        "extra_body": {"seed": 3, **more.get("extra_body", {})}})
+
+
+def test_a_response_calls_and_goes_on(ai):
+    first = respond(ai, instructions="Help.")
+    assert [item.type for item in first.output] == ["function_call"]
+    one = first.output[0]
+    jsonschema.validate(json.loads(one.arguments), SCHEMAS[one.name])
+    assert one.status == "completed" and one.call_id and one.id
+    assert first.tools[0].name == "get_weather"
+    assert first.tool_choice == "required"
+    assert first.instructions == "Help."
+    # It is stored as it was seen.
+    stored = ai.responses.retrieve(first.id)
+    assert stored.output == first.output and stored.tools == first.tools
+    assert stored.instructions == "Help."
+    # A chat is told the same of the same tools.
+    chat = ai.chat.completions.create(
+        model="tiny", messages=[{"role": "system", "content": "Help."},
+                                {"role": "user", "content":
+                                 "What is the weather?"}],
+        tools=[WEATHER, NOW], max_tokens=1)
+    assert abs(chat.usage.prompt_tokens - first.usage.input_tokens) < 30
+    result = {"type": "function_call_output", "call_id": one.call_id,
+              "output": "sunny"}
+    second = respond(ai, [result], previous_response_id=first.id,
+                     tool_choice="auto", max_output_tokens=8)
+    # Nothing of what was before is computed again.
+    assert second.usage.input_tokens_details.cached_tokens >= (
+        first.usage.input_tokens + first.usage.output_tokens - 64) // 64 * 64
+    assert second.instructions == "Help."
+    items = ai.responses.input_items.list(second.id, order="asc").data
+    assert [item.type for item in items] == [
+        "message", "message", "function_call", "function_call_output"]
+    assert items[0].content[0].text == "Help."
+    assert items[2].call_id == one.call_id == items[3].call_id
+    assert items[2].arguments == one.arguments
+    assert items[3].output == "sunny"
+
+
+def test_a_response_of_sent_items_is_the_same(ai):
+    """What it stores and what a client keeps itself come to one prompt."""
+    first = respond(ai, store=False)
+    one = first.output[0]
+    whole = [{"role": "user", "content": "What is the weather?"},
+             {"type": "function_call", "call_id": one.call_id,
+              "name": one.name, "arguments": one.arguments},
+             {"type": "function_call_output", "call_id": one.call_id,
+              "output": "sunny"}]
+    again = respond(ai, whole, store=False, tool_choice="none",
+                    max_output_tokens=8)
+    assert again.output[0].type == "message"
+
+
+def test_a_streamed_response_calls(ai):
+    whole = respond(ai)
+    events = list(respond(ai, stream=True))
+    assert [event.sequence_number for event in events] == list(
+        range(len(events)))
+    kinds = [event.type for event in events]
+    assert kinds[:3] == ["response.created", "response.in_progress",
+                         "response.output_item.added"]
+    assert set(kinds[3:-3]) == {"response.function_call_arguments.delta"}
+    assert kinds[-3:] == ["response.function_call_arguments.done",
+                          "response.output_item.done", "response.completed"]
+    deltas = "".join(event.delta for event in events[3:-3])
+    assert deltas == events[-3].arguments == whole.output[0].arguments
+    assert events[2].item.name == whole.output[0].name
+    last = events[-1].response
+    assert events[-2].item == last.output[0]
+    assert ai.responses.retrieve(last.id).output == last.output
+
+
+def test_tools_go_where_the_next_request_has_none(ai):
+    first = respond(ai)
+    plain = ai.responses.create(
+        model="tiny", input="And now?", previous_response_id=first.id,
+        max_output_tokens=4, temperature=0)
+    assert plain.tools == [] and plain.output[0].type == "message"
+    # The one before keeps its own.
+    assert ai.responses.retrieve(first.id).output == first.output
+    kept = respond(ai, "Again?", previous_response_id=first.id)
+    assert kept.usage.input_tokens_details.cached_tokens >= (
+        first.usage.input_tokens) // 64 * 64
+
+
 def test_a_real_model_calls(real_model, tmp_path):
     with harness.Server(real_model, tmp_path, *HTTP) as server:
         ai = client_of(server)

@@ -52,6 +52,23 @@ TEST(ToolFormatTest, WhatIsWrittenIsRead) {
          "Well,  I see.[look_up|" + calls[0].arguments + "][now|{}]");
 }
 
+TEST(ToolFormatTest, ToolsAndResultsAreFoundAgain) {
+  const std::vector<ToolDef> tools = {{"f", "{\"a\": 1}", "{}"}};
+  for (const char* prompt : {"", "Be brief.", "Two\n\nparts."}) {
+    EXPECT_EQ(WithoutTools(WithTools(prompt, tools)), prompt);
+    EXPECT_EQ(WithoutTools(prompt), prompt);
+  }
+  for (const std::vector<std::string>& results :
+       {std::vector<std::string>{"a"}, {"", "b\n"}, {"<x>", "", "c"}}) {
+    EXPECT_EQ(ReadResults(ResultsText(results)), results);
+  }
+  for (const char* text :
+       {"", "a", "<tool_response>\na", "<tool_response>\na\n</tool_response>b",
+        "b<tool_response>\na\n</tool_response>"}) {
+    EXPECT_TRUE(ReadResults(text).empty()) << text;
+  }
+}
+
 TEST(ToolFormatTest, TextStaysText) {
   for (const char* text :
        {"", " ", "a < b and <tool", "<tool_call>", "<tool_call>\n{\"name\": 5}",

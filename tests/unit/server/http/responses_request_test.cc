@@ -7,6 +7,7 @@
 #include "gtest/gtest.h"
 #include "server/http/exchange.h"
 #include "server/http/json_body.h"
+#include "server/http/response_output.h"
 #include "server/http/stored_responses.h"
 
 namespace xcache {
@@ -98,7 +99,9 @@ TEST(ResponseRequestTest, WhatIsWrongIsNamed) {
   EXPECT_EQ(FieldRefused({{"background", true}}), "background");
   EXPECT_EQ(FieldRefused({{"truncation", "auto"}}), "truncation");
   EXPECT_EQ(FieldRefused({{"prompt", {{"id", "p"}}}}), "prompt");
-  EXPECT_EQ(FieldRefused({{"tools", {1}}}), "tools");
+  EXPECT_EQ(FieldRefused({{"tools", {1}}}), "tools[0]");
+  EXPECT_EQ(FieldRefused({{"tools", 1}}), "tools");
+  EXPECT_EQ(FieldRefused({{"tool_choice", "required"}}), "tool_choice");
   EXPECT_EQ(FieldRefused({{"text", {{"format", {{"type", "json"}}}}}}),
             "text.format");
   EXPECT_EQ(FieldRefused({{"n", 2}}), "n");
@@ -173,6 +176,70 @@ TEST(TargetTest, PathAndQuery) {
   EXPECT_EQ(split("https://host"), "/ ");
   EXPECT_EQ(split("/?"), "/ ");
   EXPECT_EQ(split(""), " ");
+}
+
+TEST(ResponseRequestTest, ToolsAndWhatTheyWereCalledWith) {
+  const json tool = {{"type", "function"},
+                     {"name", "f"},
+                     {"strict", true},
+                     {"parameters",
+                      {{"type", "object"},
+                       {"properties", {{"a", {{"type", "integer"}}}}},
+                       {"required", {"a"}}}}};
+  const auto request =
+      Parse({{"tools", {tool}},
+             {"tool_choice", {{"type", "function"}, {"name", "f"}}},
+             {"input",
+              {{{"role", "user"}, {"content", "go"}},
+               {{"role", "assistant"}, {"content", "Well."}},
+               {{"type", "function_call"},
+                {"call_id", "c1"},
+                {"name", "f"},
+                {"arguments", "{\"a\":1}"}},
+               {{"type", "function_call"}, {"name", "f"}},
+               {{"type", "function_call_output"},
+                {"call_id", "c1"},
+                {"output", "one"}},
+               {{"type", "function_call_output"},
+                {"output", {{{"type", "input_text"}, {"text", "two"}}}}}}}});
+  ASSERT_TRUE(request.ok()) << request.status();
+  ASSERT_EQ(request->tools.size(), 1u);
+  EXPECT_EQ(request->tools[0].name, "f");
+  EXPECT_EQ(json::parse(request->tools[0].text)["function"]["parameters"],
+            tool["parameters"]);
+  EXPECT_EQ(request->options.grammar.kind, GrammarSpec::Kind::kTagged);
+  EXPECT_TRUE(request->options.grammar.tagged.once);
+  EXPECT_EQ(request->echo["tools"], json::array({tool}));
+  EXPECT_EQ(request->echo["tool_choice"]["name"], "f");
+  ASSERT_EQ(request->input.size(), 3u);
+  const std::vector<ToolCall> calls = {{"f", "{\"a\":1}"}, {"f", "{}"}};
+  EXPECT_EQ(request->input[1].content, WithCalls("Well.", calls));
+  EXPECT_EQ(request->input[2].role, Role::kUser);
+  EXPECT_EQ(ReadResults(request->input[2].content),
+            (std::vector<std::string>{"one", "two"}));
+}
+
+TEST(ResponseOutputTest, ItemsAreTextAndCallsInTheirOrder) {
+  const std::vector<ToolCall> calls = {{"f", "{\"a\":1}"}, {"g", "{}"}};
+  const std::string text = WithCalls("Well.", calls);
+  const json output =
+      OutputObject(ReadOutput(text, true), "n", "incomplete", json::array());
+  ASSERT_EQ(output.size(), 3u);
+  EXPECT_EQ(output[0]["id"], "msg_n");
+  EXPECT_EQ(output[0]["content"][0]["text"], "Well.");
+  EXPECT_EQ(output[0]["status"], "completed");
+  EXPECT_EQ(output[1]["type"], "function_call");
+  EXPECT_EQ(output[1]["id"], "fc_n_1");
+  EXPECT_EQ(output[1]["call_id"], "call_n_1");
+  EXPECT_EQ(output[1]["name"], "f");
+  EXPECT_EQ(output[1]["arguments"], "{\"a\":1}");
+  EXPECT_EQ(output[2]["name"], "g");
+  EXPECT_EQ(output[2]["status"], "incomplete");
+  const json plain =
+      OutputObject(ReadOutput(text, false), "n", "completed", json::array());
+  ASSERT_EQ(plain.size(), 1u);
+  EXPECT_EQ(plain[0]["content"][0]["text"], text);
+  EXPECT_EQ(ReadOutput("", true).size(), 1u);
 }
 
 }  // namespace
