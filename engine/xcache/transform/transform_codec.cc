@@ -10,8 +10,8 @@
 // (symbol_coder.h). The loop is closed: a group is predicted from what came
 // back of the group before, not from what went in.
 //
-// Parsing depends on integers alone. The sums of the synthesis have a fixed
-// order, FMA over k, on every instruction set (float_matmul.h).
+// Parsing depends on integers alone, and so do the sums of the synthesis
+// (group_coder.h).
 //
 // A payload: its bytes, a coarsening, then the symbols; PAGE_FORMAT.md.
 //
@@ -33,6 +33,7 @@
 #include "engine/xcache/dependent_layers.h"
 #include "engine/xcache/little_endian.h"
 #include "engine/xcache/projection.h"
+#include "engine/xcache/transform/group_coder.h"
 #include "engine/xcache/transform/level_choice.h"
 #include "engine/xcache/transform/row_corrector.h"
 #include "engine/xcache/transform/symbol_coder.h"
@@ -55,11 +56,6 @@ constexpr int kMaxCoarsening = 96;
 constexpr float kRounding = 0.48f;
 constexpr float kMaxMagnitude = 32767.0f;
 
-// Channels that are expected to be so large, in steps of the middle class, are
-// multiplied whether they are 0 or not: about half of their coefficients are,
-// and a product that need not look takes half the time.
-constexpr uint32_t kDenseExpectation = kExpectationUnit / 2;
-
 // 2^(c / 2 - 1)
 constexpr std::array<float, kNumSteps> kStepFactors = {0.5f, 0.70710678f, 1.0f,
                                                        1.41421356f, 2.0f};
@@ -80,72 +76,12 @@ float Dot(const float* a, const float* b, size_t n) {
 
 // One group, packed for the level's channels.
 struct Group {
-  size_t first_layer = 0;
-  size_t width = 0;     // of its latents
-  size_t features = 0;  // that it is predicted from
-  size_t rank = 0;
-  size_t channels = 0;
-  size_t dense = 0;     // the first channels, of which more are coded than not
-  PackedFloat predict;  // [features, rank]
-  PackedFloat encode;   // [width + rank, channels]
-  PackedFloat decode_dense;           // [rank + dense, width]
-  PackedFloat decode_sparse;          // [channels - dense, width]
-  std::vector<float> predict_scales;  // [rank]
-  std::vector<float> encode_scales;   // [channels]
-  std::vector<float> decode_scales;   // [rank + channels]
-  TransformLevel::Group level;
-  // The level of magnitude of each expectation, [channels][kNumSteps].
-  std::vector<uint8_t> levels;
-};
+  size_t width() const { return coder.width(); }
 
-absl::StatusOr<Group> PackGroup(const TransformData& data, size_t g,
-                                const TransformLevel::Group& level) {
-  const TransformGroup& from = data.groups[g];
-  const Kernels& kernels = GetKernels(Isa::kRef);
-  Group out;
-  out.first_layer = from.first_layer;
-  out.width =
-      size_t{from.num_layers} * 2 * static_cast<size_t>(data.shape.kv_dim);
-  out.features = NumFeatures(data, g);
-  out.rank = from.rank;
-  out.channels = level.channels;
-  out.level = level;
-  for (uint32_t expectation : level.expectations) {
-    out.levels.push_back(static_cast<uint8_t>(MagnitudeOf(expectation)));
-  }
-  XC_ASSIGN_OR_RETURN(out.predict, PackRows(from.predict, out.rank));
-  XC_ASSIGN_OR_RETURN(out.encode, PackRows(from.encode, out.channels));
-  // Rows [first, first + count) of D, as a matrix of so many inputs.
-  const auto decode = [&](size_t first, size_t count) {
-    return PackedFloat::FromWeightRows(
-        static_cast<int>(out.width), static_cast<int>(count), FloatType::kF16,
-        [&, first, count](int row, float* to) {
-          for (size_t i = 0; i < count; ++i) {
-            kernels.from_f16(&from.decode.values[(first + i) * out.width +
-                                                 static_cast<size_t>(row)],
-                             1, to + i);
-          }
-        });
-  };
-  while (out.dense < out.channels &&
-         level.expectations[out.dense * kNumSteps + kNumSteps / 2] >=
-             kDenseExpectation) {
-    ++out.dense;
-  }
-  XC_ASSIGN_OR_RETURN(out.decode_dense, decode(0, out.rank + out.dense));
-  if (out.dense < out.channels) {
-    XC_ASSIGN_OR_RETURN(out.decode_sparse,
-                        decode(out.rank + out.dense, out.channels - out.dense));
-  }
-  out.predict_scales = from.predict.scales;
-  out.encode_scales = {
-      from.encode.scales.begin(),
-      from.encode.scales.begin() + static_cast<ptrdiff_t>(out.channels)};
-  out.decode_scales = {from.decode.scales.begin(),
-                       from.decode.scales.begin() +
-                           static_cast<ptrdiff_t>(out.rank + out.channels)};
-  return out;
-}
+  size_t first_layer = 0;
+  GroupCoder coder;
+  TransformLevel::Group level;
+};
 
 class TransformCodec final : public DependentLayers {
  public:
@@ -175,8 +111,9 @@ class TransformCodec final : public DependentLayers {
   }
 
   unsigned live_rows() const override { return kLiveKvPre; }
-  // 2: more sinks, and rows that share an error, are corrected.
-  int encoder_version() const override { return 2; }
+  // 2: more sinks, and rows that share an error, are corrected. 3: synthesis in
+  // integers.
+  int encoder_version() const override { return 3; }
   bool wants_tokens() const override { return true; }
   size_t expected_payload_bytes() const override { return expected_bytes_; }
   size_t used_bytes(std::span<const uint8_t> payload) const override {
@@ -264,9 +201,7 @@ class TransformCodec final : public DependentLayers {
   struct Block {
     std::vector<float> unit;  // [64, d] of the embeddings
     std::array<float, kRows> steps{};
-    std::vector<float> features;   // [64, features] of the group at hand
-    std::vector<float> predicted;  // [64, rank] z, without its scales
-    std::vector<float> inputs;     // of the product at hand
+    std::vector<float> features;  // [64, features] of the group at hand
     // What came back of each group, [64, width].
     std::vector<std::vector<float>> latents;
 
@@ -314,14 +249,14 @@ class TransformCodec final : public DependentLayers {
     XC_RETURN_IF_ERROR(CheckRows(kLiveKvPre, plan().shape(), rows(0), first_row,
                                  0, codec_kernels_.all_finite));
     for (const Group& group : groups_) {
-      std::vector<float>& out = latents->emplace_back(kRows * group.width);
-      for (size_t j = 0; j * 2 * k() < group.width; ++j) {
+      std::vector<float>& out = latents->emplace_back(kRows * group.width());
+      for (size_t j = 0; j * 2 * k() < group.width(); ++j) {
         const int layer = static_cast<int>(group.first_layer + j);
         const LayerRows in = rows(layer);
         XC_RETURN_IF_ERROR(CheckRows(kLiveKvPre, plan().shape(), in, first_row,
                                      layer, codec_kernels_.all_finite));
         for (size_t r = static_cast<size_t>(first_row); r < kRows; ++r) {
-          float* to = &out[r * group.width + j * 2 * k()];
+          float* to = &out[r * group.width() + j * 2 * k()];
           std::copy_n(in.k_pre + r * k(), k(), to);
           std::copy_n(in.v_pre + r * k(), k(), to + k());
         }
@@ -336,8 +271,8 @@ class TransformCodec final : public DependentLayers {
     for (size_t g = 0; g < groups_.size(); ++g) {
       const Group& group = groups_[g];
       const size_t at = (layer - group.first_layer) * 2 * k();
-      if (layer >= group.first_layer && at < group.width) {
-        return &latents[g][row * group.width + at];
+      if (layer >= group.first_layer && at < group.width()) {
+        return &latents[g][row * group.width() + at];
       }
     }
     return nullptr;
@@ -365,69 +300,45 @@ class TransformCodec final : public DependentLayers {
     }
   }
 
-  // out [64, b.n()] = block.inputs b.
-  void Multiply(const float* a, const PackedFloat& b,
-                const ParallelForFn& parallel, float* out) const {
-    FloatMatmulArgs args;
-    args.a = a;
-    args.a_stride = b.k();
-    args.num_rows = kBlockTokens;
-    args.b = b.view();
-    args.out = out;
-    args.out_stride = b.n();
-    if (!parallel) return kernels_.float_matmul(args, 0, b.num_panels());
-    parallel(b.num_panels(), [&](int64_t panel) {
-      kernels_.float_matmul(args, static_cast<int>(panel),
-                            static_cast<int>(panel) + 1);
-    });
-  }
-
-  // Features of group `g` and what it is predicted from them.
+  // Predicts group `g`: block.latents[g] is what is known before its
+  // coefficients.
   void Predict(size_t g, const ParallelForFn& parallel, Block& block) const {
-    const Group& group = groups_[g];
-    const size_t known = group.features - d() - 1;  // of the group before
-    block.features.resize(kRows * group.features);
+    const GroupCoder& coder = groups_[g].coder;
+    const size_t known = coder.features() - d() - 1;  // of the group before
+    block.features.resize(kRows * coder.features());
     for (size_t r = 0; r < kRows; ++r) {
-      float* row = &block.features[r * group.features];
+      float* row = &block.features[r * coder.features()];
       row = std::copy_n(&block.unit[r * d()], d(), row);
       if (known > 0) {
-        const size_t width = groups_[g - 1].width;
+        const size_t width = groups_[g - 1].width();
         row = std::copy_n(&block.latents[g - 1][(r + 1) * width - known], known,
                           row);
       }
       *row = 1.0f;
     }
-    block.predicted.resize(kRows * group.rank);
-    Multiply(block.features.data(), group.predict, parallel,
-             block.predicted.data());
+    block.latents[g].resize(kRows * groups_[g].width());
+    coder.Predict(block.features.data(), parallel, block.latents[g].data());
   }
 
-  // False: a coefficient is too large for an integer.
+  // The coefficients of what Predict has left out. False: one is too large for
+  // an integer.
   bool Quantize(size_t g, const std::vector<float>& latents,
                 const ParallelForFn& parallel, Block& block,
                 std::vector<int16_t>* symbols) const {
     const Group& group = groups_[g];
-    const size_t width = group.width + group.rank;
-    block.inputs.resize(kRows * width);
-    for (size_t r = 0; r < kRows; ++r) {
-      float* row = &block.inputs[r * width];
-      row = std::copy_n(&latents[r * group.width], group.width, row);
-      for (size_t i = 0; i < group.rank; ++i) {
-        *row++ = -block.predicted[r * group.rank + i] * group.predict_scales[i];
-      }
-    }
-    std::vector<float> coefficients(kRows * group.channels);
-    Multiply(block.inputs.data(), group.encode, parallel, coefficients.data());
-    symbols->assign(group.channels * kRows, 0);
-    std::vector<int16_t> values(group.channels);
+    const size_t channels = group.coder.channels();
+    std::vector<float> coefficients(kRows * channels);
+    group.coder.Encode(latents.data(), block.latents[g].data(), parallel,
+                       coefficients.data());
+    symbols->assign(channels * kRows, 0);
+    std::vector<int16_t> values(channels);
     for (size_t r = 0; r < kRows; ++r) {
       if (!(block.steps[r] > 0.0f)) continue;
       const float inverse = 1.0f / block.steps[r];
-      const float* row = &coefficients[r * group.channels];
-      const float* scales = group.encode_scales.data();
+      const float* row = &coefficients[r * channels];
       bool fits = true;
-      for (size_t c = 0; c < group.channels; ++c) {
-        const float x = row[c] * scales[c] * inverse;
+      for (size_t c = 0; c < channels; ++c) {
+        const float x = row[c] * inverse;
         const float size = std::abs(x) + kRounding;
         const bool small = size < kMaxMagnitude + 1.0f;
         fits &= small;
@@ -436,54 +347,25 @@ class TransformCodec final : public DependentLayers {
         values[c] = static_cast<int16_t>(x < 0.0f ? -q : q);
       }
       if (!fits) return false;
-      for (size_t c = 0; c < group.channels; ++c) {
+      for (size_t c = 0; c < channels; ++c) {
         (*symbols)[c * kRows + r] = values[c];
       }
     }
     return true;
   }
 
-  // What comes back of group `g`, of what Predict has left. Most coefficients
-  // beyond the first channels are 0 and take no work. Sums run over the
-  // prediction, then the channels, in order.
+  // Adds group `g`'s coefficients to what Predict has left.
   void Synthesize(size_t g, const BlockSymbols& symbols,
                   const ParallelForFn& parallel, Block& block) const {
-    const Group& group = groups_[g];
-    const size_t width = group.rank + group.dense;
-    block.inputs.resize(kRows * width);
-    for (size_t r = 0; r < kRows; ++r) {
-      float* row = &block.inputs[r * width];
-      for (size_t i = 0; i < group.rank; ++i) {
-        row[i] = block.predicted[r * group.rank + i] * group.predict_scales[i] *
-                 group.decode_scales[i];
-      }
-    }
-    const Values values = Restore(group, symbols.groups[g], symbols.classes,
-                                  block.steps, &block.inputs);
-    block.latents[g].resize(kRows * group.width);
-    Multiply(block.inputs.data(), group.decode_dense, parallel,
-             block.latents[g].data());
-    if (group.dense == group.channels) return;
-    SparseMatmulArgs args;
-    args.values = values.values.data();
-    args.inner = values.channels.data();
-    args.row_starts = values.row_starts.data();
-    args.num_rows = kBlockTokens;
-    args.b = group.decode_sparse.view();
-    args.out = block.latents[g].data();
-    args.out_stride = static_cast<int64_t>(group.width);
-    const int panels = group.decode_sparse.num_panels();
-    if (!parallel) return kernels_.sparse_matmul(args, 0, panels);
-    parallel(panels, [&](int64_t panel) {
-      kernels_.sparse_matmul(args, static_cast<int>(panel),
-                             static_cast<int>(panel) + 1);
-    });
+    groups_[g].coder.AddCoefficients(symbols.groups[g].data(), symbols.classes,
+                                     block.steps, parallel,
+                                     block.latents[g].data());
   }
 
   bool Holds(size_t g, uint32_t layer) const {
     const Group& group = groups_[g];
     return layer >= group.first_layer &&
-           (layer - group.first_layer) * 2 * k() < group.width;
+           (layer - group.first_layer) * 2 * k() < group.width();
   }
 
   void Apply(size_t g, const LayerCorrection& correction, Block& block) const {
@@ -491,7 +373,7 @@ class TransformCodec final : public DependentLayers {
     corrector_.Apply(
         correction, block.steps,
         &block.latents[g][(correction.layer - group.first_layer) * 2 * k()],
-        static_cast<int64_t>(group.width));
+        static_cast<int64_t>(group.width()));
   }
 
   // The block's first rows that are sinks: each query reads the sequence's
@@ -510,81 +392,21 @@ class TransformCodec final : public DependentLayers {
   bool Correct(size_t g, const std::vector<float>& latents, size_t sinks,
                Block& block, std::vector<LayerCorrection>* corrections) const {
     const Group& group = groups_[g];
-    std::vector<float>& errors = block.inputs;
-    errors.resize(latents.size());
+    std::vector<float> errors(latents.size());
     for (size_t i = 0; i < latents.size(); ++i) {
       errors[i] = latents[i] - block.latents[g][i];
     }
-    for (size_t j = 0; j * 2 * k() < group.width; ++j) {
+    for (size_t j = 0; j * 2 * k() < group.width(); ++j) {
       const size_t before = corrections->size();
       if (!corrector_.Correct(static_cast<uint32_t>(group.first_layer + j),
                               &errors[j * 2 * k()],
-                              static_cast<int64_t>(group.width), block.steps,
+                              static_cast<int64_t>(group.width()), block.steps,
                               sinks, corrections)) {
         return false;
       }
       if (corrections->size() > before) Apply(g, corrections->back(), block);
     }
     return true;
-  }
-
-  // Coefficients that are not 0, as they come back, row by row.
-  struct Values {
-    std::vector<float> values;
-    std::vector<int32_t> channels;  // beyond the dense ones
-    std::array<int32_t, kRows + 1> row_starts{};
-  };
-
-  // Of the channels that are not dense; those that are go into `inputs`
-  // [64, rank + dense], after the prediction.
-  Values Restore(const Group& group, const std::vector<int16_t>& symbols,
-                 const std::array<uint32_t, kRansLanes>& classes,
-                 const std::array<float, kRows>& steps,
-                 std::vector<float>* inputs) const {
-    // Of tokens that are not coded the step is 0, whatever the class.
-    std::array<size_t, kRows> known_classes;
-    for (size_t r = 0; r < kRows; ++r) {
-      known_classes[r] = std::min<size_t>(classes[r], kNumSteps - 1);
-    }
-    // What channel c of row r holds, where that is not 0.
-    const auto value = [&](size_t c, size_t r, int q) {
-      const auto magnitude = static_cast<size_t>(std::abs(q));
-      const size_t level = group.levels[c * kNumSteps + known_classes[r]];
-      const float back =
-          (static_cast<float>(magnitude) +
-           group.level.shifts[std::min(magnitude, kNumShifts) - 1][level]) *
-          steps[r] * group.decode_scales[group.rank + c];
-      return q < 0 ? -back : back;
-    };
-    const size_t width = group.rank + group.dense;
-    for (size_t c = 0; c < group.dense; ++c) {
-      const int16_t* of = &symbols[c * kRows];
-      float* to = &(*inputs)[group.rank + c];
-      for (size_t r = 0; r < kRows; ++r) {
-        to[r * width] = of[r] == 0 ? 0.0f : value(c, r, of[r]);
-      }
-    }
-    Values out;
-    for (size_t i = group.dense * kRows; i < symbols.size(); ++i) {
-      out.row_starts[i % kRows + 1] += symbols[i] != 0;
-    }
-    for (size_t r = 0; r < kRows; ++r) {
-      out.row_starts[r + 1] += out.row_starts[r];
-    }
-    out.values.resize(static_cast<size_t>(out.row_starts[kRows]));
-    out.channels.resize(out.values.size());
-    std::array<int32_t, kRows> next;
-    std::copy_n(out.row_starts.begin(), kRows, next.begin());
-    for (size_t c = group.dense; c < group.channels; ++c) {
-      const int16_t* of = &symbols[c * kRows];
-      for (size_t r = 0; r < kRows; ++r) {
-        if (of[r] == 0) continue;
-        const auto at = static_cast<size_t>(next[r]++);
-        out.values[at] = value(c, r, of[r]);
-        out.channels[at] = static_cast<int32_t>(c - group.dense);
-      }
-    }
-    return out;
   }
 
   void Emit(const Block& block, const RematSink& sink) const {
@@ -599,9 +421,9 @@ class TransformCodec final : public DependentLayers {
     sink(0, out);
     for (size_t g = 0; g < groups_.size(); ++g) {
       const Group& group = groups_[g];
-      for (size_t j = 0; j * 2 * k() < group.width; ++j) {
+      for (size_t j = 0; j * 2 * k() < group.width(); ++j) {
         for (size_t r = 0; r < kRows; ++r) {
-          const float* row = &block.latents[g][r * group.width + j * 2 * k()];
+          const float* row = &block.latents[g][r * group.width() + j * 2 * k()];
           std::copy_n(row, k(), &keys[r * k()]);
           std::copy_n(row + k(), k(), &values[r * k()]);
         }
@@ -653,8 +475,11 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantTc(
   }
   std::vector<Group> groups;
   for (size_t g = 0; g < data.groups.size(); ++g) {
-    XC_ASSIGN_OR_RETURN(groups.emplace_back(),
-                        PackGroup(data, g, level.groups[g]));
+    XC_ASSIGN_OR_RETURN(
+        GroupCoder coder,
+        GroupCoder::Create(data, g, level.groups[g], GetCodecKernels(isa)));
+    groups.push_back(
+        {data.groups[g].first_layer, std::move(coder), level.groups[g]});
   }
   XC_ASSIGN_OR_RETURN(RowCorrector corrector,
                       RowCorrector::Create(data, level, GetKernels(isa)));
