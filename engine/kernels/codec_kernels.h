@@ -26,6 +26,7 @@ struct CodecKernels {
   RansDecodeFn rans_decode = nullptr;
 
   IntMatmulFn int_matmul = nullptr;
+  RoundRowFn round_row = nullptr;
 };
 
 // REQUIRES: IsaSupported(isa).

@@ -38,9 +38,9 @@ struct IntMatrix {
 // out = A B, or out + A B: a sum becomes sum * row_scales[row] *
 // col_scales[column], FP32, multiplied in this order.
 struct IntMatmulArgs {
-  const void* a = nullptr;  // [num_rows][4 NumSteps(b)] bytes of b.type: 0
-                            // beyond k; 4-byte aligned
-  int64_t a_stride = 0;     // bytes
+  // [num_rows][4 NumSteps(b)] bytes of b.type, any beyond k; 4-byte aligned.
+  const void* a = nullptr;
+  int64_t a_stride = 0;  // bytes
   int num_rows = 0;
   IntMatrix b;
   const float* row_scales = nullptr;  // [num_rows]
@@ -51,6 +51,24 @@ struct IntMatmulArgs {
 };
 // Writes the columns of panels [first, last) and nothing else.
 using IntMatmulFn = void (*)(const IntMatmulArgs& args, int first, int last);
+
+// A row of A: x = (values - less) * scales, times most / max |x|, as the
+// nearest integer, to even where two are equally near. Returns what the
+// integers are to be multiplied with; where an |x| is not below 2^100, or none
+// is above 2^-100, that is 0 and so are they.
+struct RoundRowArgs {
+  const float* values = nullptr;  // [n]
+  const float* less = nullptr;    // [n]; null: 0
+  const float* scales = nullptr;  // [n]; null: 1
+  int n = 0;
+  float most = 0.0f;  // at most what `type` holds
+  IntType type = IntType::kI16;
+  void* out = nullptr;  // [n]
+};
+using RoundRowFn = float (*)(const RoundRowArgs& args);
+
+inline constexpr float kMostRounded = 0x1p100f;
+inline constexpr float kLeastRounded = 0x1p-100f;
 
 }  // namespace xcache
 

@@ -53,6 +53,6 @@ XCACHE_INLINE I MultiplyAdd8(I sum, I a, I b) {
 
 namespace xcache {
 
-void AddIntMatmulAvx2(CodecKernels* table) { table->int_matmul = IntMatmul; }
+void AddIntMatmulAvx2(CodecKernels* table) { SetIntMatmul(table); }
 
 }  // namespace xcache

@@ -45,6 +45,6 @@ XCACHE_INLINE I MultiplyAdd8(I sum, I a, I b) {
 
 namespace xcache {
 
-void AddIntMatmulAvx512(CodecKernels* table) { table->int_matmul = IntMatmul; }
+void AddIntMatmulAvx512(CodecKernels* table) { SetIntMatmul(table); }
 
 }  // namespace xcache

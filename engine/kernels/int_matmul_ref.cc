@@ -1,4 +1,7 @@
 // Scalar reference of int_matmul.h: the oracle of the tests.
+#include <algorithm>
+#include <cmath>
+
 #include "engine/kernels/codec_kernels.h"
 
 namespace xcache {
@@ -45,8 +48,37 @@ void IntMatmul(const IntMatmulArgs& args, int first, int last) {
   }
 }
 
+float RoundRow(const RoundRowArgs& args) {
+  const auto at = [&](int i) {
+    const float x =
+        args.values[i] - (args.less == nullptr ? 0.0f : args.less[i]);
+    return args.scales == nullptr ? x : x * args.scales[i];
+  };
+  float largest = 0.0f;
+  for (int i = 0; i < args.n && largest < kMostRounded; ++i) {
+    const float size = std::abs(at(i));
+    largest = size < kMostRounded ? std::max(largest, size) : kMostRounded;
+  }
+  const bool bounded = largest > kLeastRounded && largest < kMostRounded;
+  const float scale = bounded ? args.most / largest : 0.0f;
+  for (int i = 0; i < args.n; ++i) {
+    const auto value = bounded
+                           ? static_cast<int16_t>(std::nearbyint(at(i) * scale))
+                           : int16_t{0};
+    if (args.type == IntType::kI16) {
+      static_cast<int16_t*>(args.out)[i] = value;
+    } else {
+      static_cast<int8_t*>(args.out)[i] = static_cast<int8_t>(value);
+    }
+  }
+  return bounded ? largest / args.most : 0.0f;
+}
+
 }  // namespace
 
-void AddIntMatmulRef(CodecKernels* table) { table->int_matmul = IntMatmul; }
+void AddIntMatmulRef(CodecKernels* table) {
+  table->int_matmul = IntMatmul;
+  table->round_row = RoundRow;
+}
 
 }  // namespace xcache

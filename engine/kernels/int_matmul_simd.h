@@ -131,6 +131,62 @@ void IntMatmul(const IntMatmulArgs& args, int first, int last) {
   }
 }
 
+XCACHE_INLINE F LoadUpTo(const float* p, int n) {
+  return n >= 16 ? Load(p) : LoadN(p, n);
+}
+
+// 16 elements of a row from `i` on, or as many as are left and zeros.
+XCACHE_INLINE F RowAt(const RoundRowArgs& args, int i) {
+  const int left = args.n - i;
+  F x = LoadUpTo(args.values + i, left);
+  if (args.less != nullptr) x = Sub(x, LoadUpTo(args.less + i, left));
+  if (args.scales != nullptr) x = Mul(x, LoadUpTo(args.scales + i, left));
+  return x;
+}
+
+float RoundRow(const RoundRowArgs& args) {
+  // A NaN or an infinity makes `poison` a NaN; what `most` is then does not
+  // count.
+  F most = Zero(), poison = Zero();
+  for (int i = 0; i < args.n; i += 16) {
+    const F x = RowAt(args, i);
+    most = Max(most, Abs(x));
+    poison = Fma(x, Zero(), poison);
+  }
+  const float largest = MaxLane(most);
+  if (!(SumLanes(poison) == 0.0f && largest > kLeastRounded &&
+        largest < kMostRounded)) {
+    __builtin_memset(
+        args.out, 0,
+        static_cast<size_t>(args.n) * (args.type == IntType::kI16 ? 2 : 1));
+    return 0.0f;
+  }
+  const F scale = Set1(args.most / largest);
+  for (int i = 0; i < args.n; i += 16) {
+    const F x = Mul(RowAt(args, i), scale);
+    const int left = args.n - i;
+    if (args.type == IntType::kI16) {
+      int16_t* to = static_cast<int16_t*>(args.out) + i;
+      int16_t last[16];
+      StoreI16(x, left >= 16 ? to : last);
+      if (left < 16) {
+        __builtin_memcpy(to, last, static_cast<size_t>(left) * 2);
+      }
+    } else {
+      int8_t* to = static_cast<int8_t*>(args.out) + i;
+      int8_t last[16];
+      StoreI8(x, left >= 16 ? to : last);
+      if (left < 16) __builtin_memcpy(to, last, static_cast<size_t>(left));
+    }
+  }
+  return largest / args.most;
+}
+
+XCACHE_INLINE void SetIntMatmul(CodecKernels* table) {
+  table->int_matmul = IntMatmul;
+  table->round_row = RoundRow;
+}
+
 }  // namespace
 }  // namespace xcache
 

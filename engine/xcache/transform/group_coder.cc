@@ -41,10 +41,10 @@ struct Most {
   float value, element;
 };
 
-// To the nearest, away from 0 where two are equally near.
+// To the nearest, to even where two are equally near.
 template <typename Int>
 Int Nearest(float x) {
-  return static_cast<Int>(x + (x < 0.0f ? -0.5f : 0.5f));
+  return static_cast<Int>(std::nearbyint(x));
 }
 
 // An element of a matrix; 0 where a profile's numbers are beyond all measure.
@@ -84,9 +84,10 @@ absl::StatusOr<GroupCoder> GroupCoder::Create(
   out.width_ = scales.size();
   out.features_ = NumFeatures(data, g);
   out.rank_ = from.rank;
-  out.channels_ = level.channels;
   XC_RETURN_IF_ERROR(out.PackPrediction(from, scales));
-  XC_RETURN_IF_ERROR(out.PackEncode(from, scales));
+  for (float scale : scales) {
+    out.inverse_latent_scales_.push_back(InverseOf(scale));
+  }
   size_t large = 0;
   while (large < level.channels &&
          level.expectations[large * kNumSteps + kNumSteps / 2] >=
@@ -97,9 +98,11 @@ absl::StatusOr<GroupCoder> GroupCoder::Create(
   of_16.count = large;
   of_8.type = IntType::kI8;
   of_8.first = large;
-  of_8.count = out.channels_ - large;
+  of_8.count = level.channels - large;
   for (Part& part : out.parts_) {
-    XC_RETURN_IF_ERROR(out.PackTransform(from, scales, &part));
+    if (part.count == 0) continue;
+    XC_RETURN_IF_ERROR(out.PackEncode(from, scales, &part));
+    XC_RETURN_IF_ERROR(out.PackDecode(from, scales, &part));
     out.SetOffsets(level, &part);
   }
   return out;
@@ -111,8 +114,8 @@ absl::StatusOr<GroupCoder> GroupCoder::Create(
 absl::Status GroupCoder::PackPrediction(const TransformGroup& from,
                                         std::span<const float> latent_scales) {
   const Most extend(rank_), predict(features_);
-  most_predicted_ = extend.value;
-  most_feature_ = predict.value;
+  extend_.most = extend.value;
+  predict_.most = predict.value;
   std::vector<float> largest(rank_), weights(rank_);
   const auto extend_row = [&](size_t i) {
     std::vector<float> row = RowOf(from.decode, i);
@@ -128,7 +131,7 @@ absl::Status GroupCoder::PackPrediction(const TransformGroup& from,
         from.predict.scales[i] * from.decode.scales[i] * std::sqrt(square);
   }
   XC_ASSIGN_OR_RETURN(
-      extend_,
+      extend_.integers,
       PackedInt::FromRows(
           static_cast<int>(rank_), static_cast<int>(width_), IntType::kI16,
           [&](int i, int16_t* to) {
@@ -137,8 +140,8 @@ absl::Status GroupCoder::PackPrediction(const TransformGroup& from,
                 extend.element * InverseOf(largest[static_cast<size_t>(i)]);
             for (float v : row) *to++ = Element(v * scale);
           }));
-  extend_scales_.assign(latent_scales.begin(), latent_scales.end());
-  for (float& scale : extend_scales_) scale /= extend.element;
+  extend_.scales.assign(latent_scales.begin(), latent_scales.end());
+  for (float& scale : extend_.scales) scale /= extend.element;
 
   std::vector<std::vector<float>> rows;
   feature_scales_.assign(features_, 0.0f);
@@ -150,7 +153,7 @@ absl::Status GroupCoder::PackPrediction(const TransformGroup& from,
     }
   }
   for (float& scale : feature_scales_) scale = std::sqrt(scale);
-  predict_scales_.resize(rank_);
+  predict_.scales.resize(rank_);
   std::vector<float> to_elements(rank_);
   for (size_t i = 0; i < rank_; ++i) {
     for (size_t j = 0; j < features_; ++j) {
@@ -158,51 +161,54 @@ absl::Status GroupCoder::PackPrediction(const TransformGroup& from,
     }
     const float most = LargestOf(rows[i]);
     to_elements[i] = predict.element * InverseOf(most);
-    predict_scales_[i] = from.predict.scales[i] * from.decode.scales[i] *
+    predict_.scales[i] = from.predict.scales[i] * from.decode.scales[i] *
                          (most / predict.element) * largest[i];
   }
-  XC_ASSIGN_OR_RETURN(
-      predict_, PackedInt::FromColumns(static_cast<int>(features_),
-                                       static_cast<int>(rank_), IntType::kI16,
-                                       [&](int i, int16_t* to) {
-                                         const auto at = static_cast<size_t>(i);
-                                         for (float v : rows[at])
-                                           *to++ = Element(v * to_elements[at]);
-                                       }));
+  XC_ASSIGN_OR_RETURN(predict_.integers,
+                      PackedInt::FromColumns(
+                          static_cast<int>(features_), static_cast<int>(rank_),
+                          IntType::kI16, [&](int i, int16_t* to) {
+                            const auto at = static_cast<size_t>(i);
+                            for (float v : rows[at])
+                              *to++ = Element(v * to_elements[at]);
+                          }));
   return absl::OkStatus();
 }
 
 // Without the columns of what is predicted: that is known as it comes back.
 absl::Status GroupCoder::PackEncode(const TransformGroup& from,
-                                    std::span<const float> latent_scales) {
-  const Most encode(width_);
-  most_residual_ = encode.value;
-  for (float scale : latent_scales) {
-    inverse_latent_scales_.push_back(InverseOf(scale));
+                                    std::span<const float> latent_scales,
+                                    Part* part) {
+  Matrix& encode = part->encode;
+  float element = 127.0f;
+  encode.most = 127.0f;
+  if (part->type == IntType::kI16) {
+    const Most most(width_);
+    encode.most = most.value;
+    element = most.element;
   }
-  encode_scales_.resize(channels_);
+  encode.scales.resize(part->count);
   XC_ASSIGN_OR_RETURN(
-      encode_, PackedInt::FromColumns(
-                   static_cast<int>(width_), static_cast<int>(channels_),
-                   IntType::kI16, [&](int c, int16_t* to) {
-                     const auto at = static_cast<size_t>(c);
-                     std::vector<float> row = RowOf(from.encode, at);
-                     row.resize(width_);
-                     for (size_t j = 0; j < width_; ++j)
-                       row[j] *= latent_scales[j];
-                     const float most = LargestOf(row);
-                     encode_scales_[at] =
-                         from.encode.scales[at] * (most / encode.element);
-                     const float to_element = encode.element * InverseOf(most);
-                     for (float v : row) *to++ = Element(v * to_element);
-                   }));
+      encode.integers,
+      PackedInt::FromColumns(
+          static_cast<int>(width_), static_cast<int>(part->count), part->type,
+          [&](int c, int16_t* to) {
+            const size_t at = part->first + static_cast<size_t>(c);
+            std::vector<float> row = RowOf(from.encode, at);
+            row.resize(width_);
+            for (size_t j = 0; j < width_; ++j) row[j] *= latent_scales[j];
+            const float most = LargestOf(row);
+            encode.scales[static_cast<size_t>(c)] =
+                from.encode.scales[at] * (most / element);
+            const float to_element = element * InverseOf(most);
+            for (float v : row) *to++ = Element(v * to_element);
+          }));
   return absl::OkStatus();
 }
 
-absl::Status GroupCoder::PackTransform(const TransformGroup& from,
-                                       std::span<const float> latent_scales,
-                                       Part* part) {
-  if (part->count == 0) return absl::OkStatus();
+absl::Status GroupCoder::PackDecode(const TransformGroup& from,
+                                    std::span<const float> latent_scales,
+                                    Part* part) {
   const Precision& precision = PrecisionOf(part->type);
   const auto row_of = [&](size_t c) {
     const size_t at = rank_ + part->first + c;
@@ -219,16 +225,16 @@ absl::Status GroupCoder::PackTransform(const TransformGroup& from,
       largest[j] = std::max(largest[j], std::abs(row[j]));
     }
   }
-  part->scales.resize(width_);
+  part->decode.scales.resize(width_);
   for (size_t j = 0; j < width_; ++j) {
     to_elements[j] = precision.most_element * InverseOf(largest[j]);
-    part->scales[j] =
+    part->decode.scales[j] =
         latent_scales[j] * largest[j] /
         (precision.most_element * static_cast<float>(precision.unit));
   }
   std::vector<double> energies(width_);
   XC_ASSIGN_OR_RETURN(
-      part->transform,
+      part->decode.integers,
       PackedInt::FromRows(
           static_cast<int>(part->count), static_cast<int>(width_), part->type,
           [&](int c, int16_t* to) {
@@ -261,84 +267,66 @@ void GroupCoder::SetOffsets(const TransformLevel::Group& level, Part* part) {
   }
 }
 
-void GroupCoder::Multiply(const void* rows, const float* row_scales,
-                          const PackedInt& b, const std::vector<float>& scales,
-                          Epilogue epilogue, const ParallelForFn& parallel,
+void GroupCoder::Work::ForEach(int64_t num_tasks,
+                               const std::function<void(int64_t)>& fn) const {
+  if (parallel) return parallel(num_tasks, fn);
+  for (int64_t task = 0; task < num_tasks; ++task) fn(task);
+}
+
+void GroupCoder::Multiply(const float* row_scales, const Matrix& b,
+                          Epilogue epilogue, const Work& work,
                           float* out) const {
-  const IntMatmulArgs args = {.a = rows,
-                              .a_stride = b.row_bytes(),
+  const IntMatmulArgs args = {.a = work.integers.data(),
+                              .a_stride = b.integers.row_bytes(),
                               .num_rows = kRows,
-                              .b = b.view(),
+                              .b = b.integers.view(),
                               .row_scales = row_scales,
-                              .col_scales = scales.data(),
+                              .col_scales = b.scales.data(),
                               .out = out,
-                              .out_stride = b.n(),
+                              .out_stride = b.integers.n(),
                               .epilogue = epilogue};
-  if (!parallel) return kernels_->int_matmul(args, 0, b.num_panels());
-  parallel(b.num_panels(), [&](int64_t panel) {
+  work.ForEach(b.integers.num_panels(), [&](int64_t panel) {
     kernels_->int_matmul(args, static_cast<int>(panel),
                          static_cast<int>(panel) + 1);
   });
 }
 
-void GroupCoder::MultiplyRounded(const std::vector<float>& rows, float most,
-                                 const PackedInt& b,
-                                 const std::vector<float>& scales,
-                                 const ParallelForFn& parallel,
+void GroupCoder::MultiplyRounded(const Rows& rows, const Matrix& b, Work& work,
                                  float* out) const {
-  const size_t n = rows.size() / kRows;
-  const size_t width = static_cast<size_t>(b.row_bytes()) / sizeof(int16_t);
-  std::vector<int16_t> integers(kRows * width);
-  std::array<float, kRows> row_scales{};
-  for (size_t r = 0; r < kRows; ++r) {
-    const float* row = &rows[r * n];
-    float largest = 0.0f;
-    bool bounded = true;  // also: no NaN
-    for (size_t i = 0; i < n; ++i) {
-      const float size = std::abs(row[i]);
-      largest = size > largest ? size : largest;
-      bounded &= size < 0x1p100f;
+  const IntMatrix& view = b.integers.view();
+  const auto steps = static_cast<size_t>(NumSteps(view));
+  const auto n = static_cast<size_t>(view.k);
+  work.integers.resize(kRows * steps);
+  std::array<float, kRows> row_scales;
+  constexpr size_t kAtOnce = 8;
+  work.ForEach(kRows / kAtOnce, [&](int64_t task) {
+    const size_t first = static_cast<size_t>(task) * kAtOnce;
+    for (size_t r = first; r < first + kAtOnce; ++r) {
+      row_scales[r] = kernels_->round_row(
+          {.values = rows.values + r * n,
+           .less = rows.less == nullptr ? nullptr : rows.less + r * n,
+           .scales = rows.scales,
+           .n = view.k,
+           .most = b.most,
+           .type = view.type,
+           .out = &work.integers[r * steps]});
     }
-    // Rows beyond all measure are 0.
-    if (!bounded || !(largest > 0x1p-100f)) continue;
-    row_scales[r] = largest / most;
-    const float scale = most / largest;
-    int16_t* to = &integers[r * width];
-    for (size_t i = 0; i < n; ++i) {
-      to[i] = static_cast<int16_t>(Nearest<int>(row[i] * scale));
-    }
-  }
-  Multiply(integers.data(), row_scales.data(), b, scales, Epilogue::kStore,
-           parallel, out);
+  });
+  Multiply(row_scales.data(), b, Epilogue::kStore, work, out);
 }
 
-void GroupCoder::Encode(const float* latents, const float* known,
-                        const ParallelForFn& parallel,
-                        float* coefficients) const {
-  std::vector<float> residuals(kRows * width_);
-  for (size_t r = 0; r < kRows; ++r) {
-    const size_t begin = r * width_;
-    for (size_t j = 0; j < width_; ++j) {
-      residuals[begin + j] =
-          (latents[begin + j] - known[begin + j]) * inverse_latent_scales_[j];
-    }
-  }
-  MultiplyRounded(residuals, most_residual_, encode_, encode_scales_, parallel,
-                  coefficients);
+void GroupCoder::Encode(size_t part, const float* latents, const float* known,
+                        Work& work, float* coefficients) const {
+  MultiplyRounded({latents, known, inverse_latent_scales_.data()},
+                  parts_[part].encode, work, coefficients);
 }
 
-void GroupCoder::Predict(const float* features, const ParallelForFn& parallel,
+void GroupCoder::Predict(const float* features, Work& work,
                          float* latents) const {
-  std::vector<float> scaled(kRows * features_);
-  for (size_t r = 0; r < kRows; ++r) {
-    const float* row = features + r * features_;
-    float* to = &scaled[r * features_];
-    for (size_t i = 0; i < features_; ++i) to[i] = row[i] * feature_scales_[i];
-  }
-  std::vector<float> predicted(kRows * rank_);
-  MultiplyRounded(scaled, most_feature_, predict_, predict_scales_, parallel,
-                  predicted.data());
-  MultiplyRounded(predicted, most_predicted_, extend_, extend_scales_, parallel,
+  work.predicted.resize(kRows * rank_);
+  MultiplyRounded({features, nullptr, feature_scales_.data()}, predict_, work,
+                  work.predicted.data());
+  MultiplyRounded({work.predicted.data(), nullptr, nullptr}, extend_, work,
                   latents);
 }
 
@@ -370,56 +358,56 @@ template <typename Int>
 void GroupCoder::SetIntegers(const Part& part, const int16_t* symbols,
                              const std::array<uint32_t, kRansLanes>& classes,
                              const std::array<int, kRansLanes>& shifts,
-                             Int* rows) {
+                             Work& work) {
   constexpr size_t kOffsets = kNumShifts + 1;
-  const auto width =
-      static_cast<size_t>(part.transform.row_bytes()) / sizeof(Int);
+  const size_t width = static_cast<size_t>(part.decode.integers.row_bytes());
   const int unit = PrecisionOf(part.type).unit;
+  work.integers.resize(kRows * width / sizeof(int32_t));
+  auto* rows = reinterpret_cast<uint8_t*>(work.integers.data());
   std::array<size_t, kRows> offsets_at;
   std::array<int, kRows> halves;
   for (size_t r = 0; r < kRows; ++r) {
     offsets_at[r] = std::min<size_t>(classes[r], kNumSteps - 1) * kOffsets;
     halves[r] = (1 << shifts[r]) / 2;
   }
-  const int8_t* offsets = part.offsets.data();
-  for (size_t c = 0; c < part.count; ++c, offsets += kNumSteps * kOffsets) {
-    const int16_t* of = symbols + c * kRows;
-    for (size_t r = 0; r < kRows; ++r) {
-      const int size = std::abs(int{of[r]});
-      const int offset =
-          offsets[offsets_at[r] + static_cast<size_t>(std::min<int>(
-                                      size, static_cast<int>(kNumShifts)))];
-      const int back = (size * unit + offset + halves[r]) >> shifts[r];
-      rows[r * width + c] = static_cast<Int>(of[r] < 0 ? -back : back);
+  constexpr size_t kAtOnce = 64;
+  const size_t tasks = (part.count + kAtOnce - 1) / kAtOnce;
+  work.ForEach(static_cast<int64_t>(tasks), [&](int64_t task) {
+    const size_t first = static_cast<size_t>(task) * kAtOnce;
+    const size_t last = std::min(first + kAtOnce, part.count);
+    for (size_t c = first; c < last; ++c) {
+      const int16_t* of = symbols + c * kRows;
+      const int8_t* offsets = &part.offsets[c * kNumSteps * kOffsets];
+      for (size_t r = 0; r < kRows; ++r) {
+        const int size = std::abs(int{of[r]});
+        const int offset =
+            offsets[offsets_at[r] + static_cast<size_t>(std::min<int>(
+                                        size, static_cast<int>(kNumShifts)))];
+        const int back = (size * unit + offset + halves[r]) >> shifts[r];
+        reinterpret_cast<Int*>(rows + r * width)[c] =
+            static_cast<Int>(of[r] < 0 ? -back : back);
+      }
     }
-  }
+  });
 }
 
 void GroupCoder::AddCoefficients(
-    const int16_t* symbols, const std::array<uint32_t, kRansLanes>& classes,
-    const std::array<float, kRansLanes>& steps, const ParallelForFn& parallel,
+    size_t part, const int16_t* symbols,
+    const std::array<uint32_t, kRansLanes>& classes,
+    const std::array<float, kRansLanes>& steps, Work& work,
     float* latents) const {
-  for (const Part& part : parts_) {
-    if (part.count == 0) continue;
-    const int16_t* of = symbols + part.first * kRows;
-    const std::array<int, kRows> shifts = ChooseShifts(part, of);
-    std::array<float, kRows> scales;
-    for (size_t r = 0; r < kRows; ++r) {
-      scales[r] = std::ldexp(steps[r], shifts[r]);
-    }
-    const auto bytes = kRows * static_cast<size_t>(part.transform.row_bytes());
-    if (part.type == IntType::kI16) {
-      std::vector<int16_t> rows(bytes / sizeof(int16_t));
-      SetIntegers(part, of, classes, shifts, rows.data());
-      Multiply(rows.data(), scales.data(), part.transform, part.scales,
-               Epilogue::kAdd, parallel, latents);
-    } else {
-      std::vector<int8_t> rows(bytes);
-      SetIntegers(part, of, classes, shifts, rows.data());
-      Multiply(rows.data(), scales.data(), part.transform, part.scales,
-               Epilogue::kAdd, parallel, latents);
-    }
+  const Part& of = parts_[part];
+  const std::array<int, kRows> shifts = ChooseShifts(of, symbols);
+  std::array<float, kRows> scales;
+  for (size_t r = 0; r < kRows; ++r) {
+    scales[r] = std::ldexp(steps[r], shifts[r]);
   }
+  if (of.type == IntType::kI16) {
+    SetIntegers<int16_t>(of, symbols, classes, shifts, work);
+  } else {
+    SetIntegers<int8_t>(of, symbols, classes, shifts, work);
+  }
+  Multiply(scales.data(), of.decode, Epilogue::kAdd, work, latents);
 }
 
 }  // namespace xcache

@@ -18,6 +18,7 @@
 // Long, because the way there and the way back share each of their steps.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -26,6 +27,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/codec_kernels.h"
 #include "engine/kernels/kernels.h"
@@ -125,11 +127,13 @@ class TransformCodec final : public DependentLayers {
                          const RematSink& sink,
                          const ParallelForFn& parallel) const override {
     XC_RETURN_IF_ERROR(CheckPayloadSize(plan(), payload.size()));
-    XC_ASSIGN_OR_RETURN(Block block, Begin(info));
-    std::vector<std::vector<float>> latents;  // of each group, [64, width]
-    XC_RETURN_IF_ERROR(Gather(rows, info.first_row, &latents));
-    BlockSymbols symbols;
-    ChooseClasses(info.first_row, latents, block, &symbols);
+    const Lease lease(*this);
+    Block& block = lease.block();
+    XC_RETURN_IF_ERROR(Begin(info, block));
+    block.work.parallel = parallel;
+    BlockSymbols& symbols = block.symbols;
+    XC_RETURN_IF_ERROR(Gather(rows, info.first_row, &block.latents));
+    ChooseClasses(info.first_row, block);
     symbols.groups.resize(groups_.size());
     const size_t sinks = NumSinks(info);
     // Almost always once: coarser where a page would be too large, or a
@@ -139,11 +143,8 @@ class TransformCodec final : public DependentLayers {
       symbols.corrections.clear();
       bool fits = true;
       for (size_t g = 0; g < groups_.size() && fits; ++g) {
-        Predict(g, parallel, block);
-        fits = Quantize(g, latents[g], parallel, block, &symbols.groups[g]);
-        if (!fits) break;
-        Synthesize(g, symbols, parallel, block);
-        fits = Correct(g, latents[g], sinks, block, &symbols.corrections);
+        Predict(g, block);
+        fits = Code(g, block) && Correct(g, sinks, block);
       }
       if (!fits) continue;
       std::vector<uint8_t> bytes(kSymbolsAt);
@@ -175,20 +176,22 @@ class TransformCodec final : public DependentLayers {
           absl::StrCat("payload: coarsening: expected at most ", kMaxCoarsening,
                        ", found ", coarsening));
     }
-    BlockSymbols symbols;
+    const Lease lease(*this);
+    Block& block = lease.block();
+    BlockSymbols& symbols = block.symbols;
     XC_RETURN_IF_ERROR(DecodeSymbols(
         tables_, models_,
         {static_cast<uint32_t>(num_layers()), static_cast<uint32_t>(2 * k())},
         info.first_row, codec_kernels_, payload.subspan(kSymbolsAt), &symbols));
-    XC_ASSIGN_OR_RETURN(Block block, Begin(info));
+    XC_RETURN_IF_ERROR(Begin(info, block));
     block.SetSteps(step_, static_cast<int>(coarsening), symbols.classes);
     for (size_t g = 0; g < groups_.size(); ++g) {
-      Predict(g, nullptr, block);
-      Synthesize(g, symbols, nullptr, block);
+      Predict(g, block);
+      Synthesize(g, block);
       for (const LayerCorrection& correction : symbols.corrections) {
         if (Holds(g, correction.layer)) Apply(g, correction, block);
       }
-      if (!AllFinite(block.latents[g])) {
+      if (!AllFinite(block.back[g])) {
         return absl::InvalidArgumentError("payload: a row is not finite");
       }
     }
@@ -200,10 +203,13 @@ class TransformCodec final : public DependentLayers {
   // A block on its way through the groups.
   struct Block {
     std::vector<float> unit;  // [64, d] of the embeddings
+    BlockSymbols symbols;
     std::array<float, kRows> steps{};
-    std::vector<float> features;  // [64, features] of the group at hand
-    // What came back of each group, [64, width].
-    std::vector<std::vector<float>> latents;
+    std::vector<std::vector<float>> latents;  // of each group, [64, width]
+    std::vector<std::vector<float>> back;     // what comes back of them
+    // Of the group at hand: [64, features], [64, channels], [64, width].
+    std::vector<float> features, coefficients, errors;
+    GroupCoder::Work work;
 
     // 0 for tokens that are not coded.
     void SetSteps(float step, int coarsening,
@@ -216,6 +222,32 @@ class TransformCodec final : public DependentLayers {
     }
   };
 
+  // A block's megabytes, which are new to the system each time otherwise.
+  class Lease {
+   public:
+    explicit Lease(const TransformCodec& codec) : codec_(codec) {
+      MutexLock lock(codec.mu_);
+      if (codec.blocks_.empty()) {
+        block_ = std::make_unique<Block>();
+      } else {
+        block_ = std::move(codec.blocks_.back());
+        codec.blocks_.pop_back();
+      }
+    }
+    ~Lease() {
+      MutexLock lock(codec_.mu_);
+      codec_.blocks_.push_back(std::move(block_));
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+
+    Block& block() const { return *block_; }
+
+   private:
+    const TransformCodec& codec_;
+    std::unique_ptr<Block> block_;
+  };
+
   size_t d() const { return static_cast<size_t>(plan().shape().d_model); }
   size_t k() const { return static_cast<size_t>(plan().shape().kv_dim); }
   bool AllFinite(const std::vector<float>& values) const {
@@ -223,13 +255,13 @@ class TransformCodec final : public DependentLayers {
                                      static_cast<int64_t>(values.size()));
   }
 
-  absl::StatusOr<Block> Begin(BlockInfo info) const {
+  absl::Status Begin(BlockInfo info, Block& block) const {
     if (info.tokens.size() != kRows) {
       return absl::InternalError(
           absl::StrCat("codec ", spec().name, ": expected ", kRows,
                        " token ids, found ", info.tokens.size()));
     }
-    Block block;
+    block.work.parallel = nullptr;
     block.unit.resize(kRows * d());
     std::vector<float> row(d());
     for (size_t r = 0; r < kRows; ++r) {
@@ -237,8 +269,8 @@ class TransformCodec final : public DependentLayers {
       kernels_.rms_norm(row.data(), nullptr, static_cast<int>(d()),
                         rms_norm_eps_, nullptr, &block.unit[r * d()]);
     }
-    block.latents.resize(groups_.size());
-    return block;
+    block.back.resize(groups_.size());
+    return absl::OkStatus();
   }
 
   // All groups' latents; zeros before `first_row`.
@@ -248,8 +280,13 @@ class TransformCodec final : public DependentLayers {
     // Layer 0 is asked for too: callers hand layers out in order.
     XC_RETURN_IF_ERROR(CheckRows(kLiveKvPre, plan().shape(), rows(0), first_row,
                                  0, codec_kernels_.all_finite));
-    for (const Group& group : groups_) {
-      std::vector<float>& out = latents->emplace_back(kRows * group.width());
+    latents->resize(groups_.size());
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      const Group& group = groups_[g];
+      std::vector<float>& out = (*latents)[g];
+      out.resize(kRows * group.width());
+      std::fill_n(out.begin(), static_cast<size_t>(first_row) * group.width(),
+                  0.0f);
       for (size_t j = 0; j * 2 * k() < group.width(); ++j) {
         const int layer = static_cast<int>(group.first_layer + j);
         const LayerRows in = rows(layer);
@@ -278,16 +315,14 @@ class TransformCodec final : public DependentLayers {
     return nullptr;
   }
 
-  void ChooseClasses(int first_row,
-                     const std::vector<std::vector<float>>& latents,
-                     const Block& block, BlockSymbols* symbols) const {
-    symbols->classes.fill(kUncodedClass);
+  void ChooseClasses(int first_row, Block& block) const {
+    block.symbols.classes.fill(kUncodedClass);
     for (auto r = static_cast<size_t>(first_row); r < kRows; ++r) {
       const float* weights = class_weights_.data();
       float p = class_bias_ + Dot(&block.unit[r * d()], weights, d());
       weights += d();
       for (uint32_t layer : class_layers_) {
-        const float* latent = LatentOf(latents, layer, r);
+        const float* latent = LatentOf(block.latents, layer, r);
         if (latent != nullptr) p += Dot(latent, weights, 2 * k());
         weights += 2 * k();
       }
@@ -295,14 +330,13 @@ class TransformCodec final : public DependentLayers {
       // A NaN, of rows beyond all measure, is as good as any.
       const float rounded =
           p > -kMost ? std::min(std::floor(p + 0.5f), kMost) : -kMost;
-      symbols->classes[r] =
+      block.symbols.classes[r] =
           static_cast<uint32_t>(static_cast<int>(rounded) + kNumSteps / 2);
     }
   }
 
-  // Predicts group `g`: block.latents[g] is what is known before its
-  // coefficients.
-  void Predict(size_t g, const ParallelForFn& parallel, Block& block) const {
+  // Predicts group `g`: block.back[g] is what is known before its coefficients.
+  void Predict(size_t g, Block& block) const {
     const GroupCoder& coder = groups_[g].coder;
     const size_t known = coder.features() - d() - 1;  // of the group before
     block.features.resize(kRows * coder.features());
@@ -311,55 +345,78 @@ class TransformCodec final : public DependentLayers {
       row = std::copy_n(&block.unit[r * d()], d(), row);
       if (known > 0) {
         const size_t width = groups_[g - 1].width();
-        row = std::copy_n(&block.latents[g - 1][(r + 1) * width - known], known,
+        row = std::copy_n(&block.back[g - 1][(r + 1) * width - known], known,
                           row);
       }
       *row = 1.0f;
     }
-    block.latents[g].resize(kRows * groups_[g].width());
-    coder.Predict(block.features.data(), parallel, block.latents[g].data());
+    block.back[g].resize(kRows * coder.width());
+    coder.Predict(block.features.data(), block.work, block.back[g].data());
   }
 
-  // The coefficients of what Predict has left out. False: one is too large for
-  // an integer.
-  bool Quantize(size_t g, const std::vector<float>& latents,
-                const ParallelForFn& parallel, Block& block,
-                std::vector<int16_t>* symbols) const {
-    const Group& group = groups_[g];
-    const size_t channels = group.coder.channels();
-    std::vector<float> coefficients(kRows * channels);
-    group.coder.Encode(latents.data(), block.latents[g].data(), parallel,
-                       coefficients.data());
-    symbols->assign(channels * kRows, 0);
-    std::vector<int16_t> values(channels);
-    for (size_t r = 0; r < kRows; ++r) {
-      if (!(block.steps[r] > 0.0f)) continue;
-      const float inverse = 1.0f / block.steps[r];
-      const float* row = &coefficients[r * channels];
-      bool fits = true;
-      for (size_t c = 0; c < channels; ++c) {
-        const float x = row[c] * inverse;
-        const float size = std::abs(x) + kRounding;
-        const bool small = size < kMaxMagnitude + 1.0f;
-        fits &= small;
-        // Whole numbers by truncation, as floor would give, in vectors.
-        const int q = static_cast<int>(small ? size : 0.0f);
-        values[c] = static_cast<int16_t>(x < 0.0f ? -q : q);
-      }
-      if (!fits) return false;
-      for (size_t c = 0; c < channels; ++c) {
-        (*symbols)[c * kRows + r] = values[c];
-      }
+  // The coefficients of what Predict has left out; block.back[g] is then what
+  // comes back. False: one is too large for an integer.
+  bool Code(size_t g, Block& block) const {
+    const GroupCoder& coder = groups_[g].coder;
+    float* back = block.back[g].data();
+    std::vector<int16_t>& symbols = block.symbols.groups[g];
+    symbols.resize(coder.num_channels() * kRows);
+    for (size_t part = 0; part < GroupCoder::kNumParts; ++part) {
+      const size_t channels = coder.num_channels(part);
+      if (channels == 0) continue;
+      block.coefficients.resize(kRows * channels);
+      coder.Encode(part, block.latents[g].data(), back, block.work,
+                   block.coefficients.data());
+      int16_t* of = &symbols[coder.first_channel(part) * kRows];
+      if (!Quantize(block, of)) return false;
+      coder.AddCoefficients(part, of, block.symbols.classes, block.steps,
+                            block.work, back);
     }
     return true;
   }
 
+  // `block.coefficients` [64, channels] to `symbols` [channels][64].
+  static bool Quantize(const Block& block, int16_t* symbols) {
+    constexpr size_t kAtOnce = 64;
+    const size_t channels = block.coefficients.size() / kRows;
+    std::atomic<bool> all_fit = true;
+    const size_t tasks = (channels + kAtOnce - 1) / kAtOnce;
+    block.work.ForEach(static_cast<int64_t>(tasks), [&](int64_t task) {
+      const size_t begin = static_cast<size_t>(task) * kAtOnce;
+      const size_t count = std::min(kAtOnce, channels - begin);
+      bool fits = true;
+      for (size_t r = 0; r < kRows; ++r) {
+        const float step = block.steps[r];
+        const float inverse = step > 0.0f ? 1.0f / step : 0.0f;
+        const float* row = &block.coefficients[r * channels + begin];
+        std::array<int16_t, kAtOnce> values;
+        for (size_t c = 0; c < count; ++c) {
+          const float x = row[c] * inverse;
+          const float size = std::abs(x) + kRounding;
+          const bool small = size < kMaxMagnitude + 1.0f;
+          fits &= small;
+          // Whole numbers by truncation, as floor would give, in vectors.
+          const int q = static_cast<int>(small ? size : 0.0f);
+          values[c] = static_cast<int16_t>(x < 0.0f ? -q : q);
+        }
+        for (size_t c = 0; c < count; ++c) {
+          symbols[(begin + c) * kRows + r] = values[c];
+        }
+      }
+      if (!fits) all_fit = false;
+    });
+    return all_fit;
+  }
+
   // Adds group `g`'s coefficients to what Predict has left.
-  void Synthesize(size_t g, const BlockSymbols& symbols,
-                  const ParallelForFn& parallel, Block& block) const {
-    groups_[g].coder.AddCoefficients(symbols.groups[g].data(), symbols.classes,
-                                     block.steps, parallel,
-                                     block.latents[g].data());
+  void Synthesize(size_t g, Block& block) const {
+    const GroupCoder& coder = groups_[g].coder;
+    for (size_t part = 0; part < GroupCoder::kNumParts; ++part) {
+      if (coder.num_channels(part) == 0) continue;
+      coder.AddCoefficients(
+          part, &block.symbols.groups[g][coder.first_channel(part) * kRows],
+          block.symbols.classes, block.steps, block.work, block.back[g].data());
+    }
   }
 
   bool Holds(size_t g, uint32_t layer) const {
@@ -372,7 +429,7 @@ class TransformCodec final : public DependentLayers {
     const Group& group = groups_[g];
     corrector_.Apply(
         correction, block.steps,
-        &block.latents[g][(correction.layer - group.first_layer) * 2 * k()],
+        &block.back[g][(correction.layer - group.first_layer) * 2 * k()],
         static_cast<int64_t>(group.width()));
   }
 
@@ -389,17 +446,17 @@ class TransformCodec final : public DependentLayers {
 
   // Corrects what came back of group `g` where it errs too much. False: it errs
   // beyond what integers hold.
-  bool Correct(size_t g, const std::vector<float>& latents, size_t sinks,
-               Block& block, std::vector<LayerCorrection>* corrections) const {
+  bool Correct(size_t g, size_t sinks, Block& block) const {
     const Group& group = groups_[g];
-    std::vector<float> errors(latents.size());
-    for (size_t i = 0; i < latents.size(); ++i) {
-      errors[i] = latents[i] - block.latents[g][i];
+    std::vector<LayerCorrection>* corrections = &block.symbols.corrections;
+    block.errors.resize(block.latents[g].size());
+    for (size_t i = 0; i < block.errors.size(); ++i) {
+      block.errors[i] = block.latents[g][i] - block.back[g][i];
     }
     for (size_t j = 0; j * 2 * k() < group.width(); ++j) {
       const size_t before = corrections->size();
       if (!corrector_.Correct(static_cast<uint32_t>(group.first_layer + j),
-                              &errors[j * 2 * k()],
+                              &block.errors[j * 2 * k()],
                               static_cast<int64_t>(group.width()), block.steps,
                               sinks, corrections)) {
         return false;
@@ -423,7 +480,7 @@ class TransformCodec final : public DependentLayers {
       const Group& group = groups_[g];
       for (size_t j = 0; j * 2 * k() < group.width(); ++j) {
         for (size_t r = 0; r < kRows; ++r) {
-          const float* row = &block.latents[g][r * group.width() + j * 2 * k()];
+          const float* row = &block.back[g][r * group.width() + j * 2 * k()];
           std::copy_n(row, k(), &keys[r * k()]);
           std::copy_n(row + k(), k(), &values[r * k()]);
         }
@@ -446,6 +503,8 @@ class TransformCodec final : public DependentLayers {
   const Kernels& kernels_;
   const CodecKernels& codec_kernels_;
   size_t expected_bytes_ = 0;
+  mutable Mutex mu_;
+  mutable std::vector<std::unique_ptr<Block>> blocks_ XC_GUARDED_BY(mu_);
 };
 
 }  // namespace
