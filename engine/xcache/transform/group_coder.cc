@@ -28,6 +28,7 @@ constexpr Precision kPrecision8 = {8, 14, 127.0f};
 constexpr const Precision& PrecisionOf(IntType type) {
   return type == IntType::kI16 ? kPrecision16 : kPrecision8;
 }
+
 // Sums stay below 2^31: half of that, for what rounding may add.
 constexpr double kMostSum = 0x1p30;
 
@@ -294,12 +295,12 @@ void GroupCoder::Multiply(const float* row_scales, const Matrix& b,
 void GroupCoder::MultiplyRounded(const Rows& rows, const Matrix& b, Work& work,
                                  float* out) const {
   const IntMatrix& view = b.integers.view();
-  const auto steps = static_cast<size_t>(NumSteps(view));
+  const auto row_bytes = static_cast<size_t>(b.integers.row_bytes());
   const auto n = static_cast<size_t>(view.k);
-  work.integers.resize(kRows * steps);
+  work.integers.resize(kRows * row_bytes);
   std::array<float, kRows> row_scales;
   constexpr size_t kAtOnce = 8;
-  work.ForEach(kRows / kAtOnce, [&](int64_t task) {
+  work.ForEach(int64_t{kRows / kAtOnce}, [&](int64_t task) {
     const size_t first = static_cast<size_t>(task) * kAtOnce;
     for (size_t r = first; r < first + kAtOnce; ++r) {
       row_scales[r] = kernels_->round_row(
@@ -309,7 +310,7 @@ void GroupCoder::MultiplyRounded(const Rows& rows, const Matrix& b, Work& work,
            .n = view.k,
            .most = b.most,
            .type = view.type,
-           .out = &work.integers[r * steps]});
+           .out = &work.integers[r * row_bytes]});
     }
   });
   Multiply(row_scales.data(), b, Epilogue::kStore, work, out);
@@ -360,10 +361,10 @@ void GroupCoder::SetIntegers(const Part& part, const int16_t* symbols,
                              const std::array<int, kRansLanes>& shifts,
                              Work& work) {
   constexpr size_t kOffsets = kNumShifts + 1;
-  const size_t width = static_cast<size_t>(part.decode.integers.row_bytes());
+  const auto row_bytes = static_cast<size_t>(part.decode.integers.row_bytes());
   const int unit = PrecisionOf(part.type).unit;
-  work.integers.resize(kRows * width / sizeof(int32_t));
-  auto* rows = reinterpret_cast<uint8_t*>(work.integers.data());
+  work.integers.resize(kRows * row_bytes);
+  uint8_t* rows = work.integers.data();
   std::array<size_t, kRows> offsets_at;
   std::array<int, kRows> halves;
   for (size_t r = 0; r < kRows; ++r) {
@@ -384,7 +385,7 @@ void GroupCoder::SetIntegers(const Part& part, const int16_t* symbols,
             offsets[offsets_at[r] + static_cast<size_t>(std::min<int>(
                                         size, static_cast<int>(kNumShifts)))];
         const int back = (size * unit + offset + halves[r]) >> shifts[r];
-        reinterpret_cast<Int*>(rows + r * width)[c] =
+        reinterpret_cast<Int*>(rows + r * row_bytes)[c] =
             static_cast<Int>(of[r] < 0 ? -back : back);
       }
     }

@@ -33,7 +33,7 @@ class GroupCoder {
   // What the methods below work with: memory that they leave for the next call,
   // and threads, where `parallel` is not null.
   struct Work {
-    std::vector<int32_t> integers;
+    std::vector<uint8_t> integers;
     std::vector<float> predicted;
     ParallelForFn parallel;
 
@@ -104,7 +104,7 @@ class GroupCoder {
   // How often each row's integers of `part` are halved.
   static std::array<int, kRansLanes> ChooseShifts(const Part& part,
                                                   const int16_t* symbols);
-  // Writes rows of A.
+  // Writes `work.integers`.
   template <typename Int>
   static void SetIntegers(const Part& part, const int16_t* symbols,
                           const std::array<uint32_t, kRansLanes>& classes,
