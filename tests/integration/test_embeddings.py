@@ -92,12 +92,11 @@ def test_numbers_and_base64_are_the_same(ai):
     assert list(struct.unpack(f"<{len(raw) // 4}f", raw)) == list(packed)
 
 
-def test_token_ids_are_the_text_that_they_spell(ai, server):
+def test_token_ids_are_the_text_that_they_spell(ai, client):
     text = "Tell me of the sea. " * 20
-    with server.client() as client:
-        tokens, with_bos = (list(client.inference.Tokenize(
-            pb.TokenizeRequest(text=text, add_bos=add_bos)).token_ids)
-            for add_bos in (False, True))
+    tokens, with_bos = (list(client.inference.Tokenize(
+        pb.TokenizeRequest(text=text, add_bos=add_bos)).token_ids)
+        for add_bos in (False, True))
     count = embed(ai, text).usage.prompt_tokens
     given = tokens if count == len(tokens) else with_bos
     assert len(given) == count > 128

@@ -72,7 +72,7 @@ TEST(CoreEmbedTest, KnowsNoPageAndKeepsNone) {
 TEST(CoreEmbedTest, ManyAtOnceBesideAChatAndWithLittleMemory) {
   Harness::Options options;
   // Room for a few of them: others are put back, and compute rows again.
-  options.memory_bytes = 3 << 20;
+  options.memory_bytes = 1800 << 10;
   options.engine.kv_block_bytes = 100 << 10;
   options.engine.step_delay = std::chrono::microseconds(100);
   Harness h(options);

@@ -183,8 +183,7 @@ TEST(CoreResentLimitsTest, WhereThoughtsLeaveNoRoomTheTextIsTaken) {
   EXPECT_EQ(prompt(512 - static_cast<int64_t>(with) + 1), without);
   EXPECT_EQ(prompt(1 << 30), with);
   // And where nothing is kept.
-  options.core.answers_bytes = 0;
-  h.options = options;
+  h.options.core.answers_bytes = 0;
   h.Restart();
   h.engine->set_script(script);
   ASSERT_TRUE(h.Chat(Whole({history[0]}, 400))->status().ok());

@@ -32,7 +32,7 @@ TEST(KnownAnswersTest, KeepsThoseUsedLastWithinItsBytes) {
   answers.Add(place, "f", Tokens(5000, 1));
   EXPECT_EQ(answers.size(), 4u);
   // One of a text that is there takes its place.
-  answers.Add(place, "a", {1, 2, 3});
+  answers.Add(place, "a", Tokens{1, 2, 3});
   EXPECT_EQ(answers.size(), 4u);
   EXPECT_EQ(answers.Find(place, "a"), (Tokens{1, 2, 3}));
 }
