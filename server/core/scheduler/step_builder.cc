@@ -26,6 +26,9 @@ constexpr int64_t kMinRateRows = 32;
 
 // What a row adds to a step while that is not measured, of all of it.
 constexpr double kUnknownRow = 0.2;
+// And at most: what is nearly sure is drafted whatever was measured, which would
+// otherwise never be measured again.
+constexpr double kMostRow = 0.7;
 
 // Rows that a request can have of one step.
 int64_t MostRows(const ActiveRequest& request) {
@@ -203,7 +206,7 @@ void StepBuilder::Draft(std::span<const RunQueue::RequestPtr> ready) const {
     Drafter& drafter = request->drafter;
     drafter.Look(request->tokens);
     double row = cost.row_seconds(static_cast<double>(num_rows));
-    if (row <= 0) row = kUnknownRow * seconds;
+    row = row <= 0 ? kUnknownRow * seconds : std::min(row, kMostRow * seconds);
     size_t count = 0;
     double chance = 1;
     for (; count < std::min(drafter.tokens().size(), static_cast<size_t>(most));
