@@ -70,7 +70,6 @@ def run(model, folder):
                     for answer in call.result()[1]:
                         final = answer.final
                         assert final.accepted_tokens <= final.drafted_tokens
-                        assert len(answer.tokens) == final.generated_tokens
                         drafted += final.drafted_tokens
                         accepted += final.accepted_tokens
         after = server.metrics()
