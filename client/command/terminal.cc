@@ -160,6 +160,9 @@ void Interrupts::Install() {
   struct sigaction action {};
   action.sa_handler = OnInterrupt;
   sigemptyset(&action.sa_mask);
+  // stdio takes a write that is interrupted for one that failed. Waits are by
+  // poll(), which ends all the same.
+  action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
 }
 
