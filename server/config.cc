@@ -352,6 +352,10 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   option("--batch-rows", "XCACHE_BATCH_ROWS", config.batch_rows,
          "Rows (tokens) of one forward step, over all requests")
       ->check(CLI::Range(1, 1 << 16));
+  option("--speculate", "XCACHE_SPECULATE", config.speculate,
+         "Answers drafted from what was said before, where that is sooner: "
+         "ngram, off, or auto: ngram on the CPU")
+      ->check(CLI::IsMember({"auto", "ngram", "off"}));
   option("--max-codecs", "XCACHE_MAX_CODECS", config.max_codecs,
          "Codecs open at once; one more closes the one used longest ago")
       ->check(CLI::Range(1, 1 << 10));

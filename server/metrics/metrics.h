@@ -112,6 +112,8 @@ enum class Metric {
   kGeneratedTokens,
   kReusedTokens,
   kPrefilledTokens,
+  kDraftedTokens,
+  kAcceptedTokens,
   kRematTokens,
   kRematSeconds,
   kSteps,

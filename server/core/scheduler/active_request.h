@@ -28,6 +28,7 @@
 #include "server/core/cache/grammar_table.h"
 #include "server/core/cache/idle_sets.h"
 #include "server/core/request.h"
+#include "server/core/scheduler/drafter.h"
 #include "server/core/scheduler/stop_matcher.h"
 #include "server/core/sessions/manager.h"
 #include "server/core/tenants/take.h"
@@ -129,6 +130,13 @@ struct ActiveRequest {
   std::vector<SampledToken> undelivered;
   size_t num_delivered = 0;  // generated tokens whose log-probs were sent
   int64_t next_score = 0;    // index of the next token to score
+
+  // What may come next, and how much of it is in the step at hand: its rows are
+  // those of `draft_rows`, the last token and so many more.
+  bool speculates = false;
+  Drafter drafter;
+  size_t num_drafted = 0;
+  std::vector<TokenId> draft_rows;
 
   int64_t num_staged = 0;  // pages of `restore` that Engine::StagePages took
 
