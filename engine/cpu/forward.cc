@@ -20,9 +20,7 @@ bool Fusable(const CpuMatrix& gate, const CpuMatrix& up) {
   if (!gate.quantized() || !up.quantized()) return false;
   const QuantMatrix& g = gate.quant();
   const QuantMatrix& u = up.quant();
-  return g.rows == u.rows && g.cols == u.cols && g.u8 == u.u8 &&
-         g.f32_scales == u.f32_scales && g.has_min == u.has_min &&
-         g.offset == u.offset;
+  return g.rows == u.rows && g.cols == u.cols && g.format == u.format;
 }
 
 }  // namespace

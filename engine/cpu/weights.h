@@ -1,7 +1,6 @@
 // A model's weights as the CPU kernels read them: GGUF blocks repacked once at
-// load, still quantized. Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K keep their
-// values exactly; Q6_K is converted to blocks of 32 (see RequantizeBlock);
-// F32, F16 and BF16 stay floating-point.
+// load, still quantized, each type in its own bits and values; F32, F16 and
+// BF16 stay floating-point.
 #ifndef XCACHE_ENGINE_CPU_WEIGHTS_H_
 #define XCACHE_ENGINE_CPU_WEIGHTS_H_
 

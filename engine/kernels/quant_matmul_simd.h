@@ -1,7 +1,7 @@
 // What the quantized product does the same way on every vector instruction set:
 // quantizing rows, walking panels and rows, finishing outputs. The panel's
 // arithmetic itself is in the files of the instruction sets: they provide
-//   template <bool u8, bool has_min, bool f32_scales>
+//   template <int bits, bool has_min, bool k_scales>
 //   struct Panel {
 //     template <int rows, int panels> static void Dot(...);  // a DotFn
 //   };
@@ -23,7 +23,7 @@ void QuantizeRows(const float* x, int64_t x_stride, int num_rows,
     int8_t* codes = reinterpret_cast<int8_t*>(base);
     float* scales = reinterpret_cast<float*>(base + out.cols);
     float* scaled_sums = scales + num_blocks;
-    int32_t* sums = reinterpret_cast<int32_t*>(scaled_sums + num_blocks);
+    int16_t* sums = reinterpret_cast<int16_t*>(scaled_sums + num_blocks);
     for (int b = 0; b < num_blocks; ++b) {
       const float* in = x + row * x_stride + b * kQuantBlock;
       const F low = Load(in);
@@ -41,22 +41,63 @@ void QuantizeRows(const float* x, int64_t x_stride, int num_rows,
       StoreI8(code0, codes + b * kQuantBlock);
       StoreI8(code1, codes + b * kQuantBlock + 16);
       // Small integers: exact in any order.
-      const float sum = SumLanes(Add(code0, code1));
+      const float sum0 = SumLanes(code0);
+      const float sum1 = SumLanes(code1);
       scales[b] = scale;
-      scaled_sums[b] = scale * sum;
-      sums[b] = static_cast<int32_t>(sum);
+      scaled_sums[b] = scale * (sum0 + sum1);
+      sums[2 * b] = static_cast<int16_t>(sum0);
+      sums[2 * b + 1] = static_cast<int16_t>(sum1);
     }
   }
 }
 
 // What a block of a panel is made of; see QuantMatrix.
-template <bool kU8, bool kMin, bool kF32>
+template <int kBits, bool kMin, bool kK>
 struct PanelShape {
   static constexpr bool kOffset = !kMin;  // a matrix has one or the other
-  static constexpr int kCodeBytes = kQuantBlock * kPanelCols / (kU8 ? 1 : 2);
-  static constexpr int kVecBytes = kPanelCols * (kF32 ? 4 : 2);
-  static constexpr int kScaleBytes = kVecBytes * (kMin ? 2 : 1);
+  static constexpr bool kHalves = kK && !kMin;
+  static constexpr int kCodeBytes = 64 * kBits;
+  // Of as many blocks as share scales, of which these have integer ones.
+  static constexpr int kGroup = kK ? kSuperBlocks : 1;
+  static constexpr int kHalfBytes = kMin ? 64 : 32;
 };
+
+XCACHE_INLINE Words LoadWords(const uint8_t* p) {
+  Words words;
+  __builtin_memcpy(&words, p, sizeof(words));
+  return words;
+}
+
+// The codes of chunk i of a block, or those of the columns that a register
+// holds: bytes, to which shifts of 16 bits bring some of their neighbours'
+// bits, which the masks take away.
+template <int kBits>
+XCACHE_INLINE Words CodesOf(const uint8_t* codes, int i) {
+  if constexpr (kBits == 8) return LoadWords(codes + i * 64);
+  if constexpr (kBits == 6) {
+    const uint8_t* v = codes + i / 4 * 192;
+    if (i % 4 < 3) return LoadWords(v + i % 4 * 64) & 0x3f3f;
+    return (LoadWords(v) >> 6 & 0x0303) | (LoadWords(v + 64) >> 4 & 0x0c0c) |
+           (LoadWords(v + 128) >> 2 & 0x3030);
+  }
+  const Words both = LoadWords(codes + i / 2 * 64);
+  const Words nibble = (i % 2 == 0 ? both : both >> 4) & 0x0f0f;
+  if constexpr (kBits == 4) return nibble;
+  const Words fifth = LoadWords(codes + 256);
+  return nibble | ((i <= 4 ? fifth << (4 - i) : fifth >> (i - 4)) & 0x1010);
+}
+
+// The two sums of a block of an activation row, at `p`.
+XCACHE_INLINE int32_t SumOf(const uint8_t* p) {
+  int16_t sums[2];
+  __builtin_memcpy(sums, p, 4);
+  return sums[0] + sums[1];
+}
+XCACHE_INLINE int32_t BothSums(const uint8_t* p) {
+  int32_t sums;
+  __builtin_memcpy(&sums, p, 4);
+  return sums;
+}
 
 // out[p][r][16] = activation rows r from `a` times panel p, for as many rows
 // and panels as the function is for.
@@ -68,29 +109,25 @@ struct DotFns {
 };
 constexpr int kRowsAtATime = 4;
 
-template <template <bool, bool, bool> typename Panel, bool kU8, bool kMin,
-          bool kF32>
+template <typename P>
 XCACHE_INLINE DotFns DotsOf() {
-  using P = Panel<kU8, kMin, kF32>;
   return {
       {{P::template Dot<1, 1>, P::template Dot<2, 1>, P::template Dot<4, 1>},
        {P::template Dot<1, 2>, P::template Dot<2, 2>, P::template Dot<4, 2>}}};
 }
 
-template <template <bool, bool, bool> typename Panel, bool kU8, bool kMin>
-XCACHE_INLINE DotFns ChooseScales(const QuantMatrix& w) {
-  return w.f32_scales ? DotsOf<Panel, kU8, kMin, true>()
-                      : DotsOf<Panel, kU8, kMin, false>();
-}
-
-template <template <bool, bool, bool> typename Panel>
-DotFns ChooseDots(const QuantMatrix& w) {
-  if (w.u8) {
-    return w.has_min ? ChooseScales<Panel, true, true>(w)
-                     : ChooseScales<Panel, true, false>(w);
+template <template <int, bool, bool> typename Panel>
+DotFns ChooseDots(const QuantFormat& f) {
+  if (f.bits == 8) return DotsOf<Panel<8, false, false>>();
+  if (f.bits == 6) return DotsOf<Panel<6, false, true>>();
+  if (f.bits == 5) {
+    return f.k_scales  ? DotsOf<Panel<5, true, true>>()
+           : f.has_min ? DotsOf<Panel<5, true, false>>()
+                       : DotsOf<Panel<5, false, false>>();
   }
-  return w.has_min ? ChooseScales<Panel, false, true>(w)
-                   : ChooseScales<Panel, false, false>(w);
+  return f.k_scales  ? DotsOf<Panel<4, true, true>>()
+         : f.has_min ? DotsOf<Panel<4, true, false>>()
+                     : DotsOf<Panel<4, false, false>>();
 }
 
 // All rows times one or two panels of equal shape: calls finish(row, rows) for
@@ -137,9 +174,9 @@ XCACHE_INLINE void FinishProducts(const float* products, int rows, int cols,
   }
 }
 
-template <template <bool, bool, bool> typename Panel>
+template <template <int, bool, bool> typename Panel>
 void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
-  const DotFns dots = ChooseDots<Panel>(args.w);
+  const DotFns dots = ChooseDots<Panel>(args.w.format);
   const bool add = args.epilogue == Epilogue::kAdd;
   const int step = PanelsAtATime(args.w);
   alignas(64) float products[2][kRowsAtATime * kPanelCols];
@@ -177,14 +214,11 @@ XCACHE_INLINE void FinishGateUp(const float* gate, const float* up, int rows,
   }
 }
 
-template <template <bool, bool, bool> typename Panel>
+template <template <int, bool, bool> typename Panel>
 void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
-  const DotFns gate_dots = ChooseDots<Panel>(args.gate);
-  const DotFns up_dots = ChooseDots<Panel>(args.up);
-  const bool alike = args.gate.u8 == args.up.u8 &&
-                     args.gate.has_min == args.up.has_min &&
-                     args.gate.f32_scales == args.up.f32_scales &&
-                     args.gate.offset == args.up.offset;
+  const DotFns gate_dots = ChooseDots<Panel>(args.gate.format);
+  const DotFns up_dots = ChooseDots<Panel>(args.up.format);
+  const bool alike = args.gate.format == args.up.format;
   const int gate_step = PanelsAtATime(args.gate);
   const int up_step = PanelsAtATime(args.up);
   alignas(64) float products[2][kRowsAtATime * kPanelCols];
@@ -221,7 +255,7 @@ void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
   }
 }
 
-template <template <bool, bool, bool> typename Panel>
+template <template <int, bool, bool> typename Panel>
 XCACHE_INLINE void SetQuantMatmul(Kernels* table) {
   table->quant_row_tile = kRowsAtATime;
   table->quantize_rows = QuantizeRows;

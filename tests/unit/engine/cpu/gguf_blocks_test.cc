@@ -42,15 +42,17 @@ TEST_P(GgufBlocksTest, BlocksAreTheDequantizedWeights) {
           block, &w);
       for (int i = 0; i < 32; ++i) {
         ASSERT_LT(w.codes[i], 1 << format->bits);
+        float d = w.d, m = w.m;
+        if (format->k_scales) {
+          const int factor = w.scales[format->has_min ? 0 : i / 16];
+          d *= static_cast<float>(factor);
+          m *= static_cast<float>(w.scales[1]);
+        }
         const float actual =
-            w.d * static_cast<float>(w.codes[i] - format->offset) + w.m;
+            d * static_cast<float>(w.codes[i] - format->offset) + m;
         const float want = expected[static_cast<size_t>(32 * block + i)];
-        // Q6_K is converted: half a step of the new grid. The others are
-        // exact, in one rounding or another of the same terms.
-        const float tolerance =
-            type == GgufType::kQ6_K
-                ? 0.5001f * w.d
-                : 2e-7f * (std::fabs(want) + 2 * std::fabs(w.m));
+        // Exact, in one rounding or another of the same terms.
+        const float tolerance = 2e-7f * (std::fabs(want) + 2 * std::fabs(m));
         ASSERT_NEAR(actual, want, tolerance)
             << "row " << row << " block " << block << " element " << i;
       }
