@@ -192,7 +192,8 @@ struct Panel {
 
   template <int kRows, int kPanels>
   static void Dot(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,
-                  const uint8_t* const* panels, float* const* out) {
+                  const uint8_t* const* panels, int64_t /*ahead*/,
+                  float* const* out) {
     for (int p = 0; p < kPanels; ++p) {
       DotHalf<kRows>(a, a_stride, w, panels[p], 0, out[p]);
       DotHalf<kRows>(a, a_stride, w, panels[p], 1, out[p]);

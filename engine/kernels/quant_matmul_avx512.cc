@@ -36,7 +36,8 @@ struct Panel {
   // the loads of the activations, which would bind otherwise.
   template <int kRows, int kPanels>
   static void Dot(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,
-                  const uint8_t* const* panels, float* const* out) {
+                  const uint8_t* const* panels, int64_t ahead,
+                  float* const* out) {
     const int num_blocks = w.cols / kQuantBlock;
     // Of row 0's current block: activations, s, s_sum, sums.
     const uint8_t* row_s = a + w.cols;
@@ -63,6 +64,12 @@ struct Panel {
         scales[p] += Shape::kHalfBytes;
       }
       for (int b = 0; b < Shape::kGroup; ++b) {
+        if constexpr (kRows == 1) {
+#pragma GCC unroll 2
+          for (int p = 0; p < kPanels; ++p) {
+            PrefetchBlock<kBits>(codes[p] + ahead, scales[p] + ahead);
+          }
+        }
         __m512i dot[kPanels][kRows];
         DotBlock<kRows, kPanels>(a, a_stride, codes, scales, w.format.offset,
                                  row_sum, dot);

@@ -9,6 +9,9 @@
 #ifndef XCACHE_ENGINE_KERNELS_QUANT_MATMUL_SIMD_H_
 #define XCACHE_ENGINE_KERNELS_QUANT_MATMUL_SIMD_H_
 
+#ifndef XC_HINT
+#define XC_HINT _MM_HINT_T1
+#endif
 #include "engine/kernels/isa_tables.h"
 #include "engine/kernels/stream_simd.h"
 
@@ -87,6 +90,16 @@ XCACHE_INLINE Words CodesOf(const uint8_t* codes, int i) {
   return nibble | ((i <= 4 ? fifth << (4 - i) : fifth >> (i - 4)) & 0x1010);
 }
 
+// Asks for a block's codes and scales, to be used much later.
+template <int kBits>
+XCACHE_INLINE void PrefetchBlock(const uint8_t* codes, const uint8_t* scales) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kBits; ++i) {
+    _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64), XC_HINT);
+  }
+  _mm_prefetch(reinterpret_cast<const char*>(scales), XC_HINT);
+}
+
 // The two sums of a block of an activation row, at `p`.
 XCACHE_INLINE int32_t SumOf(const uint8_t* p) {
   int16_t sums[2];
@@ -102,7 +115,8 @@ XCACHE_INLINE int32_t BothSums(const uint8_t* p) {
 // out[p][r][16] = activation rows r from `a` times panel p, for as many rows
 // and panels as the function is for.
 using DotFn = void (*)(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,
-                       const uint8_t* const* panels, float* const* out);
+                       const uint8_t* const* panels, int64_t ahead,
+                       float* const* out);
 // [panels - 1][0, 1, 2 for 1, 2, 4 rows]
 struct DotFns {
   DotFn of[2][3];
@@ -136,12 +150,13 @@ template <typename Finish>
 XCACHE_INLINE void ForRowTiles(const DotFns& dots, const QuantRows& a,
                                int num_rows, const QuantMatrix& w,
                                const uint8_t* const* panels, int num_panels,
+                               int64_t ahead,
                                float* const* out, const Finish& finish) {
   for (int row = 0; row < num_rows;) {
     const int left = num_rows - row;
     const int size = left >= 4 ? 2 : left >= 2 ? 1 : 0;
     dots.of[num_panels - 1][size](a.data + row * a.stride, a.stride, w, panels,
-                                  out);
+                                  ahead, out);
     finish(row, 1 << size);
     row += 1 << size;
   }
@@ -182,7 +197,7 @@ void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
   alignas(64) float products[2][kRowsAtATime * kPanelCols];
   float* const to[2] = {products[0], products[1]};
   for (int panel = first; panel < last; panel += 2) {
-    StreamPanels(args.w, first, panel, last, step);
+    if (args.num_rows > 1) StreamPanels(args.w, first, panel, last, step);
     const int num_panels = last - panel >= 2 ? 2 : 1;
     const uint8_t* codes = args.w.data + panel * args.w.panel_bytes;
     const uint8_t* const panels[2] = {codes, codes + args.w.panel_bytes};
@@ -194,8 +209,8 @@ void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
                        args.out_stride);
       }
     };
-    ForRowTiles(dots, args.a, args.num_rows, args.w, panels, num_panels, to,
-                finish);
+    ForRowTiles(dots, args.a, args.num_rows, args.w, panels, num_panels,
+                2 * args.w.panel_bytes, to, finish);
   }
 }
 
@@ -224,8 +239,10 @@ void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
   alignas(64) float products[2][kRowsAtATime * kPanelCols];
   float* const to[2] = {products[0], products[1]};
   for (int panel = first; panel < last; ++panel) {
-    StreamPanels(args.gate, first, panel, last, gate_step);
-    StreamPanels(args.up, first, panel, last, up_step);
+    if (args.num_rows > 1) {
+      StreamPanels(args.gate, first, panel, last, gate_step);
+      StreamPanels(args.up, first, panel, last, up_step);
+    }
     const uint8_t* const panels[2] = {
         args.gate.data + panel * args.gate.panel_bytes,
         args.up.data + panel * args.up.panel_bytes};
@@ -242,14 +259,14 @@ void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
       }
     };
     if (alike) {
-      ForRowTiles(gate_dots, args.a, args.num_rows, args.gate, panels, 2, to,
-                  finish);
+      ForRowTiles(gate_dots, args.a, args.num_rows, args.gate, panels, 2,
+                  args.gate.panel_bytes, to, finish);
       continue;
     }
     for (int row = 0; row < args.num_rows; ++row) {
       const uint8_t* a = args.a.data + row * args.a.stride;
-      gate_dots.of[0][0](a, args.a.stride, args.gate, panels, to);
-      up_dots.of[0][0](a, args.a.stride, args.up, panels + 1, to + 1);
+      gate_dots.of[0][0](a, args.a.stride, args.gate, panels, 0, to);
+      up_dots.of[0][0](a, args.a.stride, args.up, panels + 1, 0, to + 1);
       finish(row, 1);
     }
   }

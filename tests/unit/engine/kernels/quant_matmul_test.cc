@@ -1,6 +1,7 @@
 #include "engine/kernels/quant_matmul.h"
 
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -27,9 +28,9 @@ constexpr QuantFormat kFormats[] = {
     {.bits = 8},
 };
 
-// Inputs in blocks that share scales, about as many as `k`.
+// Inputs as a format takes them: `k`, or 1, 2, 3, .. times 256 as k grows.
 int ColsOf(const QuantFormat& format, int k) {
-  return format.k_scales ? k * kSuperBlocks : k;
+  return format.k_scales ? 256 * (k / 64 + 1) : k;
 }
 
 std::string Name(const QuantFormat& f) {
@@ -154,12 +155,16 @@ TEST_P(QuantMatmulTest, QuantizedRowsAreWithinHalfAStep) {
   }
   EXPECT_EQ(codes[5], 127);
   for (int b = 0; b < 3; ++b) {
-    int sum = 0;
-    for (int i = 0; i < 32; ++i) sum += codes[b * 32 + i];
-    EXPECT_EQ(scales[3 + b], scales[b] * static_cast<float>(sum));
-    int32_t stored;
-    std::memcpy(&stored, a.rows.data + cols + 24 + b * 4, 4);
-    EXPECT_EQ(stored, sum);
+    int16_t sums[2], found[2];
+    for (int half = 0; half < 2; ++half) {
+      const int8_t* first = codes + b * 32 + half * 16;
+      sums[half] = static_cast<int16_t>(std::accumulate(first, first + 16, 0));
+    }
+    EXPECT_EQ(scales[3 + b],
+              scales[b] * static_cast<float>(sums[0] + sums[1]));
+    std::memcpy(found, a.rows.data + cols + 24 + b * 4, 4);
+    EXPECT_EQ(found[0], sums[0]);
+    EXPECT_EQ(found[1], sums[1]);
   }
 }
 
@@ -176,8 +181,8 @@ TEST_P(QuantMatmulTest, ValuesThatAreNotFiniteStayInRange) {
 TEST_P(QuantMatmulTest, EqualsReferenceForEveryFormatAndShape) {
   for (const QuantFormat& format : kFormats) {
     for (const int n : {1, 15, 16, 17, 40}) {
-      for (const int blocks : {32, 64, 160}) {
-        const int k = ColsOf(format, blocks);
+      for (const int least : {32, 64, 160}) {
+        const int k = ColsOf(format, least);
         const PackedMatrix w = Pack(format, n, k);
         for (int m = 1; m <= 17; ++m) {
           const std::vector<float> x =
