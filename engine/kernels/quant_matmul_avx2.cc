@@ -108,10 +108,10 @@ struct Panel {
           pairs, _mm256_set1_epi16(static_cast<int16_t>(-offset)));
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
+        int32_t sums;  // both of the block's
+        __builtin_memcpy(&sums, row_sum + r * a_stride, 4);
         dot[r] = _mm256_add_epi32(
-            dot[r],
-            _mm256_madd_epi16(
-                less, _mm256_set1_epi32(BothSums(row_sum + r * a_stride))));
+            dot[r], _mm256_madd_epi16(less, _mm256_set1_epi32(sums)));
       }
       return;
     }
@@ -125,8 +125,10 @@ struct Panel {
     if constexpr (Shape::kOffset) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const int sum = SumOf(row_sum + r * a_stride);
-        dot[r] = _mm256_add_epi32(dot[r], _mm256_set1_epi32(-offset * sum));
+        int sums[2];
+        LoadSums(row_sum + r * a_stride, sums);
+        dot[r] = _mm256_add_epi32(
+            dot[r], _mm256_set1_epi32(-offset * (sums[0] + sums[1])));
       }
     }
   }

@@ -1,5 +1,7 @@
 // The quantized product on AVX-512 with VNNI: vpdpbusd multiplies four codes of
 // each of 16 columns with four activations at a time.
+#include <utility>
+
 // The order of these includes matters.
 // clang-format off
 #include "engine/kernels/simd_avx512.h"
@@ -130,11 +132,15 @@ struct Panel {
     constexpr bool kTwoSets = kRows * kPanels <= 4 || Shape::kHalves;
     constexpr bool kHighNibbles = kBits == 4 && kTwoSets;
     __m512i other[kPanels][kRows];
-#pragma GCC unroll 2
-    for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        dot[p][r] = other[p][r] = _mm512_setzero_si512();
+    for (int r = 0; r < kRows; ++r) {
+      int sums[2] = {};
+      if constexpr (Shape::kOffset) LoadSums(row_sum + r * a_stride, sums);
+      if constexpr (!Shape::kHalves) sums[0] += std::exchange(sums[1], 0);
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p) {
+        dot[p][r] = _mm512_set1_epi32(-offset * sums[0]);
+        other[p][r] = _mm512_set1_epi32(-offset * sums[1]);
       }
     }
 #pragma GCC unroll 8
@@ -162,33 +168,23 @@ struct Panel {
     }
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
-      __m512i scale0, scale1, less;
-      if constexpr (Shape::kHalves) {  // pairs of int16
+      __m512i scale0, scale1;
+      if constexpr (Shape::kHalves) {
         const __m512i pairs = _mm512_cvtepi8_epi16(
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(factors[p])));
         scale0 = _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16);
         scale1 = _mm512_srai_epi32(pairs, 16);
-        less = _mm512_mullo_epi16(
-            pairs, _mm512_set1_epi16(static_cast<int16_t>(-offset)));
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         if constexpr (Shape::kHalves) {
           dot[p][r] = _mm512_add_epi32(_mm512_mullo_epi32(dot[p][r], scale0),
                                        _mm512_mullo_epi32(other[p][r], scale1));
-          dot[p][r] = _mm512_dpwssd_epi32(
-              dot[p][r], less,
-              _mm512_set1_epi32(BothSums(row_sum + r * a_stride)));
         } else if constexpr (kTwoSets) {
           if constexpr (kHighNibbles) {
             other[p][r] = _mm512_srai_epi32(other[p][r], 4);
           }
           dot[p][r] = _mm512_add_epi32(dot[p][r], other[p][r]);
-        }
-        if constexpr (Shape::kOffset && !Shape::kHalves) {
-          const int sum = SumOf(row_sum + r * a_stride);
-          dot[p][r] =
-              _mm512_add_epi32(dot[p][r], _mm512_set1_epi32(-offset * sum));
         }
       }
     }

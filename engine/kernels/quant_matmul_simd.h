@@ -9,6 +9,9 @@
 #ifndef XCACHE_ENGINE_KERNELS_QUANT_MATMUL_SIMD_H_
 #define XCACHE_ENGINE_KERNELS_QUANT_MATMUL_SIMD_H_
 
+#ifndef XC_STREAM
+#define XC_STREAM (args.num_rows > 1)
+#endif
 #ifndef XC_HINT
 #define XC_HINT _MM_HINT_T1
 #endif
@@ -101,17 +104,12 @@ XCACHE_INLINE void PrefetchBlock(const uint8_t* codes, const uint8_t* scales) {
 }
 
 // The two sums of a block of an activation row, at `p`.
-XCACHE_INLINE int32_t SumOf(const uint8_t* p) {
-  int16_t sums[2];
-  __builtin_memcpy(sums, p, 4);
-  return sums[0] + sums[1];
+XCACHE_INLINE void LoadSums(const uint8_t* p, int (&sums)[2]) {
+  int16_t both[2];
+  __builtin_memcpy(both, p, 4);
+  sums[0] = both[0];
+  sums[1] = both[1];
 }
-XCACHE_INLINE int32_t BothSums(const uint8_t* p) {
-  int32_t sums;
-  __builtin_memcpy(&sums, p, 4);
-  return sums;
-}
-
 // out[p][r][16] = activation rows r from `a` times panel p, for as many rows
 // and panels as the function is for.
 using DotFn = void (*)(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,
@@ -150,8 +148,8 @@ template <typename Finish>
 XCACHE_INLINE void ForRowTiles(const DotFns& dots, const QuantRows& a,
                                int num_rows, const QuantMatrix& w,
                                const uint8_t* const* panels, int num_panels,
-                               int64_t ahead,
-                               float* const* out, const Finish& finish) {
+                               int64_t ahead, float* const* out,
+                               const Finish& finish) {
   for (int row = 0; row < num_rows;) {
     const int left = num_rows - row;
     const int size = left >= 4 ? 2 : left >= 2 ? 1 : 0;
@@ -197,7 +195,7 @@ void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
   alignas(64) float products[2][kRowsAtATime * kPanelCols];
   float* const to[2] = {products[0], products[1]};
   for (int panel = first; panel < last; panel += 2) {
-    if (args.num_rows > 1) StreamPanels(args.w, first, panel, last, step);
+    if (XC_STREAM) StreamPanels(args.w, first, panel, last, step);
     const int num_panels = last - panel >= 2 ? 2 : 1;
     const uint8_t* codes = args.w.data + panel * args.w.panel_bytes;
     const uint8_t* const panels[2] = {codes, codes + args.w.panel_bytes};
@@ -239,7 +237,7 @@ void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
   alignas(64) float products[2][kRowsAtATime * kPanelCols];
   float* const to[2] = {products[0], products[1]};
   for (int panel = first; panel < last; ++panel) {
-    if (args.num_rows > 1) {
+    if (XC_STREAM) {
       StreamPanels(args.gate, first, panel, last, gate_step);
       StreamPanels(args.up, first, panel, last, up_step);
     }
