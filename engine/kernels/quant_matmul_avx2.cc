@@ -137,7 +137,7 @@ struct Panel {
   template <int kRows>
   static XCACHE_INLINE void DotHalf(const uint8_t* a, int64_t a_stride,
                                     const QuantMatrix& w, const uint8_t* panel,
-                                    int half, float* out) {
+                                    int half, int64_t ahead, float* out) {
     const int num_blocks = w.cols / kQuantBlock;
     const uint8_t* codes = panel + half * 32;
     const uint8_t* scales =
@@ -154,6 +154,7 @@ struct Panel {
       if constexpr (kMin) group_m = LoadHalves(scales + 32 + half * 16);
       scales += Shape::kHalfBytes;
       for (int b = 0; b < Shape::kGroup; ++b) {
+        if (ahead != 0) PrefetchBlock<kBits>(codes + ahead, scales + ahead);
         __m256i dot[kRows];
         DotBlock<kRows>(a, a_stride, codes, scales + half * 16, w.format.offset,
                         row_s + to_sum, dot);
@@ -194,11 +195,11 @@ struct Panel {
 
   template <int kRows, int kPanels>
   static void Dot(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,
-                  const uint8_t* const* panels, int64_t /*ahead*/,
+                  const uint8_t* const* panels, int64_t ahead,
                   float* const* out) {
     for (int p = 0; p < kPanels; ++p) {
-      DotHalf<kRows>(a, a_stride, w, panels[p], 0, out[p]);
-      DotHalf<kRows>(a, a_stride, w, panels[p], 1, out[p]);
+      DotHalf<kRows>(a, a_stride, w, panels[p], 0, ahead, out[p]);
+      DotHalf<kRows>(a, a_stride, w, panels[p], 1, 0, out[p]);
     }
   }
 };

@@ -66,7 +66,7 @@ struct Panel {
         scales[p] += Shape::kHalfBytes;
       }
       for (int b = 0; b < Shape::kGroup; ++b) {
-        if constexpr (kRows == 1) {
+        if (ahead != 0) {
 #pragma GCC unroll 2
           for (int p = 0; p < kPanels; ++p) {
             PrefetchBlock<kBits>(codes[p] + ahead, scales[p] + ahead);
