@@ -29,7 +29,6 @@ CpuForward::CpuForward(const Model& model, const CpuWeights& weights,
                        const Kernels& kernels, ThreadPool& pool,
                        const KvShape& shape)
     : hparams_(model.hparams()),
-      embedding_(model.token_embd()),
       weights_(weights),
       kernels_(kernels),
       pool_(pool),
@@ -131,7 +130,7 @@ void CpuForward::Embed(std::span<const ForwardItem> items) {
   float* out = x_.data();
   for (const ForwardItem& item : items) {
     for (TokenId token : item.tokens) {
-      DequantizeRow(embedding_, token, out);
+      weights_.Embedding(token, out);
       if (hparams_.embedding_scale != 1.0f) {
         for (int i = 0; i < hparams_.d_model; ++i) {
           out[i] *= hparams_.embedding_scale;

@@ -81,6 +81,10 @@ size_t CpuMatrix::bytes() const {
   return std::visit([](const auto& m) { return m.bytes(); }, packed_);
 }
 
+void CpuMatrix::Row(int row, float* out) const {
+  std::visit([&](const auto& m) { UnpackRow(m.view(), row, out); }, packed_);
+}
+
 void CpuMatrix::Multiply(const Kernels& kernels, const Activations& a,
                          int num_rows, int first, int last, Epilogue epilogue,
                          float* out, int64_t out_stride) const {
@@ -106,6 +110,14 @@ void CpuMatrix::Multiply(const Kernels& kernels, const Activations& a,
     args.out_stride = out_stride;
     args.epilogue = epilogue;
     kernels.float_matmul(args, first_panel, last_panel);
+  }
+}
+
+void CpuWeights::Embedding(TokenId token, float* out) const {
+  if (embedding.has_value()) {
+    DequantizeRow(*embedding, token, out);
+  } else {
+    output.Row(token, out);
   }
 }
 
@@ -158,9 +170,10 @@ absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
                              {from.w_down, &to.w_down, false}});
   }
   weights.output_norm = Vector(model.output_norm());
-  jobs.push_back(
-      {model.output(), &weights.output,
-       model.output().bytes.data() == model.token_embd().bytes.data()});
+  jobs.push_back({model.output(), &weights.output, false});
+  if (model.output().bytes.data() != model.token_embd().bytes.data()) {
+    weights.embedding = model.token_embd();
+  }
 
   Mutex mu;
   absl::Status status;  // the first error; guarded by mu

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -49,6 +50,9 @@ class CpuMatrix {
     return std::get<PackedMatrix>(packed_).view();
   }
 
+  // The weights of a row, [cols]: what DequantizeRow gives of the tensor.
+  void Row(int row, float* out) const;
+
   // out[num_rows, rows] (+)= a W^T, of output features [first, last) only.
   // REQUIRES: both are multiples of granule(), or rows().
   void Multiply(const Kernels& kernels, const Activations& a, int num_rows,
@@ -74,13 +78,17 @@ struct CpuWeights {
   std::vector<CpuLayer> layers;
   std::vector<float> output_norm;
   CpuMatrix output;
+  // Where the output has other weights; else its rows are the embedding too, so
+  // that these are held once.
+  std::optional<TensorView> embedding;
 
+  // [d_model]
+  void Embedding(TokenId token, float* out) const;
   int64_t bytes() const;
 };
 
 // `release_packed`: what was packed is given back by the model, each matrix as
-// soon as it was, but for those that are read again (the embedding, and what
-// codecs are made from).
+// soon as it was, but for those that codecs are made from.
 absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
                                        ThreadPool& pool,
                                        const ProgressFn& progress);

@@ -190,6 +190,40 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
   return result;
 }
 
+void UnpackRow(const QuantMatrix& w, int row, float* out) {
+  const QuantFormat& f = w.format;
+  const int num_blocks = w.cols / kQuantBlock;
+  const int group = f.k_scales ? kSuperBlocks : 1;
+  const int c = row % kPanelCols;
+  const uint8_t* codes = w.data + row / kPanelCols * w.panel_bytes;
+  const uint8_t* scales = codes + num_blocks * QuantCodeBytes(f);
+  const auto half = [&](int index) {
+    uint16_t bits;
+    std::memcpy(&bits, scales + index * 2, 2);
+    return F16ToF32(bits);
+  };
+  for (int b = 0; b < num_blocks; ++b, codes += QuantCodeBytes(f)) {
+    float d[2] = {half(c), half(c)};
+    float m = f.has_min ? half(kPanelCols + c) : 0.0f;
+    if (f.k_scales) {
+      const uint8_t* factors = scales + (f.has_min ? 64 : 32) + b % group * 32;
+      if (f.has_min) {
+        m *= static_cast<float>(factors[kPanelCols + c]);
+        d[0] = d[1] *= static_cast<float>(factors[c]);
+      } else {
+        d[0] *= static_cast<float>(static_cast<int8_t>(factors[2 * c]));
+        d[1] *= static_cast<float>(static_cast<int8_t>(factors[2 * c + 1]));
+      }
+    }
+    for (int k = 0; k < kQuantBlock; ++k) {
+      const int code = QuantCodeAt(f.bits, codes, c, k) - f.offset;
+      const float product = d[k / 16] * static_cast<float>(code);
+      *out++ = f.has_min ? product + m : product;
+    }
+    if (b % group == group - 1) scales += QuantScaleBytes(f);
+  }
+}
+
 namespace {
 
 int PaddedCols(int n) { return (n + kPanelCols - 1) / kPanelCols * kPanelCols; }
@@ -236,6 +270,20 @@ absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
     }
   }
   return result;
+}
+
+void UnpackRow(const FloatMatrix& b, int row, float* out) {
+  const auto* data = static_cast<const uint8_t*>(b.data);
+  for (int k = 0; k < b.k; ++k) {
+    const int64_t index = FloatIndex(b, k, row);
+    if (b.type == FloatType::kF32) {
+      std::memcpy(out + k, data + index * 4, 4);
+      continue;
+    }
+    uint16_t half;
+    std::memcpy(&half, data + index * 2, 2);
+    out[k] = b.type == FloatType::kF16 ? F16ToF32(half) : Bf16ToF32(half);
+  }
 }
 
 absl::StatusOr<PackedFloat> PackedFloat::FromMatrix(const float* b, int k,

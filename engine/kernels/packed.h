@@ -90,6 +90,10 @@ class PackedMatrix {
   AlignedBytes storage_;  // empty where an arena holds the weights
 };
 
+// The weights of a row, [cols], as they were before they were packed: what is
+// not exact is rounded once.
+void UnpackRow(const QuantMatrix& w, int row, float* out);
+
 // Packed B of out = A B.
 class PackedFloat {
  public:
@@ -120,6 +124,9 @@ class PackedFloat {
   FloatMatrix view_;
   AlignedBytes storage_;  // empty where an arena holds the weights
 };
+
+// Row `row` of the weights, [k], that FromWeightRows was given.
+void UnpackRow(const FloatMatrix& b, int row, float* out);
 
 }  // namespace xcache
 

@@ -70,6 +70,24 @@ struct QuantMatrix {
   return (f.has_min ? 64 : 32) + (f.k_scales ? kSuperBlocks * 32 : 0);
 }
 
+// The code of column `c` and element `k` of a block.
+[[gnu::always_inline]] inline int QuantCodeAt(int bits, const uint8_t* block,
+                                              int c, int k) {
+  const int chunk = k / 4;
+  const auto byte = [block, at = c * 4 + k % 4](int vector) -> int {
+    return block[vector * 64 + at];
+  };
+  if (bits == 8) return byte(chunk);
+  if (bits == 6) {
+    const int first = chunk / 4 * 3, i = chunk % 4;
+    if (i < 3) return byte(first + i) & 63;
+    return byte(first) >> 6 | byte(first + 1) >> 6 << 2 |
+           byte(first + 2) >> 6 << 4;
+  }
+  const int nibble = byte(chunk / 2) >> (chunk % 2 * 4) & 15;
+  return bits == 5 ? nibble | (byte(4) >> chunk & 1) << 4 : nibble;
+}
+
 [[gnu::always_inline]] inline int NumPanels(const QuantMatrix& w) {
   return (w.rows + kPanelCols - 1) / kPanelCols;
 }

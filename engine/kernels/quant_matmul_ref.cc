@@ -43,22 +43,6 @@ void QuantizeRows(const float* x, int64_t x_stride, int num_rows,
   }
 }
 
-int CodeAt(int bits, const uint8_t* block, int c, int k) {
-  const int chunk = k / 4;
-  const auto byte = [&](int vector) -> int {
-    return block[vector * 64 + c * 4 + k % 4];
-  };
-  if (bits == 8) return byte(chunk);
-  if (bits == 6) {
-    const int first = chunk / 4 * 3, i = chunk % 4;
-    if (i < 3) return byte(first + i) & 63;
-    return byte(first) >> 6 | byte(first + 1) >> 6 << 2 |
-           byte(first + 2) >> 6 << 4;
-  }
-  const int nibble = byte(chunk / 2) >> (chunk % 2 * 4) & 15;
-  return bits == 5 ? nibble | (byte(4) >> chunk & 1) << 4 : nibble;
-}
-
 float HalfAt(const uint8_t* scales, int index) {
   uint16_t half;
   std::memcpy(&half, scales + index * 2, 2);
@@ -80,7 +64,7 @@ float Dot(const QuantMatrix& w, const uint8_t* base, int n) {
   for (int b = 0; b < num_blocks; ++b) {
     int dot[2] = {};
     for (int k = 0; k < kQuantBlock; ++k) {
-      const int code = CodeAt(f.bits, panel + b * QuantCodeBytes(f), c, k);
+      const int code = QuantCodeAt(f.bits, panel + b * QuantCodeBytes(f), c, k);
       dot[k / 16] += codes[b * kQuantBlock + k] * (code - f.offset);
     }
     const uint8_t* scales = panel_scales + b / group * QuantScaleBytes(f);
