@@ -6,8 +6,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <variant>
 #include <vector>
 
@@ -28,14 +30,18 @@ struct Activations {
   QuantRows q;               // the same rows, quantized
 };
 
+using ReleaseFn = std::function<void(std::span<const uint8_t> bytes)>;
+
 // One weight matrix [rows, cols], quantized or floating-point.
 class CpuMatrix {
  public:
   CpuMatrix() = default;
   // INVALID_ARGUMENT names the tensor and what is wrong with it. `arena` must
-  // outlive the matrix.
+  // outlive the matrix. `release`, where not null, is told the parts of the
+  // tensor's bytes that are not read any more, all of them, in order.
   static absl::StatusOr<CpuMatrix> Pack(const TensorView& tensor,
-                                        WeightArena* arena);
+                                        WeightArena* arena,
+                                        const ReleaseFn& release = nullptr);
 
   bool quantized() const {
     return std::holds_alternative<PackedMatrix>(packed_);
@@ -87,8 +93,8 @@ struct CpuWeights {
   int64_t bytes() const;
 };
 
-// `release_packed`: what was packed is given back by the model, each matrix as
-// soon as it was, but for those that codecs are made from.
+// `release_packed`: what was packed is given back by the model, some MB at a
+// time as soon as they were, but for those that codecs are made from.
 absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
                                        ThreadPool& pool,
                                        const ProgressFn& progress);

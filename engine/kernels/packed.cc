@@ -52,12 +52,12 @@ size_t WeightArena::bytes() const {
 
 namespace {
 
-// Zeroed memory for a matrix, in `arena` or, where that is null, in `own`.
+// Memory for a matrix, in `arena` or, where that is null, in `own`; not
+// initialised, so that no page of it is there before it is written.
 uint8_t* MatrixMemory(size_t num_bytes, WeightArena* arena, AlignedBytes* own) {
-  if (arena == nullptr) *own = AlignedBytes(num_bytes);
-  uint8_t* data = arena == nullptr ? own->data() : arena->Allocate(num_bytes);
-  std::memset(data, 0, num_bytes);
-  return data;
+  if (arena != nullptr) return arena->Allocate(num_bytes);
+  *own = AlignedBytes(num_bytes);
+  return own->data();
 }
 
 bool ExactInF16(float x) {
@@ -164,6 +164,7 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
     uint8_t* panel = data + row / kPanelCols * view.panel_bytes;
     uint8_t* scales = panel + num_blocks * code_bytes;
     const int c = row % kPanelCols;
+    if (c == 0) std::memset(panel, 0, static_cast<size_t>(view.panel_bytes));
     float d = 0.0f, m = 0.0f;  // of the eight blocks
     for (int b = 0; b < num_blocks; ++b) {
       WeightBlock block;
@@ -260,6 +261,7 @@ absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
   PackedFloat result;
   result.view_ = {.k = cols, .n = rows, .type = type, .data = nullptr};
   uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
+  std::memset(data, 0, result.bytes());
   result.view_.data = data;
   std::vector<float> row_values(static_cast<size_t>(cols));
   for (int row = 0; row < rows; ++row) {

@@ -40,6 +40,33 @@ Tensor MakeTensor(GgufType type, int rows) {
 
 class GgufBlocksTest : public ::testing::TestWithParam<GgufType> {};
 
+TEST(CpuMatrixTest, ReleasesItsTensorInPartsThatTouch) {
+  constexpr int kRows = 12000;  // 6.5 MB of Q8_0, 24.6 MB of F32
+  for (GgufType type : {GgufType::kQ8_0, GgufType::kF32}) {
+    Tensor t;
+    t.bytes.resize(static_cast<size_t>(kRows) *
+                   (type == GgufType::kF32 ? kCols * 4 : kCols / 32 * 34));
+    t.view = {
+        "t",
+        type,
+        kRows,
+        kCols,
+        {reinterpret_cast<const uint8_t*>(t.bytes.data()), t.bytes.size()}};
+    WeightArena arena;
+    size_t end = 0;
+    int parts = 0;
+    const auto packed =
+        CpuMatrix::Pack(t.view, &arena, [&](std::span<const uint8_t> bytes) {
+          EXPECT_EQ(bytes.data(), t.view.bytes.data() + end);
+          end += bytes.size();
+          ++parts;
+        });
+    ASSERT_TRUE(packed.ok()) << packed.status();
+    EXPECT_EQ(end, t.bytes.size());
+    EXPECT_GT(parts, 1);
+  }
+}
+
 class PackedRowsTest : public ::testing::TestWithParam<GgufType> {};
 
 TEST_P(GgufBlocksTest, BlocksAreTheDequantizedWeights) {
