@@ -59,6 +59,8 @@ stage() {
     result=FAILED
     FAILED=1
     tail -n 80 "$log"
+    # GoogleTest says it in the midst of the other tests' lines.
+    grep -E -A 12 ': Failure$' "$log" | tail -n 60 || true
   fi
   grep -E '^(SKIPPED|skipped:)|tests passed|[0-9]+ passed' "$log" | tail -n 5 \
     || true

@@ -1,9 +1,10 @@
 // The table of the codecs' kernels of one instruction set: quantize, pack,
-// unpack, entropy coding. Every table gives the same bits. All functions are
-// thread-safe.
+// unpack, entropy coding, products of integers. Every table gives the same
+// bits. All functions are thread-safe.
 #ifndef XCACHE_ENGINE_KERNELS_CODEC_KERNELS_H_
 #define XCACHE_ENGINE_KERNELS_CODEC_KERNELS_H_
 
+#include "engine/kernels/int_matmul.h"
 #include "engine/kernels/isa.h"
 #include "engine/kernels/pack_bits.h"
 #include "engine/kernels/quantize_groups.h"
@@ -23,6 +24,9 @@ struct CodecKernels {
   ScaleRowsFn scale_rows = nullptr;
 
   RansDecodeFn rans_decode = nullptr;
+
+  IntMatmulFn int_matmul = nullptr;
+  RoundRowFn round_row = nullptr;
 };
 
 // REQUIRES: IsaSupported(isa).
@@ -32,12 +36,15 @@ const CodecKernels& GetCodecKernels(Isa isa);
 void AddQuantizeGroupsRef(CodecKernels* table);
 void AddPackBitsRef(CodecKernels* table);
 void AddRansRef(CodecKernels* table);
+void AddIntMatmulRef(CodecKernels* table);
 void AddQuantizeGroupsAvx2(CodecKernels* table);
 void AddPackBitsAvx2(CodecKernels* table);
 void AddRansAvx2(CodecKernels* table);
+void AddIntMatmulAvx2(CodecKernels* table);
 void AddQuantizeGroupsAvx512(CodecKernels* table);
 void AddPackBitsAvx512(CodecKernels* table);
 void AddRansAvx512(CodecKernels* table);
+void AddIntMatmulAvx512(CodecKernels* table);
 
 }  // namespace xcache
 

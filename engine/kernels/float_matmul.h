@@ -49,23 +49,6 @@ struct FloatMatmulArgs {
 using FloatMatmulFn = void (*)(const FloatMatmulArgs& args, int first,
                                int last);
 
-// out[M, N] += A[M, K] B[K, N] of an A that is mostly zeros: row r has the
-// values [row_starts[r], row_starts[r + 1]), at the columns `inner` of A. An
-// output is acc = fma(value, b, acc) over a row's values in their order, from
-// what `out` held: the same bits on every instruction set.
-struct SparseMatmulArgs {
-  const float* values = nullptr;
-  const int32_t* inner = nullptr;       // below b.k
-  const int32_t* row_starts = nullptr;  // [num_rows + 1]
-  int num_rows = 0;
-  FloatMatrix b;
-  float* out = nullptr;  // [num_rows, b.n]
-  int64_t out_stride = 0;
-};
-// Writes the columns of panels [first, last) and nothing else.
-using SparseMatmulFn = void (*)(const SparseMatmulArgs& args, int first,
-                                int last);
-
 }  // namespace xcache
 
 #endif  // XCACHE_ENGINE_KERNELS_FLOAT_MATMUL_H_

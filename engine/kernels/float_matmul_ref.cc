@@ -42,33 +42,11 @@ void FloatMatmul(const FloatMatmulArgs& args, int first, int last) {
   }
 }
 
-void SparseMatmul(const SparseMatmulArgs& args, int first, int last) {
-  const FloatMatrix& b = args.b;
-  for (int panel = first; panel < last; ++panel) {
-    const int begin = panel * kFloatPanelCols;
-    const int left = b.n - begin;
-    const int cols = left < kFloatPanelCols ? left : kFloatPanelCols;
-    const int width = (cols + kPanelCols - 1) / kPanelCols * kPanelCols;
-    for (int row = 0; row < args.num_rows; ++row) {
-      float* out = args.out + row * args.out_stride + begin;
-      for (int c = 0; c < cols; ++c) {
-        for (int32_t i = args.row_starts[row]; i < args.row_starts[row + 1];
-             ++i) {
-          const int64_t index = static_cast<int64_t>(begin) * b.k +
-                                static_cast<int64_t>(args.inner[i]) * width + c;
-          out[c] = std::fma(args.values[i], ElementAt(b, index), out[c]);
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 
 void AddFloatMatmulRef(Kernels* table) {
   table->float_row_tile = 1;
   table->float_matmul = FloatMatmul;
-  table->sparse_matmul = SparseMatmul;
 }
 
 }  // namespace xcache

@@ -101,82 +101,9 @@ void FloatMatmul(const FloatMatmulArgs& args, int first, int last) {
   }
 }
 
-// A row of `args`, times 16 * kVecs columns at `b`, of which `cols` are real.
-template <int kVecs, FloatType kType>
-void SparseTile(const SparseMatmulArgs& args, int row,
-                const typename Element<kType>::Type* b, int64_t ldb, int begin,
-                int cols) {
-  float* out = args.out + row * args.out_stride + begin;
-  F acc[kVecs];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVecs; ++v) {
-    const int left = cols - v * 16;
-    acc[v] = left >= 16 ? Load(out + v * 16) : LoadN(out + v * 16, left);
-  }
-  const int32_t end = args.row_starts[row + 1];
-  for (int32_t i = args.row_starts[row]; i < end; ++i) {
-    const F value = Set1(args.values[i]);
-    const auto* columns = b + args.inner[i] * ldb;
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      acc[v] = Fma(value, Element<kType>::LoadVec(columns + v * 16), acc[v]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < kVecs; ++v) {
-    const int left = cols - v * 16;
-    if (left >= 16) {
-      Store(acc[v], out + v * 16);
-    } else {
-      StoreN(acc[v], out + v * 16, left);
-    }
-  }
-}
-
-template <FloatType kType>
-void SparsePanels(const SparseMatmulArgs& args, int first, int last) {
-  using T = typename Element<kType>::Type;
-  for (int panel = first; panel < last; ++panel) {
-    const int begin = panel * kFloatPanelCols;
-    const int left = args.b.n - begin;
-    const int cols = left < kFloatPanelCols ? left : kFloatPanelCols;
-    const int vecs = (cols + 15) / 16;
-    const T* b = reinterpret_cast<const T*>(args.b.data) +
-                 static_cast<int64_t>(begin) * args.b.k;
-    for (int row = 0; row < args.num_rows; ++row) {
-      switch (vecs) {
-        case 4:
-          SparseTile<4, kType>(args, row, b, 64, begin, cols);
-          break;
-        case 3:
-          SparseTile<3, kType>(args, row, b, 48, begin, cols);
-          break;
-        case 2:
-          SparseTile<2, kType>(args, row, b, 32, begin, cols);
-          break;
-        default:
-          SparseTile<1, kType>(args, row, b, 16, begin, cols);
-          break;
-      }
-    }
-  }
-}
-
-void SparseMatmul(const SparseMatmulArgs& args, int first, int last) {
-  switch (args.b.type) {
-    case FloatType::kF32:
-      return SparsePanels<FloatType::kF32>(args, first, last);
-    case FloatType::kF16:
-      return SparsePanels<FloatType::kF16>(args, first, last);
-    case FloatType::kBF16:
-      return SparsePanels<FloatType::kBF16>(args, first, last);
-  }
-}
-
 XCACHE_INLINE void SetFloatMatmul(Kernels* table) {
   table->float_row_tile = kRowTile;
   table->float_matmul = FloatMatmul;
-  table->sparse_matmul = SparseMatmul;
 }
 
 }  // namespace

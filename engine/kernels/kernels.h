@@ -26,7 +26,6 @@ struct Kernels {
   QuantMatmulFn quant_matmul = nullptr;
   QuantGateUpFn quant_gate_up = nullptr;
   FloatMatmulFn float_matmul = nullptr;
-  SparseMatmulFn sparse_matmul = nullptr;
 
   RmsNormFn rms_norm = nullptr;
   SiluMulFn silu_mul = nullptr;

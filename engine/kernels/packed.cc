@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
 #include "engine/kernels/scalar_math.h"
 
 namespace xcache {
@@ -294,6 +295,69 @@ absl::StatusOr<PackedFloat> PackedFloat::FromMatrix(const float* b, int k,
   return FromWeightRows(n, k, FloatType::kF32, [&](int row, float* out) {
     for (int i = 0; i < k; ++i) out[i] = b[i * k_stride + row * n_stride];
   });
+}
+
+absl::StatusOr<PackedInt> PackedInt::Make(int k, int n, IntType type) {
+  if (k < 1 || n < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a matrix has k = ", k, ", n = ", n, ": expected both to be positive"));
+  }
+  PackedInt result;
+  IntMatrix& view = result.view_;
+  view = {.k = k, .n = n, .type = type};
+  const size_t columns =
+      static_cast<size_t>(NumPanels(view)) * size_t{kIntPanelCols};
+  const size_t num_bytes = columns * static_cast<size_t>(result.row_bytes());
+  uint8_t* data = MatrixMemory(num_bytes, nullptr, &result.storage_);
+  std::memset(data, 0, num_bytes);
+  view.data = data;
+  if (type == IntType::kI8) {
+    result.col_sums_.resize(columns);
+    view.col_sums = result.col_sums_.data();
+  }
+  return result;
+}
+
+void PackedInt::Place(int row, int column, int16_t value) {
+  const int per_step = view_.type == IntType::kI16 ? 2 : 4;
+  const int64_t step =
+      int64_t{column / kIntPanelCols} * NumSteps(view_) + row / per_step;
+  uint8_t* four =
+      storage_.data() + (step * kIntPanelCols + column % kIntPanelCols) * 4;
+  if (view_.type == IntType::kI16) {
+    reinterpret_cast<int16_t*>(four)[row % 2] = value;
+  } else {
+    reinterpret_cast<int8_t*>(four)[row % 4] = static_cast<int8_t>(value);
+    col_sums_[static_cast<size_t>(column)] += value;
+  }
+}
+
+absl::StatusOr<PackedInt> PackedInt::FromRows(
+    int k, int n, IntType type,
+    const std::function<void(int row, int16_t* out)>& fill) {
+  XC_ASSIGN_OR_RETURN(PackedInt result, Make(k, n, type));
+  std::vector<int16_t> values(static_cast<size_t>(n));
+  for (int row = 0; row < k; ++row) {
+    fill(row, values.data());
+    for (int column = 0; column < n; ++column) {
+      result.Place(row, column, values[static_cast<size_t>(column)]);
+    }
+  }
+  return result;
+}
+
+absl::StatusOr<PackedInt> PackedInt::FromColumns(
+    int k, int n, IntType type,
+    const std::function<void(int column, int16_t* out)>& fill) {
+  XC_ASSIGN_OR_RETURN(PackedInt result, Make(k, n, type));
+  std::vector<int16_t> values(static_cast<size_t>(k));
+  for (int column = 0; column < n; ++column) {
+    fill(column, values.data());
+    for (int row = 0; row < k; ++row) {
+      result.Place(row, column, values[static_cast<size_t>(row)]);
+    }
+  }
+  return result;
 }
 
 }  // namespace xcache

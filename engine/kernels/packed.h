@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "engine/base/mutex.h"
 #include "engine/kernels/float_matmul.h"
+#include "engine/kernels/int_matmul.h"
 #include "engine/kernels/quant_matmul.h"
 
 namespace xcache {
@@ -127,6 +128,35 @@ class PackedFloat {
 
 // Row `row` of the weights, [k], that FromWeightRows was given.
 void UnpackRow(const FloatMatrix& b, int row, float* out);
+
+// Packed B of int_matmul.h.
+class PackedInt {
+ public:
+  PackedInt() = default;
+  // `fill(row, out)` yields a row of B, [n]. INVALID_ARGUMENT: a shape that is
+  // not positive.
+  static absl::StatusOr<PackedInt> FromRows(
+      int k, int n, IntType type,
+      const std::function<void(int row, int16_t* out)>& fill);
+  // `fill(column, out)` yields a column of B, [k].
+  static absl::StatusOr<PackedInt> FromColumns(
+      int k, int n, IntType type,
+      const std::function<void(int column, int16_t* out)>& fill);
+
+  const IntMatrix& view() const { return view_; }
+  int n() const { return view_.n; }
+  int num_panels() const { return NumPanels(view_); }
+  // Bytes of a row of A.
+  int64_t row_bytes() const { return 4 * int64_t{NumSteps(view_)}; }
+
+ private:
+  static absl::StatusOr<PackedInt> Make(int k, int n, IntType type);
+  void Place(int row, int column, int16_t value);
+
+  IntMatrix view_;
+  AlignedBytes storage_;
+  std::vector<int32_t> col_sums_;
+};
 
 }  // namespace xcache
 

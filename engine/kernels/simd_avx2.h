@@ -77,6 +77,12 @@ XCACHE_INLINE void StoreI8(F a, int8_t* p) {
                    _mm_packs_epi16(_mm256_castsi256_si128(words),
                                    _mm256_extracti128_si256(words, 1)));
 }
+XCACHE_INLINE void StoreI16(F a, int16_t* p) {
+  const __m256i mixed =
+      _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_permute4x64_epi64(mixed, 0xd8));
+}
 
 XCACHE_INLINE F Add(F a, F b) {
   return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};

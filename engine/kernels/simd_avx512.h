@@ -60,6 +60,11 @@ XCACHE_INLINE void StoreI8(F a, int8_t* p) {
                    _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 
+XCACHE_INLINE void StoreI16(F a, int16_t* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a.v)));
+}
+
 XCACHE_INLINE F Add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 XCACHE_INLINE F Sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
 XCACHE_INLINE F Mul(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }

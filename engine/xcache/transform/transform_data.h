@@ -10,7 +10,9 @@
 //   c = ([y | -z] E^T) / step       E: encode
 //   q: c rounded
 //   y^ = [z | q step] D             D: decode
-// D's first rows are the prediction's, the others the transform's.
+// D's first rows are the prediction's, the others the transform's. The codec
+// rounds P and D to integers (group_coder.h), and encodes what is left of y
+// after the prediction that comes of them, which needs E's first columns only.
 #ifndef XCACHE_ENGINE_XCACHE_TRANSFORM_TRANSFORM_DATA_H_
 #define XCACHE_ENGINE_XCACHE_TRANSFORM_TRANSFORM_DATA_H_
 

@@ -42,61 +42,6 @@ class FloatMatmulTest : public KernelTest {
 };
 XCACHE_FOR_EVERY_ISA(FloatMatmulTest);
 
-TEST_P(FloatMatmulTest, SparseEqualsReferenceForEveryShape) {
-  for (const FloatType type :
-       {FloatType::kF32, FloatType::kF16, FloatType::kBF16}) {
-    for (const int n : {1, 15, 16, 17, 33, 48, 50, 63, 64, 65, 130}) {
-      for (const int k : {1, 7, 64}) {
-        const PackedFloat b = Pack(type, k, n, Values::kNormal);
-        constexpr int kRows = 5;
-        const std::vector<float> values =
-            MakeValues(Values::kOutlier, static_cast<size_t>(kRows * k), 13);
-        // Row r has every (r + 1)th value; the last has none.
-        std::vector<float> kept;
-        std::vector<int32_t> inner, starts = {0};
-        for (int r = 0; r < kRows; ++r) {
-          for (int i = 0; i < k && r + 1 < kRows; i += r + 1) {
-            kept.push_back(values[static_cast<size_t>(r * k + i)]);
-            inner.push_back(i);
-          }
-          starts.push_back(static_cast<int32_t>(kept.size()));
-        }
-        const auto multiply = [&](const Kernels& table, float* out) {
-          SparseMatmulArgs args;
-          args.values = kept.data();
-          args.inner = inner.data();
-          args.row_starts = starts.data();
-          args.num_rows = kRows;
-          args.b = b.view();
-          args.out = out;
-          args.out_stride = n + 5;
-          table.sparse_matmul(args, 0, b.num_panels() / 2);
-          table.sparse_matmul(args, b.num_panels() / 2, b.num_panels());
-        };
-        Guarded want(OutSize(kRows, n), 0, 0.25f);
-        Guarded out(OutSize(kRows, n), static_cast<size_t>(n % 3), 0.25f);
-        multiply(ref(), want.data());
-        multiply(kernels(), out.data());
-        ASSERT_TRUE(SameBits(want.Get(), out.Get())) << n << " " << k;
-        // As many fused multiply-adds as the full product has, from 0.25.
-        for (int c = 0; c < n; ++c) {
-          float expected = 0.25f;
-          for (int i = starts[1]; i < starts[2]; ++i) {
-            std::vector<float> row(static_cast<size_t>(k), 0.0f),
-                one(OutSize(1, n));
-            row[static_cast<size_t>(inner[static_cast<size_t>(i)])] = 1.0f;
-            Multiply(ref(), row, 0, 1, b, Epilogue::kStore, one.data());
-            expected = std::fma(kept[static_cast<size_t>(i)],
-                                one[static_cast<size_t>(c)], expected);
-          }
-          ASSERT_EQ(want.Get()[static_cast<size_t>(n + 5 + c)], expected);
-          if (c == 2) break;
-        }
-      }
-    }
-  }
-}
-
 TEST_P(FloatMatmulTest, EqualsReferenceForEveryShape) {
   for (const FloatType type :
        {FloatType::kF32, FloatType::kF16, FloatType::kBF16}) {
