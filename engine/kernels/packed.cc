@@ -276,15 +276,14 @@ absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
 }
 
 void UnpackRow(const FloatMatrix& b, int row, float* out) {
-  const auto* data = static_cast<const uint8_t*>(b.data);
   for (int k = 0; k < b.k; ++k) {
     const int64_t index = FloatIndex(b, k, row);
     if (b.type == FloatType::kF32) {
-      std::memcpy(out + k, data + index * 4, 4);
+      std::memcpy(out + k, b.data + index * 4, 4);
       continue;
     }
     uint16_t half;
-    std::memcpy(&half, data + index * 2, 2);
+    std::memcpy(&half, b.data + index * 2, 2);
     out[k] = b.type == FloatType::kF16 ? F16ToF32(half) : Bf16ToF32(half);
   }
 }
