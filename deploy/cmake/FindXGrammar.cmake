@@ -26,12 +26,30 @@ find_package_handle_standard_args(XGrammar REQUIRED_VARS _include)
 if(NOT TARGET xgrammar::xgrammar)
   file(GLOB _files ${_source}/cpp/*.cc ${_source}/cpp/converter_ext/*.cc
     ${_source}/cpp/support/*.cc)
+
+  # Version 0.2.9 keeps a pointer into a list of rules that grows meanwhile, and reads
+  # the name there when it refuses a regular expression: a copy of the rule stays.
+  set(_faulty ${_source}/cpp/grammar_functor.cc)
+  set(_mended ${CMAKE_CURRENT_BINARY_DIR}/xgrammar/grammar_functor.cc)
+  set(_line "auto& rule = grammar->GetRule(rule_id);\n  return BuildExpressionFSM(")
+  file(READ ${_faulty} _before)
+  string(REPLACE "${_line}" "auto rule = grammar->GetRule(rule_id);\n  return BuildExpressionFSM("
+    _after "${_before}")
+  if(_after STREQUAL _before)
+    message(FATAL_ERROR "xgrammar: ${_faulty} is not the version that "
+      "deploy/get_xgrammar.sh names: expected in it ${_line}")
+  endif()
+  file(CONFIGURE OUTPUT ${_mended} CONTENT "${_after}" @ONLY)
+  list(REMOVE_ITEM _files ${_faulty})
+  list(APPEND _files ${_mended})
+
   add_library(xgrammar STATIC EXCLUDE_FROM_ALL ${_files})
   add_library(xgrammar::xgrammar ALIAS xgrammar)
   target_compile_features(xgrammar PRIVATE cxx_std_17)
   set_target_properties(xgrammar PROPERTIES CXX_STANDARD 17)
   target_include_directories(xgrammar SYSTEM PUBLIC ${_source}/include
     ${_source}/3rdparty/dlpack/include ${_source}/3rdparty/picojson)
+  target_include_directories(xgrammar SYSTEM PRIVATE ${_source}/cpp)
   # Its warnings are not ours, nor is what UBSan says of it.
   target_compile_options(xgrammar PRIVATE -w)
   if(XCACHE_SANITIZE)

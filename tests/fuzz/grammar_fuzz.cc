@@ -71,6 +71,7 @@ std::vector<std::string> XcacheFuzzSeeds() {
       R"(s{"patternProperties":{"^a":{"const":[1,"b"]}},"minProperties":1})",
       R"(r[a-z]{2,5}(\.\d+)?|(x|yz)*)",
       "r^\\w+[^\\s]?.$",
+      "r[a-z]{205}(a|?b)",
       "cyes\nno\n\"q\"\\",
   };
 }

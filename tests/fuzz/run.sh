@@ -32,7 +32,7 @@ fuzz_one() {
   else
     tail -n 40 "$log"
     echo "$name: FINDING"
-    return 1
+    return 255  # xargs starts no other
   fi
 }
 export -f fuzz_one

@@ -82,7 +82,6 @@ struct Group {
 
   size_t first_layer = 0;
   GroupCoder coder;
-  TransformLevel::Group level;
 };
 
 class TransformCodec final : public DependentLayers {
@@ -105,8 +104,8 @@ class TransformCodec final : public DependentLayers {
         rms_norm_eps_(sources.rms_norm_eps),
         kernels_(GetKernels(isa)),
         codec_kernels_(GetCodecKernels(isa)) {
-    for (const Group& group : groups_) {
-      models_.emplace_back(group.level.expectations);
+    for (const TransformLevel::Group& group : level.groups) {
+      models_.emplace_back(group.expectations);
     }
     expected_bytes_ = std::min(kSymbolsAt + ExpectSymbolBytes(level, tables_),
                                this->plan().bytes());
@@ -498,7 +497,7 @@ class TransformCodec final : public DependentLayers {
   const SymbolTables tables_;
   const RowCorrector corrector_;
   const KvProjections first_layer_;
-  const std::function<void(TokenId token, float* out)> embedding_;
+  const EmbeddingFn embedding_;
   const float rms_norm_eps_;
   const Kernels& kernels_;
   const CodecKernels& codec_kernels_;
@@ -537,8 +536,7 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeXquantTc(
     XC_ASSIGN_OR_RETURN(
         GroupCoder coder,
         GroupCoder::Create(data, g, level.groups[g], GetCodecKernels(isa)));
-    groups.push_back(
-        {data.groups[g].first_layer, std::move(coder), level.groups[g]});
+    groups.push_back({data.groups[g].first_layer, std::move(coder)});
   }
   XC_ASSIGN_OR_RETURN(RowCorrector corrector,
                       RowCorrector::Create(data, level, GetKernels(isa)));
