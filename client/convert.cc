@@ -155,6 +155,7 @@ void ToProto(const GenerationParams& params, v1::GenerationParams* out) {
   out->set_logprobs(params.logprobs);
   out->set_no_cache(params.no_cache);
   out->set_ignore_eos(params.ignore_eos);
+  out->set_speculate(params.speculate);
 }
 
 v1::ChatRequest ToProto(const ChatRequest& request) {
@@ -224,6 +225,8 @@ void FromProto(const v1::Final& final, Answer* answer) {
   answer->stop = final.stop();
   answer->prompt_tokens = final.prompt_tokens();
   answer->generated_tokens = final.generated_tokens();
+  answer->drafted_tokens = final.drafted_tokens();
+  answer->accepted_tokens = final.accepted_tokens();
   answer->prefilled_tokens = final.prefilled_tokens();
   answer->reused = FromProto(final.reused());
   answer->durability = FromProto(final.durability());

@@ -40,6 +40,8 @@ struct GenerationParams {
   uint32_t logprobs = 0;
   bool no_cache = false;    // neither look up nor keep pages
   bool ignore_eos = false;  // go on at the end token
+  // "ngram" or "off"; empty: as the server has it. Changes no answer.
+  std::string speculate = {};
 };
 
 struct TokenLogprob {
@@ -99,6 +101,8 @@ struct Answer {
   std::string stop = {};  // the stop string that ended it
   uint64_t prompt_tokens = 0;
   uint64_t generated_tokens = 0;
+  uint64_t drafted_tokens = 0;   // see inference.proto
+  uint64_t accepted_tokens = 0;  // those of them that the answer took
   uint64_t prefilled_tokens = 0;
   ReusedTokens reused = {};
   Durability durability = Durability::kNone;

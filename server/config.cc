@@ -358,6 +358,10 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   option("--answers-bytes", "XCACHE_ANSWERS_BYTES", raw.answers_bytes,
          "Memory for the tokens of answers, for histories that are sent again "
          "as text; 0: they are tokenized anew");
+  option("--speculate", "XCACHE_SPECULATE", config.speculate,
+         "Answers drafted from what was said before, where that is sooner: "
+         "ngram, off, or auto: ngram on the CPU")
+      ->check(CLI::IsMember({"auto", "ngram", "off"}));
   option("--max-codecs", "XCACHE_MAX_CODECS", config.max_codecs,
          "Codecs open at once; one more closes the one used longest ago")
       ->check(CLI::Range(1, 1 << 10));

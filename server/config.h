@@ -53,6 +53,7 @@ struct Config {
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;
   int batch_rows = 128;
+  std::string speculate = "auto";  // auto, ngram or off
 
   int max_connections = 1024;
   int max_connections_per_peer = 0;  // 0: half of them

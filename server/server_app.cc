@@ -374,6 +374,10 @@ class ServerAppImpl final : public ServerApp {
     options.step_rows = config_.batch_rows;
     options.answers_bytes = static_cast<int64_t>(
         std::min(config_.answers_bytes, config_.memory_bytes));
+    // On a GPU the bits of a row may depend on how many there are.
+    options.speculate = config_.speculate == "ngram" ||
+                        (config_.speculate == "auto" &&
+                         engine_->info().device.starts_with("cpu"));
     options.max_codecs = config_.max_codecs;
     options.max_queue_requests = config_.max_queue_requests;
     options.max_queue_tokens = config_.max_queue_tokens;

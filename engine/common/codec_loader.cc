@@ -31,10 +31,12 @@ uint16_t PageVersion(const Codec& codec) {
 }
 
 CodecLoader::CodecLoader(std::shared_ptr<const Model> model,
-                         std::string profile_dir, Isa isa)
+                         std::string profile_dir, Isa isa,
+                         EmbeddingFn embedding)
     : model_(std::move(model)),
       profile_dir_(std::move(profile_dir)),
-      isa_(isa) {}
+      isa_(isa),
+      embedding_(std::move(embedding)) {}
 
 std::shared_ptr<const Profile> CodecLoader::Known(ProfileKind kind) const {
   MutexLock lock(mu_);
@@ -69,8 +71,9 @@ absl::StatusOr<LoadedCodec> CodecLoader::Load(std::string_view spec_text,
   XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
   LoadedCodec loaded;
   XC_ASSIGN_OR_RETURN(loaded.profile, ProfileFor(spec, progress));
-  XC_ASSIGN_OR_RETURN(loaded.codec,
-                      MakeCodec(spec, *model_, loaded.profile.get(), isa_));
+  XC_ASSIGN_OR_RETURN(
+      loaded.codec,
+      MakeCodec(spec, *model_, loaded.profile.get(), isa_, embedding_));
   loaded.spec = loaded.codec->spec().ToString();
   loaded.cache_fp =
       CacheFp(model_->fingerprint(), loaded.spec, loaded.profile.get(),

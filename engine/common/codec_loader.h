@@ -41,8 +41,9 @@ struct LoadedCodec {
 // it, and by no other.
 class CodecLoader {
  public:
+  // `embedding`: MakeCodec's.
   CodecLoader(std::shared_ptr<const Model> model, std::string profile_dir,
-              Isa isa);
+              Isa isa, EmbeddingFn embedding = nullptr);
   absl::StatusOr<LoadedCodec> Load(std::string_view spec,
                                    const ProgressFn& progress);
   // Makes or loads the profile that `spec` needs.
@@ -61,6 +62,7 @@ class CodecLoader {
   const std::shared_ptr<const Model> model_;
   const std::string profile_dir_;
   const Isa isa_;
+  const EmbeddingFn embedding_;
 
   Mutex making_;  // held while a profile is made; before mu_
   mutable Mutex mu_;

@@ -26,7 +26,10 @@ CpuEngine::CpuEngine(std::shared_ptr<const Model> model, Isa isa,
       shape_(ShapeOf(model_->hparams())),
       arena_(std::make_shared<KvArena>(shape_.tile_bytes())),
       pool_(num_threads),
-      loader_(model_, std::move(profile_dir), isa) {}
+      loader_(model_, std::move(profile_dir), isa,
+              [this](TokenId token, float* out) {
+                weights_.Embedding(token, out);
+              }) {}
 
 absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
     std::shared_ptr<const Model> model, Isa isa, int num_threads,
@@ -50,8 +53,8 @@ absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
   info = DescribeModel(*engine->model_);
   info.device = absl::StrCat("cpu/", std::string(IsaName(isa)));
   // One id for all instruction sets: the kernels' tests hold them to the same
-  // bits.
-  info.numerics_id = absl::StrCat("xcache-", XCACHE_VERSION, "/cpu");
+  // bits. 2: Q6_K weights have the file's values, where 1 requantized them.
+  info.numerics_id = absl::StrCat("xcache-", XCACHE_VERSION, "/cpu/2");
   info.weight_bytes = engine->weights_.bytes();
   return engine;
 }

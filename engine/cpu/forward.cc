@@ -20,9 +20,7 @@ bool Fusable(const CpuMatrix& gate, const CpuMatrix& up) {
   if (!gate.quantized() || !up.quantized()) return false;
   const QuantMatrix& g = gate.quant();
   const QuantMatrix& u = up.quant();
-  return g.rows == u.rows && g.cols == u.cols && g.u8 == u.u8 &&
-         g.f32_scales == u.f32_scales && g.has_min == u.has_min &&
-         g.offset == u.offset;
+  return g.rows == u.rows && g.cols == u.cols && g.format == u.format;
 }
 
 }  // namespace
@@ -31,7 +29,6 @@ CpuForward::CpuForward(const Model& model, const CpuWeights& weights,
                        const Kernels& kernels, ThreadPool& pool,
                        const KvShape& shape)
     : hparams_(model.hparams()),
-      embedding_(model.token_embd()),
       weights_(weights),
       kernels_(kernels),
       pool_(pool),
@@ -133,7 +130,7 @@ void CpuForward::Embed(std::span<const ForwardItem> items) {
   float* out = x_.data();
   for (const ForwardItem& item : items) {
     for (TokenId token : item.tokens) {
-      DequantizeRow(embedding_, token, out);
+      weights_.Embedding(token, out);
       if (hparams_.embedding_scale != 1.0f) {
         for (int i = 0; i < hparams_.d_model; ++i) {
           out[i] *= hparams_.embedding_scale;

@@ -93,7 +93,6 @@ class CpuForward {
   void ForColumns(std::span<const CpuMatrix* const> matrices, const Fn& fn);
 
   const HyperParams& hparams_;
-  const TensorView embedding_;
   const CpuWeights& weights_;
   const Kernels& kernels_;
   ThreadPool& pool_;

@@ -57,10 +57,9 @@ void ScaleMinK4(int j, const uint8_t* s, int* scale, int* min) {
 // qs[128]}: sub-block j of 32 has the low nibbles of qs[32 (j/2) ...] where j
 // is even, else the high ones; its fifth bits are bit j of qh[0..31].
 void ReadK45(const uint8_t* super, int j, bool five, WeightBlock* out) {
-  int scale, min;
-  ScaleMinK4(j, super + 4, &scale, &min);
-  out->d = ReadHalf(super) * static_cast<float>(scale);
-  out->m = -(ReadHalf(super + 2) * static_cast<float>(min));
+  ScaleMinK4(j, super + 4, &out->scales[0], &out->scales[1]);
+  out->d = ReadHalf(super);
+  out->m = -ReadHalf(super + 2);
   const uint8_t* qh = super + 16;
   const uint8_t* qs = super + (five ? 48 : 16) + 32 * (j / 2);
   for (int i = 0; i < 32; ++i) {
@@ -77,16 +76,15 @@ void ReadQ6K(const uint8_t* super, int j, WeightBlock* out) {
   const int half = j / 4, quarter = j % 4;
   const uint8_t* ql = super + 64 * half + 32 * (quarter % 2);
   const uint8_t* qh = super + 128 + 32 * half;
-  const auto* scales = reinterpret_cast<const int8_t*>(super + 192 + 8 * half);
-  const float d = ReadHalf(super + 208);
-  float weights[32];
+  const auto* scales = reinterpret_cast<const int8_t*>(super + 192 + 2 * j);
+  out->d = ReadHalf(super + 208);
+  out->scales[0] = scales[0];
+  out->scales[1] = scales[1];
   for (int i = 0; i < 32; ++i) {
     const int low = quarter < 2 ? ql[i] & 15 : ql[i] >> 4;
-    const int code = low | ((qh[i] >> (2 * quarter)) & 3) << 4;
-    const int scale = scales[2 * quarter + i / 16];
-    weights[i] = d * static_cast<float>(scale) * static_cast<float>(code - 32);
+    out->codes[i] =
+        static_cast<uint8_t>(low | ((qh[i] >> (2 * quarter)) & 3) << 4);
   }
-  RequantizeBlock(weights, out);
 }
 
 }  // namespace
@@ -98,17 +96,17 @@ std::optional<QuantFormat> PackedFormatOf(GgufType type) {
     case GgufType::kQ4_1:
       return QuantFormat{.bits = 4, .has_min = true};
     case GgufType::kQ5_0:
-      return QuantFormat{.bits = 8, .offset = 16};
+      return QuantFormat{.bits = 5, .offset = 16};
     case GgufType::kQ5_1:
-      return QuantFormat{.bits = 8, .has_min = true};
+      return QuantFormat{.bits = 5, .has_min = true};
     case GgufType::kQ8_0:
       return QuantFormat{.bits = 8, .offset = 128};
     case GgufType::kQ4_K:
-      return QuantFormat{.bits = 4, .has_min = true, .f32_scales = true};
+      return QuantFormat{.bits = 4, .has_min = true, .k_scales = true};
     case GgufType::kQ5_K:
-      return QuantFormat{.bits = 8, .has_min = true, .f32_scales = true};
+      return QuantFormat{.bits = 5, .has_min = true, .k_scales = true};
     case GgufType::kQ6_K:
-      return QuantFormat{.bits = 8, .offset = 128, .f32_scales = true};
+      return QuantFormat{.bits = 6, .offset = 32, .k_scales = true};
     case GgufType::kF32:
     case GgufType::kF16:
     case GgufType::kBF16:

@@ -16,7 +16,7 @@ namespace xcache {
 std::optional<QuantFormat> PackedFormatOf(GgufType type);
 
 // Weights [32 * block, 32 * block + 32) of the row at `row`, whose type is any
-// for which PackedFormatOf has an answer. Exact but for Q6_K.
+// for which PackedFormatOf has an answer. Exact.
 void ReadWeightBlock(GgufType type, const uint8_t* row, int block,
                      WeightBlock* out);
 

@@ -33,18 +33,33 @@ std::vector<float> Vector(const std::optional<TensorView>& tensor) {
 }  // namespace
 
 absl::StatusOr<CpuMatrix> CpuMatrix::Pack(const TensorView& tensor,
-                                          WeightArena* arena) {
+                                          WeightArena* arena,
+                                          const ReleaseFn& release) {
   const int rows = static_cast<int>(tensor.rows);
   const int cols = static_cast<int>(tensor.cols);
   const std::optional<QuantFormat> format = PackedFormatOf(tensor.type);
+  const size_t row_bytes =
+      tensor.bytes.size() / static_cast<size_t>(tensor.rows);
+  size_t released = 0;
+  // Before row `row` is read, or after the last one.
+  const auto release_before = [&](int row) {
+    // Far larger than the pages that parts share at their ends.
+    constexpr size_t kReleasedAtOnce = size_t{4} << 20;
+    const size_t read = static_cast<size_t>(row) * row_bytes;
+    if (release == nullptr ||
+        (row < rows && read - released < kReleasedAtOnce)) {
+      return;
+    }
+    release(tensor.bytes.subspan(released, read - released));
+    released = read;
+  };
   CpuMatrix matrix;
   absl::Status status;
   if (format.has_value()) {
-    const size_t row_bytes =
-        tensor.bytes.size() / static_cast<size_t>(tensor.rows);
     auto packed = PackedMatrix::Pack(
         rows, cols, *format,
         [&](int row, int block, WeightBlock* out) {
+          if (block == 0) release_before(row);
           ReadWeightBlock(
               tensor.type,
               tensor.bytes.data() + static_cast<size_t>(row) * row_bytes, block,
@@ -56,7 +71,11 @@ absl::StatusOr<CpuMatrix> CpuMatrix::Pack(const TensorView& tensor,
   } else {
     auto packed = PackedFloat::FromWeightRows(
         rows, cols, FloatTypeOf(tensor.type),
-        [&](int row, float* out) { DequantizeRow(tensor, row, out); }, arena);
+        [&](int row, float* out) {
+          release_before(row);
+          DequantizeRow(tensor, row, out);
+        },
+        arena);
     status = packed.status();
     if (packed.ok()) matrix.packed_ = *std::move(packed);
   }
@@ -64,6 +83,7 @@ absl::StatusOr<CpuMatrix> CpuMatrix::Pack(const TensorView& tensor,
     return absl::InvalidArgumentError(absl::StrCat(
         "tensor ", std::string(tensor.name), ": ", status.message()));
   }
+  release_before(rows);
   return matrix;
 }
 
@@ -79,6 +99,10 @@ int CpuMatrix::cols() const {
 
 size_t CpuMatrix::bytes() const {
   return std::visit([](const auto& m) { return m.bytes(); }, packed_);
+}
+
+void CpuMatrix::Row(int row, float* out) const {
+  std::visit([&](const auto& m) { UnpackRow(m.view(), row, out); }, packed_);
 }
 
 void CpuMatrix::Multiply(const Kernels& kernels, const Activations& a,
@@ -106,6 +130,14 @@ void CpuMatrix::Multiply(const Kernels& kernels, const Activations& a,
     args.out_stride = out_stride;
     args.epilogue = epilogue;
     kernels.float_matmul(args, first_panel, last_panel);
+  }
+}
+
+void CpuWeights::Embedding(TokenId token, float* out) const {
+  if (embedding.has_value()) {
+    DequantizeRow(*embedding, token, out);
+  } else {
+    output.Row(token, out);
   }
 }
 
@@ -158,9 +190,10 @@ absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
                              {from.w_down, &to.w_down, false}});
   }
   weights.output_norm = Vector(model.output_norm());
-  jobs.push_back(
-      {model.output(), &weights.output,
-       model.output().bytes.data() == model.token_embd().bytes.data()});
+  jobs.push_back({model.output(), &weights.output, false});
+  if (model.output().bytes.data() != model.token_embd().bytes.data()) {
+    weights.embedding = model.token_embd();
+  }
 
   Mutex mu;
   absl::Status status;  // the first error; guarded by mu
@@ -168,11 +201,16 @@ absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
   const auto num_jobs = static_cast<int64_t>(jobs.size());
   pool.ParallelFor(num_jobs, [&](int64_t i, int thread) {
     const Job& job = jobs[static_cast<size_t>(i)];
+    const ReleaseFn release = [&](std::span<const uint8_t> bytes) {
+      TensorView part = job.from;
+      part.bytes = bytes;
+      model.Release(part);
+    };
     absl::StatusOr<CpuMatrix> packed =
-        CpuMatrix::Pack(job.from, weights.arena.get());
+        CpuMatrix::Pack(job.from, weights.arena.get(),
+                        release_packed && !job.read_again ? release : nullptr);
     if (packed.ok()) {
       *job.to = *std::move(packed);
-      if (release_packed && !job.read_again) model.Release(job.from);
     } else {
       MutexLock lock(mu);
       status.Update(packed.status());

@@ -1,13 +1,15 @@
 // A model's weights as the CPU kernels read them: GGUF blocks repacked once at
-// load, still quantized. Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K keep their
-// values exactly; Q6_K is converted to blocks of 32 (see RequantizeBlock);
-// F32, F16 and BF16 stay floating-point.
+// load, still quantized, each type in its own bits and values; F32, F16 and
+// BF16 stay floating-point.
 #ifndef XCACHE_ENGINE_CPU_WEIGHTS_H_
 #define XCACHE_ENGINE_CPU_WEIGHTS_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 #include <variant>
 #include <vector>
 
@@ -28,14 +30,18 @@ struct Activations {
   QuantRows q;               // the same rows, quantized
 };
 
+using ReleaseFn = std::function<void(std::span<const uint8_t> bytes)>;
+
 // One weight matrix [rows, cols], quantized or floating-point.
 class CpuMatrix {
  public:
   CpuMatrix() = default;
   // INVALID_ARGUMENT names the tensor and what is wrong with it. `arena` must
-  // outlive the matrix.
+  // outlive the matrix. `release`, where not null, is told the parts of the
+  // tensor's bytes that are not read any more, all of them, in order.
   static absl::StatusOr<CpuMatrix> Pack(const TensorView& tensor,
-                                        WeightArena* arena);
+                                        WeightArena* arena,
+                                        const ReleaseFn& release = nullptr);
 
   bool quantized() const {
     return std::holds_alternative<PackedMatrix>(packed_);
@@ -49,6 +55,9 @@ class CpuMatrix {
   const QuantMatrix& quant() const {
     return std::get<PackedMatrix>(packed_).view();
   }
+
+  // The weights of a row, [cols]: what DequantizeRow gives of the tensor.
+  void Row(int row, float* out) const;
 
   // out[num_rows, rows] (+)= a W^T, of output features [first, last) only.
   // REQUIRES: both are multiples of granule(), or rows().
@@ -75,13 +84,17 @@ struct CpuWeights {
   std::vector<CpuLayer> layers;
   std::vector<float> output_norm;
   CpuMatrix output;
+  // Where the output has other weights; else its rows are the embedding too, so
+  // that these are held once.
+  std::optional<TensorView> embedding;
 
+  // [d_model]
+  void Embedding(TokenId token, float* out) const;
   int64_t bytes() const;
 };
 
-// `release_packed`: what was packed is given back by the model, each matrix as
-// soon as it was, but for those that are read again (the embedding, and what
-// codecs are made from).
+// `release_packed`: what was packed is given back by the model, some MB at a
+// time as soon as they were, but for those that codecs are made from.
 absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
                                        ThreadPool& pool,
                                        const ProgressFn& progress);

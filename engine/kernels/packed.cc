@@ -53,38 +53,79 @@ size_t WeightArena::bytes() const {
 
 namespace {
 
-// Zeroed memory for a matrix, in `arena` or, where that is null, in `own`.
+// Memory for a matrix, in `arena` or, where that is null, in `own`; not
+// initialised, so that no page of it is there before it is written.
 uint8_t* MatrixMemory(size_t num_bytes, WeightArena* arena, AlignedBytes* own) {
-  if (arena == nullptr) *own = AlignedBytes(num_bytes);
-  uint8_t* data = arena == nullptr ? own->data() : arena->Allocate(num_bytes);
-  std::memset(data, 0, num_bytes);
-  return data;
+  if (arena != nullptr) return arena->Allocate(num_bytes);
+  *own = AlignedBytes(num_bytes);
+  return own->data();
 }
 
 bool ExactInF16(float x) {
   return std::isfinite(x) && F16ToF32(F32ToF16(x)) == x;
 }
 
-// Writes column `c`'s 32 codes into a block's chunks (quant_matmul.h).
-void PlaceCodes(const uint8_t* codes, bool u8, int c, uint8_t* block) {
+// Writes column `c`'s 32 codes into a block's vectors (quant_matmul.h).
+void PlaceCodes(const uint8_t* codes, int bits, int c, uint8_t* block) {
+  const auto place = [&](int vector, int lane, int value) {
+    uint8_t& byte = block[vector * 64 + c * 4 + lane];
+    byte = static_cast<uint8_t>(byte | value);
+  };
   for (int k = 0; k < kQuantBlock; ++k) {
-    if (u8) {
-      block[k / 4 * 64 + c * 4 + k % 4] = codes[k];
-    } else {
-      uint8_t& byte = block[k / 8 * 64 + c * 4 + k % 4];
-      const int shift = k % 8 < 4 ? 0 : 4;
-      byte = static_cast<uint8_t>(byte | codes[k] << shift);
+    const int code = codes[k], chunk = k / 4, lane = k % 4;
+    switch (bits) {
+      case 8:
+        place(chunk, lane, code);
+        break;
+      case 6:
+        if (chunk % 4 < 3) {
+          place(chunk / 4 * 3 + chunk % 4, lane, code);
+        } else {
+          for (int i = 0; i < 3; ++i) {
+            place(chunk / 4 * 3 + i, lane, (code >> (2 * i) & 3) << 6);
+          }
+        }
+        break;
+      default:
+        place(chunk / 2, lane, (code & 15) << (chunk % 2 * 4));
+        if (bits == 5) place(4, lane, (code >> 4) << chunk);
     }
   }
 }
 
-void PlaceScale(float value, bool f32, int index, uint8_t* scales) {
-  if (f32) {
-    std::memcpy(scales + index * 4, &value, 4);
-  } else {
-    const uint16_t half = F32ToF16(value);
-    std::memcpy(scales + index * 2, &half, 2);
+void PlaceHalf(float value, int index, uint8_t* scales) {
+  const uint16_t half = F32ToF16(value);
+  std::memcpy(scales + index * 2, &half, 2);
+}
+
+// Scales of column `c` of block `b` of those that share them, at `scales`.
+void PlaceScales(const WeightBlock& block, const QuantFormat& format, int b,
+                 int c, uint8_t* scales) {
+  PlaceHalf(block.d, c, scales);
+  if (format.has_min) PlaceHalf(block.m, kPanelCols + c, scales);
+  if (!format.k_scales) return;
+  scales += (format.has_min ? 64 : 32) + b * 32;
+  for (int i = 0; i < 2; ++i) {
+    scales[format.has_min ? i * kPanelCols + c : 2 * c + i] =
+        static_cast<uint8_t>(block.scales[i]);
   }
+}
+
+bool Known(const QuantFormat& f) {
+  const bool small = f.bits == 4 || f.bits == 5;
+  if (f.has_min) return small && f.offset == 0;
+  if (f.offset < 0 || f.offset > 128) return false;
+  return f.k_scales ? f.bits == 6 : small || f.bits == 8;
+}
+
+// Whether the format holds a block's scales as they are.
+bool ScalesFit(const WeightBlock& block, const QuantFormat& format) {
+  if (!ExactInF16(block.d) || !ExactInF16(block.m)) return false;
+  if (!format.has_min && block.m != 0.0f) return false;
+  if (!format.k_scales) return true;
+  const int least = format.has_min ? 0 : -128;
+  const auto fits = [&](int x) { return x >= least && x <= least + 255; };
+  return fits(block.scales[0]) && fits(block.scales[1]);
 }
 
 }  // namespace
@@ -93,37 +134,39 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
                                                 const QuantFormat& format,
                                                 const BlockFn& blocks,
                                                 WeightArena* arena) {
-  if (rows < 1 || cols < 1 || cols % kQuantBlock != 0) {
+  const int group = format.k_scales ? kSuperBlocks : 1;
+  if (rows < 1 || cols < 1 || cols % (kQuantBlock * group) != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "a quantized matrix is ", rows, " x ", cols,
         ": expected at least one row and columns in a multiple of ",
-        kQuantBlock));
+        kQuantBlock * group));
   }
-  if ((format.bits != 4 && format.bits != 8) || format.offset < 0 ||
-      format.offset > 128 || (format.has_min && format.offset != 0)) {
+  if (!Known(format)) {
     return absl::InvalidArgumentError(
         absl::StrCat("no such format: ", format.bits, " bits, offset ",
-                     format.offset, format.has_min ? " and a minimum" : ""));
+                     format.offset, format.has_min ? ", a minimum" : "",
+                     format.k_scales ? ", integer scales" : ""));
   }
   PackedMatrix result;
   QuantMatrix& view = result.view_;
   view.rows = rows;
   view.cols = cols;
-  view.u8 = format.bits == 8;
-  view.f32_scales = format.f32_scales;
-  view.has_min = format.has_min;
-  view.offset = format.offset;
+  view.format = format;
   const int num_blocks = cols / kQuantBlock;
-  const int64_t code_bytes = view.u8 ? 512 : 256;
-  const int64_t scale_bytes =
-      (view.f32_scales ? 64 : 32) * (view.has_min ? 2 : 1);
-  view.panel_bytes = (num_blocks * (code_bytes + scale_bytes) + 63) / 64 * 64;
+  const int64_t code_bytes = QuantCodeBytes(format);
+  const int64_t scale_bytes = QuantScaleBytes(format);
+  view.panel_bytes =
+      (num_blocks * code_bytes + num_blocks / group * scale_bytes + 63) / 64 *
+      64;
   uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
   view.data = data;
 
   for (int row = 0; row < rows; ++row) {
     uint8_t* panel = data + row / kPanelCols * view.panel_bytes;
+    uint8_t* scales = panel + num_blocks * code_bytes;
     const int c = row % kPanelCols;
+    if (c == 0) std::memset(panel, 0, static_cast<size_t>(view.panel_bytes));
+    float d = 0.0f, m = 0.0f;  // of the eight blocks
     for (int b = 0; b < num_blocks; ++b) {
       WeightBlock block;
       blocks(row, b, &block);
@@ -134,38 +177,52 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
             absl::StrCat("row ", row, " block ", b, ": code ", max_code,
                          " does not fit ", format.bits, " bits"));
       }
-      const bool scales_fit =
-          format.f32_scales ? std::isfinite(block.d) && std::isfinite(block.m)
-                            : ExactInF16(block.d) && ExactInF16(block.m);
-      if (!scales_fit || (!format.has_min && block.m != 0.0f)) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("row ", row, " block ", b, ": scale ", block.d,
-                         ", minimum ", block.m, " cannot be kept exactly in ",
-                         format.f32_scales ? "FP32" : "FP16",
-                         format.has_min ? "" : " without a minimum"));
+      if (b % group == 0) d = block.d, m = block.m;
+      if (!ScalesFit(block, format) || block.d != d || block.m != m) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "row ", row, " block ", b, ": scale ", block.d, ", minimum ",
+            block.m, ", factors ", block.scales[0], ", ", block.scales[1],
+            " cannot be kept exactly in this format"));
       }
-      PlaceCodes(block.codes, view.u8, c, panel + b * code_bytes);
-      uint8_t* scales = panel + num_blocks * code_bytes + b * scale_bytes;
-      PlaceScale(block.d, view.f32_scales, c, scales);
-      if (view.has_min) {
-        PlaceScale(block.m, view.f32_scales, kPanelCols + c, scales);
-      }
+      PlaceCodes(block.codes, format.bits, c, panel + b * code_bytes);
+      PlaceScales(block, format, b % group, c,
+                  scales + b / group * scale_bytes);
     }
   }
   return result;
 }
 
-void RequantizeBlock(const float* weights, WeightBlock* out) {
-  float amax = 0.0f;
-  for (int i = 0; i < kQuantBlock; ++i) {
-    amax = std::max(amax, std::fabs(weights[i]));
-  }
-  out->d = amax / 127.0f;
-  out->m = 0.0f;
-  const float inverse = amax < kQuantTiny ? 0.0f : 127.0f / amax;
-  for (int i = 0; i < kQuantBlock; ++i) {
-    const float code = (weights[i] * inverse + kRoundMagic) - kRoundMagic;
-    out->codes[i] = static_cast<uint8_t>(static_cast<int>(code) + 128);
+void UnpackRow(const QuantMatrix& w, int row, float* out) {
+  const QuantFormat& f = w.format;
+  const int num_blocks = w.cols / kQuantBlock;
+  const int group = f.k_scales ? kSuperBlocks : 1;
+  const int c = row % kPanelCols;
+  const uint8_t* codes = w.data + row / kPanelCols * w.panel_bytes;
+  const uint8_t* scales = codes + num_blocks * QuantCodeBytes(f);
+  const auto half = [&](int index) {
+    uint16_t bits;
+    std::memcpy(&bits, scales + index * 2, 2);
+    return F16ToF32(bits);
+  };
+  for (int b = 0; b < num_blocks; ++b, codes += QuantCodeBytes(f)) {
+    float d[2] = {half(c), half(c)};
+    float m = f.has_min ? half(kPanelCols + c) : 0.0f;
+    if (f.k_scales) {
+      const uint8_t* factors = scales + (f.has_min ? 64 : 32) + b % group * 32;
+      if (f.has_min) {
+        m *= static_cast<float>(factors[kPanelCols + c]);
+        d[0] = d[1] *= static_cast<float>(factors[c]);
+      } else {
+        d[0] *= static_cast<float>(static_cast<int8_t>(factors[2 * c]));
+        d[1] *= static_cast<float>(static_cast<int8_t>(factors[2 * c + 1]));
+      }
+    }
+    for (int k = 0; k < kQuantBlock; ++k) {
+      const int code = QuantCodeAt(f.bits, codes, c, k) - f.offset;
+      const float product = d[k / 16] * static_cast<float>(code);
+      *out++ = f.has_min ? product + m : product;
+    }
+    if (b % group == group - 1) scales += QuantScaleBytes(f);
   }
 }
 
@@ -205,6 +262,7 @@ absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
   PackedFloat result;
   result.view_ = {.k = cols, .n = rows, .type = type, .data = nullptr};
   uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
+  std::memset(data, 0, result.bytes());
   result.view_.data = data;
   std::vector<float> row_values(static_cast<size_t>(cols));
   for (int row = 0; row < rows; ++row) {
@@ -215,6 +273,20 @@ absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
     }
   }
   return result;
+}
+
+void UnpackRow(const FloatMatrix& b, int row, float* out) {
+  const auto* data = static_cast<const uint8_t*>(b.data);
+  for (int k = 0; k < b.k; ++k) {
+    const int64_t index = FloatIndex(b, k, row);
+    if (b.type == FloatType::kF32) {
+      std::memcpy(out + k, data + index * 4, 4);
+      continue;
+    }
+    uint16_t half;
+    std::memcpy(&half, data + index * 2, 2);
+    out[k] = b.type == FloatType::kF16 ? F16ToF32(half) : Bf16ToF32(half);
+  }
 }
 
 absl::StatusOr<PackedFloat> PackedFloat::FromMatrix(const float* b, int k,
@@ -235,8 +307,10 @@ absl::StatusOr<PackedInt> PackedInt::Make(int k, int n, IntType type) {
   view = {.k = k, .n = n, .type = type};
   const size_t columns =
       static_cast<size_t>(NumPanels(view)) * size_t{kIntPanelCols};
-  view.data = MatrixMemory(columns * static_cast<size_t>(result.row_bytes()),
-                           nullptr, &result.storage_);
+  const size_t num_bytes = columns * static_cast<size_t>(result.row_bytes());
+  uint8_t* data = MatrixMemory(num_bytes, nullptr, &result.storage_);
+  std::memset(data, 0, num_bytes);
+  view.data = data;
   if (type == IntType::kI8) {
     result.col_sums_.resize(columns);
     view.col_sums = result.col_sums_.data();

@@ -51,24 +51,15 @@ class WeightArena {
   size_t used_ XC_GUARDED_BY(mu_) = 0;  // of the last slab
 };
 
-// 32 weights: w[i] = d * (codes[i] - offset) + m.
+// 32 weights: w[i] = d * (codes[i] - offset) + m; with k_scales
+// w[i] = d * scales[0] * (codes[i] - offset) + m * scales[1], or without m
+// w[i] = d * scales[i / 16] * (codes[i] - offset), where d and m are those of
+// eight blocks.
 struct WeightBlock {
   uint8_t codes[kQuantBlock] = {};
   float d = 0.0f;
   float m = 0.0f;
-};
-
-// How a matrix's blocks are kept. Formats of GGUF that lose nothing:
-//   Q4_0 {4 bits, offset 8}     Q4_1 {4 bits, has_min}
-//   Q5_0 {8 bits, offset 16}    Q5_1 {8 bits, has_min}
-//   Q8_0 {8 bits, offset 128, code = int8 + 128}
-//   Q4_K {4 bits, has_min, f32_scales}   Q5_K {8 bits, has_min, f32_scales}
-// Q6_K has a scale for 16 weights: RequantizeBlock.
-struct QuantFormat {
-  int bits = 4;             // 4 or 8
-  int offset = 0;           // 0 .. 128; 0 where has_min
-  bool has_min = false;     // whether m is kept; else it must be 0
-  bool f32_scales = false;  // else d and m must be FP16 values
+  int scales[2] = {};
 };
 
 class PackedMatrix {
@@ -78,8 +69,9 @@ class PackedMatrix {
 
   PackedMatrix() = default;
   // Calls `blocks` once for each, rows in order. INVALID_ARGUMENT: a shape that
-  // is not positive or cols no multiple of 32, a code beyond its bits, a scale
-  // that its format cannot hold exactly or that is not finite. The weights are
+  // is not positive or cols no multiple of 32 (256 with k_scales), a code
+  // beyond its bits, a scale that its format cannot hold exactly or that is not
+  // finite, other d or m within eight blocks that share them. The weights are
   // kept in `arena`, which must outlive the matrix, or on their own.
   static absl::StatusOr<PackedMatrix> Pack(int rows, int cols,
                                            const QuantFormat& format,
@@ -99,11 +91,9 @@ class PackedMatrix {
   AlignedBytes storage_;  // empty where an arena holds the weights
 };
 
-// The nearest block of {8 bits, offset 128, f32_scales} to 32 weights: d = max
-// |w| / 127. Off by at most d / 2; for Q6_K, whose steps are at least max / 32
-// of the larger of its two scales, that adds up to 6 % to the variance of its
-// own error.
-void RequantizeBlock(const float* weights, WeightBlock* out);
+// The weights of a row, [cols], as they were before they were packed: what is
+// not exact is rounded once.
+void UnpackRow(const QuantMatrix& w, int row, float* out);
 
 // Packed B of out = A B.
 class PackedFloat {
@@ -135,6 +125,9 @@ class PackedFloat {
   FloatMatrix view_;
   AlignedBytes storage_;  // empty where an arena holds the weights
 };
+
+// Row `row` of the weights, [k], that FromWeightRows was given.
+void UnpackRow(const FloatMatrix& b, int row, float* out);
 
 // Packed B of int_matmul.h.
 class PackedInt {

@@ -1,5 +1,7 @@
 // The quantized product on AVX-512 with VNNI: vpdpbusd multiplies four codes of
 // each of 16 columns with four activations at a time.
+#include <utility>
+
 // The order of these includes matters.
 // clang-format off
 #include "engine/kernels/simd_avx512.h"
@@ -17,27 +19,29 @@ XCACHE_INLINE __m512i Broadcast4(const uint8_t* p) {
   return _mm512_set1_epi32(four);
 }
 
-template <bool kF32>
-XCACHE_INLINE __m512 LoadScales(const uint8_t* p) {
-  if constexpr (kF32) {
-    return _mm512_loadu_ps(reinterpret_cast<const float*>(p));
-  } else {
-    return _mm512_cvtph_ps(
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
+XCACHE_INLINE __m512 LoadHalves(const uint8_t* p) {
+  return _mm512_cvtph_ps(
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
-template <bool kU8, bool kMin, bool kF32>
+// Integer scales of 16 columns as floats.
+XCACHE_INLINE __m512 LoadFactors(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+template <int kBits, bool kMin, bool kK>
 struct Panel {
-  using Shape = PanelShape<kU8, kMin, kF32>;
+  using Shape = PanelShape<kBits, kMin, kK>;
 
   // kRows activation rows times kPanels panels of equal shape. Two panels share
   // the loads of the activations, which would bind otherwise.
   template <int kRows, int kPanels>
   static void Dot(const uint8_t* a, int64_t a_stride, const QuantMatrix& w,
-                  const uint8_t* const* panels, float* const* out) {
+                  const uint8_t* const* panels, int64_t ahead,
+                  float* const* out) {
     const int num_blocks = w.cols / kQuantBlock;
-    // Of row 0's current block: activations, s, s_sum, sum.
+    // Of row 0's current block: activations, s, s_sum, sums.
     const uint8_t* row_s = a + w.cols;
     const uint8_t* row_scaled_sum = row_s + num_blocks * 4;
     const uint8_t* row_sum = row_s + num_blocks * 8;
@@ -53,47 +57,58 @@ struct Panel {
       for (int r = 0; r < kRows; ++r) acc[p][r] = _mm512_setzero_ps();
     }
 
-    for (int b = 0; b < num_blocks; ++b) {
-      __m512i dot[kPanels][kRows];
-      DotBlock<kRows, kPanels>(a, a_stride, codes, dot);
-      if constexpr (Shape::kOffset) {
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          int32_t sum;
-          __builtin_memcpy(&sum, row_sum + r * a_stride, 4);
-          const __m512i less = _mm512_set1_epi32(-w.offset * sum);
-#pragma GCC unroll 2
-          for (int p = 0; p < kPanels; ++p) {
-            dot[p][r] = _mm512_add_epi32(dot[p][r], less);
-          }
-        }
-      }
+    for (int first = 0; first < num_blocks; first += Shape::kGroup) {
+      __m512 group_d[kPanels], group_m[kPanels];
 #pragma GCC unroll 2
       for (int p = 0; p < kPanels; ++p) {
-        const __m512 d = LoadScales<kF32>(scales[p]);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const float* s = reinterpret_cast<const float*>(row_s + r * a_stride);
-          acc[p][r] =
-              _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p][r]),
-                              _mm512_mul_ps(d, _mm512_set1_ps(*s)), acc[p][r]);
+        group_d[p] = LoadHalves(scales[p]);
+        if constexpr (kMin) group_m[p] = LoadHalves(scales[p] + 32);
+        scales[p] += Shape::kHalfBytes;
+      }
+      for (int b = 0; b < Shape::kGroup; ++b) {
+        if (ahead != 0) {
+#pragma GCC unroll 2
+          for (int p = 0; p < kPanels; ++p) {
+            PrefetchBlock<kBits>(codes[p] + ahead, scales[p] + ahead);
+          }
         }
-        if constexpr (kMin) {
-          const __m512 m = LoadScales<kF32>(scales[p] + Shape::kVecBytes);
+        __m512i dot[kPanels][kRows];
+        DotBlock<kRows, kPanels>(a, a_stride, codes, scales, w.format.offset,
+                                 row_sum, dot);
+#pragma GCC unroll 2
+        for (int p = 0; p < kPanels; ++p) {
+          __m512 d = group_d[p];
+          if constexpr (kMin && kK) {
+            d = _mm512_mul_ps(d, LoadFactors(scales[p]));
+          }
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
             const float* s =
-                reinterpret_cast<const float*>(row_scaled_sum + r * a_stride);
-            acc[p][r] = _mm512_fmadd_ps(m, _mm512_set1_ps(*s), acc[p][r]);
+                reinterpret_cast<const float*>(row_s + r * a_stride);
+            acc[p][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p][r]),
+                                        _mm512_mul_ps(d, _mm512_set1_ps(*s)),
+                                        acc[p][r]);
           }
+          if constexpr (kMin) {
+            __m512 m = group_m[p];
+            if constexpr (kK) {
+              m = _mm512_mul_ps(m, LoadFactors(scales[p] + kPanelCols));
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < kRows; ++r) {
+              const float* s =
+                  reinterpret_cast<const float*>(row_scaled_sum + r * a_stride);
+              acc[p][r] = _mm512_fmadd_ps(m, _mm512_set1_ps(*s), acc[p][r]);
+            }
+          }
+          codes[p] += Shape::kCodeBytes;
+          if constexpr (kK) scales[p] += 32;
         }
-        codes[p] += Shape::kCodeBytes;
-        scales[p] += Shape::kScaleBytes;
+        a += kQuantBlock;
+        row_s += 4;
+        row_scaled_sum += 4;
+        row_sum += 4;
       }
-      a += kQuantBlock;
-      row_s += 4;
-      row_scaled_sum += 4;
-      row_sum += 4;
     }
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
@@ -105,57 +120,70 @@ struct Panel {
   }
 
  private:
-  // The integer products of one block, codes times activations.
+  // The integer sums of one block: codes less their offset times activations.
   template <int kRows, int kPanels>
   static XCACHE_INLINE void DotBlock(const uint8_t* a, int64_t a_stride,
                                      const uint8_t* const* codes,
+                                     const uint8_t* const* factors, int offset,
+                                     const uint8_t* row_sum,
                                      __m512i (&dot)[kPanels][kRows]) {
-    // With few sums at a time, a second set hides vpdpbusd's latency.
-    constexpr bool kTwoSets = kRows * kPanels <= 4;
+    // With few sums at a time, a second set hides vpdpbusd's latency. Where a
+    // block's halves have scales of their own, each has a set.
+    constexpr bool kTwoSets = kRows * kPanels <= 4 || Shape::kHalves;
+    constexpr bool kHighNibbles = kBits == 4 && kTwoSets;
     __m512i other[kPanels][kRows];
-#pragma GCC unroll 2
-    for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        dot[p][r] = other[p][r] = _mm512_setzero_si512();
+    for (int r = 0; r < kRows; ++r) {
+      int sums[2] = {};
+      if constexpr (Shape::kOffset) LoadSums(row_sum + r * a_stride, sums);
+      if constexpr (!Shape::kHalves) sums[0] += std::exchange(sums[1], 0);
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p) {
+        dot[p][r] = _mm512_set1_epi32(-offset * sums[0]);
+        other[p][r] = _mm512_set1_epi32(-offset * sums[1]);
       }
     }
-    const __m512i low_nibbles = _mm512_set1_epi8(15);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {  // four of the block's elements of K
       __m512i chunk[kPanels];
 #pragma GCC unroll 2
       for (int p = 0; p < kPanels; ++p) {
-        if constexpr (kU8) {
-          chunk[p] = _mm512_loadu_si512(codes[p] + i * 64);
+        if (kHighNibbles && i % 2 == 1) {  // 16 times the code
+          chunk[p] = reinterpret_cast<__m512i>(
+              LoadWords(codes[p] + i / 2 * 64) & 0xf0f0);
         } else {
-          const __m512i both = _mm512_loadu_si512(codes[p] + i / 2 * 64);
-          if (i % 2 == 0) {
-            chunk[p] = _mm512_and_si512(both, low_nibbles);
-          } else if (kTwoSets) {  // 16 times the code
-            chunk[p] = _mm512_andnot_si512(low_nibbles, both);
-          } else {
-            chunk[p] =
-                _mm512_and_si512(_mm512_srli_epi16(both, 4), low_nibbles);
-          }
+          chunk[p] = reinterpret_cast<__m512i>(CodesOf<kBits>(codes[p], i));
         }
       }
+      const bool in_other = kTwoSets && (Shape::kHalves ? i >= 4 : i % 2 == 1);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const __m512i x = Broadcast4(a + r * a_stride + i * 4);
 #pragma GCC unroll 2
         for (int p = 0; p < kPanels; ++p) {
-          __m512i& sum = kTwoSets && i % 2 == 1 ? other[p][r] : dot[p][r];
+          __m512i& sum = in_other ? other[p][r] : dot[p][r];
           sum = _mm512_dpbusd_epi32(sum, chunk[p], x);
         }
       }
     }
-    if constexpr (kTwoSets) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kPanels; ++p) {
+    for (int p = 0; p < kPanels; ++p) {
+      __m512i scale0, scale1;
+      if constexpr (Shape::kHalves) {
+        const __m512i pairs = _mm512_cvtepi8_epi16(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(factors[p])));
+        scale0 = _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16);
+        scale1 = _mm512_srai_epi32(pairs, 16);
+      }
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          if constexpr (!kU8) other[p][r] = _mm512_srai_epi32(other[p][r], 4);
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (Shape::kHalves) {
+          dot[p][r] = _mm512_add_epi32(_mm512_mullo_epi32(dot[p][r], scale0),
+                                       _mm512_mullo_epi32(other[p][r], scale1));
+        } else if constexpr (kTwoSets) {
+          if constexpr (kHighNibbles) {
+            other[p][r] = _mm512_srai_epi32(other[p][r], 4);
+          }
           dot[p][r] = _mm512_add_epi32(dot[p][r], other[p][r]);
         }
       }

@@ -16,7 +16,7 @@ void QuantizeRows(const float* x, int64_t x_stride, int num_rows,
     int8_t* codes = reinterpret_cast<int8_t*>(base);
     float* scales = reinterpret_cast<float*>(base + out.cols);
     float* scaled_sums = scales + num_blocks;
-    int32_t* sums = reinterpret_cast<int32_t*>(scaled_sums + num_blocks);
+    int16_t* sums = reinterpret_cast<int16_t*>(scaled_sums + num_blocks);
     for (int b = 0; b < num_blocks; ++b) {
       const float* in = x + row * x_stride + b * kQuantBlock;
       float amax = 0.0f;
@@ -27,34 +27,23 @@ void QuantizeRows(const float* x, int64_t x_stride, int num_rows,
       const bool tiny = amax < kQuantTiny;
       const float scale = tiny ? 0.0f : amax / 127.0f;
       const float inverse = tiny ? 0.0f : 127.0f / amax;
-      int32_t sum = 0;
+      int sum[2] = {};
       for (int i = 0; i < kQuantBlock; ++i) {
         float code = (in[i] * inverse + kRoundMagic) - kRoundMagic;
         code = code < 127.0f ? code : 127.0f;
         code = code > -127.0f ? code : -127.0f;
         codes[b * kQuantBlock + i] = static_cast<int8_t>(code);
-        sum += codes[b * kQuantBlock + i];
+        sum[i / 16] += codes[b * kQuantBlock + i];
       }
       scales[b] = scale;
-      scaled_sums[b] = scale * static_cast<float>(sum);
-      sums[b] = sum;
+      scaled_sums[b] = scale * static_cast<float>(sum[0] + sum[1]);
+      sums[2 * b] = static_cast<int16_t>(sum[0]);
+      sums[2 * b + 1] = static_cast<int16_t>(sum[1]);
     }
   }
 }
 
-int CodeAt(const QuantMatrix& w, const uint8_t* panel, int block, int c,
-           int k) {
-  if (w.u8) return panel[block * 512 + k / 4 * 64 + c * 4 + k % 4];
-  const uint8_t pair = panel[block * 256 + k / 8 * 64 + c * 4 + k % 4];
-  return k % 8 < 4 ? pair & 15 : pair >> 4;
-}
-
-float ScaleAt(const QuantMatrix& w, const uint8_t* scales, int index) {
-  if (w.f32_scales) {
-    float value;
-    std::memcpy(&value, scales + index * 4, 4);
-    return value;
-  }
+float HalfAt(const uint8_t* scales, int index) {
   uint16_t half;
   std::memcpy(&half, scales + index * 2, 2);
   return F16ToF32(half);
@@ -62,28 +51,37 @@ float ScaleAt(const QuantMatrix& w, const uint8_t* scales, int index) {
 
 // One output: activation row `base` times weight row `n`.
 float Dot(const QuantMatrix& w, const uint8_t* base, int n) {
+  const QuantFormat& f = w.format;
   const int num_blocks = w.cols / kQuantBlock;
   const int8_t* codes = reinterpret_cast<const int8_t*>(base);
-  const float* scales = reinterpret_cast<const float*>(base + w.cols);
-  const float* scaled_sums = scales + num_blocks;
+  const float* s = reinterpret_cast<const float*>(base + w.cols);
+  const float* scaled_sums = s + num_blocks;
   const uint8_t* panel = w.data + n / kPanelCols * w.panel_bytes;
-  const uint8_t* panel_scales = panel + num_blocks * (w.u8 ? 512 : 256);
+  const uint8_t* panel_scales = panel + num_blocks * QuantCodeBytes(f);
   const int c = n % kPanelCols;
-  const int block_scales = kPanelCols * (w.has_min ? 2 : 1);
+  const int group = f.k_scales ? kSuperBlocks : 1;
   float acc = 0.0f;
   for (int b = 0; b < num_blocks; ++b) {
-    int32_t dot = 0;
+    int dot[2] = {};
     for (int k = 0; k < kQuantBlock; ++k) {
-      dot +=
-          codes[b * kQuantBlock + k] * (CodeAt(w, panel, b, c, k) - w.offset);
+      const int code = QuantCodeAt(f.bits, panel + b * QuantCodeBytes(f), c, k);
+      dot[k / 16] += codes[b * kQuantBlock + k] * (code - f.offset);
     }
-    const float d = ScaleAt(w, panel_scales, b * block_scales + c);
-    acc = std::fma(static_cast<float>(dot), d * scales[b], acc);
-    if (w.has_min) {
-      const float m =
-          ScaleAt(w, panel_scales, b * block_scales + kPanelCols + c);
-      acc = std::fma(m, scaled_sums[b], acc);
+    const uint8_t* scales = panel_scales + b / group * QuantScaleBytes(f);
+    float d = HalfAt(scales, c);
+    float m = f.has_min ? HalfAt(scales, kPanelCols + c) : 0.0f;
+    if (f.k_scales) {
+      const uint8_t* factors = scales + (f.has_min ? 64 : 32) + b % group * 32;
+      if (f.has_min) {
+        d *= static_cast<float>(factors[c]);
+        m *= static_cast<float>(factors[kPanelCols + c]);
+      } else {
+        dot[0] *= static_cast<int8_t>(factors[2 * c]);
+        dot[1] *= static_cast<int8_t>(factors[2 * c + 1]);
+      }
     }
+    acc = std::fma(static_cast<float>(dot[0] + dot[1]), d * s[b], acc);
+    if (f.has_min) acc = std::fma(m, scaled_sums[b], acc);
   }
   return acc;
 }

@@ -18,6 +18,9 @@ namespace {
 constexpr int kRowTile = 6;
 constexpr int kVecTile = 1;
 
+// A register's bits, for what is the same in every width.
+typedef uint16_t Words __attribute__((vector_size(32)));
+
 struct F {
   __m256 lo, hi;
 };

@@ -18,6 +18,9 @@ namespace {
 constexpr int kRowTile = 6;
 constexpr int kVecTile = 4;
 
+// A register's bits, for what is the same in every width.
+typedef uint16_t Words __attribute__((vector_size(64)));
+
 struct F {
   __m512 v;
 };

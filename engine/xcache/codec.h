@@ -189,13 +189,16 @@ absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec);
 absl::StatusOr<size_t> MaxCodecBytes(std::string_view spec, const Model& model,
                                      const std::string& profile_dir);
 
+// Yields the row of a token that layer 0 starts with, [d].
+using EmbeddingFn = std::function<void(TokenId token, float* out)>;
+
 // Makes the codec. `profile` is null where ProfileOf says kNone; it must
-// outlive the codec. INVALID_ARGUMENT: unknown codec or option, with what is
+// outlive the codec, and so must what `embedding` refers to; null: the rows are
+// read from the model. INVALID_ARGUMENT: unknown codec or option, with what is
 // known, or a value out of range.
-absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(const CodecSpec& spec,
-                                                       const Model& model,
-                                                       const Profile* profile,
-                                                       Isa isa);
+absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(
+    const CodecSpec& spec, const Model& model, const Profile* profile, Isa isa,
+    const EmbeddingFn& embedding = nullptr);
 
 }  // namespace xcache
 

@@ -26,8 +26,7 @@ struct CodecSources {
   std::function<void(int layer, Projection projection, int row, float* out)>
       weights;
   const Profile* profile = nullptr;  // of the registry's kind; else null
-  // The row of a token that layer 0 starts with, [d]; outlives the codec.
-  std::function<void(TokenId token, float* out)> embedding;
+  EmbeddingFn embedding;             // outlives the codec
   float rms_norm_eps = 0.0f;
 };
 

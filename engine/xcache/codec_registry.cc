@@ -113,10 +113,9 @@ absl::StatusOr<size_t> MaxCodecBytes(std::string_view spec_text,
           (d + 2 * k) * kChannelBytes);
 }
 
-absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(const CodecSpec& spec,
-                                                       const Model& model,
-                                                       const Profile* profile,
-                                                       Isa isa) {
+absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(
+    const CodecSpec& spec, const Model& model, const Profile* profile, Isa isa,
+    const EmbeddingFn& embedding) {
   const CodecEntry* entry = FindCodec(spec.name);
   if (entry == nullptr) return UnknownCodec(spec.name);
   if (entry->profile_kind != ProfileKind::kNone &&
@@ -129,11 +128,13 @@ absl::StatusOr<std::unique_ptr<const Codec>> MakeCodec(const CodecSpec& spec,
   CodecSources sources;
   sources.shape = {h.num_layers, h.d_model, h.kv_dim()};
   sources.profile = profile;
-  // The model's bytes stay, as long as its engine does.
-  sources.embedding = [embedding = model.token_embd()](TokenId token,
-                                                       float* out) {
-    DequantizeRow(embedding, token, out);
-  };
+  sources.embedding = embedding;
+  if (embedding == nullptr) {
+    sources.embedding = [tensor = model.token_embd()](TokenId token,
+                                                      float* out) {
+      DequantizeRow(tensor, token, out);
+    };
+  }
   sources.rms_norm_eps = h.rms_norm_eps;
   std::vector<float> gain(static_cast<size_t>(h.d_model));
   sources.weights = [&](int layer, Projection projection, int row, float* out) {

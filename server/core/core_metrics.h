@@ -14,6 +14,8 @@ enum class CoreCounter {
   kPromptTokens,  // of finished requests
   kGeneratedTokens,
   kPrefilledTokens,  // forwarded through the model, decode not included
+  kDraftedTokens,    // that had a row of a step
+  kAcceptedTokens,   // those of them that the answers took
   kReusedDevice,     // tokens, by source
   kReusedHost,
   kReusedDisk,

@@ -6,9 +6,12 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "engine/engine.h"
+#include "engine/types.h"
 #include "server/core/core_metrics.h"
 
 namespace xcache {
@@ -66,6 +69,14 @@ struct ServerCoreOptions {
   std::chrono::milliseconds unknown_remote_wait{50};
   // Of sessions that ask for none, and of what has no session.
   RematPolicy default_remat = RematPolicy::kResume;
+  // Of requests that do not say: whether answers are drafted from what was
+  // said.
+  bool speculate = false;
+  // For tests: what is drafted after a context, at most so many tokens, in
+  // place of what Drafter finds. Each of them gets its row.
+  std::function<std::vector<TokenId>(std::span<const TokenId> context,
+                                     size_t most)>
+      draft;
   // As SessionClock has them; empty: the system's.
   std::function<int64_t()> wall_clock_ms;
   std::function<int64_t()> monotonic_clock_ms;

@@ -39,6 +39,10 @@ absl::Status CheckOptions(const GenerationOptions& options) {
     return absl::InvalidArgumentError(
         "ignore_eos: an answer of a format ends where the format does");
   }
+  if (!options.speculate.empty() && options.speculate != "ngram" &&
+      options.speculate != "off") {
+    return FieldError("speculate", "ngram or off", options.speculate);
+  }
   XC_RETURN_IF_ERROR(CheckGrammar(options.grammar));
   return absl::OkStatus();
 }

@@ -70,6 +70,9 @@ struct GenerationOptions {
   int num_logprobs = 0;     // at most kMaxLogprobs
   bool no_cache = false;    // neither look up nor keep any page
   bool ignore_eos = false;  // go on at the end token
+  // Whether what was said before is drafted as what comes next: "ngram" or
+  // "off"; empty: as the server has it. Changes no answer.
+  std::string speculate;
   // What the answer is held to. It ends by the end token where it is all there,
   // and by a stop string or for its length as any.
   GrammarSpec grammar;
@@ -182,6 +185,8 @@ struct FinalInfo {
   FinishReason finish_reason = FinishReason::kNone;
   uint64_t prompt_tokens = 0;  // the whole context that the answer was made of
   uint64_t generated_tokens = 0;
+  uint64_t drafted_tokens = 0;   // that had a row of a step
+  uint64_t accepted_tokens = 0;  // those of them that the answer took
   ReusedCounts reused;
   uint64_t prefilled_tokens = 0;
   Durability durability = Durability::kNone;  // of the turn

@@ -156,6 +156,8 @@ absl::Status ServerCoreImpl::SetOptions(ActiveRequest& active,
       options.seed.has_value() ? *options.seed : RandomSeed();
   active.final.seed = options.sampling.seed;
   active.matcher.emplace(options.stop);
+  active.speculates = options.speculate.empty() ? options_.speculate
+                                                : options.speculate == "ngram";
   active.options = std::move(options);
   if (active.options.grammar.kind != GrammarSpec::Kind::kNone) {
     active.grammar = grammars_.Get(active.base.tenant, active.options.grammar);

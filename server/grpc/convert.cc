@@ -178,6 +178,7 @@ GenerationOptions ToOptions(const v1::GenerationParams& params) {
   out.num_logprobs = ToInt(params.logprobs());
   out.no_cache = params.no_cache();
   out.ignore_eos = params.ignore_eos();
+  out.speculate = params.speculate();
   if (params.has_response_format()) {
     out.grammar = ToGrammar(params.response_format());
   }
@@ -303,6 +304,8 @@ void ToProto(const FinalInfo& info, v1::Final* out) {
   out->set_finish_reason(ToProto(info.finish_reason));
   out->set_prompt_tokens(info.prompt_tokens);
   out->set_generated_tokens(info.generated_tokens);
+  out->set_drafted_tokens(info.drafted_tokens);
+  out->set_accepted_tokens(info.accepted_tokens);
   ToProto(info.reused, out->mutable_reused());
   out->set_prefilled_tokens(info.prefilled_tokens);
   out->set_durability(ToProto(info.durability));

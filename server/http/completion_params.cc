@@ -178,6 +178,12 @@ absl::Status ReadParams(const json& body, int vocab_size,
   XC_RETURN_IF_ERROR(ReadStops(body, &out->options.stop));
   XC_RETURN_IF_ERROR(ReadLogitBias(body, vocab_size, &sampling.logit_bias));
   XC_RETURN_IF_ERROR(ReadBool(body, "ignore_eos", &out->options.ignore_eos));
+  if (const json* speculate = Find(body, "speculate")) {
+    if (!speculate->is_string()) {
+      return JsonFieldError("speculate", "ngram or off", *speculate);
+    }
+    out->options.speculate = speculate->get<std::string>();
+  }
   XC_RETURN_IF_ERROR(ReadBool(body, "stream", &out->stream));
   if (const json* options = Find(body, "stream_options")) {
     if (!options->is_object()) {
@@ -194,7 +200,10 @@ absl::Status ReadParams(const json& body, int vocab_size,
   XC_RETURN_IF_ERROR(ReadFormat(body, &out->options.grammar));
   // What the core would refuse too, but without the field's name for programs.
   if (absl::Status status = CheckOptions(out->options); !status.ok()) {
-    return WithField(status, status.message().find("stop") == 0 ? "stop" : "");
+    for (const char* field : {"stop", "speculate"}) {
+      if (status.message().find(field) == 0) return WithField(status, field);
+    }
+    return WithField(status, "");
   }
   return absl::OkStatus();
 }

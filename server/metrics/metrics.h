@@ -113,6 +113,8 @@ enum class Metric {
   kGeneratedTokens,
   kReusedTokens,
   kPrefilledTokens,
+  kDraftedTokens,
+  kAcceptedTokens,
   kRematTokens,
   kRematSeconds,
   kSteps,

@@ -38,17 +38,27 @@ void Report(benchmark::State& state, const char* name, double each) {
       benchmark::Counter(each, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-PackedMatrix MakeMatrix(int rows, int cols, bool u8) {
-  const QuantFormat format = u8 ? QuantFormat{.bits = 8, .offset = 128}
-                                : QuantFormat{.bits = 4, .has_min = true};
+// The argument `type`.
+constexpr QuantFormat kFormats[] = {
+    {.bits = 4, .has_min = true},                    // 0: Q4_1
+    {.bits = 8, .offset = 128},                      // 1: Q8_0
+    {.bits = 4, .has_min = true, .k_scales = true},  // 2: Q4_K
+    {.bits = 5, .has_min = true, .k_scales = true},  // 3: Q5_K
+    {.bits = 6, .offset = 32, .k_scales = true},     // 4: Q6_K
+};
+
+PackedMatrix MakeMatrix(int rows, int cols, const QuantFormat& format) {
   auto packed = PackedMatrix::Pack(
       rows, cols, format, [&](int row, int block, WeightBlock* out) {
+        const int codes = (1 << format.bits) - 1;
         for (int i = 0; i < kQuantBlock; ++i) {
           out->codes[i] =
-              static_cast<uint8_t>((row * 7 + block * 3 + i) % (u8 ? 255 : 15));
+              static_cast<uint8_t>((row * 7 + block * 3 + i) % codes);
         }
         out->d = 0.25f;
-        out->m = u8 ? 0.0f : -0.5f;
+        out->m = format.has_min ? -0.5f : 0.0f;
+        out->scales[0] = 3;
+        out->scales[1] = block % 64;
       });
   return *std::move(packed);
 }
@@ -69,15 +79,14 @@ void BM_ReadMemory(benchmark::State& state) {
 }
 BENCHMARK(BM_ReadMemory)->ArgName("MiB")->Arg(32)->Arg(128);
 
-// isa, M, N, K, whether 8 bits
+// isa, M, N, K, type
 void BM_QuantMatmul(benchmark::State& state) {
   const Kernels* kernels = TableOf(state, state.range(0));
   if (kernels == nullptr) return;
   const int m = static_cast<int>(state.range(1));
   const int n = static_cast<int>(state.range(2));
   const int k = static_cast<int>(state.range(3));
-  const bool u8 = state.range(4) != 0;
-  const PackedMatrix w = MakeMatrix(n, k, u8);
+  const PackedMatrix w = MakeMatrix(n, k, kFormats[state.range(4)]);
   const std::vector<float> x = RandomFloats(static_cast<int64_t>(m) * k);
   QuantMatmulArgs args;
   args.a.stride = QuantRowBytes(k);
@@ -98,12 +107,13 @@ void BM_QuantMatmul(benchmark::State& state) {
   Report(state, "GB/s", 1e-9 * static_cast<double>(w.bytes()));
 }
 BENCHMARK(BM_QuantMatmul)
-    ->ArgNames({"isa", "M", "N", "K", "u8"})
+    ->ArgNames({"isa", "M", "N", "K", "type"})
     ->ArgsProduct({{2, 1}, {1, 8, 64}, {576}, {576}, {0, 1}})
     ->ArgsProduct({{2, 1}, {1, 8, 64}, {1536}, {576}, {0}})
     ->ArgsProduct({{2, 1}, {1, 8, 64}, {576}, {1536}, {0}})
     ->ArgsProduct({{2, 1}, {1, 8, 64}, {49152}, {576}, {1}})
-    ->ArgsProduct({{2, 1}, {1}, {131072}, {1536}, {0}});
+    ->ArgsProduct({{2, 1}, {1}, {131072}, {1536}, {0}})
+    ->ArgsProduct({{2, 1}, {1, 8, 64}, {32768}, {2048}, {0, 1, 2, 3, 4}});
 
 // isa, M
 void BM_QuantizeRows(benchmark::State& state) {

@@ -34,6 +34,7 @@ struct Options {
   std::vector<int> remat;
   std::vector<std::string> remat_codecs;
   std::vector<int> batch = {1};
+  std::vector<int> rows = {1};
   int decode = 64;
   int repeat = 1;
   std::string text;
@@ -99,8 +100,11 @@ absl::Status Run(const Options& o) {
     }
     for (int depth : o.depth) {
       for (int batch : o.batch) {
-        XC_RETURN_IF_ERROR(BenchDecode(*engine, *codec, prompts, depth,
-                                       o.decode, batch, threads, report));
+        for (int rows : o.rows) {
+          XC_RETURN_IF_ERROR(BenchDecode(*engine, *codec, prompts, depth,
+                                         o.decode, batch, rows, threads,
+                                         report));
+        }
       }
     }
     for (int n : o.resume) {
@@ -133,6 +137,9 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--batch", o.batch, "sequences decoded together")
       ->delimiter(',');
+  app.add_option("--rows", o.rows,
+                 "rows of each of them in a step, as with a draft of one less")
+      ->delimiter(',');
   app.add_option("--resume", o.resume, "conversation lengths")->delimiter(',');
   app.add_option("--remat-tokens", o.remat,
                  "rematerialize that many tokens with every codec, next to "
@@ -150,7 +157,7 @@ int Main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   InitLogging("warn");
   for (const std::vector<int>* counts :
-       {&o.prefill, &o.resume, &o.remat, &o.batch}) {
+       {&o.prefill, &o.resume, &o.remat, &o.batch, &o.rows}) {
     for (int n : *counts) {
       if (n < 1) {
         std::cerr << "xcache-bench: lengths must be at least 1, not " << n

@@ -65,9 +65,11 @@ absl::StatusOr<std::span<const float>> Prefill(Engine& engine,
 absl::Status BenchPrefill(Engine& engine, const CodecHandle& codec,
                           const Prompts& prompts, int tokens, int threads,
                           Report& report);
+// Each step forwards `rows` tokens of each sequence, as for a draft of rows - 1
+// that is then rejected; fewer at a block's end.
 absl::Status BenchDecode(Engine& engine, const CodecHandle& codec,
                          const Prompts& prompts, int depth, int tokens,
-                         int batch, int threads, Report& report);
+                         int batch, int rows, int threads, Report& report);
 // Compares all ways to get a conversation of `tokens` tokens going again;
 // `store_dir` is a folder for the disk tier, emptied before and after.
 absl::Status BenchResume(Engine& engine, const CodecHandle& codec,

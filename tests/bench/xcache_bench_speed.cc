@@ -82,9 +82,9 @@ absl::Status BenchPrefill(Engine& engine, const CodecHandle& codec,
 
 absl::Status BenchDecode(Engine& engine, const CodecHandle& codec,
                          const Prompts& prompts, int depth, int tokens,
-                         int batch, int threads, Report& report) {
+                         int batch, int rows, int threads, Report& report) {
   const std::vector<TokenId> prompt = prompts.Take(depth);
-  const std::vector<TokenId> ids = prompts.Take(tokens + 1);
+  const std::vector<TokenId> ids = prompts.Take(tokens + rows);
   std::vector<std::unique_ptr<Sequence>> sequences;
   for (int i = 0; i < batch; ++i) {
     XC_ASSIGN_OR_RETURN(auto sequence, engine.NewSequence(codec, {}, {}));
@@ -92,17 +92,26 @@ absl::Status BenchDecode(Engine& engine, const CodecHandle& codec,
     sequences.push_back(std::move(sequence));
   }
   std::vector<double> step_ms;
-  for (size_t t = 0; t < ids.size(); ++t) {
+  for (size_t t = 0; t <= static_cast<size_t>(tokens); ++t) {
     std::vector<StepItem> items(sequences.size());
     for (size_t i = 0; i < items.size(); ++i) {
-      items[i].sequence = sequences[i].get();
-      items[i].tokens = std::span(ids).subspan(t, 1);
-      items[i].logits_mode = LogitsMode::kLast;
+      Sequence& sequence = *sequences[i];
+      items[i].sequence = &sequence;
+      // A draft ends before its block does.
+      const size_t left =
+          kBlockTokens - sequence.tokens().size() % kBlockTokens;
+      items[i].tokens = std::span(ids).subspan(
+          t, std::clamp(left - 1, size_t{1}, static_cast<size_t>(rows)));
+      items[i].logits_mode = LogitsMode::kAll;
     }
     const Timer timer;
     XC_RETURN_IF_ERROR(engine.Step(items));
     if (t > 0) step_ms.push_back(timer.ms());  // the first one warms up
-    for (auto& sequence : sequences) sequence->TakeSealed();
+    for (const StepItem& item : items) {
+      item.sequence->TakeSealed();
+      item.sequence->Truncate(static_cast<int64_t>(
+          item.sequence->tokens().size() - item.tokens.size() + 1));
+    }
   }
   double total = 0.0;
   for (double ms : step_ms) total += ms;
@@ -113,6 +122,7 @@ absl::Status BenchDecode(Engine& engine, const CodecHandle& codec,
               {"threads", threads},
               {"depth", depth},
               {"batch", batch},
+              {"rows", rows},
               {"tokens", tokens},
               {"ms_per_step_min", step_ms.front()},
               {"ms_per_step_median", step_ms[step_ms.size() / 2]},

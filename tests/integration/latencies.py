@@ -13,8 +13,8 @@ def percentile(values, share):
 
 
 def latencies(client, seconds, refusals=()):
-    """Seconds between the tokens of answers, one after the other. Those that
-    end with one of the codes `refusals` are asked for again."""
+    """Seconds between the tokens of answers, one after the other, a step each.
+    Those that end with one of the codes `refusals` are asked for again."""
     out = []
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -22,7 +22,8 @@ def latencies(client, seconds, refusals=()):
         try:
             for _ in client.inference.Chat(pb.ChatRequest(
                     messages=[harness.user("Tell me of the river.")],
-                    params=harness.params(max_tokens=200, ignore_eos=True))):
+                    params=harness.params(max_tokens=200, ignore_eos=True,
+                                          speculate="off"))):
                 now = time.monotonic()
                 if last is not None:
                     out.append(now - last)

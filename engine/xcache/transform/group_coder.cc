@@ -1,7 +1,6 @@
 #include "engine/xcache/transform/group_coder.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdlib>
 
@@ -32,15 +31,19 @@ constexpr const Precision& PrecisionOf(IntType type) {
 // Sums stay below 2^31: half of that, for what rounding may add.
 constexpr double kMostSum = 0x1p30;
 
-// The largest integers of two factors of `k` products, whose sum is below 2^31.
-struct Most {
-  explicit Most(size_t k) {
-    const int bits = 31 - static_cast<int>(std::bit_width(k));
-    value = static_cast<float>((1 << (bits - bits / 2)) - 1);
-    element = static_cast<float>((1 << (bits / 2)) - 1);
-  }
-  float value, element;
-};
+// 1 / x, or 0 where there is none.
+float InverseOf(float x) { return x > 0x1p-100f ? 1.0f / x : 0.0f; }
+
+// Rows of A that are rounded to 16 bits have integers of at most this. Elements
+// of B get what is left.
+constexpr float kMostValue = 4095.0f;
+
+// What the elements of a column become integers of 16 bits by: as much as
+// leaves every sum below 2^31, `sum` being that of their sizes.
+float ElementScale(size_t k, float largest, float sum) {
+  const float most = 0x1p31f / kMostValue - static_cast<float>(k);
+  return std::min(32767.0f * InverseOf(largest), most * InverseOf(sum));
+}
 
 // To the nearest, to even where two are equally near.
 template <typename Int>
@@ -59,6 +62,12 @@ float LargestOf(const std::vector<float>& values) {
   return most;
 }
 
+float SumOf(const std::vector<float>& values) {
+  float sum = 0.0f;
+  for (float v : values) sum += std::abs(v);
+  return sum;
+}
+
 // Row `row` of `from`, without its scale.
 std::vector<float> RowOf(const HalfRows& from, size_t row) {
   std::vector<float> out(from.cols);
@@ -66,9 +75,6 @@ std::vector<float> RowOf(const HalfRows& from, size_t row) {
                                  static_cast<int>(from.cols), out.data());
   return out;
 }
-
-// 1 / x, or 0 where there is none.
-float InverseOf(float x) { return x > 0x1p-100f ? 1.0f / x : 0.0f; }
 
 }  // namespace
 
@@ -110,13 +116,11 @@ absl::StatusOr<GroupCoder> GroupCoder::Create(
 }
 
 // Features are scaled so that an error of each weighs alike in what is
-// predicted, predicted values so that D's elements are all used up to the
-// largest; latents are in units of what costs alike.
+// predicted, predicted values so that the rows of D have equal largest
+// elements; latents are in units of what costs alike.
 absl::Status GroupCoder::PackPrediction(const TransformGroup& from,
                                         std::span<const float> latent_scales) {
-  const Most extend(rank_), predict(features_);
-  extend_.most = extend.value;
-  predict_.most = predict.value;
+  extend_.most = predict_.most = kMostValue;
   std::vector<float> largest(rank_), weights(rank_);
   const auto extend_row = [&](size_t i) {
     std::vector<float> row = RowOf(from.decode, i);
@@ -131,18 +135,32 @@ absl::Status GroupCoder::PackPrediction(const TransformGroup& from,
     weights[i] =
         from.predict.scales[i] * from.decode.scales[i] * std::sqrt(square);
   }
+  std::vector<float> most(width_), sums(width_), to_elements(width_);
+  for (size_t i = 0; i < rank_; ++i) {
+    const std::vector<float> row = extend_row(i);
+    for (size_t j = 0; j < width_; ++j) {
+      const float size = std::abs(row[j] * InverseOf(largest[i]));
+      most[j] = std::max(most[j], size);
+      sums[j] += size;
+    }
+  }
+  extend_.scales.resize(width_);
+  for (size_t j = 0; j < width_; ++j) {
+    to_elements[j] = ElementScale(rank_, most[j], sums[j]);
+    extend_.scales[j] = latent_scales[j] * InverseOf(to_elements[j]);
+  }
   XC_ASSIGN_OR_RETURN(
       extend_.integers,
-      PackedInt::FromRows(
-          static_cast<int>(rank_), static_cast<int>(width_), IntType::kI16,
-          [&](int i, int16_t* to) {
-            const std::vector<float> row = extend_row(static_cast<size_t>(i));
-            const float scale =
-                extend.element * InverseOf(largest[static_cast<size_t>(i)]);
-            for (float v : row) *to++ = Element(v * scale);
-          }));
-  extend_.scales.assign(latent_scales.begin(), latent_scales.end());
-  for (float& scale : extend_.scales) scale /= extend.element;
+      PackedInt::FromRows(static_cast<int>(rank_), static_cast<int>(width_),
+                          IntType::kI16, [&](int i, int16_t* to) {
+                            const std::vector<float> row =
+                                extend_row(static_cast<size_t>(i));
+                            const float scale =
+                                InverseOf(largest[static_cast<size_t>(i)]);
+                            for (size_t j = 0; j < width_; ++j) {
+                              to[j] = Element(row[j] * scale * to_elements[j]);
+                            }
+                          }));
 
   std::vector<std::vector<float>> rows;
   feature_scales_.assign(features_, 0.0f);
@@ -155,23 +173,23 @@ absl::Status GroupCoder::PackPrediction(const TransformGroup& from,
   }
   for (float& scale : feature_scales_) scale = std::sqrt(scale);
   predict_.scales.resize(rank_);
-  std::vector<float> to_elements(rank_);
   for (size_t i = 0; i < rank_; ++i) {
     for (size_t j = 0; j < features_; ++j) {
       rows[i][j] *= InverseOf(feature_scales_[j]);
     }
-    const float most = LargestOf(rows[i]);
-    to_elements[i] = predict.element * InverseOf(most);
+    const float scale =
+        ElementScale(features_, LargestOf(rows[i]), SumOf(rows[i]));
+    for (float& v : rows[i]) v *= scale;
     predict_.scales[i] = from.predict.scales[i] * from.decode.scales[i] *
-                         (most / predict.element) * largest[i];
+                         InverseOf(scale) * largest[i];
   }
   XC_ASSIGN_OR_RETURN(predict_.integers,
                       PackedInt::FromColumns(
                           static_cast<int>(features_), static_cast<int>(rank_),
                           IntType::kI16, [&](int i, int16_t* to) {
-                            const auto at = static_cast<size_t>(i);
-                            for (float v : rows[at])
-                              *to++ = Element(v * to_elements[at]);
+                            for (float v : rows[static_cast<size_t>(i)]) {
+                              *to++ = Element(v);
+                            }
                           }));
   return absl::OkStatus();
 }
@@ -180,14 +198,9 @@ absl::Status GroupCoder::PackPrediction(const TransformGroup& from,
 absl::Status GroupCoder::PackEncode(const TransformGroup& from,
                                     std::span<const float> latent_scales,
                                     Part* part) {
+  const bool is_16 = part->type == IntType::kI16;
   Matrix& encode = part->encode;
-  float element = 127.0f;
-  encode.most = 127.0f;
-  if (part->type == IntType::kI16) {
-    const Most most(width_);
-    encode.most = most.value;
-    element = most.element;
-  }
+  encode.most = is_16 ? kMostValue : kPrecision8.most_element;
   encode.scales.resize(part->count);
   XC_ASSIGN_OR_RETURN(
       encode.integers,
@@ -199,10 +212,11 @@ absl::Status GroupCoder::PackEncode(const TransformGroup& from,
             row.resize(width_);
             for (size_t j = 0; j < width_; ++j) row[j] *= latent_scales[j];
             const float most = LargestOf(row);
+            const float scale = is_16 ? ElementScale(width_, most, SumOf(row))
+                                      : encode.most * InverseOf(most);
             encode.scales[static_cast<size_t>(c)] =
-                from.encode.scales[at] * (most / element);
-            const float to_element = element * InverseOf(most);
-            for (float v : row) *to++ = Element(v * to_element);
+                from.encode.scales[at] * InverseOf(scale);
+            for (float v : row) *to++ = Element(v * scale);
           }));
   return absl::OkStatus();
 }

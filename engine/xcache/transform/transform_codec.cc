@@ -498,7 +498,7 @@ class TransformCodec final : public DependentLayers {
   const SymbolTables tables_;
   const RowCorrector corrector_;
   const KvProjections first_layer_;
-  const std::function<void(TokenId token, float* out)> embedding_;
+  const EmbeddingFn embedding_;
   const float rms_norm_eps_;
   const Kernels& kernels_;
   const CodecKernels& codec_kernels_;

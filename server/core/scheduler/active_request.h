@@ -30,6 +30,7 @@
 #include "server/core/cache/idle_sets.h"
 #include "server/core/cache/known_answers.h"
 #include "server/core/request.h"
+#include "server/core/scheduler/drafter.h"
 #include "server/core/scheduler/stop_matcher.h"
 #include "server/core/sessions/manager.h"
 #include "server/core/tenants/take.h"
@@ -136,6 +137,13 @@ struct ActiveRequest {
   int64_t next_score = 0;    // index of the next token to score, or to pool
   Pooling pooling = Pooling::kMean;
   std::vector<double> pooled;  // [d_model], of the tokens before `next_score`
+
+  // What may come next, and how much of it is in the step at hand: its rows are
+  // those of `draft_rows`, the last token and so many more.
+  bool speculates = false;
+  Drafter drafter;
+  size_t num_drafted = 0;
+  std::vector<TokenId> draft_rows;
 
   int64_t num_staged = 0;  // pages of `restore` that Engine::StagePages took
 

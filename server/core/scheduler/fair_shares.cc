@@ -173,7 +173,7 @@ double FairShares::RowsOf(const Limit& limit, const Part& part,
 
 void FairShares::Share(int64_t budget, std::span<Part> parts) const {
   if (parts.size() == 1) {
-    parts[0].gets = std::min(budget, parts[0].wants);
+    parts[0].gets = std::min(budget, parts[0].wants + parts[0].drafts);
     return;
   }
   double most_wanted = kNoLimit;  // for a tenant's weight
@@ -226,8 +226,8 @@ void FairShares::Share(int64_t budget, std::span<Part> parts) const {
       // What is a whole row but for rounding is one.
       const double room = std::min(
           RowsOf(limit, part, owed[i]) - static_cast<double>(part.gets) + 1e-6,
-          static_cast<double>(
-              std::min({quantum, part.wants - part.gets, budget})));
+          static_cast<double>(std::min(
+              {quantum, part.wants + part.drafts - part.gets, budget})));
       if (room < 1) continue;
       next = i;
       rows = static_cast<int64_t>(room);

@@ -77,6 +77,7 @@ class FairShares {
     std::string tenant;
     double weight = 1;
     int64_t wants = 0;   // rows at most, more than 0
+    int64_t drafts = 0;  // rows beside those, of what may turn out wrong
     bool waits = false;  // some of them are of answers under way
     double depth = 0;    // keys that the next of them reads
     int64_t gets = 0;    // rows
@@ -87,7 +88,8 @@ class FairShares {
   Part PartOf(std::string_view tenant) const;
 
   // Gives rows to parts of different tenants, `budget` in all. Most of the
-  // time, where there are enough, each gets one at least.
+  // time, where there are enough, each gets one at least. Drafts get theirs as
+  // any, but nobody is taken for a flood for having them.
   void Share(int64_t budget, std::span<Part> parts) const;
   // A step of these parts was run.
   void Ran(std::span<const Part> parts, double seconds);

@@ -13,7 +13,7 @@ class Rates {
  public:
   struct Values {  // seconds; 0: not measured yet
     double prefill_token = 0;
-    double decode_token = 0;  // one row of a step that only decodes
+    double decode_token = 0;  // of steps that only decode
     double remat_block = 0;
     double load_block_host = 0;  // a page from host memory
     double load_block_disk = 0;  // and from disk, or any tier of this machine

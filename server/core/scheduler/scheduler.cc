@@ -32,7 +32,7 @@ Scheduler::Scheduler(const ServerCoreDeps& deps,
       finisher_(deps, options.commit_threads, queue_, working_sets_),
       restorer_(deps, options, queue_, working_sets_, finisher_, rates_,
                 shares_, [this] { Wake(); }),
-      step_builder_(deps, options.step_rows, max_context, queue_, working_sets_,
+      step_builder_(deps, options, max_context, queue_, working_sets_,
                     finisher_, rates_, shares_) {}
 
 void Scheduler::Start() {

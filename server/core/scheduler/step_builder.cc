@@ -24,6 +24,12 @@ using std::chrono::steady_clock;
 // Steps with fewer rows of prompts say little about the rate of prefill.
 constexpr int64_t kMinRateRows = 32;
 
+// What a row adds to a step while that is not measured, of all of it.
+constexpr double kUnknownRow = 0.2;
+// And at most: what is nearly sure is drafted whatever was measured, which
+// would otherwise never be measured again.
+constexpr double kMostRow = 0.7;
+
 // Rows that a request can have of one step.
 int64_t MostRows(const ActiveRequest& request) {
   const int64_t rows = request.live.num_rows();
@@ -99,6 +105,7 @@ StepBuilder::Step StepBuilder::Build() const {
   std::stable_sort(ready.begin(), prompts, [](const auto& a, const auto& b) {
     return a->last_step < b->last_step;
   });
+  Draft(ready);
   Step step;
   std::map<std::string_view, size_t> part_of;
   for (const RunQueue::RequestPtr& request : ready) {
@@ -107,6 +114,7 @@ StepBuilder::Step StepBuilder::Build() const {
     if (is_new) step.parts.push_back(shares_.PartOf(request->base.tenant));
     FairShares::Part& part = step.parts[it->second];
     part.wants += MostRows(*request);
+    part.drafts += static_cast<int64_t>(request->num_drafted);
     const auto depth = static_cast<double>(request->live.num_rows());
     if (is_new) part.depth = depth;
     // Of those that decode, a row of each, it is the mean.
@@ -150,7 +158,70 @@ StepBuilder::Step StepBuilder::Build() const {
     step.requests.push_back(std::move(request));
     step.items.push_back(item);
   }
+  for (size_t i = 0; i < step.items.size(); ++i) {
+    ActiveRequest& request = *step.requests[i];
+    const size_t part = part_of.at(request.base.tenant);
+    request.num_drafted =
+        std::min(request.num_drafted, static_cast<size_t>(left[part]));
+    if (request.num_drafted == 0) continue;
+    const auto count = static_cast<int64_t>(request.num_drafted);
+    left[part] -= count;
+    step.parts[part].keys +=
+        static_cast<double>(count * request.live.num_rows());
+    request.draft_rows.resize(1 + request.num_drafted);
+    step.items[i].tokens = request.draft_rows;
+    step.items[i].logits_mode = LogitsMode::kAll;
+  }
   return step;
+}
+
+void StepBuilder::Draft(std::span<const RunQueue::RequestPtr> ready) const {
+  const StepCost& cost = shares_.cost();
+  double rows = 0, keys = 0, tokens = 0;  // of the step without drafts
+  for (const RunQueue::RequestPtr& request : ready) {
+    request->num_drafted = 0;
+    const auto count = static_cast<double>(MostRows(*request));
+    rows += count;
+    keys += count * static_cast<double>(request->live.num_rows());
+    if (request->decoding()) tokens += 1;
+  }
+  double seconds =
+      cost.seconds(std::min(rows, static_cast<double>(step_rows_)), keys);
+  for (const RunQueue::RequestPtr& request : ready) {
+    if (!request->decoding() || !request->speculates || request->solo) continue;
+    const int64_t num_rows = request->live.num_rows();
+    const auto context = static_cast<int64_t>(request->tokens.size());
+    const int64_t most =
+        std::min({static_cast<int64_t>(Drafter::kMostTokens),
+                  kBlockTokens - 2 - num_rows % kBlockTokens,
+                  request->options.max_tokens - request->generated() - 1,
+                  max_context_ - context - 1});
+    if (most <= 0) continue;
+    request->draft_rows.assign(1, request->tokens.back());
+    const auto add = [&](std::span<const TokenId> draft) {
+      request->num_drafted = draft.size();
+      request->draft_rows.insert(request->draft_rows.end(), draft.begin(),
+                                 draft.end());
+    };
+    if (draft_) {
+      add(draft_(request->tokens, static_cast<size_t>(most)));
+      continue;
+    }
+    Drafter& drafter = request->drafter;
+    drafter.Look(request->tokens);
+    double row = cost.row_seconds(static_cast<double>(num_rows));
+    row = row <= 0 ? kUnknownRow * seconds : std::min(row, kMostRow * seconds);
+    size_t count = 0;
+    double chance = 1;
+    for (; count < std::min(drafter.tokens().size(), static_cast<size_t>(most));
+         ++count) {
+      chance *= drafter.chance(count);
+      if (chance * seconds < row * tokens) break;
+      seconds += row;
+      tokens += chance;
+    }
+    add(drafter.tokens().first(count));
+  }
 }
 
 void StepBuilder::Run(Step step) {
@@ -171,9 +242,10 @@ void StepBuilder::Run(Step step) {
     ActiveRequest& request = *step.requests[i];
     const auto count = static_cast<int64_t>(step.items[i].tokens.size());
     num_rows += count;
-    // Its row is already there, so it decoded if only that one is.
-    const bool decoded =
-        request.answers() && request.generated() > 0 && count == 1;
+    // Its row is already there, so it decoded if only that one is, beside what
+    // was drafted.
+    const bool decoded = request.answers() && request.generated() > 0 &&
+                         count == 1 + static_cast<int64_t>(request.num_drafted);
     if (decoded) continue;
     num_prefill += count;
     request.final.prefilled_tokens += static_cast<uint64_t>(count);
@@ -181,16 +253,17 @@ void StepBuilder::Run(Step step) {
   }
   const double seconds = SecondsBetween(begin, end);
   if (num_prefill >= kMinRateRows) rates_.AddPrefill(num_rows, seconds);
-  if (num_prefill == 0) rates_.AddDecode(num_rows, seconds);
   metrics_.Observe(CoreHistogram::kStep, seconds);
   metrics_.Add(CoreCounter::kSteps, 1);
   metrics_.Add(CoreCounter::kStepRows, static_cast<uint64_t>(num_rows));
+  int64_t num_tokens = 0;
   for (size_t i = 0; i < step.items.size(); ++i) {
     step.requests[i]->solo = false;
     step.requests[i]->last_step = num_steps_;
     TakeSealed(*step.requests[i]);
-    AfterRows(*step.requests[i], step.items[i], end);
+    num_tokens += AfterRows(*step.requests[i], step.items[i], end);
   }
+  if (num_prefill == 0) rates_.AddDecode(num_tokens, seconds);
   // With what comes after it: that is between two tokens, too.
   shares_.Ran(step.parts, SecondsBetween(begin, steady_clock::now()));
 }
@@ -201,7 +274,7 @@ void StepBuilder::Failed(const Step& step, const absl::Status& status) {
   for (const RunQueue::RequestPtr& request : step.requests) {
     working_sets_.flights().LandAll(*request);
     request->live.sequence.reset();  // made anew
-    if (step.items.size() > 1) {
+    if (step.items.size() > 1 || request->num_drafted > 0) {
       request->solo = true;
       continue;
     }
@@ -242,22 +315,47 @@ void StepBuilder::TakeSealed(ActiveRequest& request) {
   }
 }
 
-void StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
-                            SteadyTime now) {
+int64_t StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
+                               SteadyTime now) {
   if (request.kind == RequestKind::kScore) {
     ScoreRows(request, item);
-    return;
+    return 0;
   }
   if (request.kind == RequestKind::kEmbed) {
     PoolRows(request, item);
-    return;
+    return 0;
   }
-  if (item.logits.empty()) return;
-  const absl::StatusOr<SampledToken> sampled = Sample(request, item);
-  if (!sampled.ok()) {
-    finisher_.Fail(request, sampled.status());
-    return;
+  if (item.logits.empty()) return 0;
+  // A row's token is the answer's if all tokens before it are: those of the
+  // draft as far as they are what was sampled.
+  const auto vocab = static_cast<size_t>(engine_.info().vocab_size);
+  const size_t num_drafted = request.num_drafted;
+  request.final.drafted_tokens += num_drafted;
+  for (size_t row = 0;; ++row) {
+    const absl::StatusOr<SampledToken> sampled =
+        Sample(request, item.logits.subspan(row * vocab, vocab));
+    if (!sampled.ok()) {
+      finisher_.Fail(request, sampled.status());
+      return static_cast<int64_t>(row);
+    }
+    request.drafter.Follow(sampled->token);
+    const bool was_drafted =
+        row < num_drafted && item.tokens[row + 1] == sampled->token;
+    if (was_drafted) ++request.final.accepted_tokens;
+    const FinishReason reason = TakeToken(request, *sampled, now);
+    if (was_drafted && reason == FinishReason::kNone) continue;
+    // What was forwarded beyond the answer's last token but one is forgotten.
+    if (num_drafted > 0) {
+      request.live.sequence->Truncate(
+          static_cast<int64_t>(request.tokens.size()) - 1);
+    }
+    if (reason != FinishReason::kNone) finisher_.Finish(request, reason);
+    return static_cast<int64_t>(row) + 1;
   }
+}
+
+FinishReason StepBuilder::TakeToken(ActiveRequest& request,
+                                    const SampledToken& token, SteadyTime now) {
   if (request.generated() == 0) {
     request.first_token = now;
     request.final.timings.ttft_us = MicrosBetween(request.submitted, now);
@@ -269,15 +367,13 @@ void StepBuilder::AfterRows(ActiveRequest& request, const StepItem& item,
   }
   request.last_token = now;
   request.minute_tokens.Spend(1);
-  const FinishReason reason =
-      request.AcceptToken(*sampled, *deps_.tokenizer, max_context_);
-  if (reason != FinishReason::kNone) finisher_.Finish(request, reason);
+  return request.AcceptToken(token, *deps_.tokenizer, max_context_);
 }
 
-absl::StatusOr<SampledToken> StepBuilder::Sample(ActiveRequest& request,
-                                                 const StepItem& item) {
+absl::StatusOr<SampledToken> StepBuilder::Sample(
+    ActiveRequest& request, std::span<const float> logits) {
   const auto sample = [&](std::span<const uint32_t> allowed) {
-    return SampleToken(item.logits, request.penalty_history,
+    return SampleToken(logits, request.penalty_history,
                        request.options.sampling,
                        static_cast<int64_t>(request.tokens.size()),
                        std::max(0, request.options.num_logprobs - 1), allowed);

@@ -8,6 +8,7 @@
 #define XCACHE_SERVER_CORE_SCHEDULER_STEP_BUILDER_H_
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -27,13 +28,14 @@ namespace xcache {
 class StepBuilder {
  public:
   // `max_context`: tokens where an answer ends.
-  StepBuilder(const ServerCoreDeps& deps, int step_rows, int64_t max_context,
-              RunQueue& queue, WorkingSets& working_sets,
+  StepBuilder(const ServerCoreDeps& deps, const ServerCoreOptions& options,
+              int64_t max_context, RunQueue& queue, WorkingSets& working_sets,
               TurnFinisher& finisher, Rates& rates, FairShares& shares)
       : deps_(deps),
         engine_(*deps.engine),
         metrics_(*deps.metrics),
-        step_rows_(step_rows),
+        step_rows_(options.step_rows),
+        draft_(options.draft),
         max_context_(max_context),
         queue_(queue),
         working_sets_(working_sets),
@@ -53,21 +55,32 @@ class StepBuilder {
   // The step of those that may compute, memory having been reserved for them:
   // of each tenant's part a row for each that decodes, who had none for longest
   // first, then prompts' tokens by order of admission, to the end of a block at
-  // most; `step_rows` in all.
+  // most, then drafts; `step_rows` in all.
   Step Build() const;
 
  private:
+  // Drafts what those that decode may say next, as much of it as makes tokens
+  // sooner than steps without it: a row of a draft is worth its time if that
+  // gives a token more often than the step does on the average. What a row and
+  // the step take is measured (StepCost), how often it gives one too (Drafter).
+  // A draft ends before its block does, so none of it is ever sealed.
+  void Draft(std::span<const RunQueue::RequestPtr> ready) const;
   // Makes what a request computes with. UNAVAILABLE: not in this step.
   absl::Status Prepare(ActiveRequest& request);
   void Run(Step step);
-  // One of them is the reason: each goes on alone, and who then fails again
-  // ends.
+  // One of them is the reason: each goes on alone and without a draft, and who
+  // then fails again ends.
   void Failed(const Step& step, const absl::Status& status);
   void TakeSealed(ActiveRequest& request);
-  void AfterRows(ActiveRequest& request, const StepItem& item, SteadyTime now);
+  // How many tokens the answer has got.
+  int64_t AfterRows(ActiveRequest& request, const StepItem& item,
+                    SteadyTime now);
+  // One of them; kNone: the answer goes on.
+  FinishReason TakeToken(ActiveRequest& request, const SampledToken& token,
+                         SteadyTime now);
   // The next token, as a grammar allows it, which then is one further.
   absl::StatusOr<SampledToken> Sample(ActiveRequest& request,
-                                      const StepItem& item);
+                                      std::span<const float> logits);
   void ScoreRows(ActiveRequest& request, const StepItem& item);
   void PoolRows(ActiveRequest& request, const StepItem& item);
 
@@ -75,6 +88,7 @@ class StepBuilder {
   Engine& engine_;
   CoreMetrics& metrics_;
   const int64_t step_rows_;
+  const decltype(ServerCoreOptions::draft) draft_;
   const int64_t max_context_;
   RunQueue& queue_;
   WorkingSets& working_sets_;

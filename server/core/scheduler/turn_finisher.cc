@@ -223,6 +223,8 @@ void TurnFinisher::Report(ActiveRequest& request, const absl::Status& status) {
   metrics_.Add(CoreCounter::kPromptTokens, final.prompt_tokens);
   metrics_.Add(CoreCounter::kGeneratedTokens, final.generated_tokens);
   metrics_.Add(CoreCounter::kPrefilledTokens, final.prefilled_tokens);
+  metrics_.Add(CoreCounter::kDraftedTokens, final.drafted_tokens);
+  metrics_.Add(CoreCounter::kAcceptedTokens, final.accepted_tokens);
   metrics_.Add(CoreCounter::kReusedDevice, final.reused.device);
   metrics_.Add(CoreCounter::kReusedHost, final.reused.host);
   metrics_.Add(CoreCounter::kReusedDisk, final.reused.disk);

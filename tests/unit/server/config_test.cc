@@ -213,12 +213,17 @@ TEST_F(ConfigTest, ACodecIsNamedByItselfOrByQuality) {
       HasSubstr("give one of them, not --codec kv-fp16"));
 }
 
-TEST_F(ConfigTest, RestoreIsOneOfThree) {
+TEST_F(ConfigTest, RestoreAndSpeculateAreOneOfThree) {
   EXPECT_EQ(Parse({"--model", "m"})->config.restore, "auto");
   EXPECT_EQ(Parse({"--model", "m", "--restore", "never"})->config.restore,
             "never");
   EXPECT_THAT(Error({"--model", "m", "--restore", "some"}),
               HasSubstr("--restore"));
+  EXPECT_EQ(Parse({"--model", "m"})->config.speculate, "auto");
+  EXPECT_EQ(Parse({"--model", "m", "--speculate", "off"})->config.speculate,
+            "off");
+  EXPECT_THAT(Error({"--model", "m", "--speculate", "on"}),
+              HasSubstr("--speculate"));
 }
 
 TEST_F(ConfigTest, StoreNoneIsMemoryOnly) {

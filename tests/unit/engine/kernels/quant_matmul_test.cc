@@ -1,8 +1,11 @@
 #include "engine/kernels/quant_matmul.h"
 
 #include <cstring>
+#include <numeric>
+#include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "engine/kernels/packed.h"
 #include "engine/kernels/scalar_math.h"
 #include "tests/unit/engine/kernels/kernel_test_util.h"
@@ -14,31 +17,54 @@ namespace {
 constexpr QuantFormat kFormats[] = {
     {.bits = 4, .offset = 8},
     {.bits = 4, .has_min = true},
-    {.bits = 8, .offset = 16},
-    {.bits = 8, .has_min = true},
+    {.bits = 5, .offset = 16},
+    {.bits = 5, .has_min = true},
     {.bits = 8, .offset = 128},
-    {.bits = 4, .has_min = true, .f32_scales = true},
-    {.bits = 8, .has_min = true, .f32_scales = true},
-    {.bits = 8, .offset = 128, .f32_scales = true},
-    {.bits = 4, .f32_scales = true},
+    {.bits = 4, .has_min = true, .k_scales = true},
+    {.bits = 5, .has_min = true, .k_scales = true},
+    {.bits = 6, .offset = 32, .k_scales = true},
+    {.bits = 6, .offset = 128, .k_scales = true},
+    {.bits = 4},
     {.bits = 8},
 };
 
+// Inputs as a format takes them: `k`, or 1, 2, 3, .. times 256 as k grows.
+int ColsOf(const QuantFormat& format, int k) {
+  return format.k_scales ? 256 * (k / 64 + 1) : k;
+}
+
+std::string Name(const QuantFormat& f) {
+  return absl::StrCat(f.bits, " bits, offset ", f.offset,
+                      f.has_min ? ", a minimum" : "",
+                      f.k_scales ? ", integer scales" : "");
+}
+
 WeightBlock MakeBlock(const QuantFormat& format, int row, int block) {
-  std::mt19937 bits(static_cast<uint32_t>(row * 977 + block * 31 + 5));
+  const auto seed = static_cast<uint32_t>(row * 977 + 5);
+  std::mt19937 bits(seed + static_cast<uint32_t>(block) * 31);
+  std::mt19937 shared(seed + static_cast<uint32_t>(block / kSuperBlocks) * 37);
   WeightBlock result;
   for (uint8_t& code : result.codes) {
     code = static_cast<uint8_t>(bits() & ((1u << format.bits) - 1));
   }
   // The extremes, where narrow sums would saturate.
-  if (row % 5 == 0) std::fill_n(result.codes, 32, (1 << format.bits) - 1);
-  if (row % 5 == 1) std::fill_n(result.codes, 32, uint8_t{0});
+  const bool high = row % 5 == 0, low = row % 5 == 1;
+  if (high) std::fill_n(result.codes, 32, (1 << format.bits) - 1);
+  if (low) std::fill_n(result.codes, 32, uint8_t{0});
+  std::mt19937& of_scales = format.k_scales ? shared : bits;
   const auto random = [&] {
-    const float x = static_cast<float>(bits() % 2048) / 1024.0f - 1.0f;
-    return format.f32_scales ? x * 1.0001f : F16ToF32(F32ToF16(x));
+    const float x = static_cast<float>(of_scales() % 2048) / 1024.0f - 1.0f;
+    return F16ToF32(F32ToF16(x));
   };
   result.d = random();
   if (format.has_min) result.m = random();
+  if (format.k_scales) {
+    for (int& scale : result.scales) {
+      scale = static_cast<int>(bits() % 256) - (format.has_min ? 0 : 128);
+      if (high && row % 2 == 0) scale = format.has_min ? 255 : -128;
+      if (low && row % 2 == 0) scale = format.has_min ? 0 : 127;
+    }
+  }
   return result;
 }
 
@@ -129,12 +155,16 @@ TEST_P(QuantMatmulTest, QuantizedRowsAreWithinHalfAStep) {
   }
   EXPECT_EQ(codes[5], 127);
   for (int b = 0; b < 3; ++b) {
-    int sum = 0;
-    for (int i = 0; i < 32; ++i) sum += codes[b * 32 + i];
-    EXPECT_EQ(scales[3 + b], scales[b] * static_cast<float>(sum));
-    int32_t stored;
-    std::memcpy(&stored, a.rows.data + cols + 24 + b * 4, 4);
-    EXPECT_EQ(stored, sum);
+    int16_t sums[2], found[2];
+    for (int half = 0; half < 2; ++half) {
+      const int8_t* first = codes + b * 32 + half * 16;
+      sums[half] = static_cast<int16_t>(std::accumulate(first, first + 16, 0));
+    }
+    EXPECT_EQ(scales[3 + b],
+              scales[b] * static_cast<float>(sums[0] + sums[1]));
+    std::memcpy(found, a.rows.data + cols + 24 + b * 4, 4);
+    EXPECT_EQ(found[0], sums[0]);
+    EXPECT_EQ(found[1], sums[1]);
   }
 }
 
@@ -151,7 +181,8 @@ TEST_P(QuantMatmulTest, ValuesThatAreNotFiniteStayInRange) {
 TEST_P(QuantMatmulTest, EqualsReferenceForEveryFormatAndShape) {
   for (const QuantFormat& format : kFormats) {
     for (const int n : {1, 15, 16, 17, 40}) {
-      for (const int k : {32, 64, 160}) {
+      for (const int least : {32, 64, 160}) {
+        const int k = ColsOf(format, least);
         const PackedMatrix w = Pack(format, n, k);
         for (int m = 1; m <= 17; ++m) {
           const std::vector<float> x =
@@ -163,9 +194,7 @@ TEST_P(QuantMatmulTest, EqualsReferenceForEveryFormatAndShape) {
             Multiply(ref(), a.rows, 0, m, w, e, want.data());
             Multiply(kernels(), a.rows, 0, m, w, e, out.data());
             ASSERT_TRUE(SameBits(want.Get(), out.Get()))
-                << "bits " << format.bits << " offset " << format.offset
-                << " min " << format.has_min << " m " << m << " n " << n
-                << " k " << k;
+                << Name(format) << " m " << m << " n " << n << " k " << k;
             ASSERT_TRUE(out.intact());
           }
         }
@@ -176,24 +205,28 @@ TEST_P(QuantMatmulTest, EqualsReferenceForEveryFormatAndShape) {
 
 TEST_P(QuantMatmulTest, ExtremeActivationsDoNotSaturate) {
   for (const QuantFormat& format : kFormats) {
-    const int k = 64, n = 16;
+    const int k = ColsOf(format, 64), n = 16;
     const PackedMatrix w = Pack(format, n, k);
     for (const float sign : {1.0f, -1.0f}) {
-      const std::vector<float> x(k, sign * 3.0f);  // all codes +-127
+      // All codes +-127.
+      const std::vector<float> x(static_cast<size_t>(k), sign * 3.0f);
       const Activations a = Quantize(ref(), x, 1, k);
       std::vector<float> want(OutSize(1, n)), out(OutSize(1, n));
       Multiply(ref(), a.rows, 0, 1, w, Epilogue::kStore, want.data());
       Multiply(kernels(), a.rows, 0, 1, w, Epilogue::kStore, out.data());
-      EXPECT_TRUE(SameBits(want, out));
+      EXPECT_TRUE(SameBits(want, out)) << Name(format);
     }
   }
 }
 
 TEST_P(QuantMatmulTest, RowsDependNeitherOnOtherRowsNorOnPanelSplits) {
-  const int m = 17, k = 96, n = 70;
-  for (const QuantFormat& format : {kFormats[1], kFormats[4]}) {
+  const int m = 17, n = 70;
+  for (const QuantFormat& format :
+       {kFormats[1], kFormats[4], kFormats[5], kFormats[7]}) {
+    const int k = format.k_scales ? 256 : 96;
     const PackedMatrix w = Pack(format, n, k);
-    const std::vector<float> x = MakeValues(Values::kNormal, m * k, 24);
+    const std::vector<float> x =
+        MakeValues(Values::kNormal, static_cast<size_t>(m * k), 24);
     const Activations a = Quantize(kernels(), x, m, k);
     std::vector<float> whole(OutSize(m, n));
     Multiply(kernels(), a.rows, 0, m, w, Epilogue::kStore, whole.data());
@@ -212,7 +245,7 @@ TEST_P(QuantMatmulTest, RowsDependNeitherOnOtherRowsNorOnPanelSplits) {
 }
 
 TEST_P(QuantMatmulTest, GateUpEqualsItsParts) {
-  const int k = 64, n = 40;
+  const int k = 256, n = 40;
   for (const QuantFormat& format : kFormats) {
     const PackedMatrix gate = Pack(format, n, k);
     const PackedMatrix up = Pack(kFormats[1], n, k);
@@ -245,7 +278,7 @@ TEST_P(QuantMatmulTest, GateUpEqualsItsParts) {
 }
 
 TEST(QuantMatmulRefTest, MatchesDoubleWithinTheRoundingBound) {
-  const int m = 2, k = 576, n = 33;
+  const int m = 2, k = 768, n = 33;
   const Kernels& ref = GetKernels(Isa::kRef);
   for (const QuantFormat& format : kFormats) {
     const PackedMatrix w = Pack(format, n, k);
@@ -268,9 +301,14 @@ TEST(QuantMatmulRefTest, MatchesDoubleWithinTheRoundingBound) {
           double dot = 0.0, sum = 0.0;
           for (int e = 0; e < 32; ++e) {
             const double code = static_cast<int8_t>(row[b * 32 + e]);
-            dot += code * (block.codes[e] - format.offset);
+            double weight = block.codes[e] - format.offset;
+            if (format.k_scales) {
+              weight *= block.scales[format.has_min ? 0 : e / 16];
+            }
+            dot += code * weight;
             sum += code;
           }
+          if (format.k_scales) sum *= block.scales[1];
           const double s = scales[b];
           exact += s * block.d * dot + s * block.m * sum;
           magnitude +=
@@ -300,22 +338,23 @@ TEST(PackedMatrixTest, RefusesWhatItCannotHold) {
   EXPECT_EQ(code(0, 64, {.bits = 4}, good), invalid);
   EXPECT_EQ(code(3, 0, {.bits = 4}, good), invalid);
   EXPECT_EQ(code(3, 48, {.bits = 4}, good), invalid);
-  EXPECT_EQ(code(3, 64, {.bits = 5}, good), invalid);
+  EXPECT_EQ(code(3, 64, {.bits = 7}, good), invalid);
   EXPECT_EQ(code(3, 64, {.bits = 8, .offset = 129}, good), invalid);
+  EXPECT_EQ(code(3, 64, {.bits = 8, .has_min = true}, good), invalid);
   EXPECT_EQ(code(3, 64, {.bits = 4, .offset = 8, .has_min = true}, good),
             invalid);
+  EXPECT_EQ(code(3, 256, {.bits = 4, .k_scales = true}, good), invalid);
 
   WeightBlock big_code = good;
   big_code.codes[31] = 16;
   EXPECT_EQ(code(3, 64, {.bits = 4}, big_code), invalid);
-  EXPECT_EQ(code(3, 64, {.bits = 8}, big_code), ok);
+  EXPECT_EQ(code(3, 64, {.bits = 5}, big_code), ok);
 
   WeightBlock inexact = good;
   inexact.d = 0.1f;
   EXPECT_EQ(code(3, 64, {.bits = 4}, inexact), invalid);
-  EXPECT_EQ(code(3, 64, {.bits = 4, .f32_scales = true}, inexact), ok);
   inexact.d = std::numeric_limits<float>::infinity();
-  EXPECT_EQ(code(3, 64, {.bits = 4, .f32_scales = true}, inexact), invalid);
+  EXPECT_EQ(code(3, 64, {.bits = 4}, inexact), invalid);
 
   WeightBlock with_min = good;
   with_min.m = 1.0f;
@@ -323,10 +362,46 @@ TEST(PackedMatrixTest, RefusesWhatItCannotHold) {
   EXPECT_EQ(code(3, 64, {.bits = 4, .has_min = true}, with_min), ok);
 }
 
+TEST(PackedMatrixTest, RefusesFactorsThatItCannotHold) {
+  const QuantFormat with_min = {.bits = 4, .has_min = true, .k_scales = true};
+  const QuantFormat halves = {.bits = 6, .offset = 32, .k_scales = true};
+  const auto ok = [](const QuantFormat& format, int cols, int factor,
+                     float last_d) {
+    const auto packed = PackedMatrix::Pack(
+        2, cols, format, [&](int, int block, WeightBlock* out) {
+          out->d = block == cols / kQuantBlock - 1 ? last_d : 0.5f;
+          out->scales[1] = factor;
+        });
+    return packed.ok();
+  };
+  EXPECT_TRUE(ok(with_min, 512, 255, 0.5f));
+  EXPECT_FALSE(ok(with_min, 512, 256, 0.5f));
+  EXPECT_FALSE(ok(with_min, 512, -1, 0.5f));
+  EXPECT_TRUE(ok(halves, 512, -128, 0.5f));
+  EXPECT_FALSE(ok(halves, 512, 128, 0.5f));
+  EXPECT_FALSE(ok(halves, 512, 1, 0.25f));  // not that of its eight blocks
+  EXPECT_FALSE(ok(halves, 320, 1, 0.5f));
+}
+
+TEST(PackedMatrixTest, TakesItsOwnBits) {
+  const size_t weights = 32 * 512;
+  const auto bits = [&](const QuantFormat& format) {
+    return 8.0 * static_cast<double>(Pack(format, 32, 512).bytes()) / weights;
+  };
+  EXPECT_EQ(bits({.bits = 4, .offset = 8}), 4.5);
+  EXPECT_EQ(bits({.bits = 4, .has_min = true}), 5.0);
+  EXPECT_EQ(bits({.bits = 5, .offset = 16}), 5.5);
+  EXPECT_EQ(bits({.bits = 5, .has_min = true}), 6.0);
+  EXPECT_EQ(bits({.bits = 8, .offset = 128}), 8.5);
+  EXPECT_EQ(bits({.bits = 4, .has_min = true, .k_scales = true}), 4.625);
+  EXPECT_EQ(bits({.bits = 5, .has_min = true, .k_scales = true}), 5.625);
+  EXPECT_EQ(bits({.bits = 6, .offset = 32, .k_scales = true}), 6.5625);
+}
+
 TEST(WeightArenaTest, HoldsManyMatricesApart) {
   WeightArena arena;
   std::vector<PackedMatrix> in_arena;
-  const int shapes[][2] = {{40, 64}, {1, 32}, {17, 160}, {200, 96}};
+  const int shapes[][2] = {{40, 256}, {1, 256}, {17, 1280}, {200, 768}};
   for (const auto& [rows, cols] : shapes) {
     for (const QuantFormat& format : kFormats) {
       auto packed = PackedMatrix::Pack(
@@ -358,20 +433,6 @@ TEST(WeightArenaTest, HoldsManyMatricesApart) {
   big[0] = 1;
   big[(size_t{40} << 20) - 1] = 2;
   EXPECT_GE(arena.bytes(), total + (size_t{40} << 20));
-}
-
-TEST(RequantizeBlockTest, IsWithinHalfAStepAndKeepsZero) {
-  const std::vector<float> w = MakeValues(Values::kOutlier, 32, 27);
-  WeightBlock block;
-  RequantizeBlock(w.data(), &block);
-  for (size_t i = 0; i < 32; ++i) {
-    EXPECT_NEAR(w[i], block.d * static_cast<float>(block.codes[i] - 128),
-                block.d * 0.5001f);
-  }
-  const std::vector<float> zero(32, 0.0f);
-  RequantizeBlock(zero.data(), &block);
-  EXPECT_EQ(block.d, 0.0f);
-  EXPECT_EQ(block.codes[9], 128);
 }
 
 }  // namespace

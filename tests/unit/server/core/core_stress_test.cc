@@ -3,11 +3,13 @@
 // and at its last acknowledged turn, and every answer is the right one.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -171,12 +173,27 @@ void RunStress(int64_t memory_bytes, int operations, bool preempts) {
   options.core.restore = ServerCoreOptions::Restore::kAlways;
   options.core.max_running = 6;
   options.core.step_rows = 32;
+  // Drafts, some of them right.
+  options.core.speculate = true;
+  options.core.draft = [random = std::make_shared<std::mt19937>(1)](
+                           std::span<const TokenId> context, size_t most) {
+    std::vector<TokenId> draft = FakeGreedy(
+        {}, kCodec, {context.begin(), context.end()},
+        static_cast<int>(std::min(most, (*random)() % size_t{8})), false);
+    if (!draft.empty() && (*random)() % 2 == 0) {
+      draft[(*random)() % draft.size()] = 'q';
+    }
+    return draft;
+  };
   Harness h(options);
   std::vector<Client> clients;
   for (int i = 0; i < kClients; ++i) clients.emplace_back(h, i);
   for (int round = 0; round < 3; ++round) {
     RunClients(h, clients, operations);
     EXPECT_LE(h.engine->peak_bytes(), memory_bytes);
+    EXPECT_GT(h.Count(CoreCounter::kAcceptedTokens), 0u);
+    EXPECT_GT(h.Count(CoreCounter::kDraftedTokens),
+              h.Count(CoreCounter::kAcceptedTokens));
     if (preempts) {
       EXPECT_GT(h.Count(CoreCounter::kPreemptions) +
                     h.Count(CoreCounter::kSequenceEvictions),

@@ -42,6 +42,7 @@ TEST(ToOptionsTest, UnsetFieldsTakeTheDocumentedDefaults) {
   EXPECT_EQ(options.num_logprobs, 0);
   EXPECT_FALSE(options.no_cache);
   EXPECT_FALSE(options.ignore_eos);
+  EXPECT_EQ(options.speculate, "");
   EXPECT_TRUE(options.stop.empty());
 }
 
@@ -62,6 +63,7 @@ TEST(ToOptionsTest, EveryFieldArrives) {
   params.set_logprobs(21);
   params.set_no_cache(true);
   params.set_ignore_eos(true);
+  params.set_speculate("off");
   const GenerationOptions options = ToOptions(params);
   EXPECT_EQ(options.sampling.temperature, 0.0f);
   EXPECT_EQ(options.sampling.top_k, 40);
@@ -77,6 +79,7 @@ TEST(ToOptionsTest, EveryFieldArrives) {
   EXPECT_EQ(options.num_logprobs, 21);
   EXPECT_TRUE(options.no_cache);
   EXPECT_TRUE(options.ignore_eos);
+  EXPECT_EQ(options.speculate, "off");
   EXPECT_TRUE(ValidateSampling(options.sampling).ok());
 }
 

@@ -66,6 +66,7 @@ TEST(ChatCompletionTest, EveryFieldArrives) {
                              {"logprobs", true},
                              {"top_logprobs", 20},
                              {"ignore_eos", true},
+                             {"speculate", "ngram"},
                              {"stream", true},
                              {"stream_options", {{"include_usage", true}}}}),
                        kVocabSize);
@@ -87,6 +88,7 @@ TEST(ChatCompletionTest, EveryFieldArrives) {
   EXPECT_THAT(chat->options.stop, ElementsAre("a", "b"));
   EXPECT_EQ(chat->options.num_logprobs, 21);
   EXPECT_TRUE(chat->options.ignore_eos);
+  EXPECT_EQ(chat->options.speculate, "ngram");
   EXPECT_TRUE(chat->stream && chat->include_usage && chat->logprobs);
 }
 

@@ -37,7 +37,9 @@ double Step(FairShares& shares, const Machine& machine,
   for (Part& part : parts) part.weight = shares.PartOf(part.tenant).weight;
   shares.Share(kBudget, parts);
   EXPECT_LE(RowsOf(parts), kBudget);
-  for (const Part& part : parts) EXPECT_LE(part.gets, part.wants);
+  for (const Part& part : parts) {
+    EXPECT_LE(part.gets, part.wants + part.drafts);
+  }
   const double seconds = machine.Seconds(RowsOf(parts));
   shares.Ran(parts, seconds);
   return seconds;
@@ -439,6 +441,67 @@ TEST(FairSharesTest, SealingIsPartOfAShare) {
   EXPECT_LE(longer, kSteps / 20);
   EXPECT_LE(total / kSteps, 1.6 * idle);
   EXPECT_GE(rows["flood"], kSteps);
+}
+
+TEST(FairSharesTest, DraftsHaveRowsAsAnyHave) {
+  const Machine machine;
+  FairShares shares(nullptr);
+  std::vector<Part> alone = {
+      {.tenant = "a", .wants = 1, .drafts = 15, .waits = true}};
+  Step(shares, machine, alone);
+  EXPECT_EQ(alone[0].gets, 16);
+  alone[0].wants = kBudget - 5;
+  Step(shares, machine, alone);
+  EXPECT_EQ(alone[0].gets, kBudget);
+  alone[0].wants = 1;
+  for (int i = 0; i < 50; ++i) {
+    alone[0].drafts = i % 4;
+    Step(shares, machine, alone);
+  }
+  // Of two, both have some, and neither doubles the other's step.
+  std::vector<Part> both = {
+      {.tenant = "a", .wants = 1, .drafts = 15, .waits = true},
+      {.tenant = "b", .wants = 1, .drafts = 15, .waits = true}};
+  for (int i = 0; i < 100; ++i) {
+    Step(shares, machine, both);
+    for (const Part& part : both) {
+      EXPECT_GT(part.gets, 1);
+      EXPECT_LE(machine.Seconds(RowsOf(both)), 2 * machine.Seconds(part.gets));
+    }
+  }
+  // Beside one that has none: as much as any flood of rows.
+  both[1].drafts = 0;
+  double total = 0;
+  for (int i = 0; i < 100; ++i) {
+    total += Step(shares, machine, both);
+    EXPECT_EQ(both[1].gets, 1);
+  }
+  EXPECT_LE(total / 100, 1.6 * machine.Seconds(1));
+}
+
+// Whose rows read many keys, and who drafts, is no flood for that.
+TEST(FairSharesTest, DraftsCostNobodyTheRowOfItsAnswer) {
+  FairShares shares(nullptr);
+  std::vector<Part> parts = {{.tenant = "deep",
+                              .wants = 1,
+                              .drafts = 15,
+                              .waits = true,
+                              .depth = 8000},
+                             {.tenant = "good", .waits = true, .depth = 100}};
+  for (int i = 0; i < 2000; ++i) {
+    parts[1].wants = i < 200 ? 1 + i % 3 : 1;
+    shares.Share(kBudget, parts);
+    double seconds = 0.0026;
+    for (Part& part : parts) {
+      part.keys = part.depth * static_cast<double>(part.gets);
+      seconds += 0.0006 * static_cast<double>(part.gets) + 0.9e-6 * part.keys;
+    }
+    shares.Ran(parts, seconds);
+    if (i < 200) continue;
+    // Once it is known what its rows take.
+    EXPECT_EQ(parts[0].gets, 1) << i;
+    EXPECT_EQ(parts[1].gets, 1) << i;
+  }
 }
 
 TEST(FairSharesTest, WhereAllOweSomethingAllGoOn) {

@@ -170,8 +170,8 @@ struct Parts {
   TurnFinisher finisher{Deps(), 1, queue, working_sets};
   Restorer restorer{Deps(),   options, queue,  working_sets,
                     finisher, rates,   shares, [this] { ++num_wakes; }};
-  StepBuilder steps{Deps(),       options.step_rows, 8192,  queue,
-                    working_sets, finisher,          rates, shares};
+  StepBuilder steps{Deps(),       options,  8192,  queue,
+                    working_sets, finisher, rates, shares};
 };
 
 }  // namespace xcache::testing

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "tests/unit/server/core/scheduler/parts_fixture.h"
 
@@ -103,6 +105,95 @@ TEST(StepBuilderTest, EachThatDecodesGetsItsRowInEveryStep) {
   for (size_t i = 0; i < chats.size(); ++i) {
     EXPECT_EQ(chats[i]->generated(), before[i] + 5);
   }
+}
+
+// Options with which each step drafts all that it may, all of it wrong.
+ServerCoreOptions Drafting(int step_rows) {
+  ServerCoreOptions options;
+  options.step_rows = step_rows;
+  options.draft = [](std::span<const TokenId>, size_t most) {
+    return std::vector<TokenId>(most, kBos);
+  };
+  return options;
+}
+
+TEST(StepBuilderTest, ADraftEndsBeforeItsBlockDoes) {
+  Parts parts(Drafting(128));
+  const auto chat = Decoding(parts, 1);
+  chat->speculates = true;
+  for (int i = 0; i < 200; ++i) {
+    const int64_t rows = chat->live.num_rows();
+    parts.restorer.PlanAndRestore();
+    const StepBuilder::Step step = parts.steps.Build();
+    ASSERT_EQ(step.items.size(), 1u);
+    EXPECT_EQ(static_cast<int64_t>(step.items[0].tokens.size()),
+              std::clamp<int64_t>(63 - rows % 64, 1, 16));
+    parts.Round();
+    // One token, and no row of what was wrong.
+    EXPECT_EQ(chat->live.num_rows(), rows + 1);
+    EXPECT_EQ(chat->live.sequence->tokens().back(),
+              chat->tokens[chat->tokens.size() - 2]);
+  }
+  EXPECT_EQ(chat->generated(), 201);
+}
+
+TEST(StepBuilderTest, DraftsHaveTheRowsThatNobodyElseWants) {
+  Parts parts(Drafting(100));
+  std::vector<std::shared_ptr<ActiveRequest>> chats;
+  for (uint32_t i = 0; i < 4; ++i) {
+    chats.push_back(Decoding(parts, i));
+    chats.back()->speculates = i != 2;
+  }
+  parts.restorer.PlanAndRestore();
+  EXPECT_EQ(Rows(parts.steps.Build()), (RowList{16, 16, 1, 16}));
+  const auto prompt = parts.Raw(300, 9);
+  parts.Admit(prompt);
+  Prepare(parts);
+  const StepBuilder::Step step = parts.steps.Build();
+  EXPECT_EQ(Rows(step), (RowList{16, 16, 1, 3, 64}));
+  ASSERT_EQ(step.parts.size(), 1u);
+  EXPECT_EQ(step.parts[0].gets, 100);
+  EXPECT_EQ(step.items[1].logits_mode, LogitsMode::kAll);
+  EXPECT_EQ(step.items[2].logits_mode, LogitsMode::kLast);
+}
+
+TEST(StepBuilderTest, WhatIsDraftedRightIsTakenInOneStep) {
+  ServerCoreOptions options;
+  options.draft = [](std::span<const TokenId> context, size_t most) {
+    return FakeGreedy({}, kCodec, {context.begin(), context.end()},
+                      static_cast<int>(most), true);
+  };
+  Parts parts(options);
+  const auto request = parts.Raw(100, 1, 150);
+  request->speculates = true;
+  const std::vector<TokenId> prompt = request->tokens;
+  const auto sink = parts.Answer(request);
+  std::string expected;
+  for (const TokenId token : FakeGreedy({}, kCodec, prompt, 150, true)) {
+    expected += parts.tokenizer.TokenBytes(token, false);
+  }
+  EXPECT_EQ(sink->text(), expected);
+  const FinalInfo final = sink->final();
+  EXPECT_EQ(final.generated_tokens, 150u);
+  EXPECT_EQ(final.accepted_tokens, final.drafted_tokens);
+  // Two of the prompt; then in each 16 tokens, or what the block leaves: 16, 11
+  // and 1 to its end, 16, 16, 16, 15 and 1 in the next, and 16, 16, 16 and 9.
+  EXPECT_EQ(parts.Count(CoreCounter::kSteps), 2u + 3 + 5 + 4);
+  EXPECT_EQ(final.accepted_tokens, 149u - (3 + 5 + 4));
+}
+
+TEST(StepBuilderTest, ARequestThatRunsAloneAfterAFailureDraftsNothing) {
+  Parts parts(Drafting(128));
+  const auto chat = Decoding(parts, 1);
+  chat->speculates = true;
+  parts.engine.set_poison(kBos);  // what is drafted
+  parts.Round();
+  EXPECT_EQ(chat->state, RequestState::kReady);
+  EXPECT_TRUE(chat->solo);
+  parts.engine.set_poison(-1);
+  const int64_t before = chat->generated();
+  while (chat->generated() == before) parts.Round();
+  EXPECT_EQ(chat->final.drafted_tokens, 0u);
 }
 
 TEST(StepBuilderTest, AFailedStepIsRunAgainOneByOneAndEndsWhoFailsAlone) {
