@@ -202,6 +202,8 @@ json ToJson(const client::Answer& answer, bool with_text) {
               {"stop", answer.stop},
               {"prompt_tokens", answer.prompt_tokens},
               {"generated_tokens", answer.generated_tokens},
+              {"drafted_tokens", answer.drafted_tokens},
+              {"accepted_tokens", answer.accepted_tokens},
               {"prefilled_tokens", answer.prefilled_tokens},
               {"reused_tokens", answer.reused.total()},
               {"reused",

@@ -51,9 +51,11 @@ Int Nearest(float x) {
   return static_cast<Int>(std::nearbyint(x));
 }
 
-// An element of a matrix; 0 where a profile's numbers are beyond all measure.
+// An element of a matrix; bounded where a profile's numbers are beyond all
+// measure.
 int16_t Element(float x) {
-  return std::abs(x) <= 32767.0f ? Nearest<int16_t>(x) : int16_t{0};
+  if (std::isnan(x)) return 0;
+  return Nearest<int16_t>(std::clamp(x, -32767.0f, 32767.0f));
 }
 
 float LargestOf(const std::vector<float>& values) {

@@ -266,7 +266,7 @@ void Restorer::EndRestore(ActiveRequest& request) {
 
 bool Restorer::RestoreSlice(ActiveRequest& request) {
   request.live.sequence.reset();  // made anew from its blocks
-  const std::vector<RematJob> remat =
+  std::vector<RematJob> remat =
       NextRemats(request, std::max(MaxSlice(request), request.num_staged));
   std::vector<MemoryReservation> memory;
   while (memory.size() < remat.size()) {
@@ -275,8 +275,15 @@ bool Restorer::RestoreSlice(ActiveRequest& request) {
     if (!block.ok()) {
       if (!absl::IsUnavailable(block.status())) {
         finisher_.FailOrCut(request, block.status());
+        return false;
       }
-      return false;
+      // As many as there is memory for, unless it is itself what gave way.
+      // Their pages then give memory back.
+      if (memory.empty() || request.state != RequestState::kRestoring) {
+        return false;
+      }
+      remat.resize(memory.size());
+      break;
     }
     memory.push_back(*std::move(block));
   }

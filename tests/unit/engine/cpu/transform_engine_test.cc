@@ -130,7 +130,9 @@ TEST_F(TransformEngineTest, DamagedPagesAreDataLoss) {
     FinishPage(damaged);
     found += remat(damaged).code() == absl::StatusCode::kDataLoss;
   }
-  EXPECT_GT(found, tried * 9 / 10);
+  // Most others are bits of escapes, which then say another value; some make a
+  // symbol its negative, which has as many slots.
+  EXPECT_GT(found, tried * 7 / 8);
 }
 
 // Twice the profile: what was read, and what the kernels read.

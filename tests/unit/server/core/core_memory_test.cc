@@ -133,15 +133,18 @@ TEST(CoreMemoryTest, AnAnswerThatMeetsTheMemoryCapEndsAndIsKept) {
     EXPECT_EQ(sink->text(),
               h.Greedy(prompt, static_cast<int>(final.generated_tokens)));
     EXPECT_EQ(h.Record("s").messages.back().content, sink->text());
-    // Also where others run: they, and what was preempted, get on.
-    std::vector<std::shared_ptr<CollectSink>> sinks;
-    for (uint32_t i = 0; i < 4; ++i) {
-      sinks.push_back(Start(h, RawPrompt(100, i, 5000)));
-    }
-    for (const auto& other : sinks) {
-      other->Wait();
-      EXPECT_TRUE(other->status().ok()) << other->status();
-      EXPECT_EQ(other->final().finish_reason, FinishReason::kContext);
+    // Also where others run: they, and what was preempted, get on. Often, since
+    // it depends on how many pages have come when they are rematerialized.
+    for (uint32_t round = 0; round < 20; ++round) {
+      std::vector<std::shared_ptr<CollectSink>> sinks;
+      for (uint32_t i = 0; i < 4; ++i) {
+        sinks.push_back(Start(h, RawPrompt(100, 4 * round + i, 5000)));
+      }
+      for (const auto& other : sinks) {
+        other->Wait();
+        EXPECT_TRUE(other->status().ok()) << other->status();
+        EXPECT_EQ(other->final().finish_reason, FinishReason::kContext);
+      }
     }
   }
 }
