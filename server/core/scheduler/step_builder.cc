@@ -426,14 +426,12 @@ void StepBuilder::PoolRows(ActiveRequest& request, const StepItem& item) {
   if (!item.hidden.empty()) {
     const int64_t begin = end - static_cast<int64_t>(item.tokens.size());
     // One that was put back computes rows again that are in the sum already.
-    int64_t next = std::max(begin, request.next_score);
-    if (request.pooling == Pooling::kLast) next = target - 1;
-    for (; next < end; ++next) {
-      const auto row = static_cast<size_t>(next - begin);
+    if (request.pooling == Pooling::kLast) request.next_score = target - 1;
+    for (; request.next_score < end; ++request.next_score) {
+      const auto row = static_cast<size_t>(request.next_score - begin);
       const auto hidden = item.hidden.subspan(row * width, width);
       for (size_t i = 0; i < width; ++i) request.pooled[i] += hidden[i];
     }
-    request.next_score = end;
   }
   if (end < target) return;
   const double rows =
