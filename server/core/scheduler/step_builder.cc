@@ -26,8 +26,8 @@ constexpr int64_t kMinRateRows = 32;
 
 // What a row adds to a step while that is not measured, of all of it.
 constexpr double kUnknownRow = 0.2;
-// And at most: what is nearly sure is drafted whatever was measured, which would
-// otherwise never be measured again.
+// And at most: what is nearly sure is drafted whatever was measured, which
+// would otherwise never be measured again.
 constexpr double kMostRow = 0.7;
 
 // Rows that a request can have of one step.
@@ -244,9 +244,8 @@ void StepBuilder::Run(Step step) {
     num_rows += count;
     // Its row is already there, so it decoded if only that one is, beside what
     // was drafted.
-    const bool decoded =
-        request.answers() && request.generated() > 0 &&
-        count == 1 + static_cast<int64_t>(request.num_drafted);
+    const bool decoded = request.answers() && request.generated() > 0 &&
+                         count == 1 + static_cast<int64_t>(request.num_drafted);
     if (decoded) continue;
     num_prefill += count;
     request.final.prefilled_tokens += static_cast<uint64_t>(count);
@@ -427,14 +426,12 @@ void StepBuilder::PoolRows(ActiveRequest& request, const StepItem& item) {
   if (!item.hidden.empty()) {
     const int64_t begin = end - static_cast<int64_t>(item.tokens.size());
     // One that was put back computes rows again that are in the sum already.
-    int64_t next = std::max(begin, request.next_score);
-    if (request.pooling == Pooling::kLast) next = target - 1;
-    for (; next < end; ++next) {
-      const auto row = static_cast<size_t>(next - begin);
+    if (request.pooling == Pooling::kLast) request.next_score = target - 1;
+    for (; request.next_score < end; ++request.next_score) {
+      const auto row = static_cast<size_t>(request.next_score - begin);
       const auto hidden = item.hidden.subspan(row * width, width);
       for (size_t i = 0; i < width; ++i) request.pooled[i] += hidden[i];
     }
-    request.next_score = end;
   }
   if (end < target) return;
   const double rows =

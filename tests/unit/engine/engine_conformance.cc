@@ -1,8 +1,13 @@
 #include "tests/unit/engine/engine_conformance.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <fstream>
+#include <memory>
+#include <numeric>
+#include <span>
 #include <utility>
 
 #include "engine/xcache/codec.h"
@@ -129,6 +134,111 @@ TEST_P(EngineConformanceTest, ALossyCodecIsReadOutsideTheOwnBlock) {
                      "position " + std::to_string(i));
   }
   EXPECT_NE(a.logits[kBlockTokens], b.logits[kBlockTokens]);
+}
+
+// Of texts whose hidden rows are asked for, those of one whose logits are, all
+// in the same steps, with so many tokens of each: [tokens, d_model].
+std::vector<std::vector<float>> HiddenRows(
+    Engine& engine, const CodecHandle& codec, std::span<const Reference> hidden,
+    const Reference& beside, size_t step_tokens, float tolerance) {
+  struct Part {
+    const Reference* text;
+    std::unique_ptr<Sequence> sequence;
+    size_t at = 0;
+  };
+  std::vector<Part> parts;
+  for (const Reference& text : hidden) {
+    parts.push_back(Part{&text, *engine.NewSequence(codec, {}, {})});
+  }
+  parts.insert(parts.begin() + 1,
+               Part{&beside, *engine.NewSequence(codec, {}, {})});
+  std::vector<std::vector<float>> out(parts.size());
+  while (true) {
+    std::vector<StepItem> items;
+    std::vector<size_t> part_of;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const size_t left = parts[i].text->tokens.size() - parts[i].at;
+      const size_t in_block = kBlockTokens - parts[i].at % kBlockTokens;
+      const size_t n = std::min({step_tokens + i, left, in_block});
+      if (n == 0) continue;
+      StepItem item;
+      item.sequence = parts[i].sequence.get();
+      item.tokens = std::span(parts[i].text->tokens).subspan(parts[i].at, n);
+      item.logits_mode =
+          parts[i].text == &beside ? LogitsMode::kAll : LogitsMode::kHidden;
+      items.push_back(item);
+      part_of.push_back(i);
+    }
+    if (items.empty()) break;
+    const absl::Status status = engine.Step(items);
+    EXPECT_TRUE(status.ok()) << status;
+    if (!status.ok()) return {};
+    const auto vocab = static_cast<size_t>(engine.info().vocab_size);
+    for (size_t i = 0; i < items.size(); ++i) {
+      Part& part = parts[part_of[i]];
+      const size_t n = items[i].tokens.size();
+      if (part.text == &beside) {
+        EXPECT_TRUE(items[i].hidden.empty());
+        for (size_t row = 0; row < n; ++row) {
+          ExpectSameLogits(items[i].logits.subspan(row * vocab, vocab),
+                           beside.logits[part.at + row], tolerance,
+                           "beside, position " + std::to_string(part.at + row));
+        }
+      } else {
+        EXPECT_TRUE(items[i].logits.empty());
+        EXPECT_EQ(items[i].hidden.size(),
+                  n * static_cast<size_t>(engine.info().d_model));
+        out[part_of[i]].insert(out[part_of[i]].end(), items[i].hidden.begin(),
+                               items[i].hidden.end());
+      }
+      part.sequence->TakeSealed();
+      part.at += n;
+    }
+  }
+  out.erase(out.begin() + 1);
+  return out;
+}
+
+TEST_P(EngineConformanceTest, HiddenRowsAreWhatLogitsAreMadeOf) {
+  const float tolerance = GetParam().logits_tolerance;
+  for (const TinyModelOptions& options :
+       ModelsUnderTest(GetParam().all_architectures)) {
+    const auto engine = Make(options);
+    ASSERT_NE(engine, nullptr);
+    const auto codec = engine->OpenCodec("kv-fp16", {});
+    ASSERT_TRUE(codec.ok()) << codec.status();
+    const std::vector<Reference> texts = Texts(*engine, **codec);
+    const std::span<const Reference> asked = std::span(texts).first(2);
+    const auto rows =
+        HiddenRows(*engine, **codec, asked, texts[2], 17, tolerance);
+    const auto again =
+        HiddenRows(*engine, **codec, asked, texts[2], 64, tolerance);
+    ASSERT_EQ(rows.size(), 2u);
+    ASSERT_EQ(again.size(), 2u);
+    const auto model = MakeTinyModel(options);
+    const auto d = static_cast<size_t>(engine->info().d_model);
+    double error = 0, power = 0;
+    std::vector<float> weights(d);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      ASSERT_EQ(rows[i].size(), asked[i].tokens.size() * d);
+      ExpectSameLogits(again[i], rows[i], tolerance, "rows of hidden states");
+      for (int64_t token = 0; token < model->output().rows; ++token) {
+        DequantizeRow(model->output(), token, weights.data());
+        for (size_t at = 0; at < asked[i].tokens.size(); ++at) {
+          const double logit = std::inner_product(
+              weights.begin(), weights.end(),
+              rows[i].begin() + static_cast<ptrdiff_t>(at * d), 0.0);
+          const auto expected = static_cast<double>(
+              asked[i].logits[at][static_cast<size_t>(token)]);
+          error += (logit - expected) * (logit - expected);
+          power += expected * expected;
+        }
+      }
+    }
+    // Rows are rounded to 8 bits or to BF16 before that product; those of
+    // another token have an error of 1 and more.
+    EXPECT_LT(std::sqrt(error / power), 0.05);
+  }
 }
 
 TEST_P(EngineConformanceTest, InfoDescribesTheModel) {
