@@ -7,7 +7,6 @@ import json
 import math
 import pathlib
 import struct
-import time
 
 import openai
 import pytest
@@ -183,18 +182,17 @@ def test_other_refusals(ai, server):
 def test_a_client_that_goes_away_ends_it(slow_model, tmp_path):
     with harness.Server(slow_model, tmp_path, *HTTP) as server:
         ai = client_of(server).with_options(timeout=0.5)
-        begin = time.monotonic()
         with pytest.raises(openai.APITimeoutError):
-            ai.embeddings.create(model="slow", input=["word " * 4000] * 60)
+            ai.embeddings.create(model="slow", input=["word " * 2000] * 60)
         harness.wait_until(lambda: server.metrics().sum(
             "xcache_requests_running") == 0)
         assert "code=CANCELLED" in server.log()
-        print(time.monotonic() - begin)
 
 
 def test_a_tenant_with_few_requests_gets_them_one_by_one(tiny_model, tmp_path):
     (tmp_path / "tokens").write_text(
         "a-token-of-one one\ntenant one requests=2\n")
+    (tmp_path / "tokens").chmod(0o600)
     with harness.Server(tiny_model, tmp_path, *HTTP, "--token-file",
                         tmp_path / "tokens") as server:
         ai = client_of(server, "a-token-of-one")

@@ -18,6 +18,7 @@ WORDS = "[a-z]{90,120}"
 def server(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("resent")
     (folder / "tokens").write_text("a-token-of-one one\na-token-of-two two\n")
+    (folder / "tokens").chmod(0o600)
     with harness.Server(tiny_model, folder, *HTTP, "--token-file",
                         folder / "tokens") as running:
         yield running
@@ -159,7 +160,8 @@ def test_without_memory_for_answers_the_text_is_tokenized(tiny_model, tmp_path):
                             given) as server:
             ai = client_of(server)
             messages = [user("Tell me of walls.")]
-            answer = talk(ai, messages, extra_body={"guided_regex": WORDS})
+            answer = talk(ai, messages,
+                          extra_body={"guided_regex": "[a-z]{200}"})
             messages += [{"role": "assistant",
                           "content": answer.choices[0].message.content},
                          user("And?")]

@@ -606,6 +606,7 @@ TEST(CoreSessionTest, DurabilityIsWhatTheDiskTook) {
 TEST(CoreSessionTest, FlushGivesMemoryBack) {
   Harness h;
   h.options.core.restore = ServerCoreOptions::Restore::kAlways;
+  h.options.core.answers_bytes = 0;
   h.Restart();
   h.NewSession("s", Letters(500, 1));
   ASSERT_TRUE(h.Chat(h.Turn("s", "hi"))->status().ok());

@@ -178,9 +178,6 @@ TEST(ChatCompletionTest, FormatsOfEveryName) {
   EXPECT_EQ(FieldOf(Refusal({{"guided_regex", "a"},
                              {"response_format", {{"type", "json_object"}}}})),
             "guided_regex");
-  EXPECT_EQ(FieldOf(Refusal({{"response_format", {{"type", "json_object"}}},
-                             {"tools", {Tool("f", json::object())}}})),
-            "response_format");
 }
 
 TEST(ChatCompletionTest, ToolsAndWhatTheyAreHeldTo) {
