@@ -27,21 +27,28 @@ if(NOT TARGET xgrammar::xgrammar)
   file(GLOB _files ${_source}/cpp/*.cc ${_source}/cpp/converter_ext/*.cc
     ${_source}/cpp/support/*.cc)
 
-  # Version 0.2.9 keeps a pointer into a list of rules that grows meanwhile, and reads
-  # the name there when it refuses a regular expression: a copy of the rule stays.
-  set(_faulty ${_source}/cpp/grammar_functor.cc)
-  set(_mended ${CMAKE_CURRENT_BINARY_DIR}/xgrammar/grammar_functor.cc)
-  set(_line "auto& rule = grammar->GetRule(rule_id);\n  return BuildExpressionFSM(")
-  file(READ ${_faulty} _before)
-  string(REPLACE "${_line}" "auto rule = grammar->GetRule(rule_id);\n  return BuildExpressionFSM("
-    _after "${_before}")
-  if(_after STREQUAL _before)
-    message(FATAL_ERROR "xgrammar: ${_faulty} is not the version that "
-      "deploy/get_xgrammar.sh names: expected in it ${_line}")
-  endif()
-  file(CONFIGURE OUTPUT ${_mended} CONTENT "${_after}" @ONLY)
-  list(REMOVE_ITEM _files ${_faulty})
-  list(APPEND _files ${_mended})
+  # What is wrong in it is mended in a copy: `line` of cpp/`name` becomes `mended`.
+  function(xgrammar_mend name line mended)
+    file(READ ${_source}/cpp/${name} before)
+    string(REPLACE "${line}" "${mended}" after "${before}")
+    if(after STREQUAL before)
+      message(FATAL_ERROR "xgrammar: ${_source}/cpp/${name} is not of the version "
+        "that deploy/get_xgrammar.sh names: expected in it ${line}")
+    endif()
+    set(copy ${CMAKE_CURRENT_BINARY_DIR}/xgrammar/${name})
+    file(CONFIGURE OUTPUT ${copy} CONTENT "${after}" @ONLY)
+    list(REMOVE_ITEM _files ${_source}/cpp/${name})
+    set(_files ${_files} ${copy} PARENT_SCOPE)
+  endfunction()
+  # A pointer into a list of rules that grows meanwhile: the name there is read when a
+  # regular expression is refused.
+  xgrammar_mend(grammar_functor.cc
+    "auto& rule = grammar->GetRule(rule_id);\n  return BuildExpressionFSM("
+    "auto rule = grammar->GetRule(rule_id);\n  return BuildExpressionFSM(")
+  # Strings of a length have control characters, which JSON's have not.
+  xgrammar_mend(json_schema_converter.cc
+    "AddCharacterClass({{'\"', '\"'}, {'\\\\', '\\\\'}, {'\\r', '\\r'}, {'\\n', '\\n'}}, true)"
+    "AddCharacterClass({{0, 0x1f}, {'\"', '\"'}, {'\\\\', '\\\\'}}, true)")
 
   add_library(xgrammar STATIC EXCLUDE_FROM_ALL ${_files})
   add_library(xgrammar::xgrammar ALIAS xgrammar)

@@ -99,6 +99,30 @@ TEST(GrammarTest, SchemaIsHeldTo) {
   EXPECT_EQ(Judge(*grammar, R"({"a": )"), "no");
 }
 
+TEST(GrammarTest, StringsAreJsons) {
+  for (const char* schema :
+       {R"({"type":"string"})", R"({"type":"string","minLength":2})",
+        R"({"type":"string","maxLength":9})",
+        R"({"type":"string","minLength":1,"maxLength":9})",
+        R"({"type":"string","pattern":"^.+$"})",
+        R"({"type":"string","pattern":"^[^a]+$"})",
+        R"({"type":"string","pattern":"^[^a]{1,200}$"})"}) {
+    for (const char* wrong : {"\"x\t", "\"\a", "\"x\n", "\"x\x1f"}) {
+      EXPECT_EQ(Judge(Schema(schema), wrong), "no") << schema << wrong;
+    }
+    EXPECT_EQ(Judge(Schema(schema), "\"x y\u00fc\x7f\""), "whole") << schema;
+  }
+  for (const char* schema :
+       {R"({"additionalProperties":{"type":"integer"}})",
+        R"({"propertyNames":{"minLength":1,"maxLength":9}})",
+        R"({"patternProperties":{"^.+$":{"type":"integer"}}})"}) {
+    const std::string object =
+        std::string(schema).insert(1, R"("type":"object",)");
+    EXPECT_EQ(Judge(Schema(object), "{\"x\t"), "no") << object;
+    EXPECT_EQ(Judge(Schema(object), "{\"x y\": 1}"), "whole") << object;
+  }
+}
+
 TEST(GrammarTest, ReferencesMayRecur) {
   const GrammarSpec tree =
       Schema(R"({"$ref":"#/$defs/node","$defs":{"node":{"type":"object",)"
