@@ -33,9 +33,9 @@ FAILED=0
 # stage takes a third of it on 2 cores.
 STAGE_SECONDS=${XCACHE_STAGE_SECONDS:-2700}
 
-# stage NAME COMMAND...: runs it, keeps its log, shows its end where it fails.
+# stage NAME: runs the function NAME, keeps its log, shows its end where it fails.
 stage() {
-  local name=$1; shift
+  local name=$1
   if [ -n "$ONLY" ] && [ "$ONLY" != "$name" ]; then return 0; fi
   if [[ ",$SKIP," == *",$name,"* ]]; then
     SUMMARY+=("$(printf '%-14s skipped, as asked' "$name")")
@@ -44,9 +44,9 @@ stage() {
   local log=$LOGS/$name.log start=$SECONDS result=ok
   echo "== $name"
   # A process group of its own (set -m), so that all of it can be stopped. Not
-  # `if "$@"`: a condition would switch errexit off inside the stage.
+  # `if "$name"`: a condition would switch errexit off inside the stage.
   set -m
-  (set -e; "$@") >"$log" 2>&1 &
+  (set -e; "$name") >"$log" 2>&1 &
   local pid=$!
   (sleep "$STAGE_SECONDS" && kill -- "-$pid" &&
     echo "expected the stage to end within $STAGE_SECONDS s" >>"$log") &
@@ -178,29 +178,30 @@ fuzz() {
   tests/fuzz/run.sh build/asan-ubsan "${XCACHE_FUZZ_SECONDS:-25}"
 }
 
-if [ $QUICK = 1 ]; then
-  quick() { build dev; ctest --preset dev --no-tests=error -L unit -j "$JOBS"; }
-  stage rules python3 tests/house_rules.py
-  stage quick quick
-else
-  stage packages packages
-  stage model model
-  if [ -f "$ROOT/build/model_path" ]; then
-    XCACHE_TEST_MODEL=$(cat "$ROOT/build/model_path")
-    export XCACHE_TEST_MODEL
-  fi
-  stage eval_text eval_text
-  export XCACHE_TEST_TEXT=$ROOT/build/eval_text/prose.txt
-  stage rules python3 tests/house_rules.py
-  stage release release
-  stage unit unit
-  stage model_tests model_tests
-  stage other_isas other_isas
-  stage integration integration
-  stage asan asan
-  stage tsan tsan
-  stage fuzz fuzz
-fi
+rules() { python3 tests/house_rules.py; }
+quick() { build dev; ctest --preset dev --no-tests=error -L unit -j "$JOBS"; }
+
+STAGES=(packages model eval_text rules release unit model_tests other_isas
+  integration asan tsan fuzz)
+[ $QUICK = 0 ] || STAGES=(rules quick)
+for name in $ONLY ${SKIP//,/ }; do
+  [[ " ${STAGES[*]} " == *" $name "* ]] || {
+    echo "run_all.sh: no stage '$name'; known: ${STAGES[*]}" >&2
+    exit 2
+  }
+done
+for name in "${STAGES[@]}"; do
+  stage "$name"
+  # What the stages after it take, also from a run before.
+  case $name in
+    model)
+      if [ -f "$ROOT/build/model_path" ]; then
+        XCACHE_TEST_MODEL=$(cat "$ROOT/build/model_path")
+        export XCACHE_TEST_MODEL
+      fi ;;
+    eval_text) export XCACHE_TEST_TEXT=$ROOT/build/eval_text/prose.txt ;;
+  esac
+done
 
 echo
 printf '%s\n' "${SUMMARY[@]}"
