@@ -101,8 +101,8 @@ absl::StatusOr<GrammarSpec> CallGrammar(std::string_view field,
                                         const std::vector<ToolDef>& tools) {
   GrammarSpec grammar;
   grammar.kind = GrammarSpec::Kind::kTagged;
-  if (!choice.required) grammar.tagged.trigger = kCallTrigger;
-  grammar.tagged.separator = kCallSeparator;
+  if (!choice.required) grammar.tagged.trigger = std::string(kCallTrigger);
+  grammar.tagged.separator = std::string(kCallSeparator);
   grammar.tagged.once = !choice.parallel || !choice.name.empty();
   for (const ToolDef& tool : tools) {
     if (!choice.name.empty() && tool.name != choice.name) continue;

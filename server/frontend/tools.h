@@ -43,7 +43,7 @@ absl::StatusOr<std::string> ArgumentsSchema(std::string_view field,
 struct ToolChoice {
   bool none = false;      // the answer is text, as if there were no tools
   bool required = false;  // the answer is calls alone
-  std::string name;       // with `required`: of the one that is called, once
+  std::string name = {};  // with `required`: of the one that is called, once
   bool parallel = true;   // an answer may have several calls
 };
 
