@@ -7,6 +7,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/ascii.h"
 #include "engine/base/file.h"
 #include "engine/base/log.h"
 #include "engine/base/mutex.h"
@@ -16,18 +17,6 @@ namespace xcache {
 namespace {
 
 constexpr size_t kMaxFileBytes = size_t{1} << 20;
-
-std::string_view Stripped(std::string_view text) {
-  while (!text.empty() &&
-         absl::ascii_isspace(static_cast<unsigned char>(text.front()))) {
-    text.remove_prefix(1);
-  }
-  while (!text.empty() &&
-         absl::ascii_isspace(static_cast<unsigned char>(text.back()))) {
-    text.remove_suffix(1);
-  }
-  return text;
-}
 
 bool IsVisible(std::string_view text) {
   return std::all_of(text.begin(), text.end(),

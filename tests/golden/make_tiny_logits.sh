@@ -8,7 +8,8 @@ python=$1 make=$2/tests/xcache-tiny-model
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-for model in qwen2:1 qwen2:12 qwen3:1 qwen3:6 gemma3:1 gemma3:14; do
+types=(0 1 2 3 6 7 8 12 13 14 30)
+for model in "${types[@]/#/qwen2:}" "${types[@]/#/qwen3:}" gemma3:1 gemma3:14; do
   architecture=${model%:*} type=${model#*:}  # as GGUF files number types
   "$make" "$work/model.gguf" "arch=$architecture" "type=$type" tied=0 layers=7 \
     pattern=6 d_model=256 n_heads=4 n_kv_heads=2 head_dim=64 d_ff=512

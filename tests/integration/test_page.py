@@ -145,6 +145,32 @@ def test_chat_on_the_page(browser, server):
     assert all("401" in text for text in browser.complaints())
 
 
+def test_a_first_turn_that_is_stopped_leaves_nothing(browser, slow_model,
+                                                     tmp_path):
+    with harness.Server(slow_model, tmp_path, *HTTP) as server:
+        client = server.client()
+        browser.open(f"http://{server.http_address}/")
+        browser.until("document.querySelector('#model').textContent")
+        browser.type("#text", "How are you?")
+        browser.press_enter()
+        browser.until("document.querySelectorAll('article').length === 2")
+        sessions = client.sessions.ListSessions(sessions_pb2.ListSessionsRequest())
+        assert [s.title for s in sessions.sessions] == ["How are you?"]
+        browser.click("#stop")
+        browser.until("!document.querySelector('#send').disabled")
+        assert said(browser) == []
+        assert browser.run("document.querySelector('#title').textContent") == (
+            "New chat")
+        assert browser.run("document.querySelector('#text').value") == (
+            "How are you?")
+        assert not client.sessions.ListSessions(
+            sessions_pb2.ListSessionsRequest()).sessions
+        assert not browser.complaints()
+        # And it is asked again.
+        browser.click("#send")
+        browser.until("document.querySelectorAll('article').length === 2")
+
+
 def test_hostile_answers_are_text(browser, server):
     """Of a conversation that somebody made so; and in the dark."""
     url = f"http://{server.http_address}"

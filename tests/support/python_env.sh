@@ -41,7 +41,8 @@ keep_test_variables() {
   local name
   for name in $(compgen -e | grep '^XCACHE_'); do
     case $name in
-      XCACHE_BUILD | XCACHE_SOURCE_DIR | XCACHE_TEST_MODEL | XCACHE_SEED) ;;
+      XCACHE_BUILD | XCACHE_SOURCE_DIR | XCACHE_SEED) ;;
+      XCACHE_TEST_MODEL | XCACHE_GEMMA_MODEL) ;;
       XCACHE_FORCE_ISA | XCACHE_*_ROUNDS | XCACHE_*_SECONDS) ;;
       XCACHE_FLEET_EVENTS | XCACHE_SCHEMAS) ;;
       *) unset "$name" ;;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/ascii.h"
+#include "engine/base/ascii.h"
 #include "engine/model/think_reader.h"
 #include "engine/model/tool_format.h"
 
@@ -17,23 +17,11 @@ constexpr int64_t kAnswerBytes = 256;
 
 bool IsSpace(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 
-std::string_view Trim(std::string_view text) {
-  while (!text.empty() &&
-         absl::ascii_isspace(static_cast<unsigned char>(text.front()))) {
-    text.remove_prefix(1);
-  }
-  while (!text.empty() &&
-         absl::ascii_isspace(static_cast<unsigned char>(text.back()))) {
-    text.remove_suffix(1);
-  }
-  return text;
-}
-
 // As it reads for clients: what they send back of a call they have put together
 // anew, with white space of their own between its parts.
 std::string Readable(std::string_view text) {
   const size_t call = std::min(text.find(kCallTrigger), text.size());
-  std::string out(Trim(text.substr(0, call)));
+  std::string out(Stripped(text.substr(0, call)));
   bool in_string = false, escaped = false;
   for (const char c : text.substr(call)) {
     if (!in_string && IsSpace(c)) continue;
@@ -65,7 +53,7 @@ Reading Read(const Digest& place, std::string_view text) {
                 .Update(place.data(), place.size())
                 .Update(Readable(part.text))
                 .Finish();
-  if (!part.thought.empty()) out.thought = Sha256Of(Trim(part.thought));
+  if (!part.thought.empty()) out.thought = Sha256Of(Stripped(part.thought));
   return out;
 }
 

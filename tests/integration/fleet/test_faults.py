@@ -115,7 +115,7 @@ class Case:
         self.policy = policy
         self.server = server
         self.witness = witness
-        self.twin = twin
+        self.twin = twin.client()
         rng = random.Random(seed)
         prefix = f"{policy}-{name}".replace(" ", "-").replace("%", "")
         self.talks = [Talk(f"{prefix}-{i}", "You know the words.",
@@ -208,7 +208,7 @@ class Case:
         for talk in self.all_talks():
             wait_pushed(other, talk)
             other.ask(talk, "Where were we?", talk.next_params())
-            check_twin(self.twin.client(), talk)
+            check_twin(self.twin, talk)
             wait_pushed(here, talk)
 
 
