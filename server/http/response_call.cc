@@ -57,7 +57,10 @@ absl::Status ResponseCall::Submit() {
       request_.instructions.has_value() && !request_.instructions->empty();
   plan_.options = request_.options;
   plan_.messages = std::move(request_.input);
-  output_.emplace(said_.contains("tools"));
+  {
+    MutexLock lock(mu_);
+    output_.emplace(said_.contains("tools"));
+  }
   XC_RETURN_IF_ERROR(Plan());
   if (request_.stream) KeepPinging();
   SubmitTurn();

@@ -40,7 +40,8 @@ TEST(CoreEmbedTest, EveryRowOnceAtAnyLengthAndStep) {
   options.core.max_running = 1;
   options.core.step_rows = 48;
   Harness h(options);
-  for (const size_t n : {1, 2, 47, 48, 49, 63, 64, 65, 128, 129, 300}) {
+  for (const size_t n :
+       {1u, 2u, 47u, 48u, 49u, 63u, 64u, 65u, 128u, 129u, 300u}) {
     for (const Pooling pooling : {Pooling::kMean, Pooling::kLast}) {
       const EmbedRequest request = Text(n, 3, pooling);
       const auto sink = h.StartEmbed(request);
