@@ -59,7 +59,8 @@ std::string WithCalls(std::string_view content,
   std::string out(content);
   for (const ToolCall& call : calls) {
     if (!out.empty()) out += kCallSeparator;
-    absl::StrAppend(&out, CallBegin(call.name), call.arguments,
+    absl::StrAppend(&out, CallBegin(call.name),
+                    call.arguments.empty() ? "{}" : call.arguments,
                     std::string(kCallEnd));
   }
   return out;

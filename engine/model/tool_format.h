@@ -21,7 +21,7 @@ struct ToolDef {
 
 struct ToolCall {
   std::string name;
-  std::string arguments;  // JSON
+  std::string arguments;  // JSON; empty: an object of nothing
 };
 
 // What a system prompt ends with, where there are tools; a prompt of its own

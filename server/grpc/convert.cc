@@ -10,6 +10,8 @@
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
 #include "server/config.h"
+#include "server/frontend/tools.h"
+#include "server/grpc/chat_tools.h"
 
 namespace xcache {
 namespace {
@@ -85,6 +87,8 @@ std::optional<Role> ToRole(v1::Role role) {
       return Role::kUser;
     case v1::ROLE_ASSISTANT:
       return Role::kAssistant;
+    case v1::ROLE_TOOL:
+      return Role::kUser;
     default:  // unspecified, and what a later version of the proto may add
       return std::nullopt;
   }
@@ -199,19 +203,32 @@ absl::StatusOr<std::vector<ChatMessage>> ToMessages(
   }
   std::vector<ChatMessage> out;
   out.reserve(static_cast<size_t>(messages.size()));
+  std::vector<std::string> results;  // of tools, that follow each other
   for (int i = 0; i < messages.size(); ++i) {
     const v1::Message& message = messages.Get(i);
     const std::string name = absl::StrCat(std::string(field), "[", i, "]");
     const std::optional<Role> role = ToRole(message.role());
     if (!role.has_value()) {
       return FieldError(name + ".role",
-                        "ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT",
+                        "ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT or ROLE_TOOL",
                         static_cast<int>(message.role()));
     }
     XC_RETURN_IF_ERROR(
         CheckText(name + ".content", message.content(), kMaxTextBytes));
-    out.push_back({*role, message.content()});
+    XC_ASSIGN_OR_RETURN(const std::vector<ToolCall> calls,
+                        ToCalls(name, message));
+    if (message.role() == v1::ROLE_TOOL) {
+      results.push_back(message.content());
+      continue;
+    }
+    XC_RETURN_IF_ERROR(FlushResults(field, &results, &out));
+    std::string text = WithCalls(message.content(), calls);
+    if (!calls.empty()) {
+      XC_RETURN_IF_ERROR(CheckText(name, text, kMaxTextBytes));
+    }
+    out.push_back({*role, std::move(text)});
   }
+  XC_RETURN_IF_ERROR(FlushResults(field, &results, &out));
   return out;
 }
 

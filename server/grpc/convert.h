@@ -34,7 +34,8 @@ absl::StatusOr<CreateSessionOptions> ToCreateSession(
 absl::StatusOr<SessionUpdate> ToUpdateSession(
     const v1::UpdateSessionRequest& request);
 
-// `field`'s messages; `allow_empty` says whether there may be none.
+// `field`'s messages, with calls and results of tools in their texts;
+// `allow_empty` says whether there may be none.
 absl::StatusOr<std::vector<ChatMessage>> ToMessages(
     std::string_view field,
     const google::protobuf::RepeatedPtrField<v1::Message>& messages,

@@ -6,6 +6,8 @@
 
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
+#include "server/frontend/tools.h"
+#include "server/grpc/chat_tools.h"
 #include "server/grpc/convert.h"
 #include "server/grpc/stream_call.h"
 #include "server/grpc/unary_call.h"
@@ -65,7 +67,13 @@ grpc::ServerWriteReactor<v1::ChatResponse>* InferenceService::Chat(
       deps_, Method::kChat, context, *request,
       [request](Call& call, std::shared_ptr<Stream> self) -> absl::Status {
         XC_ASSIGN_OR_RETURN(ChatTurn turn, ToChatTurn(*request));
+        XC_ASSIGN_OR_RETURN(const std::vector<ToolDef> tools,
+                            ToTools(*request, &turn.options.grammar));
         call.SetBase(self->cancellation(), &turn);
+        XC_RETURN_IF_ERROR(SayTools(call.core(), tools, &turn));
+        if (!tools.empty() || request->split_reasoning()) {
+          self->Split(AnswerReader(/*with_calls=*/!tools.empty()));
+        }
         call.core().SubmitChat(std::move(turn), std::move(self));
         return absl::OkStatus();
       });

@@ -13,14 +13,18 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "engine/base/mutex.h"
 #include "grpcpp/support/server_callback.h"
+#include "server/frontend/answer_reader.h"
 #include "server/frontend/output_queue.h"
 #include "server/frontend/stream_watchdog.h"
 #include "server/grpc/call.h"
+#include "server/grpc/chat_tools.h"
 #include "server/grpc/convert.h"
 
 namespace xcache {
@@ -32,6 +36,10 @@ template <typename Response>
 void Join(Response more, Response* into) {
   into->mutable_delta()->append(more.delta());
   into->mutable_logprobs()->MergeFrom(more.logprobs());
+  if constexpr (std::is_same_v<Response, ChatResponse>) {
+    into->mutable_reasoning()->append(more.reasoning());
+    into->mutable_tool_calls()->MergeFrom(more.tool_calls());
+  }
 }
 
 }  // namespace v1
@@ -82,21 +90,31 @@ class StreamCall final
     return cancellation_;
   }
 
+  // Has a chat's answer told apart. REQUIRES: nothing was submitted.
+  void Split(AnswerReader reader) { reader_.emplace(std::move(reader)); }
+
   // --- RequestSink: the core's threads.
 
   void OnDelta(std::string_view text,
                std::span<const SampledToken> tokens) override {
     Response delta;
-    delta.set_delta(text.data(), text.size());
+    if (reader_.has_value()) {
+      Put(reader_->Add(text), &delta);
+    } else {
+      delta.set_delta(text.data(), text.size());
+    }
     for (const SampledToken& token : tokens) {
       ToProto(token, call_.core().tokenizer(), delta.add_logprobs());
     }
-    const size_t bytes = delta.ByteSizeLong();
-    queue_.Push(std::move(delta), bytes);
-    Pump();
+    Push(std::move(delta));
   }
 
   void OnFinish(const absl::Status& status, const FinalInfo& final) override {
+    if (status.ok() && reader_.has_value()) {
+      Response rest;
+      Put(reader_->Finish(), &rest);
+      Push(std::move(rest));
+    }
     Complete(status, final.retry_after_ms, DescribeFinal(final),
              status.ok() ? &final : nullptr);
   }
@@ -124,6 +142,19 @@ class StreamCall final
   }
 
  private:
+  static void Put(const std::vector<AnswerPart>& parts, Response* out) {
+    if constexpr (std::is_same_v<Response, v1::ChatResponse>) {
+      ToProto(parts, out);
+    }
+  }
+
+  void Push(Response message) {
+    const size_t bytes = message.ByteSizeLong();
+    if (bytes == 0) return;  // its text waits for more
+    queue_.Push(std::move(message), bytes);
+    Pump();
+  }
+
   void Refuse(const absl::Status& status, int64_t retry_after_ms) {
     Complete(status, retry_after_ms, "", nullptr);
   }
@@ -132,7 +163,14 @@ class StreamCall final
                 std::string_view details, const FinalInfo* final) {
     status_ = call_.Close(queue_.Explain(status), retry_after_ms, details);
     std::optional<Response> last;
-    if (final != nullptr) ToProto(*final, last.emplace().mutable_final());
+    if (final != nullptr) {
+      v1::Final* const end = last.emplace().mutable_final();
+      ToProto(*final, end);
+      if (end->finish_reason() == v1::FINISH_REASON_END &&
+          reader_.has_value() && reader_->num_calls() > 0) {
+        end->set_finish_reason(v1::FINISH_REASON_TOOL_CALLS);
+      }
+    }
     // The text of a turn that was rolled back is of no use.
     queue_.SetEnd(/*drop=*/!status.ok(), std::move(last));
     Pump();
@@ -155,8 +193,9 @@ class StreamCall final
   grpc::CallbackServerContext* const context_;  // until done_
   const std::shared_ptr<Cancellation> cancellation_;
   Call call_;
-  Response current_;     // while a write is under way: gRPC's
-  grpc::Status status_;  // set before the queue's end
+  std::optional<AnswerReader> reader_;  // the core's, from Split on
+  Response current_;                    // while a write is under way: gRPC's
+  grpc::Status status_;                 // set before the queue's end
   OutputQueue<Response> queue_;
 
   Mutex mu_;

@@ -7,13 +7,24 @@
 #include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
 #include "server/frontend/text_input.h"
+#include "server/frontend/tools.h"
 #include "server/http/json_body.h"
 #include "server/http/openai_error.h"
-#include "server/http/tool_request.h"
 
 namespace xcache {
 
 using nlohmann::json;
+
+namespace {
+
+// A call that begins.
+json CallObject(const AnswerPart& part) {
+  return {{"id", part.id},
+          {"type", "function"},
+          {"function", {{"name", part.text}, {"arguments", ""}}}};
+}
+
+}  // namespace
 
 // Of one answer.
 class CompletionCall::Sink final : public RequestSink {
@@ -75,20 +86,15 @@ absl::Status CompletionCall::Submit() {
   if (n > 1) {
     XC_RETURN_IF_ERROR(call_.TakePlaces(static_cast<int64_t>(n) - 1));
   }
-  if (const ChatTemplate* const family = call_.core().chat_template()) {
-    AddTools(chat_.tools, family->default_system(), family->takes_system(),
-             &chat_.messages);
-  }
   ChatTurn turn;
   turn.messages = std::move(chat_.messages);
   turn.options = chat_.options;
+  XC_RETURN_IF_ERROR(SayTools(call_.core(), chat_.tools, &turn));
   const auto cancellations = Cancellations(n);
   {
     MutexLock lock(mu_);
     choices_.resize(n);
-    if (!chat_.tools.empty()) {
-      for (Choice& choice : choices_) choice.calls.emplace();
-    }
+    for (Choice& choice : choices_) choice.reader.emplace(!chat_.tools.empty());
     parts_left_ = n;
   }
   for (size_t i = 0; i < n; ++i) {
@@ -166,7 +172,7 @@ absl::Status CompletionCall::SubmitTexts() {
 }
 
 void CompletionCall::SetHead() {
-  head_.id = NewOpenAiId(is_chat() ? "chatcmpl-" : "cmpl-");
+  head_.id = RandomId(is_chat() ? "chatcmpl-" : "cmpl-");
   head_.object = !is_chat()        ? "text_completion"
                  : params().stream ? "chat.completion.chunk"
                                    : "chat.completion";
@@ -220,42 +226,31 @@ void CompletionCall::OnPart(size_t index, const absl::Status& status,
 std::vector<std::string> CompletionCall::Deltas(Choice& choice,
                                                 std::string_view text,
                                                 bool at_end) const {
-  using Part = ToolCallReader::Part;
-  const auto content = [](std::string_view part) {
-    return absl::StrCat("{\"content\":", JsonText(part), "}");
-  };
+  using Kind = AnswerPart::Kind;
   std::vector<std::string> out;
-  const ThinkReader::Part read =
-      at_end ? choice.thoughts.Finish() : choice.thoughts.Add(text);
-  if (!read.thought.empty()) {
-    out.push_back(
-        absl::StrCat("{\"reasoning_content\":", JsonText(read.thought), "}"));
-  }
-  if (!choice.calls.has_value()) {
-    if (!read.text.empty()) out.push_back(content(read.text));
-    return out;
-  }
-  size_t call = choice.calls->num_calls();
-  std::vector<Part> parts = choice.calls->Add(read.text);
-  if (at_end) {
-    const std::vector<Part> last = choice.calls->Finish();
-    parts.insert(parts.end(), last.begin(), last.end());
-  }
-  for (const Part& part : parts) {
-    if (part.kind == Part::Kind::kText) {
-      out.push_back(content(part.text));
-      continue;
-    }
-    json delta;
-    if (part.kind == Part::Kind::kCall) {
-      delta = {{"index", call++},
-               {"id", NewOpenAiId("call_")},
-               {"type", "function"},
-               {"function", {{"name", part.text}, {"arguments", ""}}}};
-    } else {
-      delta = {{"index", call - 1}, {"function", {{"arguments", part.text}}}};
-    }
+  const auto call = [&](json delta) {
     out.push_back(JsonBytes({{"tool_calls", json::array({std::move(delta)})}}));
+  };
+  for (const AnswerPart& part :
+       at_end ? choice.reader->Finish() : choice.reader->Add(text)) {
+    switch (part.kind) {
+      case Kind::kThought:
+        out.push_back(
+            absl::StrCat("{\"reasoning_content\":", JsonText(part.text), "}"));
+        break;
+      case Kind::kText:
+        out.push_back(absl::StrCat("{\"content\":", JsonText(part.text), "}"));
+        break;
+      case Kind::kCall: {
+        json begun = CallObject(part);
+        begun["index"] = part.call;
+        call(std::move(begun));
+        break;
+      }
+      case Kind::kArguments:
+        call({{"index", part.call}, {"function", {{"arguments", part.text}}}});
+        break;
+    }
   }
   return out;
 }
@@ -299,11 +294,11 @@ void CompletionCall::SendChunk(size_t index, Choice& choice,
     add("\"text\":" + JsonText(text), logprobs, "null");
   }
   if (final != nullptr) {
-    const bool calls =
-        choice.calls.has_value() && choice.calls->num_calls() > 0;
     add(is_chat() ? "\"delta\":{}" : "\"text\":\"\"", "null",
-        absl::StrCat("\"", std::string(FinishName(final->finish_reason, calls)),
-                     "\""));
+        absl::StrCat(
+            "\"",
+            std::string(FinishName(final->finish_reason, choice.has_calls())),
+            "\""));
   }
   WriteStream(data);
 }
@@ -373,34 +368,34 @@ Usage CompletionCall::UsageOf() const {
 }
 
 json CompletionCall::WholeMessage(Choice& choice) const {
-  using Part = ToolCallReader::Part;
-  ThinkReader::Part read = choice.thoughts.Add(choice.text);
-  const ThinkReader::Part rest = choice.thoughts.Finish();
-  read.thought += rest.thought;
-  read.text += rest.text;
-  json message = {
-      {"role", "assistant"}, {"content", read.text}, {"refusal", nullptr}};
-  if (!read.thought.empty()) message["reasoning_content"] = read.thought;
-  if (!choice.calls.has_value()) return message;
-  std::string content;
+  using Kind = AnswerPart::Kind;
+  std::string thought, content;
   json calls = json::array();
-  std::vector<Part> parts = choice.calls->Add(read.text);
-  const std::vector<Part> last = choice.calls->Finish();
+  std::vector<AnswerPart> parts = choice.reader->Add(choice.text);
+  const std::vector<AnswerPart> last = choice.reader->Finish();
   parts.insert(parts.end(), last.begin(), last.end());
-  for (const Part& part : parts) {
-    if (part.kind == Part::Kind::kText) {
-      content += part.text;
-    } else if (part.kind == Part::Kind::kCall) {
-      calls.push_back({{"id", NewOpenAiId("call_")},
-                       {"type", "function"},
-                       {"function", {{"name", part.text}, {"arguments", ""}}}});
-    } else {
-      calls.back()["function"]["arguments"].get_ref<std::string&>() +=
-          part.text;
+  for (const AnswerPart& part : parts) {
+    switch (part.kind) {
+      case Kind::kThought:
+        thought += part.text;
+        break;
+      case Kind::kText:
+        content += part.text;
+        break;
+      case Kind::kCall:
+        calls.push_back(CallObject(part));
+        break;
+      case Kind::kArguments:
+        calls.back()["function"]["arguments"].get_ref<std::string&>() +=
+            part.text;
+        break;
     }
   }
+  json message = {
+      {"role", "assistant"}, {"content", content}, {"refusal", nullptr}};
+  if (!thought.empty()) message["reasoning_content"] = thought;
   if (calls.empty()) return message;
-  message["content"] = content.empty() ? json() : json(content);
+  if (content.empty()) message["content"] = nullptr;
   message["tool_calls"] = std::move(calls);
   return message;
 }
@@ -410,9 +405,8 @@ json CompletionCall::WholeChoice(size_t index, Choice& choice) const {
   const bool with_end = params().options.ignore_eos;
   json out = {{"index", index}, {"logprobs", nullptr}};
   if (is_chat()) out["message"] = WholeMessage(choice);
-  const bool calls = choice.calls.has_value() && choice.calls->num_calls() > 0;
   out["finish_reason"] =
-      std::string(FinishName(choice.final.finish_reason, calls));
+      std::string(FinishName(choice.final.finish_reason, choice.has_calls()));
   if (is_chat()) {
     if (params().logprobs) {
       out["logprobs"] = ChatLogprobs(choice.tokens, with_end, tokenizer);

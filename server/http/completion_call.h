@@ -13,9 +13,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "engine/model/think_reader.h"
-#include "engine/model/tool_format.h"
 #include "server/core/request.h"
+#include "server/frontend/answer_reader.h"
 #include "server/frontend/frontend_call.h"
 #include "server/http/exchange.h"
 #include "server/http/openai_call.h"
@@ -44,11 +43,10 @@ class CompletionCall final : public OpenAiCall {
     std::vector<TokenId> prompt;       // where its logprobs are asked for
     std::vector<SampledToken> prompt_tokens;
     TextLogprobs old_logprobs;
-    bool begun = false;    // something of it was sent
-    ThinkReader thoughts;  // of chats
-    // Where it may call tools.
-    std::optional<ToolCallReader> calls;
+    bool begun = false;                  // something of it was sent
+    std::optional<AnswerReader> reader;  // of chats
     FinalInfo final;
+    bool has_calls() const { return reader && reader->num_calls() > 0; }
   };
 
   bool is_chat() const { return method_ == Method::kChatCompletions; }

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/core/reason.h"
@@ -39,14 +38,6 @@ CallFacts FactsOf(Method method, const HttpHead& head) {
   }
   facts.session = head.session.value_or("");
   return facts;
-}
-
-std::string NewOpenAiId(std::string_view prefix) {
-  static thread_local absl::BitGen random;
-  return absl::StrCat(
-      std::string(prefix),
-      absl::Hex(absl::Uniform<uint64_t>(random), absl::kZeroPad16),
-      absl::Hex(absl::Uniform<uint32_t>(random), absl::kZeroPad8));
 }
 
 int64_t UnixSeconds() {

@@ -34,8 +34,6 @@ struct OpenAiOptions {
 
 CallFacts FactsOf(Method method, const HttpHead& head);
 
-// "chatcmpl-" and 24 random digits.
-std::string NewOpenAiId(std::string_view prefix);
 // Seconds of the Unix epoch.
 int64_t UnixSeconds();
 

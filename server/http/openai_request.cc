@@ -12,6 +12,7 @@
 #include "engine/base/field_error.h"
 #include "engine/base/status_macros.h"
 #include "server/frontend/text_input.h"
+#include "server/frontend/tools.h"
 #include "server/http/json_body.h"
 #include "server/http/json_fields.h"
 #include "server/http/tool_request.h"
@@ -86,18 +87,11 @@ absl::Status ToPrompts(const std::string& field, const json& prompts,
   return absl::OkStatus();
 }
 
-// Results of tools that follow each other are one message of the user's.
 absl::StatusOr<std::vector<ChatMessage>> ToMessages(const json& messages) {
   std::vector<ChatMessage> out;
   std::vector<std::string> results;
   const auto flush = [&] {
-    if (results.empty()) return absl::OkStatus();
-    std::string text = ResultsText(results);
-    results.clear();
-    XC_RETURN_IF_ERROR(
-        WithField(CheckText("messages", text, kMaxTextBytes), "messages"));
-    out.push_back({.role = Role::kUser, .content = std::move(text)});
-    return absl::OkStatus();
+    return WithField(FlushResults("messages", &results, &out), "messages");
   };
   for (size_t i = 0; i < messages.size(); ++i) {
     const json& message = messages[i];

@@ -4,6 +4,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "server/frontend/answer_reader.h"
+#include "server/frontend/tools.h"
 #include "server/http/json_body.h"
 #include "server/http/openai_error.h"
 #include "server/http/openai_response.h"
@@ -46,7 +48,7 @@ absl::Status ResponseCall::Submit() {
         ToResponseRequest(body.json, call_.core().model().vocab_size));
   }
   XC_RETURN_IF_ERROR(CheckModel(request_.model));
-  name_ = NewOpenAiId("");
+  name_ = RandomId("");
   said_ = request_.echo;
   said_["created_at"] = UnixSeconds();
   said_["model"] = options_.model;
@@ -118,9 +120,7 @@ absl::Status ResponseCall::Plan() {
 
 std::string ResponseCall::SystemPrompt(const std::string& had) const {
   const std::string& said = request_.instructions.value_or(had);
-  if (request_.tools.empty()) return said;
-  return WithTools(said.empty() ? DefaultSystemOf(call_.core()) : said,
-                   request_.tools);
+  return SystemPromptWith(call_.core(), said, request_.tools);
 }
 
 void ResponseCall::PlanBranch() {
@@ -129,7 +129,7 @@ void ResponseCall::PlanBranch() {
     plan_.expected_turn.reset();
   }
   may_branch_ = false;
-  session_ = NewOpenAiId(kChainPrefix);
+  session_ = RandomId(kChainPrefix);
   plan_.new_session_id = session_;
 }
 

@@ -14,6 +14,7 @@
 #include "engine/base/utf8.h"
 #include "server/core/server_core.h"
 #include "server/frontend/text_input.h"
+#include "server/frontend/tools.h"
 #include "server/http/format_request.h"
 #include "server/http/json_body.h"
 #include "server/http/json_fields.h"
@@ -103,13 +104,7 @@ class ItemReader {
 
  private:
   absl::Status Flush() {
-    if (results_.empty()) return absl::OkStatus();
-    std::string text = ResultsText(results_);
-    results_.clear();
-    XC_RETURN_IF_ERROR(
-        WithField(CheckText("input", text, kMaxTextBytes), "input"));
-    out_.push_back({.role = Role::kUser, .content = std::move(text)});
-    return absl::OkStatus();
+    return WithField(FlushResults("input", &results_, &out_), "input");
   }
 
   std::vector<ChatMessage> out_;

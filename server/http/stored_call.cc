@@ -5,6 +5,8 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
+#include "server/frontend/answer_reader.h"
+#include "server/frontend/tools.h"
 #include "server/http/json_body.h"
 #include "server/http/responses_request.h"
 #include "server/http/stored_responses.h"
@@ -90,7 +92,7 @@ absl::StatusOr<json> StoredCall::CreateConversation() {
     if (!request.metadata.is_null()) options.data = JsonBytes(request.metadata);
   }
   options.tenant = call_.tenant();
-  options.id = NewOpenAiId("conv_");
+  options.id = RandomId("conv_");
   XC_ASSIGN_OR_RETURN(const SessionInfo session,
                       call_.core().CreateSession(options));
   return ConversationObject(session);

@@ -8,6 +8,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/base/utf8.h"
 #include "engine/model/tool_format.h"
+#include "server/frontend/tools.h"
 #include "server/http/json_body.h"
 #include "server/http/response_output.h"
 
@@ -93,19 +94,6 @@ absl::StatusOr<SessionInfo> FindConversation(ServerCore& core,
                                              std::string_view tenant,
                                              std::string_view id) {
   return Find(core, tenant, id, "conversation", id);
-}
-
-std::string_view DefaultSystemOf(const ServerCore& core) {
-  const ChatTemplate* const family = core.chat_template();
-  return family == nullptr ? std::string_view() : family->default_system();
-}
-
-std::string SystemPromptOf(const SessionInfo& session) {
-  if (session.messages.empty() ||
-      session.messages.front().role != Role::kSystem) {
-    return "";
-  }
-  return session.messages.front().content;
 }
 
 json InstructionsOf(const SessionInfo& session,

@@ -46,11 +46,8 @@ absl::StatusOr<SessionInfo> FindConversation(ServerCore& core,
                                              std::string_view tenant,
                                              std::string_view id);
 
-// The template's own; empty: none.
-std::string_view DefaultSystemOf(const ServerCore& core);
-// What the conversation begins with, tools included; may be empty.
-std::string SystemPromptOf(const SessionInfo& session);
-// The same without tools and the template's own (`default_system`), or null.
+// What the conversation begins with, without tools and the template's own
+// (`default_system`), or null.
 nlohmann::json InstructionsOf(const SessionInfo& session,
                               std::string_view default_system);
 

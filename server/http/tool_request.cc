@@ -1,7 +1,5 @@
 #include "server/http/tool_request.h"
 
-#include <algorithm>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,6 +7,7 @@
 #include "engine/base/status_macros.h"
 #include "server/core/server_core.h"
 #include "server/frontend/text_input.h"
+#include "server/frontend/tools.h"
 #include "server/http/json_body.h"
 #include "server/http/json_fields.h"
 #include "server/http/json_order.h"
@@ -18,54 +17,17 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMaxNameBytes = 64;
-constexpr size_t kMaxCalls = 128;  // of one message
-constexpr char kAnyObject[] = "{\"type\":\"object\"}";
-
-// OpenAI's names: letters, digits, "_" and "-".
-bool IsName(const json* name) {
-  if (name == nullptr || !name->is_string()) return false;
-  const std::string& text = name->get_ref<const std::string&>();
-  return !text.empty() && text.size() <= kMaxNameBytes &&
-         std::all_of(text.begin(), text.end(), [](char c) {
-           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                  (c >= '0' && c <= '9') || c == '_' || c == '-';
-         });
-}
-
 absl::StatusOr<std::string> ToName(const std::string& field,
                                    const json& object) {
+  const std::string place = field + ".name";
   const json* name = object.is_object() ? Find(object, "name") : nullptr;
-  if (IsName(name)) return name->get<std::string>();
-  return JsonFieldError(
-      field + ".name",
-      absl::StrCat("1 to ", kMaxNameBytes, " letters, digits, '_' and '-'"),
-      name == nullptr ? json() : *name);
-}
-
-// The same JSON as Python's json.dumps spaces it, which templates are written
-// with: ", " and ": ", and else no white space.
-std::string Spaced(std::string_view text) {
-  std::string out;
-  bool in_string = false, escaped = false;
-  for (const char c : text) {
-    if (in_string) {
-      out += c;
-      if (escaped) {
-        escaped = false;
-      } else if (c == '\\') {
-        escaped = true;
-      } else if (c == '"') {
-        in_string = false;
-      }
-      continue;
-    }
-    if (c == ' ' || c == '\n' || c == '\t' || c == '\r') continue;
-    in_string = c == '"';
-    out += c;
-    if (c == ',' || c == ':') out += ' ';
+  if (name == nullptr || !name->is_string()) {
+    return JsonFieldError(place, ToolNameText(),
+                          name == nullptr ? json() : *name);
   }
-  return out;
+  std::string text = name->get<std::string>();
+  XC_RETURN_IF_ERROR(WithField(CheckToolName(place, text), place));
+  return text;
 }
 
 // A tool of responses as one of chats.
@@ -106,40 +68,28 @@ absl::StatusOr<ToolDef> ToTool(const std::string& field, const json& value) {
   }
   ToolDef out;
   XC_ASSIGN_OR_RETURN(out.name, ToName(field + ".function", *function));
-  out.text = Spaced(text);
-  out.schema = kAnyObject;
+  out.text = SpacedJson(text);
+  const std::string place = field + ".function.parameters";
   const json* parameters = Find(*function, "parameters");
-  if (parameters == nullptr) return out;
-  if (!parameters->is_object()) {
-    return JsonFieldError(field + ".function.parameters", "a JSON schema",
-                          *parameters);
+  std::string schema;
+  if (parameters != nullptr) {
+    if (!parameters->is_object()) {
+      return JsonFieldError(place, "a JSON schema", *parameters);
+    }
+    schema = std::string(RawMember(RawMember(text, "function"), "parameters"));
+    if (schema.empty()) schema = JsonBytes(*parameters);
   }
-  const std::string_view raw =
-      RawMember(RawMember(text, "function"), "parameters");
-  std::string schema = raw.empty() ? JsonBytes(*parameters) : std::string(raw);
-  const GrammarSpec spec{.kind = GrammarSpec::Kind::kJsonSchema,
-                         .text = schema,
-                         .choices = {},
-                         .tagged = {}};
-  const absl::Status held = CheckGrammar(spec);
   bool strict = false;
   XC_RETURN_IF_ERROR(ReadBool(*function, "strict", &strict));
-  if (strict) {
-    XC_RETURN_IF_ERROR(WithField(held, field + ".function.parameters"));
-  }
-  // What cannot be held to is left to the model, where nobody insists.
-  if (held.ok() && *parameters != json::object()) out.schema = schema;
+  auto held = ArgumentsSchema(place, std::move(schema), strict);
+  XC_RETURN_IF_ERROR(WithField(held.status(), place));
+  out.schema = *std::move(held);
   return out;
 }
 
-struct Choice {
-  bool none = false;
-  bool required = false;
-  std::string name;  // the one that must be called
-};
-
-absl::StatusOr<Choice> ReadChoice(const json& body) {
-  Choice out;
+absl::StatusOr<ToolChoice> ReadChoice(const json& body) {
+  ToolChoice out;
+  XC_RETURN_IF_ERROR(ReadBool(body, "parallel_tool_calls", &out.parallel));
   const json* choice = Find(body, "tool_choice");
   if (choice == nullptr || *choice == "auto") return out;
   if (*choice == "none") {
@@ -171,48 +121,30 @@ absl::Status ReadTools(const json& body, ToolRequest* out) {
       return NotOffered(name, "what tools came after");
     }
   }
-  XC_ASSIGN_OR_RETURN(const Choice choice, ReadChoice(body));
-  bool parallel = true;
-  XC_RETURN_IF_ERROR(ReadBool(body, "parallel_tool_calls", &parallel));
+  XC_ASSIGN_OR_RETURN(const ToolChoice choice, ReadChoice(body));
   const json* tools = Find(body, "tools");
   if (tools != nullptr && !tools->is_array()) {
     return JsonFieldError("tools", "an array", *tools);
   }
-  if (tools == nullptr || tools->empty()) {
-    if (!choice.required) return absl::OkStatus();
-    return JsonFieldError("tool_choice", "auto or none, without tools",
-                          *Find(body, "tool_choice"));
+  if (tools != nullptr) {
+    XC_RETURN_IF_ERROR(
+        WithField(CheckNumTools("tools", tools->size()), "tools"));
+    for (const json& tool : *tools) {
+      const std::string field = absl::StrCat("tools[", out->tools.size(), "]");
+      XC_ASSIGN_OR_RETURN(ToolDef next, ToTool(field, tool));
+      out->tools.push_back(std::move(next));
+    }
   }
-  if (tools->size() > kMaxTags) {
-    return WithField(
-        FieldError("tools", absl::StrCat("at most ", kMaxTags), tools->size()),
-        "tools");
-  }
-  for (const json& tool : *tools) {
-    const std::string field = absl::StrCat("tools[", out->tools.size(), "]");
-    XC_ASSIGN_OR_RETURN(ToolDef next, ToTool(field, tool));
-    out->tools.push_back(std::move(next));
-  }
-  if (choice.none) {
-    out->tools.clear();
-    return absl::OkStatus();
-  }
-  GrammarSpec& grammar = out->grammar;
-  grammar.kind = GrammarSpec::Kind::kTagged;
-  if (!choice.required) grammar.tagged.trigger = kCallTrigger;
-  grammar.tagged.separator = kCallSeparator;
-  grammar.tagged.once = !parallel || !choice.name.empty();
-  for (const ToolDef& tool : out->tools) {
-    if (!choice.name.empty() && tool.name != choice.name) continue;
-    grammar.tagged.tags.push_back({.begin = CallBegin(tool.name),
-                                   .schema = tool.schema,
-                                   .end = std::string(kCallEnd)});
-  }
-  if (grammar.tagged.tags.empty()) {
-    return JsonFieldError("tool_choice.function.name", "one of the tools",
-                          json(choice.name));
-  }
-  return WithField(CheckGrammar(grammar), "tools");
+  const std::string_view chosen =
+      out->tools.empty() ? "tool_choice" : "tool_choice.function.name";
+  XC_RETURN_IF_ERROR(
+      WithField(CheckChoice(chosen, choice, out->tools), chosen));
+  if (choice.none) out->tools.clear();
+  if (out->tools.empty()) return absl::OkStatus();
+  auto grammar = CallGrammar("tools", choice, out->tools);
+  XC_RETURN_IF_ERROR(WithField(grammar.status(), "tools"));
+  out->grammar = *std::move(grammar);
+  return absl::OkStatus();
 }
 
 absl::Status ReadResponseTools(const json& body, ToolRequest* out, json* echo) {
@@ -261,17 +193,6 @@ absl::Status ReadResponseTools(const json& body, ToolRequest* out, json* echo) {
   return absl::OkStatus();
 }
 
-GrammarSpec WithFormat(GrammarSpec calls, GrammarSpec format) {
-  if (format.kind == GrammarSpec::Kind::kNone || calls.tagged.trigger.empty()) {
-    return calls;
-  }
-  calls.tagged.trigger.clear();
-  calls.tagged.otherwise = format.kind;
-  calls.text = std::move(format.text);
-  calls.choices = std::move(format.choices);
-  return calls;
-}
-
 absl::Status RefuseTools(const json& body) {
   for (const char* name : {"tools", "functions"}) {
     const json* value = Find(body, name);
@@ -296,7 +217,6 @@ absl::StatusOr<ToolCall> ReadCall(const std::string& field,
   XC_RETURN_IF_ERROR(
       WithField(CheckText(field + ".arguments", out.arguments, kMaxTextBytes),
                 field + ".arguments"));
-  if (out.arguments.empty()) out.arguments = "{}";
   return out;
 }
 
@@ -327,22 +247,6 @@ absl::StatusOr<std::vector<ToolCall>> ReadCalls(const std::string& field,
     out.push_back(std::move(next));
   }
   return out;
-}
-
-void AddTools(const std::vector<ToolDef>& tools,
-              std::string_view default_system, bool system_allowed,
-              std::vector<ChatMessage>* messages) {
-  if (tools.empty() || messages->empty()) return;
-  ChatMessage& first = messages->front();
-  if (!system_allowed) {
-    first.content = absl::StrCat(WithTools("", tools), "\n\n", first.content);
-  } else if (first.role == Role::kSystem) {
-    first.content = WithTools(first.content, tools);
-  } else {
-    messages->insert(
-        messages->begin(),
-        {.role = Role::kSystem, .content = WithTools(default_system, tools)});
-  }
 }
 
 }  // namespace xcache

@@ -1,5 +1,6 @@
-// Tools in requests of chats: what clients define, choose, and send back of
-// calls and results, as messages that are text alone (tool_format.h).
+// Tools in requests of chats, as OpenAI's clients write them: what they define,
+// choose, and send back of calls. What tools may be is
+// server/frontend/tools.h's.
 #ifndef XCACHE_SERVER_HTTP_TOOL_REQUEST_H_
 #define XCACHE_SERVER_HTTP_TOOL_REQUEST_H_
 
@@ -9,7 +10,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/grammar/grammar_spec.h"
-#include "engine/model/chat_template.h"
 #include "engine/model/tool_format.h"
 #include "nlohmann/json.hpp"
 
@@ -30,10 +30,6 @@ absl::Status ReadTools(const nlohmann::json& body, ToolRequest* out);
 absl::Status ReadResponseTools(const nlohmann::json& body, ToolRequest* out,
                                nlohmann::json* echo);
 
-// What an answer is held to that may call tools, or else is of a format: where
-// it must call one, calls alone.
-GrammarSpec WithFormat(GrammarSpec calls, GrammarSpec format);
-
 // Of what does not offer tools: NotOffered, where some are asked for.
 absl::Status RefuseTools(const nlohmann::json& body);
 
@@ -43,13 +39,6 @@ absl::StatusOr<ToolCall> ReadCall(const std::string& field,
 // The calls that an assistant's message made.
 absl::StatusOr<std::vector<ToolCall>> ReadCalls(const std::string& field,
                                                 const nlohmann::json& message);
-
-// Puts what a prompt says of tools before the conversation; `default_system`:
-// the template's, for where there is no system message. `system_allowed` false:
-// the first user's message begins with it.
-void AddTools(const std::vector<ToolDef>& tools,
-              std::string_view default_system, bool system_allowed,
-              std::vector<ChatMessage>* messages);
 
 }  // namespace xcache
 

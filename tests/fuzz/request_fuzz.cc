@@ -10,7 +10,12 @@
 #include "engine/base/utf8.h"
 #include "engine/sampler.h"
 #include "google/protobuf/stubs/logging.h"
+#include "nlohmann/json.hpp"
 #include "server/core/sessions/manager.h"
+#include "server/frontend/answer_reader.h"
+#include "server/frontend/text_input.h"
+#include "server/frontend/tools.h"
+#include "server/grpc/chat_tools.h"
 #include "server/grpc/convert.h"
 #include "server/grpc/status.h"
 #include "server/grpc/triton_request.h"
@@ -60,7 +65,45 @@ void FuzzChat(const uint8_t* data, size_t size) {
   XCACHE_FUZZ_CHECK(turn->regenerate || !turn->messages.empty());
   for (const ChatMessage& message : turn->messages) {
     XCACHE_FUZZ_CHECK(IsUtf8(message.content));
+    XCACHE_FUZZ_CHECK(message.content.size() <= kMaxTextBytes);
   }
+  GrammarSpec grammar = turn->options.grammar;
+  const auto tools = ToTools(request, &grammar);
+  if (!tools.ok()) return CheckRefusal(tools.status());
+  if (tools->empty()) return;
+  XCACHE_FUZZ_CHECK(tools->size() <= kMaxTags);
+  XCACHE_FUZZ_CHECK(grammar.kind == GrammarSpec::Kind::kTagged);
+  // What is only the format's may still be wrong.
+  if (turn->options.grammar.kind == GrammarSpec::Kind::kNone) {
+    XCACHE_FUZZ_CHECK(CheckGrammar(grammar).ok());
+  }
+  for (const ToolDef& tool : *tools) {
+    XCACHE_FUZZ_CHECK(nlohmann::json::accept(tool.text));
+    XCACHE_FUZZ_CHECK(SpacedJson(tool.text) == tool.text);
+    XCACHE_FUZZ_CHECK(nlohmann::json::accept(tool.schema));
+  }
+}
+
+// An answer of any bytes, in two pieces, as a stream has it.
+void FuzzAnswer(const uint8_t* data, size_t size) {
+  const std::string answer =
+      ToUtf8(std::string(reinterpret_cast<const char*>(data), size));
+  AnswerReader reader(/*with_calls=*/size % 2 == 0);
+  v1::ChatResponse response;
+  const size_t cut = answer.size() / 2;
+  ToProto(reader.Add(std::string_view(answer).substr(0, cut)), &response);
+  ToProto(reader.Add(std::string_view(answer).substr(cut)), &response);
+  ToProto(reader.Finish(), &response);
+  XCACHE_FUZZ_CHECK(response.ByteSizeLong() <= 64 + 8 * answer.size());
+  uint32_t next = 0;
+  for (const v1::ToolCallDelta& call : response.tool_calls()) {
+    XCACHE_FUZZ_CHECK(call.index() == next || call.index() + 1 == next);
+    if (call.index() == next) {
+      XCACHE_FUZZ_CHECK(!call.id().empty() && !call.name().empty());
+      ++next;
+    }
+  }
+  XCACHE_FUZZ_CHECK(next == reader.num_calls());
 }
 
 void FuzzGenerate(const uint8_t* data, size_t size) {
@@ -141,7 +184,7 @@ void SetParams(v1::GenerationParams* params) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
-  switch (data[0] % 6) {
+  switch (data[0] % 7) {
     case 0:
       FuzzChat(data + 1, size - 1);
       break;
@@ -156,6 +199,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 4:
       FuzzTriton(data + 1, size - 1);
+      break;
+    case 6:
+      FuzzAnswer(data + 1, size - 1);
       break;
     default:
       FuzzText(data + 1, size - 1);
@@ -177,6 +223,25 @@ std::vector<std::string> XcacheFuzzSeeds() {
       "Gr\xC3\xBC\xC3\x9F"
       "e \xF0\x9F\x98\x80");
   SetParams(chat.mutable_params());
+  seeds.push_back(Seed(0, chat));
+  v1::Tool* const tool = chat.add_tools();
+  tool->set_name("get_weather");
+  tool->set_description("Of a \"place\"");
+  tool->set_parameters(
+      R"({"type": "object", "properties": {"days": {"type": "integer"}}})");
+  tool->set_strict(true);
+  chat.add_tools()->set_name("now");
+  chat.mutable_tool_choice()->set_mode(v1::ToolChoice::MODE_REQUIRED);
+  chat.set_parallel_tool_calls(false);
+  v1::Message* const answer = chat.add_messages();
+  answer->set_role(v1::ROLE_ASSISTANT);
+  answer->add_tool_calls()->set_name("now");
+  answer->mutable_tool_calls(0)->set_arguments("{}");
+  chat.add_messages()->set_role(v1::ROLE_TOOL);
+  chat.mutable_messages(3)->set_content("noon");
+  seeds.push_back(Seed(0, chat));
+  chat.mutable_tool_choice()->set_name("now");
+  chat.mutable_params()->mutable_response_format()->set_regex("a+");
   seeds.push_back(Seed(0, chat));
   v1::GenerateRequest generate;
   generate.set_text("Once upon a time");
@@ -215,6 +280,9 @@ std::vector<std::string> XcacheFuzzSeeds() {
   create.set_codec("xquant-gqa:bits=3");
   create.set_title("title");
   seeds.push_back(Seed(3, create));
-  seeds.push_back("\4customer-17");
+  seeds.push_back("\5customer-17");
+  seeds.push_back(
+      "\6<think>hm</think>So.\n<tool_call>\n{\"name\": \"f\", "
+      "\"arguments\": {\"a\": [1, \"}\"]}}\n</tool_call>");
   return seeds;
 }

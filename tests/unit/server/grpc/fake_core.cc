@@ -181,6 +181,7 @@ absl::StatusOr<SessionInfo> FakeCore::CreateSession(
   info.id =
       options.id.empty() ? absl::StrCat("s", sessions_.size()) : options.id;
   info.title = options.title;
+  info.messages = options.messages;
   info.create_time_us = 1'500'000;
   info.durability = Durability::kLocal;
   info.expire_time_us = options.ttl == std::chrono::seconds(0) ? 0 : 2'000'000;
@@ -197,7 +198,11 @@ absl::StatusOr<SessionInfo> FakeCore::GetSession(std::string_view tenant,
   const auto info = Find(tenant, id);
   if (!info.ok()) return info.status();
   SessionInfo out = **info;
-  if (with_messages) out.messages = {{Role::kSystem, "be brief"}};
+  if (!with_messages) {
+    out.messages.clear();
+  } else if (out.messages.empty()) {
+    out.messages = {{Role::kSystem, "be brief"}};
+  }
   return out;
 }
 

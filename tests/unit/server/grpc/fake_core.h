@@ -86,10 +86,15 @@ class FakeCore final : public ServerCore {
   const ModelInfo& model() const override { return model_; }
   const CodecHandle& default_codec() const override { return *codec_; }
   const Tokenizer& tokenizer() const override { return tokenizer_; }
-  const ChatTemplate* chat_template() const override { return nullptr; }
+  const ChatTemplate* chat_template() const override { return chat_template_; }
   int64_t max_context() const override { return 4096; }
   int Drain(SteadyTime deadline) override;
   CoreGauges Snapshot() const override;
+
+  // Borrowed. None, where it is not set.
+  void set_chat_template(const ChatTemplate* chat_template) {
+    chat_template_ = chat_template;
+  }
 
   // The requests that are running now, and those that were cancelled so far.
   int running() const { return running_; }
@@ -103,6 +108,7 @@ class FakeCore final : public ServerCore {
 
   ByteTokenizer tokenizer_;
   ModelInfo model_;
+  const ChatTemplate* chat_template_ = nullptr;
   std::unique_ptr<CodecHandle> codec_;
   std::atomic<int> running_{0};
   std::atomic<int> cancelled_{0};

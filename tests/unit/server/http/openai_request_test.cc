@@ -263,26 +263,6 @@ TEST(ChatCompletionTest, CallsAndResultsAreTexts) {
             "<tool_response>\ntwo\n</tool_response>");
 }
 
-TEST(AddToolsTest, StandsInTheSystemPrompt) {
-  const std::vector<ToolDef> tools = {{"f", "{F}", "{}"}};
-  std::vector<ChatMessage> messages = {{Role::kUser, "hi"}};
-  AddTools(tools, "Default.", true, &messages);
-  ASSERT_EQ(messages.size(), 2u);
-  EXPECT_EQ(messages[0].role, Role::kSystem);
-  EXPECT_EQ(messages[0].content, WithTools("Default.", tools));
-  EXPECT_THAT(messages[0].content,
-              HasSubstr("XML tags:\n<tools>\n{F}\n</tools>\n\nFor each"));
-  messages = {{Role::kSystem, "Mine."}, {Role::kUser, "hi"}};
-  AddTools(tools, "Default.", true, &messages);
-  EXPECT_EQ(messages[0].content, WithTools("Mine.", tools));
-  messages = {{Role::kUser, "hi"}};
-  AddTools(tools, "", false, &messages);
-  ASSERT_EQ(messages.size(), 1u);
-  EXPECT_EQ(messages[0].content, WithTools("", tools) + "\n\nhi");
-  AddTools({}, "Default.", true, &messages);
-  EXPECT_EQ(messages.size(), 1u);
-}
-
 TEST(JsonOrderTest, SchemasAndToolsKeepTheirOrder) {
   const std::string text = R"( { "z" : [1, {"a":"}]\""}] ,"tools":[
       {"type":"function","function":{"name":"f","b":1,"a":2}} , 5],
