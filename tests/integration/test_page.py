@@ -9,7 +9,7 @@ import requests
 import harness
 from browser import Browser
 from harness import campaign
-from test_openai import HTTP
+from openai_fixtures import HTTP
 from xcache.v1 import sessions_pb2
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
