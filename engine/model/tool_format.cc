@@ -22,8 +22,6 @@ constexpr std::string_view kToolsTail =
     "<args-json-object>}\n</tool_call>";
 constexpr std::string_view kResultBegin = "<tool_response>\n";
 constexpr std::string_view kResultEnd = "\n</tool_response>";
-// OpenAI's.
-constexpr size_t kMaxNameBytes = 64;
 
 // The most bytes at the end of `text` that a mark may begin with.
 size_t BegunAtEnd(std::string_view text, std::string_view mark) {
@@ -34,6 +32,29 @@ size_t BegunAtEnd(std::string_view text, std::string_view mark) {
 }
 
 }  // namespace
+
+std::string SpacedJson(std::string_view text) {
+  std::string out;
+  bool in_string = false, escaped = false;
+  for (const char c : text) {
+    if (in_string) {
+      out += c;
+      if (escaped) {
+        escaped = false;
+      } else if (c == '\\') {
+        escaped = true;
+      } else if (c == '"') {
+        in_string = false;
+      }
+      continue;
+    }
+    if (c == ' ' || c == '\n' || c == '\t' || c == '\r') continue;
+    in_string = c == '"';
+    out += c;
+    if (c == ',' || c == ':') out += ' ';
+  }
+  return out;
+}
 
 std::string WithTools(std::string_view system_prompt,
                       std::span<const ToolDef> tools) {
@@ -167,7 +188,7 @@ bool ToolCallReader::ReadHead(bool at_end, std::vector<Part>* out) {
     const size_t name_bytes = name_end - kHead.size();
     const std::string_view after =
         held.substr(name_end, kBeforeArguments.size());
-    is_call = name_bytes <= kMaxNameBytes &&
+    is_call = name_bytes <= kMaxToolNameBytes &&
               (quote == held.npos ||
                (name_bytes > 0 && kBeforeArguments.starts_with(after)));
     if (is_call && after == kBeforeArguments) {

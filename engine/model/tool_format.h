@@ -13,6 +13,8 @@
 
 namespace xcache {
 
+inline constexpr size_t kMaxToolNameBytes = 64;  // OpenAI's
+
 struct ToolDef {
   std::string name;
   std::string text;    // {"type": "function", "function": {...}}, as JSON
@@ -23,6 +25,10 @@ struct ToolCall {
   std::string name;
   std::string arguments;  // JSON; empty: an object of nothing
 };
+
+// JSON as prompts have it: spaced as Python's json.dumps does, which templates
+// are written with, whatever white space it had.
+std::string SpacedJson(std::string_view text);
 
 // What a system prompt ends with, where there are tools; a prompt of its own
 // where there is none.

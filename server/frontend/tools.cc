@@ -42,29 +42,6 @@ absl::Status CheckNumTools(std::string_view field, size_t num_tools) {
   return FieldError(field, absl::StrCat("at most ", kMaxTags), num_tools);
 }
 
-std::string SpacedJson(std::string_view text) {
-  std::string out;
-  bool in_string = false, escaped = false;
-  for (const char c : text) {
-    if (in_string) {
-      out += c;
-      if (escaped) {
-        escaped = false;
-      } else if (c == '\\') {
-        escaped = true;
-      } else if (c == '"') {
-        in_string = false;
-      }
-      continue;
-    }
-    if (c == ' ' || c == '\n' || c == '\t' || c == '\r') continue;
-    in_string = c == '"';
-    out += c;
-    if (c == ',' || c == ':') out += ' ';
-  }
-  return out;
-}
-
 absl::StatusOr<std::string> ArgumentsSchema(std::string_view field,
                                             std::string parameters,
                                             bool strict) {

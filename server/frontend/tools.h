@@ -20,18 +20,13 @@
 
 namespace xcache {
 
-inline constexpr size_t kMaxToolNameBytes = 64;  // OpenAI's
-inline constexpr size_t kMaxCalls = 128;         // of one message
+inline constexpr size_t kMaxCalls = 128;  // of one message
 // What a tool's name may be, for who is told so.
 std::string ToolNameText();
 
 // Errors, here and below: INVALID_ARGUMENT of FieldError, about `field`.
 absl::Status CheckToolName(std::string_view field, std::string_view name);
 absl::Status CheckNumTools(std::string_view field, size_t num_tools);
-
-// A tool's JSON as prompts have it: spaced as Python's json.dumps does, which
-// templates are written with. REQUIRES: it is JSON.
-std::string SpacedJson(std::string_view text);
 
 // What the arguments of a tool are held to: its `parameters`, the text of a
 // JSON object; empty: it names none. A schema that cannot be held to is an

@@ -13,21 +13,9 @@ import pytest
 from xcache.v1 import inference_pb2 as pb
 
 import harness
-from test_openai import HTTP, ask, client_of
+from openai_fixtures import HTTP, ai, ask, client_of, server  # noqa: F401
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model, tmp_path_factory):
-    with harness.Server(tiny_model, tmp_path_factory.mktemp("embeddings"),
-                        *HTTP) as running:
-        yield running
-
-
-@pytest.fixture
-def ai(server):
-    return client_of(server)
 
 
 def embed(ai, text, **more):

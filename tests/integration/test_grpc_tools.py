@@ -12,7 +12,7 @@ from xcache.v1 import sessions_pb2 as spb
 
 import harness
 from harness import fails_with, params, system, user
-from test_openai import HTTP, client_of
+from openai_fixtures import client_of, server  # noqa: F401
 
 Code = grpc.StatusCode
 END, TOOL_CALLS, MAX_TOKENS = (pb.FINISH_REASON_END, pb.FINISH_REASON_TOOL_CALLS,
@@ -47,13 +47,6 @@ NONE = pb.ToolChoice(mode=pb.ToolChoice.MODE_NONE)
 
 def named(name):
     return pb.ToolChoice(name=name)
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model, tmp_path_factory):
-    with harness.Server(tiny_model, tmp_path_factory.mktemp("grpc_tools"),
-                        *HTTP) as running:
-        yield running
 
 
 @pytest.fixture

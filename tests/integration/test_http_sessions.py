@@ -7,7 +7,7 @@ import requests
 
 import harness
 from harness import user
-from test_openai import HTTP
+from openai_fixtures import HTTP
 from xcache.v1 import sessions_pb2
 
 

@@ -15,34 +15,8 @@ from xcache.v1 import inference_pb2 as pb
 
 import harness
 from harness import params, wait_until
+from openai_fixtures import HTTP, ai, ask, client_of, server  # noqa: F401
 from test_operation import make_certificate
-
-HTTP = ("--http-listen", "127.0.0.1:0")
-
-
-def client_of(server, token="none", **more):
-    return openai.OpenAI(
-        base_url=f"http://{server.http_address}/v1", api_key=token,
-        http_client=openai.DefaultHttpxClient(trust_env=False, timeout=120),
-        **{"max_retries": 0, **more})
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model, tmp_path_factory):
-    with harness.Server(tiny_model, tmp_path_factory.mktemp("openai"),
-                        *HTTP) as running:
-        yield running
-
-
-@pytest.fixture
-def ai(server):
-    return client_of(server)
-
-
-def ask(ai, text="Tell me of the sea.", **more):
-    more = {"max_tokens": 12, "temperature": 0, "model": "tiny", **more}
-    return ai.chat.completions.create(
-        messages=[{"role": "user", "content": text}], **more)
 
 
 def ask_without_end(ai, **more):

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 import harness
-from test_openai import HTTP, client_of
+from openai_fixtures import HTTP, client_of
 
 # Random weights spell words as no tokenizer would: text alone leads to other
 # tokens.

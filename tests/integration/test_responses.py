@@ -12,24 +12,12 @@ from xcache.v1 import sessions_pb2
 
 import harness
 from harness import params, wait_until
-from test_openai import HTTP, client_of
+from openai_fixtures import HTTP, ai, client_of, server  # noqa: F401
 
 ORDER = ["response.created", "response.in_progress",
          "response.output_item.added", "response.content_part.added",
          "response.output_text.delta", "response.output_text.done",
          "response.content_part.done", "response.output_item.done"]
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model, tmp_path_factory):
-    with harness.Server(tiny_model, tmp_path_factory.mktemp("responses"),
-                        *HTTP) as running:
-        yield running
-
-
-@pytest.fixture
-def ai(server):
-    return client_of(server)
 
 
 def ask(ai, text="Tell me of the sea.", **more):

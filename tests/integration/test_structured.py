@@ -16,22 +16,10 @@ from xcache.v1 import sessions_pb2 as spb
 import harness
 import schemas
 from harness import campaign, params
-from test_openai import HTTP, ask, client_of
+from openai_fixtures import HTTP, ai, ask, client_of, server  # noqa: F401
 
 # 20 by default, 200 for a campaign.
 COUNT = int(campaign("SCHEMAS", 20))
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model, tmp_path_factory):
-    with harness.Server(tiny_model, tmp_path_factory.mktemp("structured"),
-                        *HTTP) as running:
-        yield running
-
-
-@pytest.fixture
-def ai(server):
-    return client_of(server)
 
 
 def json_schema(schema, name="answer"):

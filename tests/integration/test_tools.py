@@ -8,7 +8,7 @@ import openai
 import pytest
 
 import harness
-from test_openai import HTTP, ask, client_of
+from openai_fixtures import HTTP, ai, ask, client_of, server  # noqa: F401
 
 WEATHER = {"type": "function", "function": {
     "name": "get_weather", "description": "Weather \u2600 of a place.",
@@ -24,18 +24,6 @@ NOW = {"type": "function", "function": {
                                   "additionalProperties": False}}}
 SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"]
            for tool in (WEATHER, NOW)}
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model, tmp_path_factory):
-    with harness.Server(tiny_model, tmp_path_factory.mktemp("tools"),
-                        *HTTP) as running:
-        yield running
-
-
-@pytest.fixture
-def ai(server):
-    return client_of(server)
 
 
 def call(ai, tool_choice="required", tools=(WEATHER, NOW), **more):

@@ -15,26 +15,12 @@ constexpr int64_t kMostParts = 64;
 // A node of the list, one of the map with its bucket, and what malloc adds.
 constexpr int64_t kAnswerBytes = 256;
 
-bool IsSpace(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
-
 // As it reads for clients: what they send back of a call they have put together
 // anew, with white space of their own between its parts.
 std::string Readable(std::string_view text) {
   const size_t call = std::min(text.find(kCallTrigger), text.size());
-  std::string out(Stripped(text.substr(0, call)));
-  bool in_string = false, escaped = false;
-  for (const char c : text.substr(call)) {
-    if (!in_string && IsSpace(c)) continue;
-    out += c;
-    if (escaped) {
-      escaped = false;
-    } else if (in_string && c == '\\') {
-      escaped = true;
-    } else if (c == '"') {
-      in_string = !in_string;
-    }
-  }
-  return out;
+  return std::string(Stripped(text.substr(0, call))) +
+         SpacedJson(text.substr(call));
 }
 
 struct Reading {
