@@ -201,8 +201,11 @@ void RunStress(int64_t memory_bytes, int operations, bool preempts,
                     h.Count(CoreCounter::kSequenceEvictions),
                 0u);
     }
-    if (window == 0) EXPECT_EQ(h.engine->partial_remats(), 0);
-    if (window > 0 && round > 0) EXPECT_GT(h.engine->partial_remats(), 0);
+    if (window == 0) {
+      EXPECT_EQ(h.engine->partial_remats(), 0);
+    } else if (round > 0) {
+      EXPECT_GT(h.engine->partial_remats(), 0);
+    }
     h.Restart();
     EXPECT_EQ(h.memory.used_bytes(), 0);
     size_t num_sessions = 0;
