@@ -74,8 +74,11 @@ absl::StatusOr<const CodecHandle*> CpuEngine::OpenCodec(
 
 size_t CpuEngine::sequence_bytes(const CodecHandle& codec) const {
   const auto& handle = static_cast<const EngineCodec&>(codec);
-  return sizeof(CpuSequence) + kv_block_bytes() + handle.live_rows().bytes() +
-         BookBytes(info_);
+  // The window's blocks, and the pages of those that are full.
+  const auto window = static_cast<size_t>(codec.exact_window() / kBlockTokens);
+  const size_t pages = (window - 1) * PageBytes(handle.codec().payload_bytes());
+  return sizeof(CpuSequence) + window * kv_block_bytes() + pages +
+         handle.live_rows().bytes() + BookBytes(info_);
 }
 
 absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
@@ -85,7 +88,12 @@ absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
   XC_RETURN_IF_ERROR(CheckPrefix(info_, tokens, blocks.size()));
   XC_RETURN_IF_ERROR(CheckBlocks<CpuKvBlock>(blocks));
   const auto num_rows = static_cast<int64_t>(tokens.size());
-  if (const int64_t rows = RowsToGoOnFrom(info_, blocks, num_rows);
+  if (num_rows % codec.exact_window() != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("expected tokens of full windows of ",
+                     codec.exact_window(), ", found ", num_rows));
+  }
+  if (const int64_t rows = RowsToGoOnFrom(info_, codec, blocks, num_rows);
       rows < num_rows) {
     return absl::InvalidArgumentError(absl::StrCat(
         "row ", num_rows, " sees a block that is not whole where attention ",
@@ -102,7 +110,7 @@ absl::Status CpuEngine::Step(std::span<StepItem> items) {
     auto& sequence = static_cast<CpuSequence&>(*items[i].sequence);
     forward[i].tokens = items[i].tokens;
     forward[i].sealed = sequence.blocks();
-    forward[i].live = &sequence.live();
+    forward[i].live = sequence.live();
     forward[i].live_rows = &sequence.live_rows();
     forward[i].live_tokens = sequence.live_tokens();
     forward[i].logits_mode = items[i].logits_mode;
@@ -129,7 +137,7 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   for (size_t i = 0; i < full.size(); ++i) {
     CpuSequence& s = *full[i];
     const Codec& codec = s.codec().codec();
-    pages[i] = BeginPage(s.codec().cache_fp(), s.live_index(),
+    pages[i] = BeginPage(s.codec().cache_fp(), s.full_index(),
                          s.tokens().last(kBlockTokens), codec.payload_bytes(),
                          PageVersion(codec));
     if (codec.layers_independent()) {
@@ -140,9 +148,9 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   }
   const auto seal_whole = [&](size_t i, const ParallelForFn& parallel) {
     CpuSequence& s = *full[i];
-    return SealWholeBlock(*forward_, s.codec(), s.live_index(),
+    return SealWholeBlock(*forward_, s.codec(), s.full_index(),
                           s.tokens().last(kBlockTokens), s.live_rows(),
-                          s.live(), PagePayload(pages[i]), parallel);
+                          s.full_block(), PagePayload(pages[i]), parallel);
   };
   // A block for each thread, as long as there are; what is left over is worked
   // on together.
@@ -163,20 +171,59 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
     CpuSequence& s = *full[task.block];
     task.status =
         s.codec().codec().layers_independent()
-            ? SealBlock(*forward_, s.codec(), s.live_index(), task.range,
-                        s.tokens().last(kBlockTokens), s.live_rows(), s.live(),
-                        PagePayload(pages[task.block]))
+            ? SealBlock(*forward_, s.codec(), s.full_index(), task.range,
+                        s.tokens().last(kBlockTokens), s.live_rows(),
+                        s.full_block(), PagePayload(pages[task.block]))
             : seal_whole(task.block, nullptr);
   });
   for (const LayerTask& task : tasks) XC_RETURN_IF_ERROR(task.status);
+  std::vector<CpuSequence*> windows;
   for (size_t i = 0; i < full.size(); ++i) {
     const Codec& codec = full[i]->codec().codec();
     if (codec.variable_size()) {
       ShrinkPage(pages[i], codec.used_bytes(PagePayload(pages[i])));
     }
     FinishPage(pages[i]);
-    full[i]->FinishSeal(std::move(pages[i]));
+    if (full[i]->AddPage(std::move(pages[i]))) windows.push_back(full[i]);
   }
+  XC_RETURN_IF_ERROR(RematWindows(windows));
+  for (CpuSequence* sequence : windows) sequence->FinishSeal();
+  return absl::OkStatus();
+}
+
+absl::Status CpuEngine::RematWindows(std::span<CpuSequence* const> full) {
+  struct Block {
+    const EngineCodec* codec;
+    int64_t index;
+    std::span<const TokenId> tokens;
+    std::span<const uint8_t> payload;
+    CpuKvBlock* kv;
+  };
+  std::vector<Block> blocks;
+  for (CpuSequence* s : full) {
+    if (s->pages().size() == 1) continue;  // sealed with its page
+    for (size_t i = 0; i < s->pages().size(); ++i) {
+      const int64_t index = s->live_index() + static_cast<int64_t>(i);
+      const auto tokens = s->tokens().subspan(
+          static_cast<size_t>(index * kBlockTokens), kBlockTokens);
+      XC_ASSIGN_OR_RETURN(
+          const std::span<const uint8_t> payload,
+          CheckPage(s->codec().cache_fp(), index, tokens, s->pages()[i]));
+      blocks.push_back({&s->codec(), index, tokens, payload, &s->block(i)});
+    }
+  }
+  std::vector<LayerTask> tasks;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    AddLayerTasks(i, blocks[i].codec->codec(), blocks.size(), /*every=*/1,
+                  &tasks);
+  }
+  pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
+    LayerTask& task = tasks[static_cast<size_t>(t)];
+    const Block& block = blocks[task.block];
+    task.status = RematBlock(*forward_, *block.codec, block.index, block.tokens,
+                             task.range, block.payload, *block.kv);
+  });
+  for (const LayerTask& task : tasks) XC_RETURN_IF_ERROR(task.status);
   return absl::OkStatus();
 }
 
@@ -234,7 +281,7 @@ std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
     if (jobs[i].block_index != 0) continue;
     ForwardItem item;
     item.tokens = jobs[i].tokens.first(kSinkTokens);
-    item.live = blocks[i].get();
+    item.live = std::span(&blocks[i], 1);
     sinks.push_back(item);
   }
   forward_->Run(sinks);

@@ -63,8 +63,12 @@ class CpuEngine final : public Engine {
     absl::Status status;
   };
 
-  // Seals those of the step's sequences whose live block is full.
+  // Makes the pages of those of the step's sequences whose live block is full,
+  // and seals the windows that are.
   absl::Status SealFullBlocks(std::span<StepItem> items);
+  // Has tiles of full windows, of several blocks each, hold what their pages
+  // give back.
+  absl::Status RematWindows(std::span<CpuSequence* const> full);
   // Whether the block of a job has all layers. Block 0 has: its sinks are
   // computed layer by layer.
   bool MakesWhole(const RematJob& job) const {

@@ -106,6 +106,10 @@ class TileWriter {
   const bool final_stage_;
 };
 
+bool SealsAlone(const EngineCodec& codec) {
+  return codec.exact_window() == kBlockTokens;
+}
+
 absl::Status SealStatus(int64_t block_index, const absl::Status& status) {
   if (status.ok()) return status;
   return absl::InternalError(
@@ -122,7 +126,7 @@ absl::Status SealBlock(const CpuForward& forward, const EngineCodec& codec,
   absl::Status status = codec.codec().SealLayers(
       range, [&](int layer) { return exact(layer); },
       {FirstRow(block_index), tokens}, payload);
-  if (status.ok()) {
+  if (status.ok() && SealsAlone(codec)) {
     status =
         RematBlock(forward, codec, block_index, tokens, range, payload, block);
   }
@@ -137,13 +141,14 @@ absl::Status SealWholeBlock(const CpuForward& forward, const EngineCodec& codec,
                             const ParallelForFn& parallel) {
   const ExactRows exact(codec, rows, block);
   const TileWriter write(forward, codec, block_index, block);
+  RematSink sink;
+  if (SealsAlone(codec)) {
+    sink = [&](int layer, const RematRows& out) { write(layer, out); };
+  }
   return SealStatus(block_index, codec.codec().SealRemat(
                                      [&](int layer) { return exact(layer); },
                                      {FirstRow(block_index), tokens}, payload,
-                                     [&](int layer, const RematRows& out) {
-                                       write(layer, out);
-                                     },
-                                     parallel));
+                                     sink, parallel));
 }
 
 absl::Status RematBlock(const CpuForward& forward, const EngineCodec& codec,

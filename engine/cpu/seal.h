@@ -17,9 +17,10 @@
 namespace xcache {
 
 // Encodes layers `range` of the full block `block_index`, whose ids are
-// `tokens`, from its exact rows into `payload`, then overwrites their tiles,
-// except for the sinks', by what the payload gives back. INTERNAL: a layer's
-// input is not finite. Thread-safe for different blocks and ranges.
+// `tokens`, from its exact rows into `payload`; then, where its window has no
+// other block, overwrites their tiles, except for the sinks', by what the
+// payload gives back. INTERNAL: a layer's input is not finite. Thread-safe for
+// different blocks and ranges.
 absl::Status SealBlock(const CpuForward& forward, const EngineCodec& codec,
                        int64_t block_index, LayerRange range,
                        std::span<const TokenId> tokens, LiveBlockRows& rows,

@@ -115,7 +115,9 @@ struct Harness {
   using Options = HarnessOptions;
   explicit Harness(Options harness_options = {})
       : options(std::move(harness_options)), memory(options.memory_bytes) {
-    options.core.default_codec = kCodec;
+    if (options.core.default_codec.empty()) {
+      options.core.default_codec = kCodec;
+    }
     options.core.embedding_codec = kCodec;
     Restart();
   }
@@ -194,7 +196,8 @@ struct Harness {
                      int max_tokens = 16) const {
     std::string text;
     for (const TokenId token :
-         FakeGreedy(options.engine, kCodec, prompt, max_tokens, false)) {
+         FakeGreedy(options.engine, options.core.default_codec, prompt,
+                    max_tokens, false)) {
       text += tokenizer.TokenBytes(token, false);
     }
     return text;
