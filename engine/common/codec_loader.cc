@@ -38,7 +38,7 @@ namespace {
 absl::StatusOr<int> TakeWindow(CodecSpec* spec) {
   const auto option =
       std::find_if(spec->options.begin(), spec->options.end(),
-                   [](const auto& option) { return option.first == "window"; });
+                   [](const auto& at) { return at.first == "window"; });
   if (option == spec->options.end()) return kBlockTokens;
   for (const int window : {64, 128, 256, 512}) {
     if (option->second != std::to_string(window)) continue;

@@ -1,12 +1,16 @@
 // The CPU engine: the conformance suite on every instruction set and several
 // thread counts, and what only the CPU promises - that all of these agree bit
 // for bit.
+#include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "engine/engine_factory.h"
 #include "engine/kernels/isa.h"
+#include "engine/xcache/codec.h"
 #include "gtest/gtest.h"
 #include "tests/unit/engine/engine_conformance.h"
 #include "tests/unit/engine/made_up_profiles.h"
@@ -161,8 +165,8 @@ TEST(CpuEngineTest, WindowsAreOfFewSizes) {
     const auto codec =
         (*engine)->OpenCodec(absl::StrCat("kivi:window=", window), {});
     EXPECT_EQ(codec.status().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_THAT(codec.status().message(),
-                ::testing::HasSubstr("expected 64, 128, 256 or 512"));
+    EXPECT_NE(codec.status().message().find("expected 64, 128, 256 or 512"),
+              std::string_view::npos);
   }
   EXPECT_EQ((*(*engine)->OpenCodec("kivi:window=64", {}))->cache_fp(),
             (*(*engine)->OpenCodec("kivi", {}))->cache_fp());
