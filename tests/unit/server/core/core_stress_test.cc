@@ -171,7 +171,7 @@ void RunStress(int64_t memory_bytes, int operations, bool preempts,
   Harness::Options options;
   options.memory_bytes = memory_bytes;
   options.engine.window = window;
-  options.core.default_codec = codec;
+  options.codec = codec;
   options.engine.step_delay = std::chrono::microseconds(50);
   options.core.restore = ServerCoreOptions::Restore::kAlways;
   options.core.max_running = 6;
