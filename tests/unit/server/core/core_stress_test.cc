@@ -237,7 +237,7 @@ TEST(CoreStressTest, AlsoWhereAttentionSlides) {
 
 TEST(CoreStressTest, AlsoWithWindowsOfSeveralBlocks) {
   RunStress(100 << 20, 40, false, /*window=*/70, "fake:window=128");
-  RunStress(80000, 30, true, /*window=*/0, "fake:window=256");
+  RunStress(40000, 30, true, /*window=*/0, "fake:window=256");
 }
 
 }  // namespace
