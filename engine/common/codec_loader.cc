@@ -39,7 +39,7 @@ absl::StatusOr<int> TakeWindow(CodecSpec* spec) {
   const auto option =
       std::find_if(spec->options.begin(), spec->options.end(),
                    [](const auto& at) { return at.first == "window"; });
-  if (option == spec->options.end()) return kBlockTokens;
+  if (option == spec->options.end()) return DefaultWindow(*spec);
   for (const int window : {64, 128, 256, 512}) {
     if (option->second != std::to_string(window)) continue;
     spec->options.erase(option);
@@ -50,9 +50,10 @@ absl::StatusOr<int> TakeWindow(CodecSpec* spec) {
                    ": expected 64, 128, 256 or 512"));
 }
 
-// Canonical. A window of one block is what there is without the option.
+// Canonical. A window of one block goes without saying where that is the
+// default, as it was before there were others.
 std::string SpecWith(CodecSpec spec, int exact_window) {
-  if (exact_window != kBlockTokens) {
+  if (exact_window != kBlockTokens || DefaultWindow(spec) != kBlockTokens) {
     spec.options.emplace_back("window", std::to_string(exact_window));
     std::sort(spec.options.begin(), spec.options.end());
   }

@@ -74,10 +74,12 @@ absl::StatusOr<const CodecHandle*> CpuEngine::OpenCodec(
 
 size_t CpuEngine::sequence_bytes(const CodecHandle& codec) const {
   const auto& handle = static_cast<const EngineCodec&>(codec);
-  // The window's blocks, and the pages of those that are full.
-  const auto window = static_cast<size_t>(codec.exact_window() / kBlockTokens);
-  const size_t pages = (window - 1) * PageBytes(handle.codec().payload_bytes());
-  return sizeof(CpuSequence) + window * kv_block_bytes() + pages +
+  // The window's blocks, and of those before the last one the page and what it
+  // gives back.
+  const auto paged =
+      static_cast<size_t>(codec.exact_window() / kBlockTokens - 1);
+  return sizeof(CpuSequence) + (2 * paged + 1) * kv_block_bytes() +
+         paged * PageBytes(handle.codec().payload_bytes()) +
          handle.live_rows().bytes() + BookBytes(info_);
 }
 
@@ -131,13 +133,15 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
     if (sequence->live_tokens() == 0) full.push_back(sequence);
   }
   if (full.empty()) return absl::OkStatus();
+  std::vector<CpuSequence::Seal> seals;
   std::vector<std::string> pages(full.size());
   std::vector<size_t> whole;  // whose layers depend on each other
   std::vector<LayerTask> tasks;
   for (size_t i = 0; i < full.size(); ++i) {
     CpuSequence& s = *full[i];
     const Codec& codec = s.codec().codec();
-    pages[i] = BeginPage(s.codec().cache_fp(), s.full_index(),
+    seals.push_back(s.BeginSeal());
+    pages[i] = BeginPage(s.codec().cache_fp(), seals[i].index,
                          s.tokens().last(kBlockTokens), codec.payload_bytes(),
                          PageVersion(codec));
     if (codec.layers_independent()) {
@@ -148,9 +152,9 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   }
   const auto seal_whole = [&](size_t i, const ParallelForFn& parallel) {
     CpuSequence& s = *full[i];
-    return SealWholeBlock(*forward_, s.codec(), s.full_index(),
+    return SealWholeBlock(*forward_, s.codec(), seals[i],
                           s.tokens().last(kBlockTokens), s.live_rows(),
-                          s.full_block(), PagePayload(pages[i]), parallel);
+                          PagePayload(pages[i]), parallel);
   };
   // A block for each thread, as long as there are; what is left over is worked
   // on together.
@@ -169,61 +173,21 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
     LayerTask& task = tasks[static_cast<size_t>(t)];
     CpuSequence& s = *full[task.block];
-    task.status =
-        s.codec().codec().layers_independent()
-            ? SealBlock(*forward_, s.codec(), s.full_index(), task.range,
-                        s.tokens().last(kBlockTokens), s.live_rows(),
-                        s.full_block(), PagePayload(pages[task.block]))
-            : seal_whole(task.block, nullptr);
+    task.status = s.codec().codec().layers_independent()
+                      ? SealBlock(*forward_, s.codec(), seals[task.block],
+                                  task.range, s.tokens().last(kBlockTokens),
+                                  s.live_rows(), PagePayload(pages[task.block]))
+                      : seal_whole(task.block, nullptr);
   });
   for (const LayerTask& task : tasks) XC_RETURN_IF_ERROR(task.status);
-  std::vector<CpuSequence*> windows;
   for (size_t i = 0; i < full.size(); ++i) {
     const Codec& codec = full[i]->codec().codec();
     if (codec.variable_size()) {
       ShrinkPage(pages[i], codec.used_bytes(PagePayload(pages[i])));
     }
     FinishPage(pages[i]);
-    if (full[i]->AddPage(std::move(pages[i]))) windows.push_back(full[i]);
+    full[i]->FinishSeal(std::move(pages[i]));
   }
-  XC_RETURN_IF_ERROR(RematWindows(windows));
-  for (CpuSequence* sequence : windows) sequence->FinishSeal();
-  return absl::OkStatus();
-}
-
-absl::Status CpuEngine::RematWindows(std::span<CpuSequence* const> full) {
-  struct Block {
-    const EngineCodec* codec;
-    int64_t index;
-    std::span<const TokenId> tokens;
-    std::span<const uint8_t> payload;
-    CpuKvBlock* kv;
-  };
-  std::vector<Block> blocks;
-  for (CpuSequence* s : full) {
-    if (s->pages().size() == 1) continue;  // sealed with its page
-    for (size_t i = 0; i < s->pages().size(); ++i) {
-      const int64_t index = s->live_index() + static_cast<int64_t>(i);
-      const auto tokens = s->tokens().subspan(
-          static_cast<size_t>(index * kBlockTokens), kBlockTokens);
-      XC_ASSIGN_OR_RETURN(
-          const std::span<const uint8_t> payload,
-          CheckPage(s->codec().cache_fp(), index, tokens, s->pages()[i]));
-      blocks.push_back({&s->codec(), index, tokens, payload, &s->block(i)});
-    }
-  }
-  std::vector<LayerTask> tasks;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    AddLayerTasks(i, blocks[i].codec->codec(), blocks.size(), /*every=*/1,
-                  &tasks);
-  }
-  pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
-    LayerTask& task = tasks[static_cast<size_t>(t)];
-    const Block& block = blocks[task.block];
-    task.status = RematBlock(*forward_, *block.codec, block.index, block.tokens,
-                             task.range, block.payload, *block.kv);
-  });
-  for (const LayerTask& task : tasks) XC_RETURN_IF_ERROR(task.status);
   return absl::OkStatus();
 }
 

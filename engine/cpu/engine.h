@@ -63,12 +63,8 @@ class CpuEngine final : public Engine {
     absl::Status status;
   };
 
-  // Makes the pages of those of the step's sequences whose live block is full,
-  // and seals the windows that are.
+  // Makes the pages of those of the step's sequences whose live block is full.
   absl::Status SealFullBlocks(std::span<StepItem> items);
-  // Has tiles of full windows, of several blocks each, hold what their pages
-  // give back.
-  absl::Status RematWindows(std::span<CpuSequence* const> full);
   // Whether the block of a job has all layers. Block 0 has: its sinks are
   // computed layer by layer.
   bool MakesWhole(const RematJob& job) const {

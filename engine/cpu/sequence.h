@@ -29,43 +29,49 @@ class CpuSequence final : public EngineSequence {
         arena_(std::move(arena)),
         live_rows_(codec.live_rows()) {}
 
-  // The tiles of the window's blocks: those with a page, and the live one, made
-  // when first asked for.
+  // The exact tiles of the window's blocks: those that have a page, and the
+  // live one, made when first asked for.
   std::span<const std::shared_ptr<CpuKvBlock>> live() {
-    if (live_.size() == pages_.size()) {
+    if (live_.size() == paged_.size()) {
       live_.push_back(std::make_shared<CpuKvBlock>(shape_, arena_));
     }
     return live_;
   }
-  // Of the window's blocks.
-  CpuKvBlock& block(size_t i) { return *live_[i]; }
   LiveBlockRows& live_rows() { return live_rows_; }
   int64_t Truncate(int64_t num_tokens) override {
     num_tokens = EngineSequence::Truncate(num_tokens);
     const auto full = static_cast<size_t>(
         std::max<int64_t>(0, num_tokens / kBlockTokens - live_index()));
-    pages_.resize(std::min(pages_.size(), full));
-    live_.resize(std::min(live_.size(), pages_.size() + 1));
+    paged_.resize(std::min(paged_.size(), full));
+    live_.resize(std::min(live_.size(), paged_.size() + 1));
     return num_tokens;
   }
 
-  // The block that is full and has no page yet.
-  CpuKvBlock& full_block() { return *live_.back(); }
-  int64_t full_index() const { return live_index() + std::ssize(pages_); }
-  // The page of the full live block. True: its window is full, and is to be
-  // sealed.
-  bool AddPage(std::string page) {
-    pages_.push_back(std::move(page));
-    return std::ssize(pages_) * kBlockTokens == codec().exact_window();
+  // The live block is full. Its tiles, and those that what its page gives back
+  // is to be written into: the same where its window has no other block, else a
+  // copy.
+  struct Seal {
+    int64_t index;
+    const CpuKvBlock& exact;
+    CpuKvBlock& sealed;
+  };
+  Seal BeginSeal() {
+    const std::shared_ptr<CpuKvBlock>& exact = live_.back();
+    const int64_t index = live_index() + std::ssize(paged_);
+    paged_.push_back({"", codec().exact_window() == kBlockTokens
+                              ? exact
+                              : std::make_shared<CpuKvBlock>(*exact)});
+    return {index, *exact, *paged_.back().kv};
   }
-  std::span<const std::string> pages() const { return pages_; }
-  // Turns the window's blocks, whose tiles now hold what their pages give back,
-  // into sealed ones.
-  void FinishSeal() {
-    for (size_t i = 0; i < pages_.size(); ++i) {
-      AddSealed(std::move(pages_[i]), std::move(live_[i]));
+  // They are written, and this is the page. With the last one of the window all
+  // its blocks are sealed.
+  void FinishSeal(std::string page) {
+    paged_.back().page = std::move(page);
+    if (std::ssize(paged_) * kBlockTokens < codec().exact_window()) return;
+    for (Paged& block : paged_) {
+      AddSealed(std::move(block.page), std::move(block.kv));
     }
-    pages_.clear();
+    paged_.clear();
     live_.clear();
   }
 
@@ -73,7 +79,12 @@ class CpuSequence final : public EngineSequence {
   const KvShape shape_;
   const std::shared_ptr<KvArena> arena_;
   std::vector<std::shared_ptr<CpuKvBlock>> live_;
-  std::vector<std::string> pages_;  // of the window's full blocks
+  // Of the window's full blocks, while it is not full.
+  struct Paged {
+    std::string page;
+    std::shared_ptr<CpuKvBlock> kv;
+  };
+  std::vector<Paged> paged_;
   LiveBlockRows live_rows_;
 };
 

@@ -124,7 +124,8 @@ TEST(CpuEngineTest, WindowsOfSeveralBlocksDependOnTokensAndCodecAlone) {
       const auto codec = (*engine)->OpenCodec(spec, {});
       ASSERT_TRUE(codec.ok()) << codec.status();
       EXPECT_EQ((*codec)->exact_window(), window);
-      const auto narrow = (*engine)->OpenCodec(name, {});
+      const auto narrow =
+          (*engine)->OpenCodec(absl::StrCat(name, ":window=64"), {});
       ASSERT_TRUE(narrow.ok()) << narrow.status();
       EXPECT_NE((*codec)->cache_fp(), (*narrow)->cache_fp());
       EXPECT_GE((*engine)->sequence_bytes(**codec),
@@ -168,8 +169,16 @@ TEST(CpuEngineTest, WindowsAreOfFewSizes) {
     EXPECT_NE(codec.status().message().find("expected 64, 128, 256 or 512"),
               std::string_view::npos);
   }
-  EXPECT_EQ((*(*engine)->OpenCodec("kivi:window=64", {}))->cache_fp(),
-            (*(*engine)->OpenCodec("kivi", {}))->cache_fp());
+  const auto open = [&engine](const std::string& spec) {
+    return *(*engine)->OpenCodec(spec, {});
+  };
+  EXPECT_EQ(open("kivi:window=64"), open("kivi"));
+  for (const char* spec : {"xquant-tc:window=64", "xquant-tc", "kivi"}) {
+    const CodecHandle* const codec = open(spec);
+    EXPECT_EQ(open(std::string(codec->spec())), codec);
+  }
+  EXPECT_EQ(open("xquant-tc:window=64")->exact_window(), 64);
+  EXPECT_EQ(open("xquant-tc"), open("xquant-tc:window=128"));
 }
 
 // Of layers that slide nothing is made of blocks that no row to come sees; who
