@@ -68,7 +68,16 @@ class CodecHandle {
   // Size of a page of this codec, everything included: of every one, or about,
   // where they differ (xquant-tc).
   virtual size_t page_bytes() const = 0;
+  // A query reads the keys of its own window exactly (rule R1): so many tokens,
+  // aligned at a multiple of them. The window's blocks are sealed together,
+  // when it is full. A multiple of kBlockTokens.
+  virtual int exact_window() const { return kBlockTokens; }
 };
+
+// So many of these tokens are in full windows.
+inline int64_t InFullWindows(const CodecHandle& codec, int64_t num_tokens) {
+  return num_tokens - num_tokens % codec.exact_window();
+}
 
 // How K and V of sealed blocks come to attention. Both give the same bits.
 enum class RematPolicy {
@@ -103,15 +112,18 @@ inline int64_t FirstWholeBlock(const ModelInfo& info, int64_t row) {
   return info.window == 0 || first_key < 0 ? 0 : first_key / kBlockTokens;
 }
 
-// `num_rows`, or the most rows before them, at a block's start, that a sequence
+// `num_rows`, or the most rows before them, in full windows, that a sequence
 // over `blocks` can go on from with the whole blocks that are there.
-inline int64_t RowsToGoOnFrom(const ModelInfo& info,
+inline int64_t RowsToGoOnFrom(const ModelInfo& info, const CodecHandle& codec,
                               std::span<const KvBlockRef> blocks,
                               int64_t num_rows) {
+  if (num_rows < std::ssize(blocks) * kBlockTokens) {
+    num_rows = InFullWindows(codec, num_rows);
+  }
   for (int64_t i = FirstWholeBlock(info, num_rows);
        i < std::min(num_rows / kBlockTokens, std::ssize(blocks)); ++i) {
     if (blocks[static_cast<size_t>(i)]->whole()) continue;
-    num_rows = i * kBlockTokens;
+    num_rows = InFullWindows(codec, i * kBlockTokens);
     i = FirstWholeBlock(info, num_rows) - 1;
   }
   return num_rows;
@@ -131,15 +143,16 @@ class Sequence {
   virtual const CodecHandle& codec() const = 0;
   // Ids of the tokens forwarded so far.
   virtual std::span<const TokenId> tokens() const = 0;
-  // The sealed blocks, in order: tokens().size() / 64 of them.
+  // The sealed blocks, in order: those of full windows.
   virtual std::span<const KvBlockRef> blocks() const = 0;
   // Blocks sealed since the last call, in order.
   virtual std::vector<SealedBlock> TakeSealed() = 0;
-  // Forgets tokens from `num_tokens` on. A cut inside a sealed block goes back
-  // to that block's start, since its exact rows are gone, and further where
-  // the rows to come would see blocks that are not whole (RowsToGoOnFrom):
-  // returns how many tokens are left, and the caller forwards the rest again.
-  // REQUIRES: 0 <= num_tokens <= tokens().size().
+  // Forgets tokens from `num_tokens` on. A cut inside a full block goes back to
+  // that block's start, and where it is sealed to its window's, since its exact
+  // rows are gone, and further where the rows to come would see blocks that are
+  // not whole (RowsToGoOnFrom): returns how many tokens are left, and the
+  // caller forwards the rest again. REQUIRES: 0 <= num_tokens <=
+  // tokens().size().
   virtual int64_t Truncate(int64_t num_tokens) = 0;
 };
 
@@ -216,10 +229,10 @@ class Engine {
   virtual size_t kv_block_bytes() const = 0;
   virtual size_t sequence_bytes(const CodecHandle& codec) const = 0;
 
-  // A sequence that starts with `tokens` (a multiple of 64, may be empty),
-  // whose rows are `blocks`, one for each 64 tokens, of either form. `remat`
-  // says which form the blocks get that it seals; an engine that knows K/V
-  // alone takes no notice.
+  // A sequence that starts with `tokens` (full windows of the codec, may be
+  // empty), whose rows are `blocks`, one for each 64 tokens, of either form.
+  // `remat` says which form the blocks get that it seals; an engine that knows
+  // K/V alone takes no notice.
   // INVALID_ARGUMENT: blocks that the rows to come see where attention slides
   // are not whole (FirstWholeBlock).
   // REQUIRES: `codec` and `blocks` are of this engine; each block was sealed or

@@ -1,5 +1,7 @@
 #include "engine/common/codec_loader.h"
 
+#include <algorithm>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -29,6 +31,36 @@ uint16_t PageVersion(const Codec& codec) {
   return codec.variable_size() ? kVariablePageFormatVersion
                                : kPageFormatVersion;
 }
+
+namespace {
+
+// Takes the option `window` out of a spec: it is the engine's, not the codec's.
+absl::StatusOr<int> TakeWindow(CodecSpec* spec) {
+  const auto option =
+      std::find_if(spec->options.begin(), spec->options.end(),
+                   [](const auto& at) { return at.first == "window"; });
+  if (option == spec->options.end()) return DefaultWindow(*spec);
+  for (const int window : {64, 128, 256, 512}) {
+    if (option->second != std::to_string(window)) continue;
+    spec->options.erase(option);
+    return window;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("codec ", spec->name, ": window=", option->second,
+                   ": expected 64, 128, 256 or 512"));
+}
+
+// Canonical. A window of one block goes without saying where that is the
+// default, as it was before there were others.
+std::string SpecWith(CodecSpec spec, int exact_window) {
+  if (exact_window != kBlockTokens || DefaultWindow(spec) != kBlockTokens) {
+    spec.options.emplace_back("window", std::to_string(exact_window));
+    std::sort(spec.options.begin(), spec.options.end());
+  }
+  return spec.ToString();
+}
+
+}  // namespace
 
 CodecLoader::CodecLoader(std::shared_ptr<const Model> model,
                          std::string profile_dir, Isa isa,
@@ -68,13 +100,14 @@ absl::Status CodecLoader::Prepare(std::string_view spec_text,
 
 absl::StatusOr<LoadedCodec> CodecLoader::Load(std::string_view spec_text,
                                               const ProgressFn& progress) {
-  XC_ASSIGN_OR_RETURN(const CodecSpec spec, CodecSpec::Parse(spec_text));
+  XC_ASSIGN_OR_RETURN(CodecSpec spec, CodecSpec::Parse(spec_text));
   LoadedCodec loaded;
+  XC_ASSIGN_OR_RETURN(loaded.exact_window, TakeWindow(&spec));
   XC_ASSIGN_OR_RETURN(loaded.profile, ProfileFor(spec, progress));
   XC_ASSIGN_OR_RETURN(
       loaded.codec,
       MakeCodec(spec, *model_, loaded.profile.get(), isa_, embedding_));
-  loaded.spec = loaded.codec->spec().ToString();
+  loaded.spec = SpecWith(loaded.codec->spec(), loaded.exact_window);
   loaded.cache_fp =
       CacheFp(model_->fingerprint(), loaded.spec, loaded.profile.get(),
               PageVersion(*loaded.codec), loaded.codec->encoder_version());

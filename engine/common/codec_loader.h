@@ -33,6 +33,7 @@ uint16_t PageVersion(const Codec& codec);
 struct LoadedCodec {
   std::shared_ptr<const Profile> profile;  // null where it needs none
   std::unique_ptr<const Codec> codec;      // refers to *profile
+  int exact_window = kBlockTokens;         // CodecHandle's
   std::string spec;                        // canonical
   Digest cache_fp{};
 };

@@ -1,5 +1,6 @@
 #include "engine/common/sequence.h"
 
+#include <iterator>
 #include <utility>
 
 #include "engine/xcache/page.h"
@@ -18,11 +19,12 @@ std::vector<SealedBlock> EngineSequence::TakeSealed() {
 }
 
 int64_t EngineSequence::Truncate(int64_t num_tokens) {
-  // The exact rows of a sealed block are gone: back to its start.
-  if (num_tokens < live_index() * kBlockTokens) {
+  // The exact rows of a full block are gone: back to its start.
+  if (num_tokens / kBlockTokens < std::ssize(tokens_) / kBlockTokens) {
     num_tokens -= num_tokens % kBlockTokens;
   }
-  num_tokens = RowsToGoOnFrom(codec_.engine()->info(), blocks_, num_tokens);
+  num_tokens =
+      RowsToGoOnFrom(codec_.engine()->info(), codec_, blocks_, num_tokens);
   if (num_tokens < live_index() * kBlockTokens) {
     const int64_t blocks = num_tokens / kBlockTokens;
     blocks_.resize(static_cast<size_t>(blocks));

@@ -28,6 +28,7 @@ class EngineCodec : public CodecHandle {
   std::string_view spec() const override { return loaded_.spec; }
   const Digest& cache_fp() const override { return loaded_.cache_fp; }
   size_t page_bytes() const override { return page_bytes_; }
+  int exact_window() const override { return loaded_.exact_window; }
 
   const Engine* engine() const { return engine_; }
   const Codec& codec() const { return *loaded_.codec; }
@@ -54,20 +55,21 @@ class EngineSequence : public Sequence {
   std::vector<SealedBlock> TakeSealed() override;
   int64_t Truncate(int64_t num_tokens) override;
 
-  // Rows of the live block that have been forwarded, and its index.
+  // Rows of the live block that have been forwarded, and the index of the first
+  // block that is not sealed.
   int live_tokens() const {
     return static_cast<int>(tokens_.size() % kBlockTokens);
   }
   int64_t live_index() const { return static_cast<int64_t>(blocks_.size()); }
 
-  // Appends what a step has forwarded. When that fills the block, it is sealed
-  // before the next Append.
+  // Appends what a step has forwarded. When that fills the block, its page is
+  // made before the next Append.
   void Append(std::span<const TokenId> tokens) {
     tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
   }
 
  protected:
-  // The full live block is `kv` from now on, which holds what `page` gives
+  // The block after the sealed ones is `kv`, which holds what `page` gives
   // back.
   void AddSealed(std::string page, KvBlockRef kv);
 

@@ -1,6 +1,7 @@
 #include "engine/cpu/attention.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace xcache {
 namespace {
@@ -37,8 +38,10 @@ void CpuAttention::Plan(std::span<const AttentionItem> items) {
         k_tiles_.push_back(block.k_tile(0, head));
         v_tiles_.push_back(block.v_tile(0, head));
       }
-      k_tiles_.push_back(item.live->k_tile(0, head));
-      v_tiles_.push_back(item.live->v_tile(0, head));
+      for (const std::shared_ptr<CpuKvBlock>& block : item.live) {
+        k_tiles_.push_back(std::as_const(*block).k_tile(0, head));
+        v_tiles_.push_back(std::as_const(*block).v_tile(0, head));
+      }
     }
   }
   int max_rows = PlanTasks(items, &full_);
@@ -98,7 +101,7 @@ int CpuAttention::PlanTasks(std::span<const AttentionItem> items, Tasks* out) {
     for (int head = 0; head < heads; ++head) {
       args.k_tiles = k_tiles_.data() + tile;
       args.v_tiles = v_tiles_.data() + tile;
-      tile += item.sealed.size() + 1;
+      tile += item.sealed.size() + item.live.size();
       for (int s = 0; s < splits; ++s) {
         const int first = num_tokens * s / splits;
         const int last = num_tokens * (s + 1) / splits;

@@ -5,6 +5,7 @@
 #define XCACHE_ENGINE_CPU_ATTENTION_H_
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -24,9 +25,9 @@ inline constexpr int64_t kMinParallelRows = 6;
 struct AttentionItem {
   int num_tokens = 0;
   int first_position = 0;
-  // The blocks before the live one, in order.
+  // The blocks of its keys, in order: the last of `live` is the live one.
   std::span<const KvBlockRef> sealed;
-  const CpuKvBlock* live = nullptr;
+  std::span<const std::shared_ptr<CpuKvBlock>> live;
   const float* q = nullptr;  // [num_tokens, n_heads * head_dim], rows q_stride
   float* out = nullptr;      // the same, rows out_stride
 };

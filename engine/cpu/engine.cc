@@ -74,8 +74,13 @@ absl::StatusOr<const CodecHandle*> CpuEngine::OpenCodec(
 
 size_t CpuEngine::sequence_bytes(const CodecHandle& codec) const {
   const auto& handle = static_cast<const EngineCodec&>(codec);
-  return sizeof(CpuSequence) + kv_block_bytes() + handle.live_rows().bytes() +
-         BookBytes(info_);
+  // The window's blocks, and of those before the last one the page and what it
+  // gives back.
+  const auto paged =
+      static_cast<size_t>(codec.exact_window() / kBlockTokens - 1);
+  return sizeof(CpuSequence) + (2 * paged + 1) * kv_block_bytes() +
+         paged * PageBytes(handle.codec().payload_bytes()) +
+         handle.live_rows().bytes() + BookBytes(info_);
 }
 
 absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
@@ -85,7 +90,12 @@ absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
   XC_RETURN_IF_ERROR(CheckPrefix(info_, tokens, blocks.size()));
   XC_RETURN_IF_ERROR(CheckBlocks<CpuKvBlock>(blocks));
   const auto num_rows = static_cast<int64_t>(tokens.size());
-  if (const int64_t rows = RowsToGoOnFrom(info_, blocks, num_rows);
+  if (num_rows % codec.exact_window() != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("expected tokens of full windows of ",
+                     codec.exact_window(), ", found ", num_rows));
+  }
+  if (const int64_t rows = RowsToGoOnFrom(info_, codec, blocks, num_rows);
       rows < num_rows) {
     return absl::InvalidArgumentError(absl::StrCat(
         "row ", num_rows, " sees a block that is not whole where attention ",
@@ -102,7 +112,7 @@ absl::Status CpuEngine::Step(std::span<StepItem> items) {
     auto& sequence = static_cast<CpuSequence&>(*items[i].sequence);
     forward[i].tokens = items[i].tokens;
     forward[i].sealed = sequence.blocks();
-    forward[i].live = &sequence.live();
+    forward[i].live = sequence.live();
     forward[i].live_rows = &sequence.live_rows();
     forward[i].live_tokens = sequence.live_tokens();
     forward[i].logits_mode = items[i].logits_mode;
@@ -123,13 +133,15 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
     if (sequence->live_tokens() == 0) full.push_back(sequence);
   }
   if (full.empty()) return absl::OkStatus();
+  std::vector<CpuSequence::Seal> seals;
   std::vector<std::string> pages(full.size());
   std::vector<size_t> whole;  // whose layers depend on each other
   std::vector<LayerTask> tasks;
   for (size_t i = 0; i < full.size(); ++i) {
     CpuSequence& s = *full[i];
     const Codec& codec = s.codec().codec();
-    pages[i] = BeginPage(s.codec().cache_fp(), s.live_index(),
+    seals.push_back(s.BeginSeal());
+    pages[i] = BeginPage(s.codec().cache_fp(), seals[i].index,
                          s.tokens().last(kBlockTokens), codec.payload_bytes(),
                          PageVersion(codec));
     if (codec.layers_independent()) {
@@ -140,9 +152,9 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   }
   const auto seal_whole = [&](size_t i, const ParallelForFn& parallel) {
     CpuSequence& s = *full[i];
-    return SealWholeBlock(*forward_, s.codec(), s.live_index(),
+    return SealWholeBlock(*forward_, s.codec(), seals[i],
                           s.tokens().last(kBlockTokens), s.live_rows(),
-                          s.live(), PagePayload(pages[i]), parallel);
+                          PagePayload(pages[i]), parallel);
   };
   // A block for each thread, as long as there are; what is left over is worked
   // on together.
@@ -161,12 +173,11 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
   pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {
     LayerTask& task = tasks[static_cast<size_t>(t)];
     CpuSequence& s = *full[task.block];
-    task.status =
-        s.codec().codec().layers_independent()
-            ? SealBlock(*forward_, s.codec(), s.live_index(), task.range,
-                        s.tokens().last(kBlockTokens), s.live_rows(), s.live(),
-                        PagePayload(pages[task.block]))
-            : seal_whole(task.block, nullptr);
+    task.status = s.codec().codec().layers_independent()
+                      ? SealBlock(*forward_, s.codec(), seals[task.block],
+                                  task.range, s.tokens().last(kBlockTokens),
+                                  s.live_rows(), PagePayload(pages[task.block]))
+                      : seal_whole(task.block, nullptr);
   });
   for (const LayerTask& task : tasks) XC_RETURN_IF_ERROR(task.status);
   for (size_t i = 0; i < full.size(); ++i) {
@@ -234,7 +245,7 @@ std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
     if (jobs[i].block_index != 0) continue;
     ForwardItem item;
     item.tokens = jobs[i].tokens.first(kSinkTokens);
-    item.live = blocks[i].get();
+    item.live = std::span(&blocks[i], 1);
     sinks.push_back(item);
   }
   forward_->Run(sinks);

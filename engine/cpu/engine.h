@@ -63,7 +63,7 @@ class CpuEngine final : public Engine {
     absl::Status status;
   };
 
-  // Seals those of the step's sequences whose live block is full.
+  // Makes the pages of those of the step's sequences whose live block is full.
   absl::Status SealFullBlocks(std::span<StepItem> items);
   // Whether the block of a job has all layers. Block 0 has: its sinks are
   // computed layer by layer.

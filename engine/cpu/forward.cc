@@ -236,8 +236,8 @@ void CpuForward::StoreKvRows(int layer, std::span<ForwardItem> items) {
         std::copy_n(v + r * qkv_dim_, kv_dim, v_pre + slot * kv_dim);
       }
     }
-    StoreRows(layer, static_cast<int64_t>(item.sealed.size()), item.live_tokens,
-              num_rows, k, v, qkv_dim_, *item.live);
+    StoreRows(layer, item.live_index(), item.live_tokens, num_rows, k, v,
+              qkv_dim_, *item.live.back());
     for (int r = 0; r < num_rows; ++r) {
       float* q = rows + r * qkv_dim_;
       const int64_t position = item.first_position() + r;

@@ -9,6 +9,7 @@
 #define XCACHE_ENGINE_CPU_FORWARD_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -27,17 +28,21 @@ namespace xcache {
 // Tokens of one sequence, all in its live block.
 struct ForwardItem {
   std::span<const TokenId> tokens;
-  // The blocks before the live one, in order.
+  // The blocks before the window at hand, in order.
   std::span<const KvBlockRef> sealed;
-  CpuKvBlock* live = nullptr;
+  // That window's, whose rows are exact; the live one is the last.
+  std::span<const std::shared_ptr<CpuKvBlock>> live;
   LiveBlockRows* live_rows = nullptr;  // null: none are kept
   int live_tokens = 0;                 // rows that the live block has already
   LogitsMode logits_mode = LogitsMode::kNone;
   std::span<const float> logits;  // out; valid until the next Run
   std::span<const float> hidden;  // the same
 
+  int64_t live_index() const {
+    return static_cast<int64_t>(sealed.size() + live.size()) - 1;
+  }
   int64_t first_position() const {
-    return static_cast<int64_t>(sealed.size()) * kBlockTokens + live_tokens;
+    return live_index() * kBlockTokens + live_tokens;
   }
 };
 

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -65,8 +66,11 @@ class CpuKvBlock final : public KvBlock {
         whole_(whole),
         arena_(std::move(arena)),
         tiles_(static_cast<uint16_t*>(arena_->Allocate())) {}
+  CpuKvBlock(const CpuKvBlock& other)
+      : CpuKvBlock(other.shape_, other.arena_, other.whole_) {
+    std::memcpy(tiles_, other.tiles_, bytes());
+  }
   ~CpuKvBlock() override { arena_->Free(tiles_); }
-  CpuKvBlock(const CpuKvBlock&) = delete;
   CpuKvBlock& operator=(const CpuKvBlock&) = delete;
 
   size_t bytes() const override { return arena_->block_bytes(); }

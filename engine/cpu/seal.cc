@@ -115,35 +115,34 @@ absl::Status SealStatus(int64_t block_index, const absl::Status& status) {
 }  // namespace
 
 absl::Status SealBlock(const CpuForward& forward, const EngineCodec& codec,
-                       int64_t block_index, LayerRange range,
+                       const CpuSequence::Seal& seal, LayerRange range,
                        std::span<const TokenId> tokens, LiveBlockRows& rows,
-                       CpuKvBlock& block, std::span<uint8_t> payload) {
-  const ExactRows exact(codec, rows, block);
+                       std::span<uint8_t> payload) {
+  const ExactRows exact(codec, rows, seal.exact);
   absl::Status status = codec.codec().SealLayers(
       range, [&](int layer) { return exact(layer); },
-      {FirstRow(block_index), tokens}, payload);
+      {FirstRow(seal.index), tokens}, payload);
   if (status.ok()) {
-    status =
-        RematBlock(forward, codec, block_index, tokens, range, payload, block);
+    status = RematBlock(forward, codec, seal.index, tokens, range, payload,
+                        seal.sealed);
   }
-  return SealStatus(block_index, status);
+  return SealStatus(seal.index, status);
 }
 
 absl::Status SealWholeBlock(const CpuForward& forward, const EngineCodec& codec,
-                            int64_t block_index,
+                            const CpuSequence::Seal& seal,
                             std::span<const TokenId> tokens,
-                            LiveBlockRows& rows, CpuKvBlock& block,
-                            std::span<uint8_t> payload,
+                            LiveBlockRows& rows, std::span<uint8_t> payload,
                             const ParallelForFn& parallel) {
-  const ExactRows exact(codec, rows, block);
-  const TileWriter write(forward, codec, block_index, block);
-  return SealStatus(block_index, codec.codec().SealRemat(
-                                     [&](int layer) { return exact(layer); },
-                                     {FirstRow(block_index), tokens}, payload,
-                                     [&](int layer, const RematRows& out) {
-                                       write(layer, out);
-                                     },
-                                     parallel));
+  const ExactRows exact(codec, rows, seal.exact);
+  const TileWriter write(forward, codec, seal.index, seal.sealed);
+  return SealStatus(seal.index, codec.codec().SealRemat(
+                                    [&](int layer) { return exact(layer); },
+                                    {FirstRow(seal.index), tokens}, payload,
+                                    [&](int layer, const RematRows& out) {
+                                      write(layer, out);
+                                    },
+                                    parallel));
 }
 
 absl::Status RematBlock(const CpuForward& forward, const EngineCodec& codec,

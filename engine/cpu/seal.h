@@ -16,21 +16,20 @@
 
 namespace xcache {
 
-// Encodes layers `range` of the full block `block_index`, whose ids are
-// `tokens`, from its exact rows into `payload`, then overwrites their tiles,
-// except for the sinks', by what the payload gives back. INTERNAL: a layer's
-// input is not finite. Thread-safe for different blocks and ranges.
+// Encodes layers `range` of a full block, whose ids are `tokens`, from its
+// exact rows into `payload`, then writes what that gives back over the tiles of
+// `seal.sealed`, except for the sinks'. INTERNAL: a layer's input is not
+// finite. Thread-safe for different blocks and ranges.
 absl::Status SealBlock(const CpuForward& forward, const EngineCodec& codec,
-                       int64_t block_index, LayerRange range,
+                       const CpuSequence::Seal& seal, LayerRange range,
                        std::span<const TokenId> tokens, LiveBlockRows& rows,
-                       CpuKvBlock& block, std::span<uint8_t> payload);
+                       std::span<uint8_t> payload);
 // The same of all layers, with the work on this one block spread by `parallel`
 // where it is not null.
 absl::Status SealWholeBlock(const CpuForward& forward, const EngineCodec& codec,
-                            int64_t block_index,
+                            const CpuSequence::Seal& seal,
                             std::span<const TokenId> tokens,
-                            LiveBlockRows& rows, CpuKvBlock& block,
-                            std::span<uint8_t> payload,
+                            LiveBlockRows& rows, std::span<uint8_t> payload,
                             const ParallelForFn& parallel);
 
 // Writes what layers `range` of a payload give back into the tiles; those of

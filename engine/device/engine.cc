@@ -117,6 +117,11 @@ absl::StatusOr<const CodecHandle*> DeviceEngine::OpenCodec(
         ": expected a codec of pages of one size, which a GPU can hold; this "
         "one runs on the CPU alone (--device cpu)"));
   }
+  if (loaded.exact_window != kBlockTokens) {
+    return absl::UnimplementedError(absl::StrCat(
+        "codec ", loaded.spec, ": a GPU's window is ", kBlockTokens,
+        " tokens; a wider one runs on the CPU alone ", "(--device cpu)"));
+  }
   std::unique_ptr<DeviceCodecHandle>& handle = codecs_[loaded.spec];
   if (handle == nullptr) {
     DeviceCodecSources sources;

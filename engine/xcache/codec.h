@@ -188,6 +188,9 @@ std::vector<std::string> CodecNames();
 // weights alone. All but xquant-tc, which needs one from calibration text.
 std::vector<std::string> CodecNamesWithoutCalibration();
 
+// The exact window (rule R1) of a spec that names none. 64 for unknown codecs.
+int DefaultWindow(const CodecSpec& spec);
+
 // The profile that `spec` needs on `model`; kind kNone if none.
 absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec);
 

@@ -40,6 +40,7 @@ struct CodecEntry {
   MakeCodecFn make;
   // The most bytes of a layer's matrices.
   size_t (*layer_bytes)(size_t d_model, size_t kv_dim);
+  int exact_window = kBlockTokens;  // where the spec names none
 };
 
 // nullptr for an unknown name.

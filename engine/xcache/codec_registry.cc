@@ -42,8 +42,8 @@ constexpr std::array kCodecs = {
     CodecEntry{"xquant-cl", ProfileKind::kNone, &MakeXquantCl, &TwoProjections},
     CodecEntry{"xquant-cl-gqa", ProfileKind::kClGqaSvd, &MakeXquantClGqa,
                &ProjectionsAndBases},
-    CodecEntry{"xquant-tc", ProfileKind::kTransform, &MakeXquantTc,
-               &Transforms},
+    CodecEntry{"xquant-tc", ProfileKind::kTransform, &MakeXquantTc, &Transforms,
+               /*exact_window=*/128},
     CodecEntry{"kivi", ProfileKind::kNone, &MakeKivi, &NoMatrices},
 };
 
@@ -76,6 +76,11 @@ std::vector<std::string> CodecNamesWithoutCalibration() {
     }
   }
   return names;
+}
+
+int DefaultWindow(const CodecSpec& spec) {
+  const CodecEntry* entry = FindCodec(spec.name);
+  return entry == nullptr ? kBlockTokens : entry->exact_window;
 }
 
 absl::StatusOr<ProfileKind> ProfileOf(const CodecSpec& spec) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string_view>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "tests/bench/xcache_bench.h"
 
@@ -38,10 +39,12 @@ std::optional<double> MultiplyAddsPerToken(std::string_view spec,
 absl::Status BenchRemat(Engine& engine, const CodecHandle& codec,
                         const Prompts& prompts, int tokens, int threads,
                         const MachineLimits& limits, Report& report) {
-  const size_t blocks = static_cast<size_t>(tokens) / kBlockTokens;
+  const size_t blocks = static_cast<size_t>(InFullWindows(codec, tokens)) /
+                        static_cast<size_t>(kBlockTokens);
   if (blocks == 0) {
     return absl::InvalidArgumentError(
-        "--remat-tokens: expected at least one block of 64 tokens");
+        absl::StrCat("--remat-tokens: expected at least ", codec.exact_window(),
+                     " tokens, found ", tokens));
   }
   const std::vector<TokenId> ids =
       prompts.Take(static_cast<int>(blocks) * kBlockTokens);

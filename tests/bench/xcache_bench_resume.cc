@@ -167,7 +167,8 @@ absl::Status BenchResume(Engine& engine, const CodecHandle& codec,
   Conversation c;
   c.tokens = prompts.Take(tokens);
   // The last token is always computed: its logits are wanted.
-  c.reused_blocks = static_cast<size_t>(tokens - 1) / kBlockTokens;
+  c.reused_blocks = static_cast<size_t>(InFullWindows(codec, tokens - 1)) /
+                    static_cast<size_t>(kBlockTokens);
   XC_ASSIGN_OR_RETURN(const double recompute_ms, Recompute(engine, codec, c));
 
   const std::vector<std::string_view> pages(

@@ -43,11 +43,14 @@ absl::Status Resume(Engine& engine, Track* track) {
       track->sequence,
       engine.NewSequence(*track->codec, std::span(tokens).first(known),
                          blocks));
-  if (known == tokens.size()) return absl::OkStatus();
-  StepItem tail;
-  tail.sequence = track->sequence.get();
-  tail.tokens = std::span(tokens).subspan(known);
-  return engine.Step({&tail, 1});
+  for (size_t at = known; at < tokens.size(); at += kBlockTokens) {
+    StepItem tail;
+    tail.sequence = track->sequence.get();
+    tail.tokens = std::span(tokens).subspan(
+        at, std::min<size_t>(kBlockTokens, tokens.size() - at));
+    XC_RETURN_IF_ERROR(engine.Step({&tail, 1}));
+  }
+  return absl::OkStatus();
 }
 
 // Where turns end: in the midst of a block, so that there is a tail, but for

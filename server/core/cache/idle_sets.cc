@@ -1,6 +1,7 @@
 // Sequences that sessions leave behind.
 #include "server/core/cache/idle_sets.h"
 
+#include <iterator>
 #include <limits>
 
 #include "engine/types.h"
@@ -14,9 +15,12 @@ int64_t LiveSequence::num_rows() const {
 
 void LiveSequence::Truncate(int64_t num_tokens, uint64_t tick) {
   if (num_rows() <= num_tokens) return;
-  int64_t left = num_tokens / kBlockTokens * kBlockTokens;
-  if (sequence) left = sequence->Truncate(num_tokens);
-  ReleaseFrom(holds, static_cast<size_t>(left / kBlockTokens), tick);
+  int64_t left = num_tokens / kBlockTokens;
+  if (sequence) {
+    sequence->Truncate(num_tokens);
+    left = std::ssize(sequence->blocks());
+  }
+  ReleaseFrom(holds, static_cast<size_t>(left), tick);
 }
 
 void LiveSequence::Drop(uint64_t tick) {

@@ -16,8 +16,11 @@ int64_t ActiveRequest::target_rows() const {
 }
 
 int64_t ActiveRequest::reusable_blocks() const {
-  if (kind == RequestKind::kScore) return (next_score - 1) / kBlockTokens;
-  return (static_cast<int64_t>(tokens.size()) - 1) / kBlockTokens;
+  const int64_t known = kind == RequestKind::kScore
+                            ? next_score
+                            : static_cast<int64_t>(tokens.size());
+  const int window = codec != nullptr ? codec->exact_window() : kBlockTokens;
+  return (known - 1) / window * (window / kBlockTokens);
 }
 
 int64_t ActiveRequest::max_tokens(int64_t max_context) const {
@@ -157,7 +160,8 @@ absl::StatusOr<std::vector<TokenId>> ActiveRequest::History(
 
 int64_t WorkingSetBytes(const Engine& engine, const CodecHandle& codec,
                         int64_t num_tokens) {
-  const int64_t num_blocks = (num_tokens + kBlockTokens - 1) / kBlockTokens + 1;
+  const int64_t num_blocks = (num_tokens + kBlockTokens - 1) / kBlockTokens +
+                             codec.exact_window() / kBlockTokens;
   return num_blocks * static_cast<int64_t>(engine.kv_block_bytes()) +
          static_cast<int64_t>(engine.sequence_bytes(codec));
 }

@@ -116,7 +116,7 @@ struct ActiveRequest {
   SteadyTime stalled_since;  // no memory, alone; the epoch: is not
   bool solo = false;  // a step with it failed: next it runs in one of its own
   LiveSequence live;
-  MemoryReservation next_block;     // for the block that fills up next
+  std::vector<MemoryReservation> next_blocks;  // for those that are sealed next
   std::deque<RestoreSlot> restore;  // of the blocks that come next, in order
   std::vector<PageKey> flights;     // blocks that others wait to get from it
   // Set once nobody wants the pages under way any more; loaders look at it.
@@ -162,8 +162,8 @@ struct ActiveRequest {
   // Tokens that must have been forwarded before the next logits: all, or for
   // Score all but the last.
   int64_t target_rows() const;
-  // Whole blocks that need not be computed: those before the first row whose
-  // logits are needed.
+  // Whole blocks that need not be computed: those of the codec's windows before
+  // the first row whose logits are needed; before it has its codec, all.
   int64_t reusable_blocks() const;
   // Whether it goes on behind its prompt.
   bool answers() const {

@@ -2,6 +2,7 @@
 #include "server/core/scheduler/prefix_planner.h"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -45,19 +46,32 @@ bool PrefixPlanner::LetGoOfPartial(ActiveRequest& request) {
   if (partial == holds.end()) return false;
   const int64_t left = (partial - holds.begin()) * kBlockTokens;
   request.restore_again_before = rows / kBlockTokens;
-  request.live.Truncate(left, cache_.Tick());
-  // Each was counted as reused, wherever it came from, and will be again.
-  if (!request.preempted) {
-    auto gone = static_cast<uint64_t>(rows - left);
-    ReusedCounts& reused = request.final.reused;
-    for (uint64_t* source :
-         {&reused.disk, &reused.host, &reused.remote, &reused.device}) {
-      const uint64_t taken = std::min(*source, gone);
-      *source -= taken;
-      gone -= taken;
-    }
-  }
+  LetGoFrom(request, left);
   return true;
+}
+
+// Each row was counted as reused, wherever it came from, and may be again.
+void PrefixPlanner::LetGoFrom(ActiveRequest& request, int64_t row) {
+  auto gone = static_cast<uint64_t>(request.live.num_rows() - row);
+  request.live.Truncate(row, cache_.Tick());
+  if (request.preempted) return;
+  ReusedCounts& reused = request.final.reused;
+  for (uint64_t* source :
+       {&reused.disk, &reused.host, &reused.remote, &reused.device}) {
+    const uint64_t taken = std::min(*source, gone);
+    *source -= taken;
+    gone -= taken;
+  }
+}
+
+PrefixPlanner::Plan PrefixPlanner::Make(ActiveRequest& request) {
+  if (request.live.sequence == nullptr) {
+    const int64_t rows = request.live.num_rows();
+    const int64_t left = InFullWindows(*request.codec, rows);
+    if (left < rows) LetGoFrom(request, left);
+  }
+  flights_.Begin(request, request.KeyOfBlock(std::ssize(request.live.holds)));
+  return {};
 }
 
 // Where the request will begin to compute, as far as one knows, says which
@@ -76,12 +90,16 @@ void PrefixPlanner::FindWholeFrom(ActiveRequest& request) const {
   if (request.restore_again_before >= 0) {
     block = std::min(block, request.restore_again_before);
   }
-  request.whole_from = FirstWholeBlock(model_, block * kBlockTokens);
+  request.whole_from = FirstWholeBlock(
+      model_, InFullWindows(*request.codec, block * kBlockTokens));
 }
 
 PrefixPlanner::Plan PrefixPlanner::NextHere(ActiveRequest& request) {
-  if (request.options.no_cache || request.live.num_rows() % kBlockTokens != 0)
+  if (request.options.no_cache ||
+      request.live.num_rows() !=
+          std::ssize(request.live.holds) * kBlockTokens) {
     return {};
+  }
   FindWholeFrom(request);
   while (true) {
     const auto block = static_cast<int64_t>(request.live.holds.size());
@@ -123,8 +141,7 @@ PrefixPlanner::Plan PrefixPlanner::NextHere(ActiveRequest& request) {
         !pages_.Contains(key)) {
       metrics_.Add(CoreCounter::kPagesMissing, 1);
     }
-    flights_.Begin(request, key);
-    return {};
+    return Make(request);
   }
 }
 

@@ -55,6 +55,9 @@ class PrefixPlanner {
  private:
   Plan NextHere(ActiveRequest& request);
   void FindWholeFrom(ActiveRequest& request) const;
+  // The request makes the next block, and those of its window that it may have.
+  Plan Make(ActiveRequest& request);
+  void LetGoFrom(ActiveRequest& request, int64_t row);
   // False: all that its next row sees is there.
   bool LetGoOfPartial(ActiveRequest& request);
   std::vector<PageKey> PagesFrom(ActiveRequest& request,

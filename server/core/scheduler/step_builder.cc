@@ -40,11 +40,14 @@ int64_t MostRows(const ActiveRequest& request) {
 }  // namespace
 
 absl::Status StepBuilder::Prepare(ActiveRequest& request) {
-  if (request.next_block.bytes() == 0) {
+  const auto window =
+      static_cast<size_t>(request.codec->exact_window() / kBlockTokens);
+  while (request.next_blocks.size() < window) {
     XC_ASSIGN_OR_RETURN(
-        request.next_block,
+        MemoryReservation memory,
         working_sets_.Reserve(request,
                               static_cast<int64_t>(engine_.kv_block_bytes())));
+    request.next_blocks.push_back(std::move(memory));
   }
   if (request.live.sequence != nullptr) return absl::OkStatus();
   if (request.live.memory.bytes() == 0) {
@@ -287,7 +290,8 @@ void StepBuilder::Failed(const Step& step, const absl::Status& status) {
 void StepBuilder::TakeSealed(ActiveRequest& request) {
   for (SealedBlock& sealed : request.live.sequence->TakeSealed()) {
     metrics_.Add(CoreCounter::kBlocksSealed, 1);
-    MemoryReservation memory = std::move(request.next_block);
+    MemoryReservation memory = std::move(request.next_blocks.back());
+    request.next_blocks.pop_back();
     WorkingSets::ShrinkTo(*sealed.kv, &memory);
     BlockCache& blocks = working_sets_.blocks();
     if (request.options.no_cache) {

@@ -26,7 +26,7 @@ constexpr auto kStallLimit = std::chrono::seconds(5);
 
 bool HoldsMemory(const ActiveRequest& request) {
   return request.live.memory.bytes() > 0 || !request.live.holds.empty() ||
-         request.next_block.bytes() > 0 || !request.restore.empty();
+         !request.next_blocks.empty() || !request.restore.empty();
 }
 
 }  // namespace
@@ -116,7 +116,7 @@ void WorkingSets::Preempt(ActiveRequest& request) {
 void WorkingSets::EndMaking(ActiveRequest& request) {
   flights_.LandAll(request);
   request.EndLoad();
-  request.next_block.Release();
+  request.next_blocks.clear();
 }
 
 // Sequences may only go on the scheduler's thread: elsewhere blocks that nobody

@@ -17,6 +17,9 @@ namespace xcache::testing {
 std::vector<std::string> CodecSpecsUnderTest(bool calibrated) {
   std::vector<std::string> specs =
       calibrated ? CodecNames() : CodecNamesWithoutCalibration();
+  // Texts of few blocks: with the window that all others have.
+  std::replace(specs.begin(), specs.end(), std::string("xquant-tc"),
+               std::string("xquant-tc:window=64"));
   for (const char* name : {"xquant", "xquant-gqa"}) {
     if (std::find(specs.begin(), specs.end(), name) == specs.end()) continue;
     specs.push_back(std::string(name) + ":bits=3");

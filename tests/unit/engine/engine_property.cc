@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <utility>
@@ -71,7 +72,8 @@ Reference ComputeReference(Engine& engine, const CodecHandle& codec,
     }
     reference.pages.push_back(std::move(sealed.page));
   }
-  EXPECT_EQ(reference.pages.size(), all.size() / kBlockTokens);
+  EXPECT_EQ(static_cast<int64_t>(reference.pages.size()) * kBlockTokens,
+            InFullWindows(codec, std::ssize(all)));
   return reference;
 }
 
@@ -135,7 +137,7 @@ class RandomRun {
                                          from.sequence->blocks().end());
     // As many as it can go on from.
     const auto n = static_cast<size_t>(
-        RowsToGoOnFrom(engine_.info(), blocks,
+        RowsToGoOnFrom(engine_.info(), codec_, blocks,
                        Below(blocks.size() + 1) * int64_t{kBlockTokens}) /
         kBlockTokens);
     size_t text = Below(texts_.size());
@@ -152,7 +154,10 @@ class RandomRun {
 
   void Resume() {
     const size_t text = Below(texts_.size());
-    const size_t n = Below(texts_[text].pages.size() + 1);
+    const auto n = static_cast<size_t>(
+        InFullWindows(codec_, Below(texts_[text].pages.size() + 1) *
+                                  int64_t{kBlockTokens}) /
+        kBlockTokens);
     const std::span<const TokenId> tokens(texts_[text].tokens);
     std::vector<RematJob> jobs(n);
     const int64_t first_whole =
@@ -182,15 +187,21 @@ class RandomRun {
   void Truncate() {
     Live& live = live_[Below(live_.size())];
     const size_t size = live.sequence->tokens().size();
-    const size_t sealed = live.sequence->blocks().size() * kBlockTokens;
+    const size_t full = size - size % kBlockTokens;
     const size_t to = Below(size + 1);
     const auto expected = static_cast<size_t>(RowsToGoOnFrom(
-        engine_.info(), live.sequence->blocks(),
-        static_cast<int64_t>(to >= sealed ? to : to - to % kBlockTokens)));
+        engine_.info(), codec_, live.sequence->blocks(),
+        static_cast<int64_t>(to >= full ? to : to - to % kBlockTokens)));
     ASSERT_EQ(live.sequence->Truncate(static_cast<int64_t>(to)),
               static_cast<int64_t>(expected));
     EXPECT_EQ(live.sequence->tokens().size(), expected);
-    EXPECT_EQ(live.sequence->blocks().size(), expected / kBlockTokens);
+    ExpectSealed(*live.sequence);
+  }
+
+  // All full windows are, and nothing else.
+  void ExpectSealed(const Sequence& sequence) {
+    EXPECT_EQ(std::ssize(sequence.blocks()) * kBlockTokens,
+              InFullWindows(codec_, std::ssize(sequence.tokens())));
   }
 
   void Step() {
@@ -237,7 +248,7 @@ class RandomRun {
     }
     EXPECT_TRUE(std::equal(live.sequence->tokens().begin(),
                            live.sequence->tokens().end(), text.tokens.begin()));
-    EXPECT_EQ(live.sequence->blocks().size(), end / kBlockTokens);
+    ExpectSealed(*live.sequence);
     if (Below(3) == 0) return;  // taken later, with others
     for (const SealedBlock& sealed : live.sequence->TakeSealed()) {
       const auto index = static_cast<size_t>(sealed.block_index);

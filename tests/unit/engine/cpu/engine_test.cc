@@ -1,12 +1,16 @@
 // The CPU engine: the conformance suite on every instruction set and several
 // thread counts, and what only the CPU promises - that all of these agree bit
 // for bit.
+#include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "engine/engine_factory.h"
 #include "engine/kernels/isa.h"
+#include "engine/xcache/codec.h"
 #include "gtest/gtest.h"
 #include "tests/unit/engine/engine_conformance.h"
 #include "tests/unit/engine/made_up_profiles.h"
@@ -104,6 +108,77 @@ TEST(CpuEngineTest, ChunkedAttentionAgreesBitForBit) {
       ASSERT_FALSE(HasFailure()) << engine_case.name;
     }
   }
+}
+
+// A window of several blocks: sealed together, exact until then.
+TEST(CpuEngineTest, WindowsOfSeveralBlocksDependOnTokensAndCodecAlone) {
+  for (const TinyModelOptions& options : ModelsUnderTest(true)) {
+    const auto engine = CpuCase(*ChooseIsa(""), 2).make(MakeTinyModel(options));
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    const int vocab = options.vocab_size;
+    uint32_t seed = 70;
+    for (const std::string& name : CodecNames()) {
+      const int window = name == "kv-fp16" ? 512 : seed % 2 == 0 ? 128 : 256;
+      const std::string spec = absl::StrCat(name, ":window=", window);
+      SCOPED_TRACE(spec);
+      const auto codec = (*engine)->OpenCodec(spec, {});
+      ASSERT_TRUE(codec.ok()) << codec.status();
+      EXPECT_EQ((*codec)->exact_window(), window);
+      const auto narrow =
+          (*engine)->OpenCodec(absl::StrCat(name, ":window=64"), {});
+      ASSERT_TRUE(narrow.ok()) << narrow.status();
+      EXPECT_NE((*codec)->cache_fp(), (*narrow)->cache_fp());
+      EXPECT_GE((*engine)->sequence_bytes(**codec),
+                (*engine)->sequence_bytes(**narrow) +
+                    static_cast<size_t>(window / kBlockTokens - 1) *
+                        (*engine)->kv_block_bytes());
+      std::vector<Reference> texts;
+      for (int n : {window * 2 + 30, window + 70, window - 40}) {
+        texts.push_back(
+            ComputeReference(**engine, **codec, RandomTokens(n, vocab, seed)));
+      }
+      RunRandomActions(**engine, **codec, texts, 40, ++seed, 0.0f);
+      ASSERT_FALSE(HasFailure());
+    }
+  }
+}
+
+TEST(CpuEngineTest, ALossyCodecIsReadOutsideTheOwnWindow) {
+  const auto engine = CpuCase(*ChooseIsa(""), 2).make(MakeTinyModel({}));
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  const std::vector<TokenId> tokens =
+      RandomTokens(200, (*engine)->info().vocab_size, 5);
+  const auto logits = [&](const char* spec) {
+    return ComputeReference(**engine, **(*engine)->OpenCodec(spec, {}), tokens)
+        .logits;
+  };
+  const auto exact = logits("kv-fp16");
+  const auto lossy = logits("xquant:bits=2,window=128");
+  EXPECT_TRUE(std::equal(exact.begin(), exact.begin() + 128, lossy.begin()));
+  EXPECT_NE(exact[128], lossy[128]);
+  EXPECT_NE(exact[64], logits("xquant:bits=2")[64]);
+}
+
+TEST(CpuEngineTest, WindowsAreOfFewSizes) {
+  const auto engine = CpuCase(*ChooseIsa(""), 1).make(MakeTinyModel({}));
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  for (const char* window : {"0", "63", "96", "1024", "all"}) {
+    const auto codec =
+        (*engine)->OpenCodec(absl::StrCat("kivi:window=", window), {});
+    EXPECT_EQ(codec.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_NE(codec.status().message().find("expected 64, 128, 256 or 512"),
+              std::string_view::npos);
+  }
+  const auto open = [&engine](const std::string& spec) {
+    return *(*engine)->OpenCodec(spec, {});
+  };
+  EXPECT_EQ(open("kivi:window=64"), open("kivi"));
+  for (const char* spec : {"xquant-tc:window=64", "xquant-tc", "kivi"}) {
+    const CodecHandle* const codec = open(spec);
+    EXPECT_EQ(open(std::string(codec->spec())), codec);
+  }
+  EXPECT_EQ(open("xquant-tc:window=64")->exact_window(), 64);
+  EXPECT_EQ(open("xquant-tc"), open("xquant-tc:window=128"));
 }
 
 // Of layers that slide nothing is made of blocks that no row to come sees; who

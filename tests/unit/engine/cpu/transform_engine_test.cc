@@ -60,7 +60,7 @@ TEST_F(TransformEngineTest, ResultsDependOnTokensAlone) {
     for (uint32_t text = 0; text < 3; ++text) {
       texts.push_back(ComputeReference(
           *engine, **codec,
-          RandomTokens(200, engine->info().vocab_size, 10 + text)));
+          RandomTokens(300, engine->info().vocab_size, 10 + text)));
     }
     RunRandomActions(*engine, **codec, texts, 40, seed++, 0.0f);
     if (HasFailure()) return;

@@ -107,6 +107,7 @@ inline constexpr char kCodec[] = "fake:bits=4";
 
 struct HarnessOptions {
   int64_t memory_bytes = 100 << 20;
+  std::string codec = kCodec;
   FakeEngine::Options engine;
   ServerCoreOptions core;
 };
@@ -115,7 +116,7 @@ struct Harness {
   using Options = HarnessOptions;
   explicit Harness(Options harness_options = {})
       : options(std::move(harness_options)), memory(options.memory_bytes) {
-    options.core.default_codec = kCodec;
+    options.core.default_codec = options.codec;
     options.core.embedding_codec = kCodec;
     Restart();
   }
@@ -194,7 +195,7 @@ struct Harness {
                      int max_tokens = 16) const {
     std::string text;
     for (const TokenId token :
-         FakeGreedy(options.engine, kCodec, prompt, max_tokens, false)) {
+         FakeGreedy(options.engine, options.codec, prompt, max_tokens, false)) {
       text += tokenizer.TokenBytes(token, false);
     }
     return text;

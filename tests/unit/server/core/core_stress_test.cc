@@ -167,20 +167,21 @@ void RunClients(Harness& h, std::vector<Client>& clients, int operations) {
 }
 
 void RunStress(int64_t memory_bytes, int operations, bool preempts,
-               int window = 0) {
+               int window = 0, const std::string& codec = kCodec) {
   Harness::Options options;
   options.memory_bytes = memory_bytes;
   options.engine.window = window;
+  options.codec = codec;
   options.engine.step_delay = std::chrono::microseconds(50);
   options.core.restore = ServerCoreOptions::Restore::kAlways;
   options.core.max_running = 6;
   options.core.step_rows = 32;
   // Drafts, some of them right.
   options.core.speculate = true;
-  options.core.draft = [random = std::make_shared<std::mt19937>(1)](
+  options.core.draft = [codec, random = std::make_shared<std::mt19937>(1)](
                            std::span<const TokenId> context, size_t most) {
     std::vector<TokenId> draft = FakeGreedy(
-        {}, kCodec, {context.begin(), context.end()},
+        {}, codec, {context.begin(), context.end()},
         static_cast<int>(std::min(most, (*random)() % size_t{8})), false);
     if (!draft.empty() && (*random)() % 2 == 0) {
       draft[(*random)() % draft.size()] = 'q';
@@ -232,6 +233,11 @@ TEST(CoreStressTest, AlsoWithLittleMemory) { RunStress(60000, 40, true); }
 
 TEST(CoreStressTest, AlsoWhereAttentionSlides) {
   RunStress(100 << 20, 40, false, /*window=*/70);
+}
+
+TEST(CoreStressTest, AlsoWithWindowsOfSeveralBlocks) {
+  RunStress(100 << 20, 40, false, /*window=*/70, "fake:window=128");
+  RunStress(40000, 30, true, /*window=*/0, "fake:window=256");
 }
 
 }  // namespace

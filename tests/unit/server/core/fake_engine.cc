@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <string>
@@ -39,14 +40,20 @@ class FakeCodec final : public CodecHandle {
     Sha256 hash;
     hash.Update(model_fp.data(), model_fp.size()).Field(spec_);
     cache_fp_ = hash.Finish();
+    constexpr std::string_view kWindow = ":window=";
+    const size_t at = spec_.find(kWindow);
+    if (at != std::string::npos)
+      window_ = std::stoi(spec_.substr(at + kWindow.size()));
   }
   std::string_view spec() const override { return spec_; }
   const Digest& cache_fp() const override { return cache_fp_; }
   size_t page_bytes() const override { return page_bytes_; }
+  int exact_window() const override { return window_; }
 
  private:
   const std::string spec_;
   const size_t page_bytes_;
+  int window_ = kBlockTokens;
   Digest cache_fp_{};
 };
 
@@ -116,24 +123,38 @@ class FakeSequence final : public Sequence {
     return std::exchange(sealed, {});
   }
   int64_t Truncate(int64_t num_tokens) override {
-    const auto left =
-        RowsToGoOnFrom(info_, blocks_,
-                       num_tokens >= static_cast<int64_t>(blocks_.size()) * 64
-                           ? num_tokens
-                           : num_tokens / 64 * 64);
+    const auto left = RowsToGoOnFrom(info_, codec_, blocks_,
+                                     num_tokens / 64 == std::ssize(tokens_) / 64
+                                         ? num_tokens
+                                         : num_tokens / 64 * 64);
     tokens_.resize(static_cast<size_t>(left));
-    blocks_.resize(static_cast<size_t>(left / 64));
+    blocks_.resize(
+        static_cast<size_t>(InFullWindows(codec_, left) / kBlockTokens));
     return left;
   }
   void Append(TokenId token) { tokens_.push_back(token); }
-  void AppendBlock(KvBlockRef block) { blocks_.push_back(std::move(block)); }
+  bool FillsWindow() const {
+    return std::ssize(tokens_) % codec_.exact_window() == 0;
+  }
+  // Calls seal(digest, tokens), which yields the block, for each that is full.
+  template <typename Seal>
+  void SealWindow(const Seal& seal) {
+    while (blocks_.size() * 64 < tokens_.size()) {
+      const auto tokens = std::span(tokens_).subspan(blocks_.size() * 64, 64);
+      blocks_.push_back(seal(NextDigest(LastDigest(), tokens), tokens));
+    }
+  }
   Digest LastDigest() const {
     return blocks_.empty() ? codec_.cache_fp() : DigestOf(blocks_.back());
   }
   // Digest of the whole sequence, from its blocks and its tail.
   Digest State() const {
-    return NextDigest(LastDigest(),
-                      std::span(tokens_).subspan(blocks_.size() * 64));
+    Digest digest = LastDigest();
+    auto left = std::span(tokens_).subspan(blocks_.size() * 64);
+    for (; left.size() > 64; left = left.subspan(64)) {
+      digest = NextDigest(digest, left.first(64));
+    }
+    return NextDigest(digest, left);
   }
   const RematPolicy remat;
   std::vector<SealedBlock> sealed;
@@ -211,7 +232,10 @@ absl::StatusOr<std::unique_ptr<Sequence>> FakeEngine::NewSequence(
     }
   }
   const auto num_rows = static_cast<int64_t>(tokens.size());
-  if (RowsToGoOnFrom(info_, blocks, num_rows) != num_rows) {
+  if (num_rows % codec.exact_window() != 0) {
+    return absl::InvalidArgumentError("a window is not full");
+  }
+  if (RowsToGoOnFrom(info_, codec, blocks, num_rows) != num_rows) {
     return absl::InvalidArgumentError("a block in the window is not whole");
   }
   ++sequences_;
@@ -346,18 +370,19 @@ absl::Status FakeEngine::Step(std::span<StepItem> items) {
       item.hidden =
           std::span<const float>(hidden_).last(item.tokens.size() * kFakeWidth);
     }
-    if (sequence->tokens().size() % 64 != 0) continue;
-    const auto tokens = sequence->tokens().last(64);
-    const Digest digest = NextDigest(sequence->LastDigest(), tokens);
-    auto block = std::make_shared<const FakeBlock>(
-        digest, BlockBytes(sequence->remat), live_);
-    sequence->sealed.push_back(
-        {.block_index = static_cast<int64_t>(sequence->blocks().size()),
-         .page = MakePageBytes(digest, tokens, options_.page_bytes),
-         .kv = block});
-    sequence->AppendBlock(block);
-    MutexLock lock(mu_);
-    ++seal_counts_[digest];
+    if (!sequence->FillsWindow()) continue;
+    sequence->SealWindow(
+        [&](const Digest& digest, std::span<const TokenId> tokens) {
+          auto block = std::make_shared<const FakeBlock>(
+              digest, BlockBytes(sequence->remat), live_);
+          sequence->sealed.push_back(
+              {.block_index = static_cast<int64_t>(sequence->blocks().size()),
+               .page = MakePageBytes(digest, tokens, options_.page_bytes),
+               .kv = block});
+          MutexLock lock(mu_);
+          ++seal_counts_[digest];
+          return block;
+        });
   }
   return absl::OkStatus();
 }

@@ -13,7 +13,8 @@ namespace {
 std::shared_ptr<ActiveRequest> Holder(Parts& parts, int64_t bytes) {
   const auto request = parts.Raw(8, static_cast<uint32_t>(parts.next_id));
   parts.Admit(request);
-  request->next_block = parts.working_sets.Reserve(*request, bytes).value();
+  request->next_blocks.push_back(
+      parts.working_sets.Reserve(*request, bytes).value());
   return request;
 }
 
@@ -56,7 +57,7 @@ TEST(WorkingSetsTest, TheYoungestThatRunsGivesWayToTheOldest) {
   EXPECT_TRUE(parts.Waits(*youngest));
   EXPECT_FALSE(parts.Waits(*middle));
   EXPECT_FALSE(parts.Waits(*without));
-  EXPECT_EQ(youngest->next_block.bytes(), 0);
+  EXPECT_TRUE(youngest->next_blocks.empty());
   EXPECT_EQ(parts.Count(CoreCounter::kPreemptions), 1u);
 }
 
