@@ -65,11 +65,22 @@ bool ExactInF16(float x) {
   return std::isfinite(x) && F16ToF32(F32ToF16(x)) == x;
 }
 
+void PlaceBits(int value, uint8_t* byte) {
+  *byte = static_cast<uint8_t>(*byte | value);
+}
+
+// What SixBitsAt reads.
+void PlaceSixBits(int value, int i, int at, uint8_t* v) {
+  if (i < 3) return PlaceBits(value, v + i * 64 + at);
+  for (int j = 0; j < 3; ++j) {
+    PlaceBits((value >> (2 * j) & 3) << 6, v + j * 64 + at);
+  }
+}
+
 // Writes column `c`'s 32 codes into a block's vectors (quant_matmul.h).
 void PlaceCodes(const uint8_t* codes, int bits, int c, uint8_t* block) {
   const auto place = [&](int vector, int lane, int value) {
-    uint8_t& byte = block[vector * 64 + c * 4 + lane];
-    byte = static_cast<uint8_t>(byte | value);
+    PlaceBits(value, block + vector * 64 + c * 4 + lane);
   };
   for (int k = 0; k < kQuantBlock; ++k) {
     const int code = codes[k], chunk = k / 4, lane = k % 4;
@@ -78,13 +89,7 @@ void PlaceCodes(const uint8_t* codes, int bits, int c, uint8_t* block) {
         place(chunk, lane, code);
         break;
       case 6:
-        if (chunk % 4 < 3) {
-          place(chunk / 4 * 3 + chunk % 4, lane, code);
-        } else {
-          for (int i = 0; i < 3; ++i) {
-            place(chunk / 4 * 3 + i, lane, (code >> (2 * i) & 3) << 6);
-          }
-        }
+        PlaceSixBits(code, chunk % 4, c * 4 + lane, block + chunk / 4 * 192);
         break;
       default:
         place(chunk / 2, lane, (code & 15) << (chunk % 2 * 4));
@@ -104,10 +109,13 @@ void PlaceScales(const WeightBlock& block, const QuantFormat& format, int b,
   PlaceHalf(block.d, c, scales);
   if (format.has_min) PlaceHalf(block.m, kPanelCols + c, scales);
   if (!format.k_scales) return;
-  scales += (format.has_min ? 64 : 32) + b * 32;
   for (int i = 0; i < 2; ++i) {
-    scales[format.has_min ? i * kPanelCols + c : 2 * c + i] =
-        static_cast<uint8_t>(block.scales[i]);
+    if (format.has_min) {
+      PlaceSixBits(block.scales[i], b / 2, (b % 2 * 2 + i) * kPanelCols + c,
+                   scales + 64);
+    } else {
+      scales[32 + b * 32 + 2 * c + i] = static_cast<uint8_t>(block.scales[i]);
+    }
   }
 }
 
@@ -123,8 +131,9 @@ bool ScalesFit(const WeightBlock& block, const QuantFormat& format) {
   if (!ExactInF16(block.d) || !ExactInF16(block.m)) return false;
   if (!format.has_min && block.m != 0.0f) return false;
   if (!format.k_scales) return true;
-  const int least = format.has_min ? 0 : -128;
-  const auto fits = [&](int x) { return x >= least && x <= least + 255; };
+  const auto fits = [&](int x) {
+    return format.has_min ? x >= 0 && x < 64 : x >= -128 && x < 128;
+  };
   return fits(block.scales[0]) && fits(block.scales[1]);
 }
 
@@ -208,11 +217,12 @@ void UnpackRow(const QuantMatrix& w, int row, float* out) {
     float d[2] = {half(c), half(c)};
     float m = f.has_min ? half(kPanelCols + c) : 0.0f;
     if (f.k_scales) {
-      const uint8_t* factors = scales + (f.has_min ? 64 : 32) + b % group * 32;
       if (f.has_min) {
-        m *= static_cast<float>(factors[kPanelCols + c]);
-        d[0] = d[1] *= static_cast<float>(factors[c]);
+        m *= static_cast<float>(QuantFactorAt(scales + 64, b % group, 1, c));
+        d[0] *= static_cast<float>(QuantFactorAt(scales + 64, b % group, 0, c));
+        d[1] = d[0];
       } else {
+        const uint8_t* factors = scales + 32 + b % group * 32;
         d[0] *= static_cast<float>(static_cast<int8_t>(factors[2 * c]));
         d[1] *= static_cast<float>(static_cast<int8_t>(factors[2 * c + 1]));
       }

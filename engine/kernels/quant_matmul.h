@@ -52,7 +52,9 @@ struct QuantFormat {
 //       them are bits 0-1, 2-3, 4-5 of chunk 3; v[3 ..] so for chunks 4 .. 7
 //   scales of block 0, 1, ...: d[16], then m[16] where there is m, FP16; with
 //     k_scales of eight blocks: d[16], then m[16] where there is m, then for
-//     each of the blocks uint8 x[16], y[16], or without m int8 x[16][2].
+//     each of the blocks x[16], y[16] of 6 bits, or without m int8 x[16][2].
+//     Those of 6 bits are four chunks of 64, in the order of the blocks, laid
+//     out as the first four of 6-bit codes: 192 bytes.
 // Where eight blocks share scales, cols is a multiple of 256.
 struct QuantMatrix {
   int rows = 0;  // output features N
@@ -67,7 +69,21 @@ struct QuantMatrix {
 }
 // Of the blocks that share scales: one, or eight.
 [[gnu::always_inline]] inline int64_t QuantScaleBytes(const QuantFormat& f) {
-  return (f.has_min ? 64 : 32) + (f.k_scales ? kSuperBlocks * 32 : 0);
+  return (f.has_min ? 64 : 32) +
+         (f.k_scales ? kSuperBlocks * (f.has_min ? 24 : 32) : 0);
+}
+
+// Byte `at` of chunk `i` of 0 .. 3, where bytes of 6 bits are kept.
+[[gnu::always_inline]] inline int SixBitsAt(const uint8_t* v, int i, int at) {
+  if (i < 3) return v[i * 64 + at] & 63;
+  return v[at] >> 6 | v[64 + at] >> 6 << 2 | v[128 + at] >> 6 << 4;
+}
+
+// x (which = 0) or y (1) of column `c` of block `b` of the eight whose 6-bit
+// scales are at `factors`.
+[[gnu::always_inline]] inline int QuantFactorAt(const uint8_t* factors, int b,
+                                                int which, int c) {
+  return SixBitsAt(factors, b / 2, (b % 2 * 2 + which) * kPanelCols + c);
 }
 
 // The code of column `c` and element `k` of a block.
@@ -79,10 +95,7 @@ struct QuantMatrix {
   };
   if (bits == 8) return byte(chunk);
   if (bits == 6) {
-    const int first = chunk / 4 * 3, i = chunk % 4;
-    if (i < 3) return byte(first + i) & 63;
-    return byte(first) >> 6 | byte(first + 1) >> 6 << 2 |
-           byte(first + 2) >> 6 << 4;
+    return SixBitsAt(block + chunk / 4 * 192, chunk % 4, c * 4 + k % 4);
   }
   const int nibble = byte(chunk / 2) >> (chunk % 2 * 4) & 15;
   return bits == 5 ? nibble | (byte(4) >> chunk & 1) << 4 : nibble;

@@ -152,15 +152,22 @@ struct Panel {
       const __m256 group_d = LoadHalves(scales + half * 16);
       __m256 group_m;
       if constexpr (kMin) group_m = LoadHalves(scales + 32 + half * 16);
-      scales += Shape::kHalfBytes;
+      const uint8_t* factors = scales + Shape::kHalfBytes;
+      alignas(32) uint8_t unpacked[kSuperBlocks * 32];
+      if constexpr (kMin && kK) {
+        UnpackFactors(factors, unpacked);
+        factors = unpacked;
+      }
       for (int b = 0; b < Shape::kGroup; ++b) {
-        if (ahead != 0) PrefetchBlock<kBits>(codes + ahead, scales + ahead);
+        if (ahead != 0) {
+          PrefetchBlock<kBits>(codes + ahead, scales + b * 32 + ahead);
+        }
         __m256i dot[kRows];
-        DotBlock<kRows>(a, a_stride, codes, scales + half * 16, w.format.offset,
-                        row_s + to_sum, dot);
+        DotBlock<kRows>(a, a_stride, codes, factors + half * 16,
+                        w.format.offset, row_s + to_sum, dot);
         __m256 d = group_d;
         if constexpr (kMin && kK) {
-          d = _mm256_mul_ps(d, LoadFactors(scales + half * 8));
+          d = _mm256_mul_ps(d, LoadFactors(factors + half * 8));
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
@@ -172,7 +179,7 @@ struct Panel {
         if constexpr (kMin) {
           __m256 m = group_m;
           if constexpr (kK) {
-            m = _mm256_mul_ps(m, LoadFactors(scales + kPanelCols + half * 8));
+            m = _mm256_mul_ps(m, LoadFactors(factors + kPanelCols + half * 8));
           }
 #pragma GCC unroll 4
           for (int r = 0; r < kRows; ++r) {
@@ -184,8 +191,9 @@ struct Panel {
         a += kQuantBlock;
         row_s += 4;
         codes += Shape::kCodeBytes;
-        if constexpr (kK) scales += 32;
+        if constexpr (kK) factors += 32;
       }
+      scales += Shape::kHalfBytes + Shape::kFactorBytes;
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {

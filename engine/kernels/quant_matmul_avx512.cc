@@ -47,6 +47,9 @@ struct Panel {
     const uint8_t* row_sum = row_s + num_blocks * 8;
     const uint8_t* codes[kPanels];
     const uint8_t* scales[kPanels];
+    // Of block b of a group at 32 b: where 6 bits are kept, unpacked.
+    const uint8_t* factors[kPanels];
+    alignas(64) uint8_t unpacked[kPanels][kSuperBlocks * 32];
     __m512 acc[kPanels][kRows];
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
@@ -63,23 +66,27 @@ struct Panel {
       for (int p = 0; p < kPanels; ++p) {
         group_d[p] = LoadHalves(scales[p]);
         if constexpr (kMin) group_m[p] = LoadHalves(scales[p] + 32);
-        scales[p] += Shape::kHalfBytes;
+        factors[p] = scales[p] + Shape::kHalfBytes;
+        if constexpr (kMin && kK) {
+          UnpackFactors(factors[p], unpacked[p]);
+          factors[p] = unpacked[p];
+        }
       }
       for (int b = 0; b < Shape::kGroup; ++b) {
         if (ahead != 0) {
 #pragma GCC unroll 2
           for (int p = 0; p < kPanels; ++p) {
-            PrefetchBlock<kBits>(codes[p] + ahead, scales[p] + ahead);
+            PrefetchBlock<kBits>(codes[p] + ahead, scales[p] + b * 32 + ahead);
           }
         }
         __m512i dot[kPanels][kRows];
-        DotBlock<kRows, kPanels>(a, a_stride, codes, scales, w.format.offset,
+        DotBlock<kRows, kPanels>(a, a_stride, codes, factors, w.format.offset,
                                  row_sum, dot);
 #pragma GCC unroll 2
         for (int p = 0; p < kPanels; ++p) {
           __m512 d = group_d[p];
           if constexpr (kMin && kK) {
-            d = _mm512_mul_ps(d, LoadFactors(scales[p]));
+            d = _mm512_mul_ps(d, LoadFactors(factors[p]));
           }
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
@@ -92,7 +99,7 @@ struct Panel {
           if constexpr (kMin) {
             __m512 m = group_m[p];
             if constexpr (kK) {
-              m = _mm512_mul_ps(m, LoadFactors(scales[p] + kPanelCols));
+              m = _mm512_mul_ps(m, LoadFactors(factors[p] + kPanelCols));
             }
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; ++r) {
@@ -102,12 +109,16 @@ struct Panel {
             }
           }
           codes[p] += Shape::kCodeBytes;
-          if constexpr (kK) scales[p] += 32;
+          if constexpr (kK) factors[p] += 32;
         }
         a += kQuantBlock;
         row_s += 4;
         row_scaled_sum += 4;
         row_sum += 4;
+      }
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p) {
+        scales[p] += Shape::kHalfBytes + Shape::kFactorBytes;
       }
     }
 #pragma GCC unroll 2

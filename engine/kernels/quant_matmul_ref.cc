@@ -71,11 +71,11 @@ float Dot(const QuantMatrix& w, const uint8_t* base, int n) {
     float d = HalfAt(scales, c);
     float m = f.has_min ? HalfAt(scales, kPanelCols + c) : 0.0f;
     if (f.k_scales) {
-      const uint8_t* factors = scales + (f.has_min ? 64 : 32) + b % group * 32;
       if (f.has_min) {
-        d *= static_cast<float>(factors[c]);
-        m *= static_cast<float>(factors[kPanelCols + c]);
+        d *= static_cast<float>(QuantFactorAt(scales + 64, b % group, 0, c));
+        m *= static_cast<float>(QuantFactorAt(scales + 64, b % group, 1, c));
       } else {
+        const uint8_t* factors = scales + 32 + b % group * 32;
         dot[0] *= static_cast<int8_t>(factors[2 * c]);
         dot[1] *= static_cast<int8_t>(factors[2 * c + 1]);
       }

@@ -59,6 +59,8 @@ struct PanelShape {
   // Of as many blocks as share scales, of which these have integer ones.
   static constexpr int kGroup = kK ? kSuperBlocks : 1;
   static constexpr int kHalfBytes = kMin ? 64 : 32;
+  // Of the integer scales of kGroup blocks.
+  static constexpr int kFactorBytes = kK ? kSuperBlocks * (kMin ? 24 : 32) : 0;
 };
 
 XCACHE_INLINE Words LoadWords(const uint8_t* p) {
@@ -86,11 +88,25 @@ XCACHE_INLINE Words CodesOf(const uint8_t* codes, int i) {
   return nibble | ((i <= 4 ? fifth << (4 - i) : fifth >> (i - 4)) & 0x1010);
 }
 
+// The integer scales of eight blocks, kept in 6 bits: x[16] of block b at
+// out + 32 b, y[16] after them. Done for all at once, it costs a few
+// instructions a block.
+XCACHE_INLINE void UnpackFactors(const uint8_t* factors, uint8_t* out) {
+#pragma GCC unroll 2
+  for (size_t at = 0; at < 64; at += sizeof(Words)) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Words bytes = CodesOf<6>(factors + at, i);
+      __builtin_memcpy(out + i * 64 + at, &bytes, sizeof(bytes));
+    }
+  }
+}
+
 // Asks for a block's codes and scales, to be used one or two panels later.
 // Asked for between the products of one block and those of the next, as many
-// loads are under way as memory can serve: faster than bringing a panel into the
-// caches before its products (kernels_bench, Zen 4: Q8_0 1.2 times with one row,
-// 1.5 times with 8).
+// loads are under way as memory can serve: faster than bringing a panel into
+// the caches before its products (kernels_bench, Zen 4: Q8_0 1.2 times with one
+// row, 1.5 times with 8).
 template <int kBits>
 XCACHE_INLINE void PrefetchBlock(const uint8_t* codes, const uint8_t* scales) {
 #pragma GCC unroll 8
