@@ -91,6 +91,12 @@ void PlaceCodes(const uint8_t* codes, int bits, int c, uint8_t* block) {
       case 6:
         PlaceSixBits(code, chunk % 4, c * 4 + lane, block + chunk / 4 * 192);
         break;
+      case 3:
+        place(2, lane, (code >> 2) << chunk);
+        [[fallthrough]];
+      case 2:
+        place(chunk / 4, lane, (code & 3) << (chunk % 4 * 2));
+        break;
       default:
         place(chunk / 2, lane, (code & 15) << (chunk % 2 * 4));
         if (bits == 5) place(4, lane, (code >> 4) << chunk);
@@ -108,33 +114,43 @@ void PlaceScales(const WeightBlock& block, const QuantFormat& format, int b,
                  int c, uint8_t* scales) {
   PlaceHalf(block.d, c, scales);
   if (format.has_min) PlaceHalf(block.m, kPanelCols + c, scales);
-  if (!format.k_scales) return;
-  for (int i = 0; i < 2; ++i) {
-    if (format.has_min) {
-      PlaceSixBits(block.scales[i], b / 2, (b % 2 * 2 + i) * kPanelCols + c,
-                   scales + 64);
-    } else {
-      scales[32 + b * 32 + 2 * c + i] = static_cast<uint8_t>(block.scales[i]);
+  uint8_t* to = scales + (format.has_min ? 64 : 32);
+  if (format.factors == QuantFactors::kOf16) {
+    for (int h = 0; h < 2; ++h) {
+      to[b * 32 + 2 * c + h] =
+          static_cast<uint8_t>(block.scales[h] | block.mins[h] << 4);
     }
+  } else if (format.factors == QuantFactors::kOf32 && format.has_min) {
+    const int at = b % 2 * 2 * kPanelCols + c;
+    PlaceSixBits(block.scales[0], b / 2, at, to);
+    PlaceSixBits(block.mins[0], b / 2, at + kPanelCols, to);
+  } else if (format.factors == QuantFactors::kOf32) {
+    to[b * kPanelCols + c] = static_cast<uint8_t>(block.scales[0]);
   }
 }
 
-bool Known(const QuantFormat& f) {
-  const bool small = f.bits == 4 || f.bits == 5;
-  if (f.has_min) return small && f.offset == 0;
+bool Known(QuantFormat f) {
   if (f.offset < 0 || f.offset > 128) return false;
-  return f.k_scales ? f.bits == 6 : small || f.bits == 8;
+  if (f.offset != 0 && (f.has_min || f.iq4)) return false;
+  f.offset = 0;
+  return std::ranges::find(kQuantFormats, f) != std::end(kQuantFormats);
 }
 
 // Whether the format holds a block's scales as they are.
 bool ScalesFit(const WeightBlock& block, const QuantFormat& format) {
   if (!ExactInF16(block.d) || !ExactInF16(block.m)) return false;
   if (!format.has_min && block.m != 0.0f) return false;
-  if (!format.k_scales) return true;
-  const auto fits = [&](int x) {
-    return format.has_min ? x >= 0 && x < 64 : x >= -128 && x < 128;
-  };
-  return fits(block.scales[0]) && fits(block.scales[1]);
+  if (format.factors == QuantFactors::kNone) return true;
+  const bool halves = format.factors == QuantFactors::kOf16;
+  for (int h = 0; h < (halves ? 2 : 1); ++h) {
+    const int x = block.scales[h], y = block.mins[h];
+    const int end = halves ? 16 : 64;  // with m
+    if (format.has_min ? x < 0 || x >= end || y < 0 || y >= end
+                       : x < -128 || x >= 128 || y != 0) {
+      return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace
@@ -143,7 +159,7 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
                                                 const QuantFormat& format,
                                                 const BlockFn& blocks,
                                                 WeightArena* arena) {
-  const int group = format.k_scales ? kSuperBlocks : 1;
+  const int group = format.factors != QuantFactors::kNone ? kSuperBlocks : 1;
   if (rows < 1 || cols < 1 || cols % (kQuantBlock * group) != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "a quantized matrix is ", rows, " x ", cols,
@@ -151,10 +167,10 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
         kQuantBlock * group));
   }
   if (!Known(format)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("no such format: ", format.bits, " bits, offset ",
-                     format.offset, format.has_min ? ", a minimum" : "",
-                     format.k_scales ? ", integer scales" : ""));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "no such format: ", format.bits, " bits, offset ", format.offset,
+        format.has_min ? ", a minimum" : "", format.iq4 ? ", a table" : "",
+        group == 1 ? "" : ", integer scales"));
   }
   PackedMatrix result;
   QuantMatrix& view = result.view_;
@@ -190,7 +206,8 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
       if (!ScalesFit(block, format) || block.d != d || block.m != m) {
         return absl::InvalidArgumentError(absl::StrCat(
             "row ", row, " block ", b, ": scale ", block.d, ", minimum ",
-            block.m, ", factors ", block.scales[0], ", ", block.scales[1],
+            block.m, ", factors ", block.scales[0], ", ", block.scales[1], ", ",
+            block.mins[0], ", ", block.mins[1],
             " cannot be kept exactly in this format"));
       }
       PlaceCodes(block.codes, format.bits, c, panel + b * code_bytes);
@@ -204,7 +221,7 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
 void UnpackRow(const QuantMatrix& w, int row, float* out) {
   const QuantFormat& f = w.format;
   const int num_blocks = w.cols / kQuantBlock;
-  const int group = f.k_scales ? kSuperBlocks : 1;
+  const int group = f.factors != QuantFactors::kNone ? kSuperBlocks : 1;
   const int c = row % kPanelCols;
   const uint8_t* codes = w.data + row / kPanelCols * w.panel_bytes;
   const uint8_t* scales = codes + num_blocks * QuantCodeBytes(f);
@@ -214,23 +231,17 @@ void UnpackRow(const QuantMatrix& w, int row, float* out) {
     return F16ToF32(bits);
   };
   for (int b = 0; b < num_blocks; ++b, codes += QuantCodeBytes(f)) {
-    float d[2] = {half(c), half(c)};
-    float m = f.has_min ? half(kPanelCols + c) : 0.0f;
-    if (f.k_scales) {
-      if (f.has_min) {
-        m *= static_cast<float>(QuantFactorAt(scales + 64, b % group, 1, c));
-        d[0] *= static_cast<float>(QuantFactorAt(scales + 64, b % group, 0, c));
-        d[1] = d[0];
-      } else {
-        const uint8_t* factors = scales + 32 + b % group * 32;
-        d[0] *= static_cast<float>(static_cast<int8_t>(factors[2 * c]));
-        d[1] *= static_cast<float>(static_cast<int8_t>(factors[2 * c + 1]));
-      }
+    const QuantFactorPair factors = QuantFactorsAt(f, scales, b % group, c);
+    float d[2], m[2] = {};
+    for (int h = 0; h < 2; ++h) {
+      d[h] = half(c) * static_cast<float>(factors.x[h]);
+      if (!f.has_min) continue;
+      m[h] = half(kPanelCols + c) * static_cast<float>(factors.y[h]);
     }
     for (int k = 0; k < kQuantBlock; ++k) {
-      const int code = QuantCodeAt(f.bits, codes, c, k) - f.offset;
-      const float product = d[k / 16] * static_cast<float>(code);
-      *out++ = f.has_min ? product + m : product;
+      const int value = QuantValue(f, QuantCodeAt(f.bits, codes, c, k));
+      const float product = d[k / 16] * static_cast<float>(value);
+      *out++ = f.has_min ? product + m[k / 16] : product;
     }
     if (b % group == group - 1) scales += QuantScaleBytes(f);
   }

@@ -51,15 +51,15 @@ class WeightArena {
   size_t used_ XC_GUARDED_BY(mu_) = 0;  // of the last slab
 };
 
-// 32 weights: w[i] = d * (codes[i] - offset) + m; with k_scales
-// w[i] = d * scales[0] * (codes[i] - offset) + m * scales[1], or without m
-// w[i] = d * scales[i / 16] * (codes[i] - offset), where d and m are those of
-// eight blocks.
+// 32 weights: w[i] = d * v[i] + m, v[i] what codes[i] stands for; with factors
+// w[i] = d * scales[h] * v[i] + m * mins[h], where d and m are those of eight
+// blocks and h is 0 or, where factors are of 16 weights, i / 16.
 struct WeightBlock {
   uint8_t codes[kQuantBlock] = {};
   float d = 0.0f;
   float m = 0.0f;
   int scales[2] = {};
+  int mins[2] = {};
 };
 
 class PackedMatrix {
@@ -69,7 +69,7 @@ class PackedMatrix {
 
   PackedMatrix() = default;
   // Calls `blocks` once for each, rows in order. INVALID_ARGUMENT: a shape that
-  // is not positive or cols no multiple of 32 (256 with k_scales), a code
+  // is not positive or cols no multiple of 32 (256 with factors), a code
   // beyond its bits, a scale that its format cannot hold exactly or that is not
   // finite, other d or m within eight blocks that share them. The weights are
   // kept in `arena`, which must outlive the matrix, or on their own.
