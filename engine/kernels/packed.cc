@@ -155,10 +155,9 @@ bool ScalesFit(const WeightBlock& block, const QuantFormat& format) {
 
 }  // namespace
 
-absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
+absl::StatusOr<PackedMatrix> PackedMatrix::Over(int rows, int cols,
                                                 const QuantFormat& format,
-                                                const BlockFn& blocks,
-                                                WeightArena* arena) {
+                                                const uint8_t* data) {
   const int group = format.factors != QuantFactors::kNone ? kSuperBlocks : 1;
   if (rows < 1 || cols < 1 || cols % (kQuantBlock * group) != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -177,20 +176,37 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
   view.rows = rows;
   view.cols = cols;
   view.format = format;
+  view.data = data;
   const int num_blocks = cols / kQuantBlock;
+  view.panel_bytes = (num_blocks * QuantCodeBytes(format) +
+                      num_blocks / group * QuantScaleBytes(format) + 63) /
+                     64 * 64;
+  return result;
+}
+
+absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
+                                                const QuantFormat& format,
+                                                const BlockFn& blocks,
+                                                WeightArena* arena) {
+  XC_ASSIGN_OR_RETURN(PackedMatrix result, Over(rows, cols, format, nullptr));
+  uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
+  result.view_.data = data;
+  XC_RETURN_IF_ERROR(result.PackRows(0, rows, blocks, data));
+  return result;
+}
+
+absl::Status PackedMatrix::PackRows(int first, int last, const BlockFn& blocks,
+                                    uint8_t* data) const {
+  const QuantFormat& format = view_.format;
+  const int group = format.factors != QuantFactors::kNone ? kSuperBlocks : 1;
+  const int num_blocks = view_.cols / kQuantBlock;
   const int64_t code_bytes = QuantCodeBytes(format);
   const int64_t scale_bytes = QuantScaleBytes(format);
-  view.panel_bytes =
-      (num_blocks * code_bytes + num_blocks / group * scale_bytes + 63) / 64 *
-      64;
-  uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
-  view.data = data;
-
-  for (int row = 0; row < rows; ++row) {
-    uint8_t* panel = data + row / kPanelCols * view.panel_bytes;
+  for (int row = first; row < last; ++row) {
+    uint8_t* panel = data + row / kPanelCols * view_.panel_bytes;
     uint8_t* scales = panel + num_blocks * code_bytes;
     const int c = row % kPanelCols;
-    if (c == 0) std::memset(panel, 0, static_cast<size_t>(view.panel_bytes));
+    if (c == 0) std::memset(panel, 0, static_cast<size_t>(view_.panel_bytes));
     float d = 0.0f, m = 0.0f;  // of the eight blocks
     for (int b = 0; b < num_blocks; ++b) {
       WeightBlock block;
@@ -215,7 +231,7 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
                   scales + b / group * scale_bytes);
     }
   }
-  return result;
+  return absl::OkStatus();
 }
 
 void UnpackRow(const QuantMatrix& w, int row, float* out) {
@@ -272,28 +288,40 @@ void PlaceFloat(float value, FloatType type, int64_t index, uint8_t* data) {
 
 }  // namespace
 
-absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
-    int rows, int cols, FloatType type,
-    const std::function<void(int row, float* out)>& fill, WeightArena* arena) {
+absl::StatusOr<PackedFloat> PackedFloat::Over(int rows, int cols,
+                                              FloatType type,
+                                              const uint8_t* data) {
   if (cols < 1 || rows < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("a matrix has k = ", cols, ", n = ", rows,
                      ": expected both to be positive"));
   }
   PackedFloat result;
-  result.view_ = {.k = cols, .n = rows, .type = type, .data = nullptr};
+  result.view_ = {.k = cols, .n = rows, .type = type, .data = data};
+  return result;
+}
+
+absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
+    int rows, int cols, FloatType type,
+    const std::function<void(int row, float* out)>& fill, WeightArena* arena) {
+  XC_ASSIGN_OR_RETURN(PackedFloat result, Over(rows, cols, type, nullptr));
   uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
-  std::memset(data, 0, result.bytes());
   result.view_.data = data;
-  std::vector<float> row_values(static_cast<size_t>(cols));
-  for (int row = 0; row < rows; ++row) {
+  result.PackRows(0, rows, fill, data);
+  return result;
+}
+
+void PackedFloat::PackRows(int first, int last, const FillFn& fill,
+                           uint8_t* data) const {
+  std::memset(data + OffsetOf(first), 0, OffsetOf(last) - OffsetOf(first));
+  std::vector<float> row_values(static_cast<size_t>(view_.k));
+  for (int row = first; row < last; ++row) {
     fill(row, row_values.data());
-    for (int k = 0; k < cols; ++k) {
-      PlaceFloat(row_values[static_cast<size_t>(k)], type,
-                 FloatIndex(result.view_, k, row), data);
+    for (int k = 0; k < view_.k; ++k) {
+      PlaceFloat(row_values[static_cast<size_t>(k)], view_.type,
+                 FloatIndex(view_, k, row), data);
     }
   }
-  return result;
 }
 
 void UnpackRow(const FloatMatrix& b, int row, float* out) {

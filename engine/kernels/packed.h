@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/base/mutex.h"
 #include "engine/kernels/float_matmul.h"
@@ -77,6 +78,22 @@ class PackedMatrix {
                                            const QuantFormat& format,
                                            const BlockFn& blocks,
                                            WeightArena* arena = nullptr);
+  // One of bytes() bytes at `data`, 64-byte aligned, that PackRows writes or
+  // has written; they must outlive it. Errors of shape and format as of Pack.
+  static absl::StatusOr<PackedMatrix> Over(int rows, int cols,
+                                           const QuantFormat& format,
+                                           const uint8_t* data);
+  // Rows [first, last) at their place in the matrix's bytes, which begin at
+  // `data`; the other errors of Pack. REQUIRES: both are multiples of
+  // kPanelCols, or rows().
+  absl::Status PackRows(int first, int last, const BlockFn& blocks,
+                        uint8_t* data) const;
+  // Where in them row `row` begins. REQUIRES: as of PackRows.
+  size_t OffsetOf(int row) const {
+    return row == rows()
+               ? bytes()
+               : static_cast<size_t>(row / kPanelCols * view_.panel_bytes);
+  }
 
   const QuantMatrix& view() const { return view_; }
   int rows() const { return view_.rows; }
@@ -106,6 +123,16 @@ class PackedFloat {
       int rows, int cols, FloatType type,
       const std::function<void(int row, float* out)>& fill,
       WeightArena* arena = nullptr);
+  // As of PackedMatrix, for multiples of kFloatPanelCols.
+  using FillFn = std::function<void(int row, float* out)>;
+  static absl::StatusOr<PackedFloat> Over(int rows, int cols, FloatType type,
+                                          const uint8_t* data);
+  void PackRows(int first, int last, const FillFn& fill, uint8_t* data) const;
+  size_t OffsetOf(int row) const {
+    return row == n() ? bytes()
+                      : static_cast<size_t>(int64_t{row} * k() *
+                                            FloatTypeBytes(view_.type));
+  }
   // Element (k, n) of B is b[k * k_stride + n * n_stride]; FP32.
   static absl::StatusOr<PackedFloat> FromMatrix(const float* b, int k, int n,
                                                 int64_t k_stride,
