@@ -35,19 +35,23 @@ uint8_t* WeightArena::Allocate(size_t num_bytes) {
   constexpr size_t kSlab = 16 * kHugePage;
   num_bytes = (num_bytes + 63) / 64 * 64;
   MutexLock lock(mu_);
-  if (slabs_.empty() || slabs_.back().size() - used_ < num_bytes) {
-    slabs_.emplace_back(std::max(num_bytes, kSlab));
-    used_ = 0;
+  // The first that it fits into: small matrices fill what large ones left.
+  auto slab = std::ranges::find_if(slabs_, [num_bytes](const Slab& s) {
+    return s.memory.size() - s.used >= num_bytes;
+  });
+  if (slab == slabs_.end()) {
+    slabs_.push_back({AlignedBytes(std::max(num_bytes, kSlab)), 0});
+    slab = slabs_.end() - 1;
   }
-  uint8_t* result = slabs_.back().data() + used_;
-  used_ += num_bytes;
+  uint8_t* result = slab->memory.data() + slab->used;
+  slab->used += num_bytes;
   return result;
 }
 
 size_t WeightArena::bytes() const {
   MutexLock lock(mu_);
   size_t total = 0;
-  for (const AlignedBytes& slab : slabs_) total += slab.size();
+  for (const Slab& slab : slabs_) total += slab.memory.size();
   return total;
 }
 

@@ -47,9 +47,12 @@ class WeightArena {
   size_t bytes() const;
 
  private:
+  struct Slab {
+    AlignedBytes memory;
+    size_t used = 0;
+  };
   mutable Mutex mu_;
-  std::vector<AlignedBytes> slabs_ XC_GUARDED_BY(mu_);
-  size_t used_ XC_GUARDED_BY(mu_) = 0;  // of the last slab
+  std::vector<Slab> slabs_ XC_GUARDED_BY(mu_);
 };
 
 // 32 weights: w[i] = d * v[i] + m, v[i] what codes[i] stands for; with factors

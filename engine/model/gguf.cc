@@ -64,6 +64,11 @@ std::optional<GgufTypeInfo> InfoOf(GgufType type) {
   return std::nullopt;
 }
 
+Digest GgufFile::fingerprint() const {
+  if (digest_.has_value()) return *digest_;
+  return Sha256().Update(bytes_.data(), bytes_.size()).Finish();
+}
+
 const GgufTensor* GgufFile::FindTensor(std::string_view name) const {
   const auto it = tensor_index_.find(name);
   return it == tensor_index_.end() ? nullptr : &tensors_[it->second];
