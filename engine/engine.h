@@ -16,8 +16,10 @@
 #ifndef XCACHE_ENGINE_ENGINE_H_
 #define XCACHE_ENGINE_ENGINE_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <string>
@@ -49,6 +51,8 @@ struct ModelInfo {
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;  // as held in memory
   int kv_fp16_bytes_per_token = 0;
+  // Keys that a row sees at most where attention slides; 0: it does nowhere.
+  int window = 0;
   Pooling pooling = Pooling::kMean;  // of embeddings, as its file names it
 };
 
@@ -78,15 +82,40 @@ inline std::string_view RematPolicyName(RematPolicy policy) {
 
 // The K/V rows of one full block, all layers, as attention reads them: sinks
 // exact, other rows through the codec; or the codes that each step makes them
-// from. Device memory. Immutable.
+// from. Maybe without the layers whose attention slides. Device memory.
+// Immutable.
 class KvBlock {
  public:
   virtual ~KvBlock() = default;
   // What it takes of the engine's memory: kv_block_bytes(), or less where it is
   // kept as codes.
   virtual size_t bytes() const = 0;
+  // False: it has only the layers whose attention does not slide.
+  virtual bool whole() const { return true; }
 };
 using KvBlockRef = std::shared_ptr<const KvBlock>;
+
+// The first block that rows from `row` on see where attention slides; 0 where
+// it slides nowhere. From this one on a sequence that goes on there needs whole
+// blocks.
+inline int64_t FirstWholeBlock(const ModelInfo& info, int64_t row) {
+  const int64_t first_key = row + 1 - info.window;
+  return info.window == 0 || first_key < 0 ? 0 : first_key / kBlockTokens;
+}
+
+// `num_rows`, or the most rows before them, at a block's start, that a sequence
+// over `blocks` can go on from with the whole blocks that are there.
+inline int64_t RowsToGoOnFrom(const ModelInfo& info,
+                              std::span<const KvBlockRef> blocks,
+                              int64_t num_rows) {
+  for (int64_t i = FirstWholeBlock(info, num_rows);
+       i < std::min(num_rows / kBlockTokens, std::ssize(blocks)); ++i) {
+    if (blocks[static_cast<size_t>(i)]->whole()) continue;
+    num_rows = i * kBlockTokens;
+    i = FirstWholeBlock(info, num_rows) - 1;
+  }
+  return num_rows;
+}
 
 // What sealing a block yields.
 struct SealedBlock {
@@ -107,8 +136,9 @@ class Sequence {
   // Blocks sealed since the last call, in order.
   virtual std::vector<SealedBlock> TakeSealed() = 0;
   // Forgets tokens from `num_tokens` on. A cut inside a sealed block goes back
-  // to that block's start, since its exact rows are gone: returns how many
-  // tokens are left, and the caller forwards the rest again.
+  // to that block's start, since its exact rows are gone, and further where
+  // the rows to come would see blocks that are not whole (RowsToGoOnFrom):
+  // returns how many tokens are left, and the caller forwards the rest again.
   // REQUIRES: 0 <= num_tokens <= tokens().size().
   virtual int64_t Truncate(int64_t num_tokens) = 0;
 };
@@ -149,6 +179,8 @@ struct RematJob {
   // Which form the block is wanted in. kStep is a wish: what the engine or the
   // codec cannot keep as codes becomes K/V.
   RematPolicy remat = RematPolicy::kResume;
+  // False: the layers whose attention does not slide are enough. A wish, too.
+  bool whole = true;
 };
 
 class Engine {
@@ -188,6 +220,8 @@ class Engine {
   // whose rows are `blocks`, one for each 64 tokens, of either form. `remat`
   // says which form the blocks get that it seals; an engine that knows K/V
   // alone takes no notice.
+  // INVALID_ARGUMENT: blocks that the rows to come see where attention slides
+  // are not whole (FirstWholeBlock).
   // REQUIRES: `codec` and `blocks` are of this engine; each block was sealed or
   // rematerialized with this codec for this very prefix.
   virtual absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(

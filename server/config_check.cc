@@ -43,12 +43,12 @@ std::vector<std::string> Keys(const CLI::App& app) {
 }
 
 // Read by the command `xcache`, by the engine, or by the project's own tests.
-constexpr std::array<std::string_view, 13> kOthers = {
+constexpr std::array<std::string_view, 14> kOthers = {
     "XCACHE_ADDRESS",    "XCACHE_TOKEN",       "XCACHE_CA",
     "XCACHE_CERT",       "XCACHE_KEY",         "XCACHE_METRICS_ADDRESS",
     "XCACHE_FORCE_ISA",  "XCACHE_CUDA_PLUGIN", "XCACHE_BUILD",
     "XCACHE_SOURCE_DIR", "XCACHE_TEST_MODEL",  "XCACHE_TEST_TEXT",
-    "XCACHE_SEED"};
+    "XCACHE_SEED",       "XCACHE_GEMMA_MODEL"};
 
 // Kubernetes gives each pod the addresses of its Services, a Service "xcache"
 // as XCACHE_SERVICE_HOST, XCACHE_PORT_50051_TCP and so on.

@@ -65,6 +65,7 @@ ModelInfo DescribeModel(const Model& model) {
   info.num_parameters = model.num_parameters();
   // K and V, two bytes an element.
   info.kv_fp16_bytes_per_token = h.num_layers * h.kv_dim() * 2 * 2;
+  info.window = h.window;
   info.pooling = h.pooling;
   return info;
 }

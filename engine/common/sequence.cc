@@ -18,9 +18,12 @@ std::vector<SealedBlock> EngineSequence::TakeSealed() {
 }
 
 int64_t EngineSequence::Truncate(int64_t num_tokens) {
+  // The exact rows of a sealed block are gone: back to its start.
   if (num_tokens < live_index() * kBlockTokens) {
-    // The exact rows of a sealed block are gone: back to its start.
     num_tokens -= num_tokens % kBlockTokens;
+  }
+  num_tokens = RowsToGoOnFrom(codec_.engine()->info(), blocks_, num_tokens);
+  if (num_tokens < live_index() * kBlockTokens) {
     const int64_t blocks = num_tokens / kBlockTokens;
     blocks_.resize(static_cast<size_t>(blocks));
     std::erase_if(fresh_, [blocks](const SealedBlock& sealed) {

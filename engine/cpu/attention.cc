@@ -164,12 +164,13 @@ void CpuAttention::Run(int layer) {
     pool_.ParallelFor(num_groups,
                       [&](int64_t g, int) { merge(static_cast<size_t>(g)); });
   }
-  // The next layer's tiles lie at the same distance in every block.
+  // The next layer's tiles lie at the same distance in every block, also where
+  // they would be in one that has them not, which nobody reads.
   if (layer + 1 == hparams_.num_layers) return;
-  const size_t layer_stride =
-      2 * shape_.tile_elements() * static_cast<size_t>(shape_.n_kv_heads);
-  for (const uint16_t*& tile : k_tiles_) tile += layer_stride;
-  for (const uint16_t*& tile : v_tiles_) tile += layer_stride;
+  const ptrdiff_t distance = (shape_.slot(layer + 1) - shape_.slot(layer)) *
+                             static_cast<ptrdiff_t>(shape_.layer_elements());
+  for (const uint16_t*& tile : k_tiles_) tile += distance;
+  for (const uint16_t*& tile : v_tiles_) tile += distance;
 }
 
 }  // namespace xcache

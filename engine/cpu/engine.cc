@@ -14,7 +14,8 @@ namespace xcache {
 namespace {
 
 KvShape ShapeOf(const HyperParams& h) {
-  return {h.num_layers, h.n_kv_heads, h.head_dim, h.d_model};
+  return {h.num_layers, h.n_kv_heads, h.head_dim, h.d_model,
+          h.window > 0 ? h.window_pattern : 1};
 }
 
 }  // namespace
@@ -25,6 +26,8 @@ CpuEngine::CpuEngine(std::shared_ptr<const Model> model, Isa isa,
       kernels_(GetKernels(isa)),
       shape_(ShapeOf(model_->hparams())),
       arena_(std::make_shared<KvArena>(shape_.tile_bytes())),
+      full_layers_arena_(
+          std::make_shared<KvArena>(shape_.tile_bytes(shape_.full_layers()))),
       pool_(num_threads),
       loader_(model_, std::move(profile_dir), isa,
               [this](TokenId token, float* out) {
@@ -81,6 +84,13 @@ absl::StatusOr<std::unique_ptr<Sequence>> CpuEngine::NewSequence(
   XC_RETURN_IF_ERROR(CheckCodec(*this, codec));
   XC_RETURN_IF_ERROR(CheckPrefix(info_, tokens, blocks.size()));
   XC_RETURN_IF_ERROR(CheckBlocks<CpuKvBlock>(blocks));
+  const auto num_rows = static_cast<int64_t>(tokens.size());
+  if (const int64_t rows = RowsToGoOnFrom(info_, blocks, num_rows);
+      rows < num_rows) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "row ", num_rows, " sees a block that is not whole where attention ",
+        "slides: with these blocks row ", rows, " may be the next one"));
+  }
   return std::make_unique<CpuSequence>(static_cast<const EngineCodec&>(codec),
                                        shape_, arena_, tokens, blocks);
 }
@@ -123,7 +133,7 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
                          s.tokens().last(kBlockTokens), codec.payload_bytes(),
                          PageVersion(codec));
     if (codec.layers_independent()) {
-      AddLayerTasks(i, codec, full.size(), &tasks);
+      AddLayerTasks(i, codec, full.size(), /*every=*/1, &tasks);
     } else {
       whole.push_back(i);
     }
@@ -171,7 +181,7 @@ absl::Status CpuEngine::SealFullBlocks(std::span<StepItem> items) {
 }
 
 void CpuEngine::AddLayerTasks(size_t block, const Codec& codec,
-                              size_t num_blocks,
+                              size_t num_blocks, int every,
                               std::vector<LayerTask>* tasks) const {
   // A few tasks for each thread, so that they end together.
   const int64_t wanted =
@@ -179,7 +189,8 @@ void CpuEngine::AddLayerTasks(size_t block, const Codec& codec,
           ? 1
           : (4 * pool_.num_threads() + static_cast<int64_t>(num_blocks) - 1) /
                 static_cast<int64_t>(num_blocks);
-  for (const LayerRange& range : codec.SplitLayers(wanted)) {
+  for (LayerRange range : codec.SplitLayers(wanted)) {
+    range.every = every;
     tasks->push_back({block, range, absl::OkStatus()});
   }
 }
@@ -206,7 +217,9 @@ std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
         CheckPage(handle.cache_fp(), job.block_index, job.tokens, job.page);
     if (payload.ok()) {
       payloads[at] = *payload;
-      blocks[at] = std::make_shared<CpuKvBlock>(shape_, arena_);
+      const bool whole = MakesWhole(job);
+      blocks[at] = std::make_shared<CpuKvBlock>(
+          shape_, whole ? arena_ : full_layers_arena_, whole);
     } else {
       statuses[at] = payload.status();
     }
@@ -230,7 +243,8 @@ std::vector<absl::StatusOr<KvBlockRef>> CpuEngine::Remat(
   std::vector<LayerTask> tasks;
   for (size_t i = 0; i < jobs.size(); ++i) {
     if (statuses[i].ok()) {
-      AddLayerTasks(i, handle.codec(), jobs.size(), &tasks);
+      AddLayerTasks(i, handle.codec(), jobs.size(),
+                    blocks[i]->whole() ? 1 : shape_.window_pattern, &tasks);
     }
   }
   pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t t, int) {

@@ -66,14 +66,22 @@ class CpuEngine final : public Engine {
 
   // Seals those of the step's sequences whose live block is full.
   absl::Status SealFullBlocks(std::span<StepItem> items);
-  // Splits block `block` of `num_blocks` into tasks.
+  // Whether the block of a job has all layers. Block 0 has: its sinks are
+  // computed layer by layer.
+  bool MakesWhole(const RematJob& job) const {
+    return job.whole || job.block_index == 0 || shape_.window_pattern == 1;
+  }
+  // Splits block `block` of `num_blocks` into tasks, of one layer of every
+  // `every`.
   void AddLayerTasks(size_t block, const Codec& codec, size_t num_blocks,
-                     std::vector<LayerTask>* tasks) const;
+                     int every, std::vector<LayerTask>* tasks) const;
 
   const std::shared_ptr<const Model> model_;
   const Kernels& kernels_;
   const KvShape shape_;
   const std::shared_ptr<KvArena> arena_;
+  // Of blocks without the layers whose attention slides.
+  const std::shared_ptr<KvArena> full_layers_arena_;
   ThreadPool pool_;
   CodecLoader loader_;
   CpuWeights weights_;

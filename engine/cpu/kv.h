@@ -50,15 +50,19 @@ void Grow(AlignedBuffer<T>& buffer, int64_t size) {
   }
 }
 
-// The tiles of all layers and KV heads: K transposed, [head_dim][64], and V,
-// [64][head_dim], next to each other, FP16. Written by the sequence whose live
-// block it is, immutable once it is sealed.
+// The tiles of all layers, or of those alone that see all keys, and of all KV
+// heads: K transposed, [head_dim][64], and V, [64][head_dim], next to each
+// other, FP16. Layers that see all keys come first, so that a layer's tiles are
+// at the same place in either. Written by the sequence whose live block it is,
+// immutable once it is sealed.
 class CpuKvBlock final : public KvBlock {
  public:
-  // `arena` has blocks of shape.tile_bytes(). What is in the tiles at first is
-  // unspecified.
-  CpuKvBlock(const KvShape& shape, std::shared_ptr<KvArena> arena)
+  // `arena` has blocks of shape.tile_bytes(), or of those of full_layers().
+  // What is in the tiles at first is unspecified.
+  CpuKvBlock(const KvShape& shape, std::shared_ptr<KvArena> arena,
+             bool whole = true)
       : shape_(shape),
+        whole_(whole),
         arena_(std::move(arena)),
         tiles_(static_cast<uint16_t*>(arena_->Allocate())) {}
   ~CpuKvBlock() override { arena_->Free(tiles_); }
@@ -66,8 +70,10 @@ class CpuKvBlock final : public KvBlock {
   CpuKvBlock& operator=(const CpuKvBlock&) = delete;
 
   size_t bytes() const override { return arena_->block_bytes(); }
+  bool whole() const override { return whole_; }
   const KvShape& shape() const { return shape_; }
 
+  // Of a layer that it has not: not to be read or written.
   uint16_t* k_tile(int layer, int head) { return tiles_ + Offset(layer, head); }
   uint16_t* v_tile(int layer, int head) {
     return k_tile(layer, head) + shape_.tile_elements();
@@ -81,13 +87,12 @@ class CpuKvBlock final : public KvBlock {
 
  private:
   size_t Offset(int layer, int head) const {
-    return (static_cast<size_t>(layer) *
-                static_cast<size_t>(shape_.n_kv_heads) +
-            static_cast<size_t>(head)) *
-           2 * shape_.tile_elements();
+    return static_cast<size_t>(shape_.slot(layer)) * shape_.layer_elements() +
+           static_cast<size_t>(head) * 2 * shape_.tile_elements();
   }
 
   const KvShape shape_;
+  const bool whole_;
   const std::shared_ptr<KvArena> arena_;
   uint16_t* const tiles_;
 };

@@ -91,9 +91,16 @@ struct BlockInfo {
   std::span<const TokenId> tokens;
 };
 
+// Layers [begin, end); of these, one of so many, the last, where not every one
+// is wanted (HyperParams::window_pattern).
 struct LayerRange {
   int begin = 0;
   int end = 0;
+  int every = 1;
+
+  bool has(int layer) const {
+    return begin <= layer && layer < end && (layer + 1) % every == 0;
+  }
 };
 
 class Codec {
@@ -156,7 +163,8 @@ class Codec {
   // The layers in at most `wanted` ranges; in one where they depend on each
   // other.
   std::vector<LayerRange> SplitLayers(int64_t wanted) const;
-  // Seal and Remat of layers [range.begin, range.end), of the whole payload.
+  // Seal and Remat of the range's layers, of the whole payload. Sealed are all
+  // from begin to end.
   virtual absl::Status SealLayers(
       LayerRange range, const std::function<LayerRows(int layer)>& rows,
       BlockInfo block, std::span<uint8_t> payload) const = 0;

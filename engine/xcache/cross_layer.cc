@@ -137,8 +137,9 @@ class CrossLayer final : public DependentLayers {
               kBlockTokens, block);
       XC_RETURN_IF_ERROR(coder(i).Decode(payload.data() + layer.parts[0].at,
                                          block.latent.data()));
+      block.emits = range.has(i);
       Advance(i, first_row, kBlockTokens, block);
-      Emit(i, block, sink);
+      if (block.emits) Emit(i, block, sink);
     }
     return CheckSum(block);
   }
@@ -155,7 +156,7 @@ class CrossLayer final : public DependentLayers {
           values(keys.size()) {}
 
     const int first_row;
-    const bool emits;
+    bool emits;                       // K and V of the layer at hand
     std::vector<float> x;             // [64, d] X^, or P
     std::vector<float> latent;        // [64, m], m at most d
     std::vector<float> keys, values;  // [64, k]

@@ -36,6 +36,7 @@ absl::Status IndependentLayers::RematLayers(LayerRange range,
   XC_RETURN_IF_ERROR(CheckPayloadSize(plan(), payload.size()));
   Buffers buffers;
   for (int layer = range.begin; layer < range.end; ++layer) {
+    if (!range.has(layer)) continue;
     XC_ASSIGN_OR_RETURN(
         const RematRows out,
         RematLayer(layer, payload.data(), block.first_row, buffers));

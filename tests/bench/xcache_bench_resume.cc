@@ -53,23 +53,37 @@ absl::StatusOr<double> Recompute(Engine& engine, const CodecHandle& codec,
   return ms;
 }
 
+struct Remat {
+  double ms = 0.0;
+  size_t kv_bytes = 0;
+};
+
 // Rematerializes pages and computes what is not in them, up to the last
-// token's logits, which must be those of the recomputation.
+// token's logits, which must be those of the recomputation. `whole`: also what
+// no row to come sees, where attention slides.
 absl::Status Resume(Engine& engine, const CodecHandle& codec,
                     const Conversation& c,
-                    std::span<const std::string_view> pages, double* remat_ms) {
+                    std::span<const std::string_view> pages, bool whole,
+                    Remat* remat) {
   const Timer timer;
+  const size_t reused = pages.size() * kBlockTokens;
+  const int64_t first_whole =
+      FirstWholeBlock(engine.info(), static_cast<int64_t>(reused));
   std::vector<RematJob> jobs(pages.size());
   for (size_t i = 0; i < jobs.size(); ++i) {
-    jobs[i] = {static_cast<int64_t>(i), pages[i], c.Block(i)};
+    const auto index = static_cast<int64_t>(i);
+    jobs[i] = {.block_index = index,
+               .page = pages[i],
+               .tokens = c.Block(i),
+               .whole = whole || index >= first_whole};
   }
   std::vector<KvBlockRef> blocks;
   for (auto& block : engine.Remat(codec, jobs)) {
     XC_RETURN_IF_ERROR(block.status());
     blocks.push_back(*std::move(block));
   }
-  *remat_ms = timer.ms();
-  const size_t reused = blocks.size() * kBlockTokens;
+  *remat = {.ms = timer.ms()};
+  for (const KvBlockRef& block : blocks) remat->kv_bytes += block->bytes();
   XC_ASSIGN_OR_RETURN(
       auto sequence,
       engine.NewSequence(codec, std::span(c.tokens).first(reused), blocks));
@@ -140,8 +154,8 @@ absl::StatusOr<double> ResumeFromDisk(Engine& engine, const CodecHandle& codec,
     held.push_back(hit.page);
   }
   *read_ms = timer.ms();
-  double remat_ms = 0.0;
-  XC_RETURN_IF_ERROR(Resume(engine, codec, c, pages, &remat_ms));
+  Remat remat;
+  XC_RETURN_IF_ERROR(Resume(engine, codec, c, pages, /*whole=*/false, &remat));
   return timer.ms();
 }
 
@@ -159,10 +173,11 @@ absl::Status BenchResume(Engine& engine, const CodecHandle& codec,
   const std::vector<std::string_view> pages(
       c.pages.begin(),
       c.pages.begin() + static_cast<ptrdiff_t>(c.reused_blocks));
-  double remat_ms = 0.0;
-  XC_RETURN_IF_ERROR(Resume(engine, codec, c, pages, &remat_ms));  // warm-up
+  Remat remat, whole;
+  XC_RETURN_IF_ERROR(Resume(engine, codec, c, pages, true, &whole));  // warm-up
+  XC_RETURN_IF_ERROR(Resume(engine, codec, c, pages, true, &whole));
   const Timer memory_timer;
-  XC_RETURN_IF_ERROR(Resume(engine, codec, c, pages, &remat_ms));
+  XC_RETURN_IF_ERROR(Resume(engine, codec, c, pages, false, &remat));
   const double memory_ms = memory_timer.ms();
 
   EmptyDir(store_dir);
@@ -204,9 +219,12 @@ absl::Status BenchResume(Engine& engine, const CodecHandle& codec,
               {"resume_disk_warm_ms", warm_ms},
               {"read_cold_ms", cold_read_ms},
               {"read_warm_ms", warm_read_ms},
-              {"remat_ms", remat_ms},
+              {"remat_ms", remat.ms},
+              {"remat_whole_ms", whole.ms},
+              {"kv_bytes", remat.kv_bytes},
+              {"kv_whole_bytes", whole.kv_bytes},
               {"remat_tokens_per_s",
-               static_cast<double>(reused) / std::max(remat_ms, 1e-6) * 1e3},
+               static_cast<double>(reused) / std::max(remat.ms, 1e-6) * 1e3},
               {"save_ms", save_ms},
               {"pages", c.pages.size()},
               {"page_bytes", c.pages.size() * codec.page_bytes()},

@@ -153,7 +153,7 @@ class TransformCodec final : public DependentLayers {
       StoreLe32(bytes.data() + kCoarseningAt,
                 static_cast<uint32_t>(coarsening));
       std::copy(bytes.begin(), bytes.end(), payload.begin());
-      if (sink) Emit(block, sink);
+      if (sink) Emit(block, {0, num_layers()}, sink);
       return absl::OkStatus();
     }
     return absl::InvalidArgumentError(
@@ -194,7 +194,7 @@ class TransformCodec final : public DependentLayers {
         return absl::InvalidArgumentError("payload: a row is not finite");
       }
     }
-    Emit(block, sink);
+    Emit(block, range, sink);
     return absl::OkStatus();
   }
 
@@ -465,25 +465,29 @@ class TransformCodec final : public DependentLayers {
     return true;
   }
 
-  void Emit(const Block& block, const RematSink& sink) const {
+  void Emit(const Block& block, LayerRange range, const RematSink& sink) const {
     std::vector<float> keys(kRows * k()), values(kRows * k());
     RematRows out;
     out.k_pre = keys.data();
     out.v_pre = values.data();
-    ProjectRows(kernels_, block.unit.data(), first_layer_.k, 0, kBlockTokens,
-                keys.data());
-    ProjectRows(kernels_, block.unit.data(), first_layer_.v, 0, kBlockTokens,
-                values.data());
-    sink(0, out);
+    if (range.has(0)) {
+      ProjectRows(kernels_, block.unit.data(), first_layer_.k, 0, kBlockTokens,
+                  keys.data());
+      ProjectRows(kernels_, block.unit.data(), first_layer_.v, 0, kBlockTokens,
+                  values.data());
+      sink(0, out);
+    }
     for (size_t g = 0; g < groups_.size(); ++g) {
       const Group& group = groups_[g];
       for (size_t j = 0; j * 2 * k() < group.width(); ++j) {
+        const int layer = static_cast<int>(group.first_layer + j);
+        if (!range.has(layer)) continue;
         for (size_t r = 0; r < kRows; ++r) {
           const float* row = &block.back[g][r * group.width() + j * 2 * k()];
           std::copy_n(row, k(), &keys[r * k()]);
           std::copy_n(row + k(), k(), &values[r * k()]);
         }
-        sink(static_cast<int>(group.first_layer + j), out);
+        sink(layer, out);
       }
     }
   }

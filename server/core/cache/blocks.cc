@@ -31,11 +31,17 @@ void BlockHold::Release(uint64_t tick) {
 
 BlockCache::~BlockCache() = default;
 
-std::optional<BlockHold> BlockCache::Acquire(const PageKey& key) {
-  MutexLock lock(mu_);
+BlockCache::Entry* BlockCache::FindLocked(const PageKey& key,
+                                          bool whole) const {
   const auto it = blocks_.find(key);
-  if (it == blocks_.end()) return std::nullopt;
-  Entry* entry = it->second.get();
+  if (it == blocks_.end()) return nullptr;
+  return it->second->kv->whole() || !whole ? it->second.get() : nullptr;
+}
+
+std::optional<BlockHold> BlockCache::Acquire(const PageKey& key, bool whole) {
+  MutexLock lock(mu_);
+  Entry* entry = FindLocked(key, whole);
+  if (entry == nullptr) return std::nullopt;
   if (entry->pins++ == 0) {
     unheld_.erase(KeyOf(entry));
     entry->memory.Transfer(MemoryAccount::kSequences);
@@ -43,9 +49,9 @@ std::optional<BlockHold> BlockCache::Acquire(const PageKey& key) {
   return BlockHold(this, entry);
 }
 
-bool BlockCache::Contains(const PageKey& key) const {
+bool BlockCache::Contains(const PageKey& key, bool whole) const {
   MutexLock lock(mu_);
-  return blocks_.contains(key);
+  return FindLocked(key, whole) != nullptr;
 }
 
 BlockHold BlockCache::Insert(const PageKey& key, int64_t block_index,
@@ -58,7 +64,17 @@ BlockHold BlockCache::Insert(const PageKey& key, int64_t block_index,
   raw->stored = stored;
   raw->kv = std::move(kv);
   raw->memory = std::move(memory);
+  std::unique_ptr<Entry> gone;  // destroyed after the lock is given back
   MutexLock lock(mu_);
+  Entry* const there = FindLocked(key, /*whole=*/false);
+  if (there != nullptr && raw->kv->whole() && !there->kv->whole()) {
+    gone = Remove(there);
+    if (gone->pins > 0) {
+      gone->shared = false;
+      ++num_private_;
+      gone.release();  // Unpin deletes it.
+    }
+  }
   // A block that is there already stays: the first one is the one shared, and
   // by rule R1 it is the same.
   if (blocks_.contains(key)) {
@@ -83,13 +99,13 @@ BlockHold BlockCache::KeepPrivate(KvBlockRef kv, MemoryReservation memory) {
 void BlockCache::Unpin(Entry* entry, uint64_t tick) {
   std::unique_ptr<Entry> gone;  // destroyed after the lock is given back
   MutexLock lock(mu_);
+  if (tick > entry->tick) entry->tick = tick;
+  if (--entry->pins > 0) return;
   if (!entry->shared) {
     --num_private_;
     gone.reset(entry);
     return;
   }
-  if (tick > entry->tick) entry->tick = tick;
-  if (--entry->pins > 0) return;
   entry->memory.Transfer(MemoryAccount::kWorkingSets);
   unheld_.insert(KeyOf(entry));
 }

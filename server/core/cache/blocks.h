@@ -2,6 +2,9 @@
 // and what stays after a turn while there is room. Knows no sequence and no
 // page's bytes.
 //
+// A block that is not whole (KvBlock) is found by who can do with it, and gives
+// way to a whole one.
+//
 // A block that somebody holds is never evicted; the others are, the least
 // recently used first, of equally old ones the leaves first. Each block's bytes
 // are in the memory budget exactly once, however many hold it.
@@ -69,11 +72,12 @@ class BlockCache {
   explicit BlockCache(CoreMetrics& metrics) : metrics_(metrics) {}
   ~BlockCache();  // REQUIRES: no hold is left
 
-  // A block that is there. Nothing: it is not.
-  std::optional<BlockHold> Acquire(const PageKey& key);
-  bool Contains(const PageKey& key) const;
+  // A block that is there, and is whole where it has to be. Nothing: it is not.
+  std::optional<BlockHold> Acquire(const PageKey& key, bool whole = true);
+  bool Contains(const PageKey& key, bool whole = true) const;
   // Takes a block and the memory reserved for it. Where `key` is there already,
-  // the block stays the holder's own.
+  // the block stays the holder's own; but one that is not whole becomes that of
+  // its holders, where this one is.
   BlockHold Insert(const PageKey& key, int64_t block_index, KvBlockRef kv,
                    MemoryReservation memory, bool stored);
   // A block that nobody else may find.
@@ -98,6 +102,7 @@ class BlockCache {
   // By tick, then from the leaves up.
   using LruKey = std::tuple<uint64_t, int64_t, Entry*>;
 
+  Entry* FindLocked(const PageKey& key, bool whole) const XC_REQUIRES(mu_);
   void Unpin(Entry* entry, uint64_t tick);
   static LruKey KeyOf(Entry* entry);
   // Takes an entry out of the maps; the caller destroys it without the lock.

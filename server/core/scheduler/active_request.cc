@@ -44,6 +44,11 @@ void ActiveRequest::EndLoad() {
   restore.clear();
 }
 
+void ActiveRequest::ComputeBlocks(int64_t first, int64_t last) {
+  no_restore_before = last;
+  restore_again_before = std::min(restore_again_before, first);
+}
+
 std::span<const TokenId> ActiveRequest::TokensOfBlock(
     int64_t block_index) const {
   return std::span(tokens).subspan(

@@ -123,6 +123,10 @@ struct ActiveRequest {
   std::shared_ptr<std::atomic<bool>> load_ended;
   RemoteWait remote;
   int64_t no_restore_before = 0;  // blocks below this index are computed
+  // But not those below this one: it is computed, and its window met blocks
+  // that were not whole, which are restored once more. -1: there is none.
+  int64_t restore_again_before = -1;
+  int64_t whole_from = 0;  // blocks from this index on are wanted whole
   bool load_retried = false;
 
   // The answer.
@@ -178,6 +182,11 @@ struct ActiveRequest {
   void GiveBack();
   // Forgets the pages that it waits for or has.
   void EndLoad();
+  bool MayRestore(int64_t block) const {
+    return block >= no_restore_before || block < restore_again_before;
+  }
+  // Blocks [first, last) are computed, whatever the store has.
+  void ComputeBlocks(int64_t first, int64_t last);
   const PageKey& KeyOfBlock(int64_t block_index) {
     return KeyOfBlock(block_index, codec->cache_fp());
   }

@@ -10,6 +10,7 @@
 
 #include "cachestore/page_key.h"
 #include "cachestore/page_store.h"
+#include "engine/engine.h"
 #include "server/core/cache/blocks.h"
 #include "server/core/core_metrics.h"
 #include "server/core/core_options.h"
@@ -34,10 +35,11 @@ class PrefixPlanner {
     std::vector<PageKey> load;
   };
 
-  PrefixPlanner(WorkingSets& working_sets, const PageStore& pages,
-                RemotePages& remote, Rates& rates, CoreMetrics& metrics,
-                ServerCoreOptions::Restore restore)
-      : cache_(working_sets.blocks()),
+  PrefixPlanner(const ModelInfo& model, WorkingSets& working_sets,
+                const PageStore& pages, RemotePages& remote, Rates& rates,
+                CoreMetrics& metrics, ServerCoreOptions::Restore restore)
+      : model_(model),
+        cache_(working_sets.blocks()),
         flights_(working_sets.flights()),
         pages_(pages),
         remote_(remote),
@@ -52,10 +54,14 @@ class PrefixPlanner {
 
  private:
   Plan NextHere(ActiveRequest& request);
+  void FindWholeFrom(ActiveRequest& request) const;
+  // False: all that its next row sees is there.
+  bool LetGoOfPartial(ActiveRequest& request);
   std::vector<PageKey> PagesFrom(ActiveRequest& request,
                                  int64_t first_block) const;
   bool PreferRestore(const std::vector<PageKey>& pages);
 
+  const ModelInfo& model_;
   BlockCache& cache_;
   Flights& flights_;
   const PageStore& pages_;

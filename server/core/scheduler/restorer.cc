@@ -39,7 +39,8 @@ std::vector<RematJob> NextRemats(const ActiveRequest& request, int64_t most) {
     remats.push_back({.block_index = index,
                       .page = slot.hit->page->bytes(),
                       .tokens = request.TokensOfBlock(index),
-                      .remat = request.remat});
+                      .remat = request.remat,
+                      .whole = index >= request.whole_from});
   }
   return remats;
 }
@@ -61,7 +62,8 @@ Restorer::Restorer(const ServerCoreDeps& deps, const ServerCoreOptions& options,
       wake_(std::move(wake)),
       remote_(*deps.store, working_sets.blocks(), rates, metrics_, options,
               wake_),
-      planner_(working_sets, pages_, remote_, rates, metrics_, options.restore),
+      planner_(engine_.info(), working_sets, pages_, remote_, rates, metrics_,
+               options.restore),
       loaders_(options.loader_threads) {}
 
 bool Restorer::PlanAndRestore() {
@@ -247,8 +249,8 @@ void Restorer::LoadFailed(ActiveRequest& request, const PageKey& key,
           engine_.max_useful_remat_jobs())) {
     request.load_retried = true;
   } else {
-    request.no_restore_before =
-        no_memory ? request.reusable_blocks() : failed_block + 1;
+    request.ComputeBlocks(
+        failed_block, no_memory ? request.reusable_blocks() : failed_block + 1);
   }
   for (auto it = slot; it != request.restore.end(); ++it) {
     working_sets_.flights().Land(request, it->key);
@@ -313,7 +315,7 @@ bool Restorer::RestoreSlice(ActiveRequest& request) {
       metrics_.Add(CoreCounter::kPagesCorrupt, 1);
       pages_.Erase(page.key).IgnoreError();
       working_sets_.flights().LandAll(request);
-      request.no_restore_before = index + 1;
+      request.ComputeBlocks(index, index + 1);
       request.restore.clear();
       break;
     }

@@ -109,6 +109,7 @@ void WorkingSets::Preempt(ActiveRequest& request) {
   EndMaking(request);
   request.live.Drop(blocks_.Tick());
   request.no_restore_before = 0;
+  request.restore_again_before = -1;
   queue_.PutBack(request);
 }
 

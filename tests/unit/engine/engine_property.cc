@@ -133,7 +133,11 @@ class RandomRun {
     const Live& from = live_[Below(live_.size())];
     const std::vector<KvBlockRef> blocks(from.sequence->blocks().begin(),
                                          from.sequence->blocks().end());
-    const size_t n = Below(blocks.size() + 1);
+    // As many as it can go on from.
+    const auto n = static_cast<size_t>(
+        RowsToGoOnFrom(engine_.info(), blocks,
+                       Below(blocks.size() + 1) * int64_t{kBlockTokens}) /
+        kBlockTokens);
     size_t text = Below(texts_.size());
     const auto& a = texts_[text].tokens;
     const auto& b = texts_[from.text].tokens;
@@ -151,11 +155,14 @@ class RandomRun {
     const size_t n = Below(texts_[text].pages.size() + 1);
     const std::span<const TokenId> tokens(texts_[text].tokens);
     std::vector<RematJob> jobs(n);
+    const int64_t first_whole =
+        FirstWholeBlock(engine_.info(), static_cast<int64_t>(n) * kBlockTokens);
     for (size_t i = 0; i < n; ++i) {
       jobs[i].block_index = static_cast<int64_t>(i);
       jobs[i].page = texts_[text].pages[i];
       jobs[i].tokens = tokens.subspan(i * kBlockTokens, kBlockTokens);
       jobs[i].remat = AnyPolicy();
+      jobs[i].whole = jobs[i].block_index >= first_whole || Below(8) == 0;
     }
     if (n > 0 && Below(2) == 0) {
       // Some of them beforehand, or others, and steps in between.
@@ -177,7 +184,9 @@ class RandomRun {
     const size_t size = live.sequence->tokens().size();
     const size_t sealed = live.sequence->blocks().size() * kBlockTokens;
     const size_t to = Below(size + 1);
-    const size_t expected = to >= sealed ? to : to - to % kBlockTokens;
+    const auto expected = static_cast<size_t>(RowsToGoOnFrom(
+        engine_.info(), live.sequence->blocks(),
+        static_cast<int64_t>(to >= sealed ? to : to - to % kBlockTokens)));
     ASSERT_EQ(live.sequence->Truncate(static_cast<int64_t>(to)),
               static_cast<int64_t>(expected));
     EXPECT_EQ(live.sequence->tokens().size(), expected);

@@ -106,6 +106,76 @@ TEST(CpuEngineTest, ChunkedAttentionAgreesBitForBit) {
   }
 }
 
+// Of layers that slide nothing is made of blocks that no row to come sees; who
+// goes on from an earlier place is refused, goes back, or has the block made
+// whole.
+TEST(CpuEngineTest, BlocksBehindTheWindowGoWithoutTheLayersThatSlide) {
+  TinyModelOptions options = ModelsUnderTest(true).back();
+  ASSERT_EQ(options.architecture, "gemma3");
+  options.num_layers = 4;
+  const auto engine = CpuCase(*ChooseIsa(""), 2).make(MakeTinyModel(options));
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  ASSERT_EQ((*engine)->info().window, 48);
+  for (const std::string& spec : CodecSpecsUnderTest(true)) {
+    SCOPED_TRACE(spec);
+    const auto codec = (*engine)->OpenCodec(spec, {});
+    ASSERT_TRUE(codec.ok()) << codec.status();
+    std::vector<Reference> texts;
+    texts.push_back(ComputeReference(
+        **engine, **codec, RandomTokens(340, options.vocab_size, 41)));
+    texts.push_back(ComputeReference(
+        **engine, **codec, RandomTokens(200, options.vocab_size, 42)));
+    const std::span<const TokenId> tokens(texts[0].tokens);
+    const auto remat = [&](int64_t i, bool whole) {
+      RematJob job;
+      job.block_index = i;
+      job.page = texts[0].pages[static_cast<size_t>(i)];
+      job.tokens = tokens.subspan(static_cast<size_t>(i) * 64, 64);
+      job.whole = whole;
+      auto block = (*engine)->Remat(**codec, {&job, 1});
+      EXPECT_TRUE(block[0].ok()) << block[0].status();
+      return *std::move(block[0]);
+    };
+    const auto next_row_is_right = [&](Sequence& sequence) {
+      const size_t at = sequence.tokens().size();
+      StepItem item;
+      item.sequence = &sequence;
+      item.tokens = tokens.subspan(at, 1);
+      item.logits_mode = LogitsMode::kLast;
+      ASSERT_TRUE((*engine)->Step({&item, 1}).ok());
+      ExpectSameLogits(item.logits, texts[0].logits[at], 0.0f,
+                       "position " + std::to_string(at));
+    };
+    std::vector<KvBlockRef> blocks;
+    for (int64_t i = 0; i < 5; ++i) blocks.push_back(remat(i, i >= 4));
+    // The first one has sinks, which are computed.
+    for (size_t i = 0; i < 5; ++i) {
+      EXPECT_EQ(blocks[i]->whole(), i == 0 || i == 4);
+      EXPECT_LE(blocks[i]->bytes(), (*engine)->kv_block_bytes());
+    }
+    EXPECT_LE(2 * blocks[1]->bytes(), blocks[0]->bytes());
+    const auto sequence_of = [&](size_t n) {
+      return (*engine)->NewSequence(**codec, tokens.first(n * 64),
+                                    std::span(blocks).first(n));
+    };
+    auto sequence = sequence_of(5);
+    ASSERT_TRUE(sequence.ok()) << sequence.status();
+    next_row_is_right(**sequence);
+    EXPECT_EQ((*sequence)->Truncate(320), 320);
+    next_row_is_right(**sequence);
+    EXPECT_EQ((*sequence)->Truncate(319), 64);
+    next_row_is_right(**sequence);
+    EXPECT_EQ(sequence_of(4).status().code(),
+              absl::StatusCode::kInvalidArgument);
+    blocks[3] = remat(3, true);
+    sequence = sequence_of(4);
+    ASSERT_TRUE(sequence.ok()) << sequence.status();
+    next_row_is_right(**sequence);
+    RunRandomActions(**engine, **codec, texts, 60, 9, 0.0f);
+    ASSERT_FALSE(HasFailure());
+  }
+}
+
 TEST(EngineFactoryTest, RejectsWhatItDoesNotKnow) {
   const auto model = MakeTinyModel({});
   EngineOptions options;

@@ -166,9 +166,11 @@ void RunClients(Harness& h, std::vector<Client>& clients, int operations) {
   EXPECT_EQ(h.core->Snapshot().waiting, 0u);
 }
 
-void RunStress(int64_t memory_bytes, int operations, bool preempts) {
+void RunStress(int64_t memory_bytes, int operations, bool preempts,
+               int window = 0) {
   Harness::Options options;
   options.memory_bytes = memory_bytes;
+  options.engine.window = window;
   options.engine.step_delay = std::chrono::microseconds(50);
   options.core.restore = ServerCoreOptions::Restore::kAlways;
   options.core.max_running = 6;
@@ -199,6 +201,11 @@ void RunStress(int64_t memory_bytes, int operations, bool preempts) {
                     h.Count(CoreCounter::kSequenceEvictions),
                 0u);
     }
+    if (window == 0) {
+      EXPECT_EQ(h.engine->partial_remats(), 0);
+    } else if (round > 0) {
+      EXPECT_GT(h.engine->partial_remats(), 0);
+    }
     h.Restart();
     EXPECT_EQ(h.memory.used_bytes(), 0);
     size_t num_sessions = 0;
@@ -222,6 +229,10 @@ TEST(CoreStressTest, EverySessionIsWholeAndEveryAnswerRight) {
 }
 
 TEST(CoreStressTest, AlsoWithLittleMemory) { RunStress(60000, 40, true); }
+
+TEST(CoreStressTest, AlsoWhereAttentionSlides) {
+  RunStress(100 << 20, 40, false, /*window=*/70);
+}
 
 }  // namespace
 }  // namespace xcache::testing

@@ -60,16 +60,21 @@ Digest NextDigest(const Digest& before, std::span<const TokenId> tokens) {
 class FakeBlock final : public KvBlock {
  public:
   FakeBlock(const Digest& prefix, int64_t num_bytes,
-            std::shared_ptr<FakeEngine::Live> live_bytes)
-      : digest(prefix), size(num_bytes), live(std::move(live_bytes)) {
+            std::shared_ptr<FakeEngine::Live> live_bytes, bool is_whole = true)
+      : digest(prefix),
+        size(num_bytes),
+        all_layers(is_whole),
+        live(std::move(live_bytes)) {
     live->Add(size);
   }
   ~FakeBlock() override { live->Add(-size); }
   size_t bytes() const override { return static_cast<size_t>(size); }
+  bool whole() const override { return all_layers; }
   const Digest digest;
 
  private:
   const int64_t size;
+  const bool all_layers;
   const std::shared_ptr<FakeEngine::Live> live;
 };
 
@@ -90,10 +95,12 @@ std::string MakePageBytes(const Digest& digest, std::span<const TokenId> tokens,
 
 class FakeSequence final : public Sequence {
  public:
-  FakeSequence(const CodecHandle& codec, std::span<const TokenId> tokens,
+  FakeSequence(const ModelInfo& info, const CodecHandle& codec,
+               std::span<const TokenId> tokens,
                std::span<const KvBlockRef> blocks, RematPolicy policy,
                int64_t bytes, std::shared_ptr<FakeEngine::Live> live)
       : remat(policy),
+        info_(info),
         codec_(codec),
         tokens_(tokens.begin(), tokens.end()),
         blocks_(blocks.begin(), blocks.end()),
@@ -109,9 +116,11 @@ class FakeSequence final : public Sequence {
     return std::exchange(sealed, {});
   }
   int64_t Truncate(int64_t num_tokens) override {
-    const auto left = num_tokens >= static_cast<int64_t>(blocks_.size()) * 64
-                          ? num_tokens
-                          : num_tokens / 64 * 64;
+    const auto left =
+        RowsToGoOnFrom(info_, blocks_,
+                       num_tokens >= static_cast<int64_t>(blocks_.size()) * 64
+                           ? num_tokens
+                           : num_tokens / 64 * 64);
     tokens_.resize(static_cast<size_t>(left));
     blocks_.resize(static_cast<size_t>(left / 64));
     return left;
@@ -130,6 +139,7 @@ class FakeSequence final : public Sequence {
   std::vector<SealedBlock> sealed;
 
  private:
+  const ModelInfo& info_;
   const CodecHandle& codec_;
   std::vector<TokenId> tokens_;
   std::vector<KvBlockRef> blocks_;
@@ -169,6 +179,7 @@ FakeEngine::FakeEngine(Options options) : options_(std::move(options)) {
   info_.vocab_size = kVocab;
   info_.d_model = kFakeWidth;
   info_.context_length = options_.context_length;
+  info_.window = options_.window;
 }
 
 absl::StatusOr<const CodecHandle*> FakeEngine::OpenCodec(std::string_view spec,
@@ -199,10 +210,14 @@ absl::StatusOr<std::unique_ptr<Sequence>> FakeEngine::NewSequence(
           absl::StrCat("block ", i, " is of another prefix"));
     }
   }
+  const auto num_rows = static_cast<int64_t>(tokens.size());
+  if (RowsToGoOnFrom(info_, blocks, num_rows) != num_rows) {
+    return absl::InvalidArgumentError("a block in the window is not whole");
+  }
   ++sequences_;
   if (remat == RematPolicy::kStep) ++step_sequences_;
   return std::make_unique<FakeSequence>(
-      codec, tokens, blocks, remat,
+      info_, codec, tokens, blocks, remat,
       static_cast<int64_t>(options_.sequence_bytes), live_);
 }
 
@@ -238,6 +253,8 @@ std::vector<absl::StatusOr<KvBlockRef>> FakeEngine::Remat(
   for (const RematJob& job : jobs) {
     ++remats_;
     if (job.remat == RematPolicy::kStep) ++step_remats_;
+    const bool whole = job.whole || options_.window == 0;
+    if (!whole) ++partial_remats_;
     uint32_t crc = 0;
     if (job.page.size() >= 4) std::memcpy(&crc, job.page.data(), 4);
     const bool fail = remat_failures_ > 0 && remat_failures_-- > 0;
@@ -252,7 +269,10 @@ std::vector<absl::StatusOr<KvBlockRef>> FakeEngine::Remat(
     Digest digest;
     std::memcpy(digest.data(), job.page.data() + 4, sizeof(digest));
     out.push_back(std::make_shared<const FakeBlock>(
-        digest, BlockBytes(job.remat), live_));
+        digest,
+        whole ? BlockBytes(job.remat)
+              : static_cast<int64_t>(options_.partial_block_bytes),
+        live_, whole));
   }
   return out;
 }

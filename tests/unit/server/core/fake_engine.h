@@ -43,6 +43,9 @@ class FakeEngine final : public Engine {
     size_t kv_block_bytes = 1000;
     // Of a block of RematPolicy::kStep.
     size_t step_block_bytes = 300;
+    // Of one that is not whole; and what a row sees where attention slides.
+    size_t partial_block_bytes = 200;
+    int window = 0;
     size_t sequence_bytes = 500;
     size_t page_bytes = 200;
     size_t codec_bytes = 0;
@@ -83,6 +86,8 @@ class FakeEngine final : public Engine {
   // Of those, blocks of RematPolicy::kStep; and sequences of it.
   int64_t step_remats() const { return step_remats_; }
   int64_t step_sequences() const { return step_sequences_; }
+  // Of those, blocks that are not whole.
+  int64_t partial_remats() const { return partial_remats_; }
   int64_t sequences() const { return sequences_; }
   // Pages that it was asked to stage, and those that the next Remat began with.
   int64_t staged() const { return staged_; }
@@ -143,7 +148,8 @@ class FakeEngine final : public Engine {
   std::atomic<int> remat_failures_{0};
   std::atomic<int64_t> device_bytes_{0}, refusals_{0};
   std::atomic<int64_t> rows_{0}, steps_{0}, remats_{0}, max_step_rows_{0},
-      mixed_steps_{0}, step_remats_{0}, sequences_{0}, step_sequences_{0};
+      mixed_steps_{0}, step_remats_{0}, sequences_{0}, step_sequences_{0},
+      partial_remats_{0};
   void FollowScript(std::span<const TokenId> tokens, std::span<float> logits)
       XC_EXCLUDES(mu_);
 

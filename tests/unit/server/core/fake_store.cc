@@ -98,6 +98,16 @@ void FakePages::Lose() {
   for (auto& [key, stored] : pages_) stored.lost = true;
 }
 
+void FakePages::Corrupt(const PageKey& key) {
+  MutexLock lock(mu_);
+  pages_.at(key).bytes.back() ^= 1;
+}
+
+void FakePages::Lose(const PageKey& key) {
+  MutexLock lock(mu_);
+  pages_.at(key).lost = true;
+}
+
 void FakePages::Break() {
   MutexLock lock(mu_);
   for (auto& [key, stored] : pages_) stored.broken = true;

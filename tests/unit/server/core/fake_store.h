@@ -45,6 +45,9 @@ class FakePages final : public PageStore {
   void Corrupt();  // Get is OK, the bytes are damaged
   void Lose();     // Contains says yes, Get says NOT_FOUND
   void Break();    // Get says DATA_LOSS and drops the page
+  // Of one page alone. REQUIRES: it is there.
+  void Corrupt(const PageKey& key);
+  void Lose(const PageKey& key);
   void set_load_delay(std::chrono::milliseconds delay) {
     load_delay_ms_ = delay.count();
   }

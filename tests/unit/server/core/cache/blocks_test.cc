@@ -20,14 +20,19 @@ namespace {
 
 class TestBlock final : public KvBlock {
  public:
+  explicit TestBlock(bool is_whole = true) : whole_(is_whole) {}
   size_t bytes() const override { return 1; }
+  bool whole() const override { return whole_; }
+
+ private:
+  const bool whole_;
 };
 
 class BlockCacheTest : public ::testing::Test {
  protected:
   static PageKey Key(int n) { return Sha256Of(std::to_string(n)); }
-  BlockHold Insert(int key, int64_t index = 0) {
-    return cache_.Insert(Key(key), index, std::make_shared<TestBlock>(),
+  BlockHold Insert(int key, int64_t index = 0, bool whole = true) {
+    return cache_.Insert(Key(key), index, std::make_shared<TestBlock>(whole),
                          *budget_.Reserve(MemoryAccount::kSequences, 100),
                          /*stored=*/true);
   }
@@ -71,6 +76,40 @@ TEST_F(BlockCacheTest, SecondBlockOfAKeyIsItsHoldersOwn) {
     EXPECT_EQ(cache_.Acquire(Key(1))->kv(), first.kv());
   }
   EXPECT_EQ(budget_.used_bytes(), 100);
+}
+
+TEST_F(BlockCacheTest, ABlockThatIsNotWholeGivesWayToOneThatIs) {
+  for (const bool held : {false, true}) {
+    cache_.Evict(1000);
+    BlockHold partial = Insert(1, 0, /*whole=*/false);
+    BlockHold second = *cache_.Acquire(Key(1), /*whole=*/false);
+    EXPECT_EQ(second.kv(), partial.kv());
+    EXPECT_FALSE(cache_.Acquire(Key(1)).has_value());
+    EXPECT_FALSE(cache_.Contains(Key(1)));
+    EXPECT_TRUE(cache_.Contains(Key(1), /*whole=*/false));
+    if (!held) {
+      partial.Release(cache_.Tick());
+      second.Release(cache_.Tick());
+    }
+    const BlockHold whole = Insert(1);
+    EXPECT_EQ(cache_.Acquire(Key(1))->kv(), whole.kv());
+    EXPECT_EQ(cache_.Acquire(Key(1), /*whole=*/false)->kv(), whole.kv());
+    EXPECT_EQ(budget_.used_bytes(), held ? 200 : 100);
+    EXPECT_EQ(cache_.num_blocks(), held ? 2u : 1u);
+    if (held) {
+      // It is its holders' own from now on, until the last one lets go.
+      partial.Release(cache_.Tick());
+      EXPECT_FALSE(second.kv()->whole());
+      EXPECT_EQ(budget_.used_bytes(), 200);
+      second.Release(cache_.Tick());
+      EXPECT_EQ(cache_.Evict(1000), 0);
+      EXPECT_EQ(budget_.used_bytes(), 100);
+    }
+    // The other way round it is as ever.
+    EXPECT_NE(Insert(1, 0, /*whole=*/false).kv(), whole.kv());
+    EXPECT_EQ(cache_.Acquire(Key(1), /*whole=*/false)->kv(), whole.kv());
+    EXPECT_EQ(budget_.used_bytes(), 100);
+  }
 }
 
 TEST_F(BlockCacheTest, OldestGoFirstAndOfEquallyOldOnesTheLeaves) {
