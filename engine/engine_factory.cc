@@ -107,8 +107,10 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(
     XC_LOG_INFO("no GPU is used, the engine runs on the CPU", "reason={}",
                 LogValue(std::string(engine.status().message())));
   }
+  const PackOptions pack = {.release_packed = options.last_of_model,
+                            .cache_dir = options.weights_cache_dir};
   return CpuEngine::Create(std::move(model), isa, threads, options.profile_dir,
-                           options.last_of_model, progress);
+                           pack, progress);
 }
 
 }  // namespace xcache

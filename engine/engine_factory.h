@@ -25,6 +25,9 @@ struct EngineOptions {
   std::string isa;
   // Folder where profiles are kept and looked for; empty: made in memory.
   std::string profile_dir;
+  // On the CPU: folder where packed weights are kept and looked for, so that
+  // the next engine of the model need not pack them; empty: they are packed.
+  std::string weights_cache_dir;
   // On a GPU: most bytes for K/V blocks and live rows; 0: nine tenths of what
   // the weights leave free.
   uint64_t device_memory_bytes = 0;

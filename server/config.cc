@@ -203,6 +203,7 @@ void Finish(const Raw& raw, Config& config, Faults& faults) {
   } else if (!config.store_dir.empty()) {
     config.profile_dir = config.store_dir + "/profiles";
   }
+  if (config.weights_cache_dir == "none") config.weights_cache_dir.clear();
   if (raw.operator_socket == "none") {
     config.operator_socket.clear();
   } else if (!raw.operator_socket.empty()) {
@@ -266,6 +267,9 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
   option("--profile-dir", "XCACHE_PROFILE_DIR", raw.profile_dir,
          "Where codec profiles are kept; empty: with the store; \"none\": made "
          "at each start");
+  option("--weights-cache", "XCACHE_WEIGHTS_CACHE", config.weights_cache_dir,
+         "Folder where the model's packed weights are kept for the next start, "
+         "on the CPU; empty or \"none\": they are packed at each start");
 
   group = "Addresses";
   option("--listen", "XCACHE_LISTEN", config.listen,
@@ -457,6 +461,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc,
                             {{"quality", config.quality},
                              {"store-dir", config.store_dir},
                              {"profile-dir", config.profile_dir},
+                             {"weights-cache", config.weights_cache_dir},
                              {"operator-socket", config.operator_socket},
                              {"metrics-listen", config.metrics_listen},
                              {"http-listen", config.http_listen},

@@ -37,8 +37,9 @@ struct Config {
   // The default codec of sessions: its spec, or, where that is empty, the
   // quality that names one (server/core/cache/quality.h).
   std::string codec;
-  std::string quality;      // empty where `codec` is not
-  std::string profile_dir;  // empty: profiles are made in memory
+  std::string quality;            // empty where `codec` is not
+  std::string profile_dir;        // empty: profiles are made in memory
+  std::string weights_cache_dir;  // empty: weights are packed at each start
 
   std::string device = "auto";       // auto, cpu, cuda or cuda:N
   uint64_t device_memory_bytes = 0;  // of a GPU; 0: what the weights leave

@@ -72,13 +72,13 @@ CacheStoreOptions StoreOptions(const Config& config,
   return options;
 }
 
-absl::Status MakeFolder(const std::string& path) {
+absl::Status MakeFolder(const std::string& path, const char* flag) {
   if (mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) {
     return absl::OkStatus();
   }
-  return absl::PermissionDeniedError(
-      absl::StrCat("cannot make the folder ", path,
-                   " (--profile-dir): ", std::strerror(errno)));
+  return absl::PermissionDeniedError(absl::StrCat("cannot make the folder ",
+                                                  path, " (", flag,
+                                                  "): ", std::strerror(errno)));
 }
 
 // Of both doors.
@@ -229,7 +229,12 @@ class ServerAppImpl final : public ServerApp {
     engine_options.profile_dir = config_.profile_dir;
     engine_options.last_of_model = true;
     if (!config_.profile_dir.empty()) {
-      XC_RETURN_IF_ERROR(MakeFolder(config_.profile_dir));
+      XC_RETURN_IF_ERROR(MakeFolder(config_.profile_dir, "--profile-dir"));
+    }
+    engine_options.weights_cache_dir = config_.weights_cache_dir;
+    if (!config_.weights_cache_dir.empty()) {
+      XC_RETURN_IF_ERROR(
+          MakeFolder(config_.weights_cache_dir, "--weights-cache"));
     }
     XC_ASSIGN_OR_RETURN(engine_,
                         CreateEngine(model_, engine_options, progress));

@@ -263,6 +263,9 @@ class Check {
     if (!config_.profile_dir.empty()) {
       Add(CanWriteBeside("--profile-dir", config_.profile_dir));
     }
+    if (!config_.weights_cache_dir.empty()) {
+      Add(CanWriteBeside("--weights-cache", config_.weights_cache_dir));
+    }
     const std::string& socket = config_.operator_socket;
     if (!socket.empty()) Add(CanWriteBeside("--operator-socket", socket));
   }

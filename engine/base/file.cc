@@ -6,8 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <optional>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,9 +19,6 @@
 
 namespace xcache {
 namespace {
-
-// A read of more than 2 GiB is cut short by Linux; smaller ones cost nothing.
-constexpr size_t kMostRead = size_t{64} << 20;
 
 absl::Status SystemError(const char* call, const std::string& path, int error) {
   const std::string message =
@@ -35,6 +35,42 @@ FileStamp StampOf(const struct stat& info) {
           .modified_ns = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 +
                          info.st_mtim.tv_nsec};
 }
+
+// Hashes bytes in memory, in a thread of its own, as they come.
+class Hasher {
+ public:
+  Hasher(const uint8_t* data, size_t size)
+      : thread_([this, data, size] {
+          for (size_t done = 0; done < size;) {
+            ready_.wait(done);
+            const size_t end = ready_;
+            if (end == kStop) return;
+            sha_.Update(data + done, end - done);
+            done = end;
+          }
+        }) {}
+  ~Hasher() {
+    if (!thread_.joinable()) return;
+    Advance(kStop);
+    thread_.join();
+  }
+  // The first `end` bytes are there.
+  void Advance(size_t end) {
+    ready_ = end;
+    ready_.notify_one();
+  }
+  // REQUIRES: all bytes are there. Call once.
+  Digest Finish() {
+    thread_.join();
+    return sha_.Finish();
+  }
+
+ private:
+  static constexpr size_t kStop = ~size_t{0};
+  std::atomic<size_t> ready_{0};
+  Sha256 sha_;
+  std::thread thread_;  // the last: it uses the others
+};
 
 class Descriptor {
  public:
@@ -58,8 +94,7 @@ Descriptor OpenToRead(const std::string& path) {
 absl::Status ReadUpTo(int fd, const std::string& path, size_t end,
                       std::span<uint8_t> to, size_t* at) {
   while (*at < end) {
-    const ssize_t n =
-        ::read(fd, to.data() + *at, std::min(end - *at, kMostRead));
+    const ssize_t n = ::read(fd, to.data() + *at, end - *at);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return SystemError("read", path, errno);
     if (n == 0) {
@@ -131,7 +166,8 @@ absl::StatusOr<std::string> ReadSecretFile(const std::string& path,
 }
 
 absl::StatusOr<FileBytes> FileBytes::Read(const std::string& path,
-                                          const CheckFn& check) {
+                                          const CheckFn& check,
+                                          Digest* sha256) {
   const Descriptor fd = OpenToRead(path);
   if (fd.get() < 0) return SystemError("open", path, errno);
   struct stat info {};
@@ -149,6 +185,8 @@ absl::StatusOr<FileBytes> FileBytes::Read(const std::string& path,
     return absl::ResourceExhaustedError(absl::StrCat(
         path, ": no memory for ", size, " bytes: ", std::strerror(errno)));
   }
+  // Fewer page faults; where the kernel refuses, nothing is lost.
+  (void)::madvise(memory, size, MADV_HUGEPAGE);
   file.data_ = static_cast<uint8_t*>(memory);
   file.size_ = size;
   file.stamp_ = StampOf(info);
@@ -158,7 +196,18 @@ absl::StatusOr<FileBytes> FileBytes::Read(const std::string& path,
   const size_t start = std::min(size, kStartBytes);
   XC_RETURN_IF_ERROR(ReadUpTo(fd.get(), path, start, to, &at));
   if (check) XC_RETURN_IF_ERROR(check(to.first(start)));
-  XC_RETURN_IF_ERROR(ReadUpTo(fd.get(), path, size, to, &at));
+  std::optional<Hasher> hasher;
+  if (sha256 != nullptr) hasher.emplace(file.data_, size);
+  while (at < size) {
+    constexpr size_t kAtOnce = size_t{4} << 20;
+    XC_RETURN_IF_ERROR(
+        ReadUpTo(fd.get(), path, std::min(size, at + kAtOnce), to, &at));
+    if (hasher.has_value()) hasher->Advance(at);
+  }
+  if (hasher.has_value()) {
+    hasher->Advance(size);
+    *sha256 = hasher->Finish();
+  }
   if (::fstat(fd.get(), &info) != 0) return SystemError("stat", path, errno);
   if (StampOf(info) != file.stamp_) {
     return absl::FailedPreconditionError(

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/base/sha256.h"
 
 namespace xcache {
 
@@ -48,9 +49,11 @@ class FileBytes {
 
   // NOT_FOUND; INVALID_ARGUMENT (no regular file, empty, or it may not be
   // read); FAILED_PRECONDITION (it changed while it was read);
-  // RESOURCE_EXHAUSTED; what `check` says.
+  // RESOURCE_EXHAUSTED; what `check` says. `sha256`, where not null: of all
+  // bytes, computed by another thread while they are being read.
   static absl::StatusOr<FileBytes> Read(const std::string& path,
-                                        const CheckFn& check);
+                                        const CheckFn& check,
+                                        Digest* sha256 = nullptr);
 
   FileBytes() = default;
   ~FileBytes();

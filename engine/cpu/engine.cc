@@ -36,7 +36,8 @@ CpuEngine::CpuEngine(std::shared_ptr<const Model> model, Isa isa,
 
 absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
     std::shared_ptr<const Model> model, Isa isa, int num_threads,
-    std::string profile_dir, bool release_packed, const ProgressFn& progress) {
+    std::string profile_dir, const PackOptions& pack,
+    const ProgressFn& progress) {
   std::unique_ptr<CpuEngine> engine(new CpuEngine(
       std::move(model), isa, num_threads, std::move(profile_dir)));
   const HyperParams& h = engine->model_->hparams();
@@ -45,9 +46,8 @@ absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Create(
         absl::StrCat("head_dim: expected a multiple of 16, at most 256, found ",
                      h.head_dim));
   }
-  XC_ASSIGN_OR_RETURN(
-      engine->weights_,
-      PackWeights(*engine->model_, release_packed, engine->pool_, progress));
+  XC_ASSIGN_OR_RETURN(engine->weights_, PackWeights(*engine->model_, pack,
+                                                    engine->pool_, progress));
   engine->forward_ = std::make_unique<CpuForward>(
       *engine->model_, engine->weights_, engine->kernels_, engine->pool_,
       engine->shape_);

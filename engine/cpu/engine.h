@@ -27,7 +27,8 @@ class CpuEngine final : public Engine {
   // REQUIRES: IsaSupported(isa), num_threads >= 1.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(
       std::shared_ptr<const Model> model, Isa isa, int num_threads,
-      std::string profile_dir, bool release_packed, const ProgressFn& progress);
+      std::string profile_dir, const PackOptions& pack,
+      const ProgressFn& progress);
 
   const ModelInfo& info() const override { return info_; }
   absl::Status PrepareCodec(std::string_view spec,

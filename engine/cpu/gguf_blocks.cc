@@ -57,7 +57,7 @@ void ScaleMinK4(int j, const uint8_t* s, int* scale, int* min) {
 // qs[128]}: sub-block j of 32 has the low nibbles of qs[32 (j/2) ...] where j
 // is even, else the high ones; its fifth bits are bit j of qh[0..31].
 void ReadK45(const uint8_t* super, int j, bool five, WeightBlock* out) {
-  ScaleMinK4(j, super + 4, &out->scales[0], &out->scales[1]);
+  ScaleMinK4(j, super + 4, &out->scales[0], &out->mins[0]);
   out->d = ReadHalf(super);
   out->m = -ReadHalf(super + 2);
   const uint8_t* qh = super + 16;
@@ -87,6 +87,51 @@ void ReadQ6K(const uint8_t* super, int j, WeightBlock* out) {
   }
 }
 
+// Q2_K {scales[16], qs[64], d, dmin}, Q3_K {hmask[32], qs[64], scales[12], d}:
+// sub-block j of 32 has bit pair j % 4 of qs[32 (j/4) ...], and of Q3_K bit j
+// of hmask[0..31]; a scale for 16 elements.
+void AddPairs(const uint8_t* qs, int j, uint8_t* codes) {
+  for (int i = 0; i < 32; ++i) {
+    codes[i] = qs[32 * (j / 4) + i] >> (2 * (j % 4)) & 3;
+  }
+}
+
+void ReadQ2K(const uint8_t* super, int j, WeightBlock* out) {
+  out->d = ReadHalf(super + 80);
+  out->m = -ReadHalf(super + 82);
+  for (int i = 0; i < 2; ++i) {
+    out->scales[i] = super[2 * j + i] & 15;
+    out->mins[i] = super[2 * j + i] >> 4;
+  }
+  AddPairs(super + 16, j, out->codes);
+}
+
+void ReadQ3K(const uint8_t* super, int j, WeightBlock* out) {
+  const uint8_t* scales = super + 96;
+  out->d = ReadHalf(super + 108);
+  for (int i = 0; i < 2; ++i) {
+    const int s = 2 * j + i;
+    out->scales[i] = ((scales[s % 8] >> (s / 8 * 4) & 15) |
+                      (scales[8 + s % 4] >> (2 * (s / 4)) & 3) << 4) -
+                     32;
+  }
+  AddPairs(super + 32, j, out->codes);
+  for (int i = 0; i < 32; ++i) {
+    out->codes[i] =
+        static_cast<uint8_t>(out->codes[i] | (super[i] >> j & 1) << 2);
+  }
+}
+
+// IQ4_XS {d, scales_h, scales_l[4], qs[128]}.
+void ReadIq4Xs(const uint8_t* super, int j, WeightBlock* out) {
+  const int high = super[2] | super[3] << 8;
+  out->d = ReadHalf(super);
+  out->scales[0] =
+      ((super[4 + j / 2] >> (j % 2 * 4) & 15) | (high >> (2 * j) & 3) << 4) -
+      32;
+  Nibbles(super + 8 + 16 * j, out->codes);
+}
+
 }  // namespace
 
 std::optional<QuantFormat> PackedFormatOf(GgufType type) {
@@ -102,11 +147,25 @@ std::optional<QuantFormat> PackedFormatOf(GgufType type) {
     case GgufType::kQ8_0:
       return QuantFormat{.bits = 8, .offset = 128};
     case GgufType::kQ4_K:
-      return QuantFormat{.bits = 4, .has_min = true, .k_scales = true};
+      return QuantFormat{
+          .bits = 4, .has_min = true, .factors = QuantFactors::kOf32};
     case GgufType::kQ5_K:
-      return QuantFormat{.bits = 5, .has_min = true, .k_scales = true};
+      return QuantFormat{
+          .bits = 5, .has_min = true, .factors = QuantFactors::kOf32};
     case GgufType::kQ6_K:
-      return QuantFormat{.bits = 6, .offset = 32, .k_scales = true};
+      return QuantFormat{
+          .bits = 6, .offset = 32, .factors = QuantFactors::kOf16};
+    case GgufType::kQ2_K:
+      return QuantFormat{
+          .bits = 2, .has_min = true, .factors = QuantFactors::kOf16};
+    case GgufType::kQ3_K:
+      return QuantFormat{
+          .bits = 3, .offset = 4, .factors = QuantFactors::kOf16};
+    case GgufType::kIQ4_NL:
+      return QuantFormat{.bits = 4, .iq4 = true};
+    case GgufType::kIQ4_XS:
+      return QuantFormat{
+          .bits = 4, .factors = QuantFactors::kOf32, .iq4 = true};
     case GgufType::kF32:
     case GgufType::kF16:
     case GgufType::kBF16:
@@ -164,6 +223,21 @@ void ReadWeightBlock(GgufType type, const uint8_t* row, int block,
       return;
     case GgufType::kQ6_K:
       ReadQ6K(row + 210 * static_cast<int64_t>(block / 8), block % 8, out);
+      return;
+    case GgufType::kQ2_K:
+      ReadQ2K(row + 84 * static_cast<int64_t>(block / 8), block % 8, out);
+      return;
+    case GgufType::kQ3_K:
+      ReadQ3K(row + 110 * static_cast<int64_t>(block / 8), block % 8, out);
+      return;
+    case GgufType::kIQ4_NL: {
+      const uint8_t* p = row + 18 * static_cast<int64_t>(block);
+      out->d = ReadHalf(p);
+      Nibbles(p + 2, out->codes);
+      return;
+    }
+    case GgufType::kIQ4_XS:
+      ReadIq4Xs(row + 136 * static_cast<int64_t>(block / 8), block % 8, out);
       return;
     case GgufType::kF32:
     case GgufType::kF16:

@@ -1,5 +1,6 @@
 #include "engine/cpu/weights.h"
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 #include <utility>
@@ -8,6 +9,7 @@
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
 #include "engine/cpu/gguf_blocks.h"
+#include "engine/cpu/weights_cache.h"
 
 namespace xcache {
 namespace {
@@ -34,56 +36,84 @@ std::vector<float> Vector(const std::optional<TensorView>& tensor) {
 
 absl::StatusOr<CpuMatrix> CpuMatrix::Pack(const TensorView& tensor,
                                           WeightArena* arena,
-                                          const ReleaseFn& release) {
-  const int rows = static_cast<int>(tensor.rows);
-  const int cols = static_cast<int>(tensor.cols);
-  const std::optional<QuantFormat> format = PackedFormatOf(tensor.type);
-  const size_t row_bytes =
-      tensor.bytes.size() / static_cast<size_t>(tensor.rows);
-  size_t released = 0;
-  // Before row `row` is read, or after the last one.
-  const auto release_before = [&](int row) {
-    // Far larger than the pages that parts share at their ends.
-    constexpr size_t kReleasedAtOnce = size_t{4} << 20;
-    const size_t read = static_cast<size_t>(row) * row_bytes;
-    if (release == nullptr ||
-        (row < rows && read - released < kReleasedAtOnce)) {
-      return;
-    }
-    release(tensor.bytes.subspan(released, read - released));
-    released = read;
-  };
-  CpuMatrix matrix;
-  absl::Status status;
-  if (format.has_value()) {
-    auto packed = PackedMatrix::Pack(
-        rows, cols, *format,
-        [&](int row, int block, WeightBlock* out) {
-          if (block == 0) release_before(row);
-          ReadWeightBlock(
-              tensor.type,
-              tensor.bytes.data() + static_cast<size_t>(row) * row_bytes, block,
-              out);
-        },
-        arena);
-    status = packed.status();
-    if (packed.ok()) matrix.packed_ = *std::move(packed);
-  } else {
-    auto packed = PackedFloat::FromWeightRows(
-        rows, cols, FloatTypeOf(tensor.type),
-        [&](int row, float* out) {
-          release_before(row);
-          DequantizeRow(tensor, row, out);
-        },
-        arena);
-    status = packed.status();
-    if (packed.ok()) matrix.packed_ = *std::move(packed);
-  }
-  if (!status.ok()) {
+                                          const ReleaseFn& release,
+                                          PackedParts* parts) {
+  const auto refused = [&tensor](const absl::Status& status) {
     return absl::InvalidArgumentError(absl::StrCat(
         "tensor ", std::string(tensor.name), ": ", status.message()));
+  };
+  absl::StatusOr<CpuMatrix> matrix = ShapeOf(tensor);
+  if (!matrix.ok()) return refused(matrix.status());
+  uint8_t* data = arena->Allocate(matrix->bytes());
+  XC_ASSIGN_OR_RETURN(matrix, Over(tensor, data));
+  const auto offset = [&matrix](int row) {
+    return std::visit([row](const auto& m) { return m.OffsetOf(row); },
+                      matrix->packed_);
+  };
+  const int rows = matrix->rows();
+  const size_t row_bytes = tensor.bytes.size() / static_cast<size_t>(rows);
+  size_t part = 0;
+  for (int first = 0, last = 0; first < rows; first = last, ++part) {
+    last = std::min(rows, first + matrix->part_rows());
+    const std::span<uint8_t> to(data + offset(first),
+                                offset(last) - offset(first));
+    if (parts == nullptr || !parts->Read(part, to)) {
+      const absl::Status status = matrix->PackRows(tensor, first, last, data);
+      if (!status.ok()) return refused(status);
+      if (parts != nullptr) parts->Add(part, to);
+    }
+    if (release == nullptr) continue;
+    release(
+        tensor.bytes.subspan(static_cast<size_t>(first) * row_bytes,
+                             static_cast<size_t>(last - first) * row_bytes));
   }
-  release_before(rows);
+  return matrix;
+}
+
+absl::Status CpuMatrix::PackRows(const TensorView& tensor, int first, int last,
+                                 uint8_t* data) const {
+  if (!quantized()) {
+    std::get<PackedFloat>(packed_).PackRows(
+        first, last,
+        [&tensor](int row, float* out) { DequantizeRow(tensor, row, out); },
+        data);
+    return absl::OkStatus();
+  }
+  const size_t row_bytes =
+      tensor.bytes.size() / static_cast<size_t>(tensor.rows);
+  return std::get<PackedMatrix>(packed_).PackRows(
+      first, last,
+      [&](int row, int block, WeightBlock* out) {
+        ReadWeightBlock(
+            tensor.type,
+            tensor.bytes.data() + static_cast<size_t>(row) * row_bytes, block,
+            out);
+      },
+      data);
+}
+
+int CpuMatrix::part_rows() const {
+  // A huge page; far larger than the pages that parts share at their ends.
+  constexpr int64_t kPartBytes = int64_t{2} << 20;
+  const int64_t rows_in_part =
+      kPartBytes * rows() / static_cast<int64_t>(bytes());
+  return static_cast<int>(std::max<int64_t>(1, rows_in_part / granule())) *
+         granule();
+}
+
+absl::StatusOr<CpuMatrix> CpuMatrix::Over(const TensorView& tensor,
+                                          const uint8_t* data) {
+  const int rows = static_cast<int>(tensor.rows);
+  const int cols = static_cast<int>(tensor.cols);
+  CpuMatrix matrix;
+  if (const auto format = PackedFormatOf(tensor.type)) {
+    XC_ASSIGN_OR_RETURN(matrix.packed_,
+                        PackedMatrix::Over(rows, cols, *format, data));
+  } else {
+    XC_ASSIGN_OR_RETURN(
+        matrix.packed_,
+        PackedFloat::Over(rows, cols, FloatTypeOf(tensor.type), data));
+  }
   return matrix;
 }
 
@@ -99,6 +129,11 @@ int CpuMatrix::cols() const {
 
 size_t CpuMatrix::bytes() const {
   return std::visit([](const auto& m) { return m.bytes(); }, packed_);
+}
+
+const uint8_t* CpuMatrix::data() const {
+  return std::visit(
+      [](const auto& m) -> const uint8_t* { return m.view().data; }, packed_);
 }
 
 void CpuMatrix::Row(int row, float* out) const {
@@ -157,7 +192,8 @@ int64_t CpuWeights::bytes() const {
   return static_cast<int64_t>(total);
 }
 
-absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
+absl::StatusOr<CpuWeights> PackWeights(const Model& model,
+                                       const PackOptions& options,
                                        ThreadPool& pool,
                                        const ProgressFn& progress) {
   CpuWeights weights;
@@ -195,20 +231,32 @@ absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
     weights.embedding = model.token_embd();
   }
 
+  std::unique_ptr<WeightsCache> cache;
+  if (!options.cache_dir.empty()) {
+    std::vector<TensorView> tensors;
+    for (const Job& job : jobs) tensors.push_back(job.from);
+    XC_ASSIGN_OR_RETURN(
+        cache,
+        WeightsCache::Open(options.cache_dir, model.fingerprint(), tensors));
+  }
+
   Mutex mu;
   absl::Status status;  // the first error; guarded by mu
   std::atomic<int64_t> done{0};
   const auto num_jobs = static_cast<int64_t>(jobs.size());
   pool.ParallelFor(num_jobs, [&](int64_t i, int thread) {
     const Job& job = jobs[static_cast<size_t>(i)];
-    const ReleaseFn release = [&](std::span<const uint8_t> bytes) {
+    ReleaseFn release = [&](std::span<const uint8_t> bytes) {
       TensorView part = job.from;
       part.bytes = bytes;
       model.Release(part);
     };
+    if (!options.release_packed || job.read_again) release = nullptr;
+    std::optional<WeightsCache::Matrix> parts;
+    if (cache != nullptr) parts.emplace(cache->matrix(static_cast<size_t>(i)));
     absl::StatusOr<CpuMatrix> packed =
-        CpuMatrix::Pack(job.from, weights.arena.get(),
-                        release_packed && !job.read_again ? release : nullptr);
+        CpuMatrix::Pack(job.from, weights.arena.get(), release,
+                        parts.has_value() ? &*parts : nullptr);
     if (packed.ok()) {
       *job.to = *std::move(packed);
     } else {
@@ -223,6 +271,11 @@ absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
     }
   });
   XC_RETURN_IF_ERROR(status);
+  if (cache != nullptr) {
+    std::vector<const CpuMatrix*> matrices;
+    for (const Job& job : jobs) matrices.push_back(job.to);
+    cache->Save(matrices);
+  }
   if (progress) progress("packing weights", 1.0);
   return weights;
 }

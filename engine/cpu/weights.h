@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -32,16 +33,32 @@ struct Activations {
 
 using ReleaseFn = std::function<void(std::span<const uint8_t> bytes)>;
 
+// Where the packed bytes of a matrix may be found, by its parts.
+class PackedParts {
+ public:
+  virtual ~PackedParts() = default;
+  // Whether they are there, all and whole; they are then in `to`.
+  virtual bool Read(size_t part, std::span<uint8_t> to) = 0;
+  // They were not, and have been packed.
+  virtual void Add(size_t part, std::span<const uint8_t> bytes) = 0;
+};
+
 // One weight matrix [rows, cols], quantized or floating-point.
 class CpuMatrix {
  public:
   CpuMatrix() = default;
   // INVALID_ARGUMENT names the tensor and what is wrong with it. `arena` must
   // outlive the matrix. `release`, where not null, is told the parts of the
-  // tensor's bytes that are not read any more, all of them, in order.
+  // tensor's bytes that are not read any more, all of them, in order. Nor are
+  // those read at all of which `parts`, where not null, has what they become.
   static absl::StatusOr<CpuMatrix> Pack(const TensorView& tensor,
                                         WeightArena* arena,
-                                        const ReleaseFn& release = nullptr);
+                                        const ReleaseFn& release = nullptr,
+                                        PackedParts* parts = nullptr);
+  // What Pack would make of such a tensor, without its bytes.
+  static absl::StatusOr<CpuMatrix> ShapeOf(const TensorView& tensor) {
+    return Over(tensor, nullptr);
+  }
 
   bool quantized() const {
     return std::holds_alternative<PackedMatrix>(packed_);
@@ -49,6 +66,10 @@ class CpuMatrix {
   int rows() const;
   int cols() const;
   size_t bytes() const;
+  const uint8_t* data() const;
+  size_t num_parts() const {
+    return static_cast<size_t>((rows() + part_rows() - 1) / part_rows());
+  }
   // Work may be split at multiples of this many output features.
   int granule() const { return quantized() ? kPanelCols : kFloatPanelCols; }
   // REQUIRES: quantized().
@@ -66,6 +87,14 @@ class CpuMatrix {
                 int64_t out_stride) const;
 
  private:
+  static absl::StatusOr<CpuMatrix> Over(const TensorView& tensor,
+                                        const uint8_t* data);
+  // The rows of `tensor` to their place in the matrix's bytes, at `data`.
+  absl::Status PackRows(const TensorView& tensor, int first, int last,
+                        uint8_t* data) const;
+  // What is packed at a time.
+  int part_rows() const;
+
   std::variant<PackedMatrix, PackedFloat> packed_;
 };
 
@@ -93,9 +122,16 @@ struct CpuWeights {
   int64_t bytes() const;
 };
 
-// `release_packed`: what was packed is given back by the model, some MB at a
-// time as soon as they were, but for those that codecs are made from.
-absl::StatusOr<CpuWeights> PackWeights(const Model& model, bool release_packed,
+struct PackOptions {
+  // What was packed is given back by the model, some MB at a time as soon as
+  // they were, but for those that codecs are made from.
+  bool release_packed = false;
+  // Folder where packed weights are kept and looked for (weights_cache.h);
+  // empty: packed anew.
+  std::string cache_dir;
+};
+absl::StatusOr<CpuWeights> PackWeights(const Model& model,
+                                       const PackOptions& options,
                                        ThreadPool& pool,
                                        const ProgressFn& progress);
 

@@ -128,6 +128,10 @@ WeightType WeightTypeOf(GgufType type) {
       return WeightType::kQ5_K;
     case GgufType::kQ6_K:
       return WeightType::kQ6_K;
+    case GgufType::kQ2_K:
+    case GgufType::kQ3_K:
+    case GgufType::kIQ4_NL:
+    case GgufType::kIQ4_XS:
     case GgufType::kF32:
     case GgufType::kF16:
     case GgufType::kBF16:

@@ -35,19 +35,23 @@ uint8_t* WeightArena::Allocate(size_t num_bytes) {
   constexpr size_t kSlab = 16 * kHugePage;
   num_bytes = (num_bytes + 63) / 64 * 64;
   MutexLock lock(mu_);
-  if (slabs_.empty() || slabs_.back().size() - used_ < num_bytes) {
-    slabs_.emplace_back(std::max(num_bytes, kSlab));
-    used_ = 0;
+  // The first that it fits into: small matrices fill what large ones left.
+  auto slab = std::ranges::find_if(slabs_, [num_bytes](const Slab& s) {
+    return s.memory.size() - s.used >= num_bytes;
+  });
+  if (slab == slabs_.end()) {
+    slabs_.push_back({AlignedBytes(std::max(num_bytes, kSlab)), 0});
+    slab = slabs_.end() - 1;
   }
-  uint8_t* result = slabs_.back().data() + used_;
-  used_ += num_bytes;
+  uint8_t* result = slab->memory.data() + slab->used;
+  slab->used += num_bytes;
   return result;
 }
 
 size_t WeightArena::bytes() const {
   MutexLock lock(mu_);
   size_t total = 0;
-  for (const AlignedBytes& slab : slabs_) total += slab.size();
+  for (const Slab& slab : slabs_) total += slab.memory.size();
   return total;
 }
 
@@ -65,11 +69,22 @@ bool ExactInF16(float x) {
   return std::isfinite(x) && F16ToF32(F32ToF16(x)) == x;
 }
 
+void PlaceBits(int value, uint8_t* byte) {
+  *byte = static_cast<uint8_t>(*byte | value);
+}
+
+// What SixBitsAt reads.
+void PlaceSixBits(int value, int i, int at, uint8_t* v) {
+  if (i < 3) return PlaceBits(value, v + i * 64 + at);
+  for (int j = 0; j < 3; ++j) {
+    PlaceBits((value >> (2 * j) & 3) << 6, v + j * 64 + at);
+  }
+}
+
 // Writes column `c`'s 32 codes into a block's vectors (quant_matmul.h).
 void PlaceCodes(const uint8_t* codes, int bits, int c, uint8_t* block) {
   const auto place = [&](int vector, int lane, int value) {
-    uint8_t& byte = block[vector * 64 + c * 4 + lane];
-    byte = static_cast<uint8_t>(byte | value);
+    PlaceBits(value, block + vector * 64 + c * 4 + lane);
   };
   for (int k = 0; k < kQuantBlock; ++k) {
     const int code = codes[k], chunk = k / 4, lane = k % 4;
@@ -78,13 +93,13 @@ void PlaceCodes(const uint8_t* codes, int bits, int c, uint8_t* block) {
         place(chunk, lane, code);
         break;
       case 6:
-        if (chunk % 4 < 3) {
-          place(chunk / 4 * 3 + chunk % 4, lane, code);
-        } else {
-          for (int i = 0; i < 3; ++i) {
-            place(chunk / 4 * 3 + i, lane, (code >> (2 * i) & 3) << 6);
-          }
-        }
+        PlaceSixBits(code, chunk % 4, c * 4 + lane, block + chunk / 4 * 192);
+        break;
+      case 3:
+        place(2, lane, (code >> 2) << chunk);
+        [[fallthrough]];
+      case 2:
+        place(chunk / 4, lane, (code & 3) << (chunk % 4 * 2));
         break;
       default:
         place(chunk / 2, lane, (code & 15) << (chunk % 2 * 4));
@@ -103,38 +118,51 @@ void PlaceScales(const WeightBlock& block, const QuantFormat& format, int b,
                  int c, uint8_t* scales) {
   PlaceHalf(block.d, c, scales);
   if (format.has_min) PlaceHalf(block.m, kPanelCols + c, scales);
-  if (!format.k_scales) return;
-  scales += (format.has_min ? 64 : 32) + b * 32;
-  for (int i = 0; i < 2; ++i) {
-    scales[format.has_min ? i * kPanelCols + c : 2 * c + i] =
-        static_cast<uint8_t>(block.scales[i]);
+  uint8_t* to = scales + (format.has_min ? 64 : 32);
+  if (format.factors == QuantFactors::kOf16) {
+    for (int h = 0; h < 2; ++h) {
+      to[b * 32 + 2 * c + h] =
+          static_cast<uint8_t>(block.scales[h] | block.mins[h] << 4);
+    }
+  } else if (format.factors == QuantFactors::kOf32 && format.has_min) {
+    const int at = b % 2 * 2 * kPanelCols + c;
+    PlaceSixBits(block.scales[0], b / 2, at, to);
+    PlaceSixBits(block.mins[0], b / 2, at + kPanelCols, to);
+  } else if (format.factors == QuantFactors::kOf32) {
+    to[b * kPanelCols + c] = static_cast<uint8_t>(block.scales[0]);
   }
 }
 
-bool Known(const QuantFormat& f) {
-  const bool small = f.bits == 4 || f.bits == 5;
-  if (f.has_min) return small && f.offset == 0;
+bool Known(QuantFormat f) {
   if (f.offset < 0 || f.offset > 128) return false;
-  return f.k_scales ? f.bits == 6 : small || f.bits == 8;
+  if (f.offset != 0 && (f.has_min || f.iq4)) return false;
+  f.offset = 0;
+  return std::ranges::find(kQuantFormats, f) != std::end(kQuantFormats);
 }
 
 // Whether the format holds a block's scales as they are.
 bool ScalesFit(const WeightBlock& block, const QuantFormat& format) {
   if (!ExactInF16(block.d) || !ExactInF16(block.m)) return false;
   if (!format.has_min && block.m != 0.0f) return false;
-  if (!format.k_scales) return true;
-  const int least = format.has_min ? 0 : -128;
-  const auto fits = [&](int x) { return x >= least && x <= least + 255; };
-  return fits(block.scales[0]) && fits(block.scales[1]);
+  if (format.factors == QuantFactors::kNone) return true;
+  const bool halves = format.factors == QuantFactors::kOf16;
+  for (int h = 0; h < (halves ? 2 : 1); ++h) {
+    const int x = block.scales[h], y = block.mins[h];
+    const int end = halves ? 16 : 64;  // with m
+    if (format.has_min ? x < 0 || x >= end || y < 0 || y >= end
+                       : x < -128 || x >= 128 || y != 0) {
+      return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace
 
-absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
+absl::StatusOr<PackedMatrix> PackedMatrix::Over(int rows, int cols,
                                                 const QuantFormat& format,
-                                                const BlockFn& blocks,
-                                                WeightArena* arena) {
-  const int group = format.k_scales ? kSuperBlocks : 1;
+                                                const uint8_t* data) {
+  const int group = format.factors != QuantFactors::kNone ? kSuperBlocks : 1;
   if (rows < 1 || cols < 1 || cols % (kQuantBlock * group) != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "a quantized matrix is ", rows, " x ", cols,
@@ -142,30 +170,47 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
         kQuantBlock * group));
   }
   if (!Known(format)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("no such format: ", format.bits, " bits, offset ",
-                     format.offset, format.has_min ? ", a minimum" : "",
-                     format.k_scales ? ", integer scales" : ""));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "no such format: ", format.bits, " bits, offset ", format.offset,
+        format.has_min ? ", a minimum" : "", format.iq4 ? ", a table" : "",
+        group == 1 ? "" : ", integer scales"));
   }
   PackedMatrix result;
   QuantMatrix& view = result.view_;
   view.rows = rows;
   view.cols = cols;
   view.format = format;
+  view.data = data;
   const int num_blocks = cols / kQuantBlock;
+  view.panel_bytes = (num_blocks * QuantCodeBytes(format) +
+                      num_blocks / group * QuantScaleBytes(format) + 63) /
+                     64 * 64;
+  return result;
+}
+
+absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
+                                                const QuantFormat& format,
+                                                const BlockFn& blocks,
+                                                WeightArena* arena) {
+  XC_ASSIGN_OR_RETURN(PackedMatrix result, Over(rows, cols, format, nullptr));
+  uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
+  result.view_.data = data;
+  XC_RETURN_IF_ERROR(result.PackRows(0, rows, blocks, data));
+  return result;
+}
+
+absl::Status PackedMatrix::PackRows(int first, int last, const BlockFn& blocks,
+                                    uint8_t* data) const {
+  const QuantFormat& format = view_.format;
+  const int group = format.factors != QuantFactors::kNone ? kSuperBlocks : 1;
+  const int num_blocks = view_.cols / kQuantBlock;
   const int64_t code_bytes = QuantCodeBytes(format);
   const int64_t scale_bytes = QuantScaleBytes(format);
-  view.panel_bytes =
-      (num_blocks * code_bytes + num_blocks / group * scale_bytes + 63) / 64 *
-      64;
-  uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
-  view.data = data;
-
-  for (int row = 0; row < rows; ++row) {
-    uint8_t* panel = data + row / kPanelCols * view.panel_bytes;
+  for (int row = first; row < last; ++row) {
+    uint8_t* panel = data + row / kPanelCols * view_.panel_bytes;
     uint8_t* scales = panel + num_blocks * code_bytes;
     const int c = row % kPanelCols;
-    if (c == 0) std::memset(panel, 0, static_cast<size_t>(view.panel_bytes));
+    if (c == 0) std::memset(panel, 0, static_cast<size_t>(view_.panel_bytes));
     float d = 0.0f, m = 0.0f;  // of the eight blocks
     for (int b = 0; b < num_blocks; ++b) {
       WeightBlock block;
@@ -181,7 +226,8 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
       if (!ScalesFit(block, format) || block.d != d || block.m != m) {
         return absl::InvalidArgumentError(absl::StrCat(
             "row ", row, " block ", b, ": scale ", block.d, ", minimum ",
-            block.m, ", factors ", block.scales[0], ", ", block.scales[1],
+            block.m, ", factors ", block.scales[0], ", ", block.scales[1], ", ",
+            block.mins[0], ", ", block.mins[1],
             " cannot be kept exactly in this format"));
       }
       PlaceCodes(block.codes, format.bits, c, panel + b * code_bytes);
@@ -189,13 +235,13 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(int rows, int cols,
                   scales + b / group * scale_bytes);
     }
   }
-  return result;
+  return absl::OkStatus();
 }
 
 void UnpackRow(const QuantMatrix& w, int row, float* out) {
   const QuantFormat& f = w.format;
   const int num_blocks = w.cols / kQuantBlock;
-  const int group = f.k_scales ? kSuperBlocks : 1;
+  const int group = f.factors != QuantFactors::kNone ? kSuperBlocks : 1;
   const int c = row % kPanelCols;
   const uint8_t* codes = w.data + row / kPanelCols * w.panel_bytes;
   const uint8_t* scales = codes + num_blocks * QuantCodeBytes(f);
@@ -205,22 +251,17 @@ void UnpackRow(const QuantMatrix& w, int row, float* out) {
     return F16ToF32(bits);
   };
   for (int b = 0; b < num_blocks; ++b, codes += QuantCodeBytes(f)) {
-    float d[2] = {half(c), half(c)};
-    float m = f.has_min ? half(kPanelCols + c) : 0.0f;
-    if (f.k_scales) {
-      const uint8_t* factors = scales + (f.has_min ? 64 : 32) + b % group * 32;
-      if (f.has_min) {
-        m *= static_cast<float>(factors[kPanelCols + c]);
-        d[0] = d[1] *= static_cast<float>(factors[c]);
-      } else {
-        d[0] *= static_cast<float>(static_cast<int8_t>(factors[2 * c]));
-        d[1] *= static_cast<float>(static_cast<int8_t>(factors[2 * c + 1]));
-      }
+    const QuantFactorPair factors = QuantFactorsAt(f, scales, b % group, c);
+    float d[2], m[2] = {};
+    for (int h = 0; h < 2; ++h) {
+      d[h] = half(c) * static_cast<float>(factors.x[h]);
+      if (!f.has_min) continue;
+      m[h] = half(kPanelCols + c) * static_cast<float>(factors.y[h]);
     }
     for (int k = 0; k < kQuantBlock; ++k) {
-      const int code = QuantCodeAt(f.bits, codes, c, k) - f.offset;
-      const float product = d[k / 16] * static_cast<float>(code);
-      *out++ = f.has_min ? product + m : product;
+      const int value = QuantValue(f, QuantCodeAt(f.bits, codes, c, k));
+      const float product = d[k / 16] * static_cast<float>(value);
+      *out++ = f.has_min ? product + m[k / 16] : product;
     }
     if (b % group == group - 1) scales += QuantScaleBytes(f);
   }
@@ -251,28 +292,40 @@ void PlaceFloat(float value, FloatType type, int64_t index, uint8_t* data) {
 
 }  // namespace
 
-absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
-    int rows, int cols, FloatType type,
-    const std::function<void(int row, float* out)>& fill, WeightArena* arena) {
+absl::StatusOr<PackedFloat> PackedFloat::Over(int rows, int cols,
+                                              FloatType type,
+                                              const uint8_t* data) {
   if (cols < 1 || rows < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("a matrix has k = ", cols, ", n = ", rows,
                      ": expected both to be positive"));
   }
   PackedFloat result;
-  result.view_ = {.k = cols, .n = rows, .type = type, .data = nullptr};
+  result.view_ = {.k = cols, .n = rows, .type = type, .data = data};
+  return result;
+}
+
+absl::StatusOr<PackedFloat> PackedFloat::FromWeightRows(
+    int rows, int cols, FloatType type,
+    const std::function<void(int row, float* out)>& fill, WeightArena* arena) {
+  XC_ASSIGN_OR_RETURN(PackedFloat result, Over(rows, cols, type, nullptr));
   uint8_t* data = MatrixMemory(result.bytes(), arena, &result.storage_);
-  std::memset(data, 0, result.bytes());
   result.view_.data = data;
-  std::vector<float> row_values(static_cast<size_t>(cols));
-  for (int row = 0; row < rows; ++row) {
+  result.PackRows(0, rows, fill, data);
+  return result;
+}
+
+void PackedFloat::PackRows(int first, int last, const FillFn& fill,
+                           uint8_t* data) const {
+  std::memset(data + OffsetOf(first), 0, OffsetOf(last) - OffsetOf(first));
+  std::vector<float> row_values(static_cast<size_t>(view_.k));
+  for (int row = first; row < last; ++row) {
     fill(row, row_values.data());
-    for (int k = 0; k < cols; ++k) {
-      PlaceFloat(row_values[static_cast<size_t>(k)], type,
-                 FloatIndex(result.view_, k, row), data);
+    for (int k = 0; k < view_.k; ++k) {
+      PlaceFloat(row_values[static_cast<size_t>(k)], view_.type,
+                 FloatIndex(view_, k, row), data);
     }
   }
-  return result;
 }
 
 void UnpackRow(const FloatMatrix& b, int row, float* out) {

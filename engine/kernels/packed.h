@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/base/mutex.h"
 #include "engine/kernels/float_matmul.h"
@@ -46,20 +47,23 @@ class WeightArena {
   size_t bytes() const;
 
  private:
+  struct Slab {
+    AlignedBytes memory;
+    size_t used = 0;
+  };
   mutable Mutex mu_;
-  std::vector<AlignedBytes> slabs_ XC_GUARDED_BY(mu_);
-  size_t used_ XC_GUARDED_BY(mu_) = 0;  // of the last slab
+  std::vector<Slab> slabs_ XC_GUARDED_BY(mu_);
 };
 
-// 32 weights: w[i] = d * (codes[i] - offset) + m; with k_scales
-// w[i] = d * scales[0] * (codes[i] - offset) + m * scales[1], or without m
-// w[i] = d * scales[i / 16] * (codes[i] - offset), where d and m are those of
-// eight blocks.
+// 32 weights: w[i] = d * v[i] + m, v[i] what codes[i] stands for; with factors
+// w[i] = d * scales[h] * v[i] + m * mins[h], where d and m are those of eight
+// blocks and h is 0 or, where factors are of 16 weights, i / 16.
 struct WeightBlock {
   uint8_t codes[kQuantBlock] = {};
   float d = 0.0f;
   float m = 0.0f;
   int scales[2] = {};
+  int mins[2] = {};
 };
 
 class PackedMatrix {
@@ -69,7 +73,7 @@ class PackedMatrix {
 
   PackedMatrix() = default;
   // Calls `blocks` once for each, rows in order. INVALID_ARGUMENT: a shape that
-  // is not positive or cols no multiple of 32 (256 with k_scales), a code
+  // is not positive or cols no multiple of 32 (256 with factors), a code
   // beyond its bits, a scale that its format cannot hold exactly or that is not
   // finite, other d or m within eight blocks that share them. The weights are
   // kept in `arena`, which must outlive the matrix, or on their own.
@@ -77,6 +81,22 @@ class PackedMatrix {
                                            const QuantFormat& format,
                                            const BlockFn& blocks,
                                            WeightArena* arena = nullptr);
+  // One of bytes() bytes at `data`, 64-byte aligned, that PackRows writes or
+  // has written; they must outlive it. Errors of shape and format as of Pack.
+  static absl::StatusOr<PackedMatrix> Over(int rows, int cols,
+                                           const QuantFormat& format,
+                                           const uint8_t* data);
+  // Rows [first, last) at their place in the matrix's bytes, which begin at
+  // `data`; the other errors of Pack. REQUIRES: both are multiples of
+  // kPanelCols, or rows().
+  absl::Status PackRows(int first, int last, const BlockFn& blocks,
+                        uint8_t* data) const;
+  // Where in them row `row` begins. REQUIRES: as of PackRows.
+  size_t OffsetOf(int row) const {
+    return row == rows()
+               ? bytes()
+               : static_cast<size_t>(row / kPanelCols * view_.panel_bytes);
+  }
 
   const QuantMatrix& view() const { return view_; }
   int rows() const { return view_.rows; }
@@ -106,6 +126,16 @@ class PackedFloat {
       int rows, int cols, FloatType type,
       const std::function<void(int row, float* out)>& fill,
       WeightArena* arena = nullptr);
+  // As of PackedMatrix, for multiples of kFloatPanelCols.
+  using FillFn = std::function<void(int row, float* out)>;
+  static absl::StatusOr<PackedFloat> Over(int rows, int cols, FloatType type,
+                                          const uint8_t* data);
+  void PackRows(int first, int last, const FillFn& fill, uint8_t* data) const;
+  size_t OffsetOf(int row) const {
+    return row == n() ? bytes()
+                      : static_cast<size_t>(int64_t{row} * k() *
+                                            FloatTypeBytes(view_.type));
+  }
   // Element (k, n) of B is b[k * k_stride + n * n_stride]; FP32.
   static absl::StatusOr<PackedFloat> FromMatrix(const float* b, int k, int n,
                                                 int64_t k_stride,

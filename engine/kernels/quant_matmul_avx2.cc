@@ -23,29 +23,43 @@ XCACHE_INLINE __m256 LoadHalves(const uint8_t* p) {
 }
 
 // Integer scales of 8 columns as floats.
+template <bool kSigned>
 XCACHE_INLINE __m256 LoadFactors(const uint8_t* p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
-      _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(kSigned ? _mm256_cvtepi8_epi32(bytes)
+                                    : _mm256_cvtepu8_epi32(bytes));
 }
 
-template <int kBits, bool kMin, bool kK>
+template <QuantFormat kFormat>
 struct Panel {
-  using Shape = PanelShape<kBits, kMin, kK>;
+  using Shape = PanelShape<kFormat>;
+  static constexpr int kBits = Shape::kBits;
+  static constexpr bool kMin = Shape::kMin;
 
-  // Of a block of 8-bit codes of 8 columns, 32 bytes in each 64-byte chunk at
-  // `codes`, less 128 each, with kRows rows.
+  // Codes as signed bytes: those of 8 bits less 128, or what others stand for.
+  static XCACHE_INLINE __m256i SignedCodes(const uint8_t* codes, int i) {
+    const auto bytes = reinterpret_cast<__m256i>(CodesOf<kBits>(codes, i));
+    if constexpr (kFormat.iq4) {
+      return _mm256_shuffle_epi8(
+          _mm256_broadcastsi128_si256(
+              _mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4Values))),
+          bytes);
+    }
+    return _mm256_xor_si256(bytes, _mm256_set1_epi8(static_cast<char>(0x80)));
+  }
+
+  // Of a block of such codes of 8 columns, 32 bytes in each 64-byte chunk at
+  // `codes`, with kRows rows.
   template <int kRows>
   static XCACHE_INLINE void DotBytes(const uint8_t* a, int64_t a_stride,
                                      const uint8_t* codes,
                                      __m256i (&dot)[kRows]) {
-    // Codes less 128 are signed: |w| <= 128 times sign(w) a in [-127, 127],
+    // |w| <= 128 times sign(w) a in [-127, 127],
     // two of them: at most 32512.
     const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      const __m256i w = _mm256_xor_si256(
-          flip, reinterpret_cast<__m256i>(CodesOf<8>(codes, i)));
+      const __m256i w = SignedCodes(codes, i);
       const __m256i magnitude = _mm256_abs_epi8(w);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
@@ -65,8 +79,9 @@ struct Panel {
                                     const __m256i (&scale)[2],
                                     __m256i (&dot)[kRows]) {
     // So many chunks add up in an int16 at most: 2 products each, of at most
-    // 15 * 127, 31 * 127, 63 * 127: together 30480, 31496, 32004.
-    constexpr int kChunks = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
+    // 15 * 127, 31 * 127, 63 * 127: together 30480, 31496, 32004. Those of 2
+    // and 3 bits have scales of halves.
+    constexpr int kChunks = kBits == 4 ? 8 : kBits == 6 ? 2 : 4;
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += kChunks) {
       __m256i words[kRows];
@@ -88,6 +103,14 @@ struct Panel {
     }
   }
 
+  // The integer scales of halves of blocks, 16 bits each: x, or, where there
+  // are minima, x and y in a byte.
+  static XCACHE_INLINE __m256i HalfFactors(const uint8_t* factors) {
+    const __m128i bytes =
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(factors));
+    return kMin ? _mm256_cvtepu8_epi16(bytes) : _mm256_cvtepi8_epi16(bytes);
+  }
+
   // The integer sums of one block: codes less their offset times activations.
   template <int kRows>
   static XCACHE_INLINE void DotBlock(const uint8_t* a, int64_t a_stride,
@@ -98,12 +121,15 @@ struct Panel {
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) dot[r] = _mm256_setzero_si256();
     if constexpr (Shape::kHalves) {
-      const __m256i pairs = _mm256_cvtepi8_epi16(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(factors)));
+      __m256i pairs = HalfFactors(factors);
+      if constexpr (kMin) {
+        pairs = _mm256_and_si256(pairs, _mm256_set1_epi16(15));
+      }
       const __m256i scale[2] = {
           _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(pairs, 0xa0), 0xa0),
           _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(pairs, 0xf5), 0xf5)};
       DotBits<kRows>(a, a_stride, codes, scale, dot);
+      if constexpr (kMin) return;
       const __m256i less = _mm256_mullo_epi16(
           pairs, _mm256_set1_epi16(static_cast<int16_t>(-offset)));
 #pragma GCC unroll 4
@@ -115,14 +141,14 @@ struct Panel {
       }
       return;
     }
-    if constexpr (kBits == 8) {
+    if constexpr (kBits == 8 || kFormat.iq4) {
       DotBytes<kRows>(a, a_stride, codes, dot);
-      offset -= 128;
+      offset -= kBits == 8 ? 128 : 0;
     } else {
       const __m256i ones = _mm256_set1_epi16(1);
       DotBits<kRows>(a, a_stride, codes, {ones, ones}, dot);
     }
-    if constexpr (Shape::kOffset) {
+    if constexpr (Shape::kOffset && !kFormat.iq4) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         int sums[2];
@@ -152,15 +178,22 @@ struct Panel {
       const __m256 group_d = LoadHalves(scales + half * 16);
       __m256 group_m;
       if constexpr (kMin) group_m = LoadHalves(scales + 32 + half * 16);
-      scales += Shape::kHalfBytes;
+      const uint8_t* factors = scales + Shape::kHalfBytes;
+      alignas(32) uint8_t unpacked[kSuperBlocks * 32];
+      if constexpr (Shape::kSixBits) {
+        UnpackFactors(factors, unpacked);
+        factors = unpacked;
+      }
       for (int b = 0; b < Shape::kGroup; ++b) {
-        if (ahead != 0) PrefetchBlock<kBits>(codes + ahead, scales + ahead);
+        if (ahead != 0) {
+          PrefetchBlock<kBits>(codes + ahead, scales + b * 32 + ahead);
+        }
         __m256i dot[kRows];
-        DotBlock<kRows>(a, a_stride, codes, scales + half * 16, w.format.offset,
-                        row_s + to_sum, dot);
+        DotBlock<kRows>(a, a_stride, codes, factors + half * 16,
+                        w.format.offset, row_s + to_sum, dot);
         __m256 d = group_d;
-        if constexpr (kMin && kK) {
-          d = _mm256_mul_ps(d, LoadFactors(scales + half * 8));
+        if constexpr (Shape::kWhole) {
+          d = _mm256_mul_ps(d, LoadFactors<!kMin>(factors + half * 8));
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
@@ -171,21 +204,35 @@ struct Panel {
         }
         if constexpr (kMin) {
           __m256 m = group_m;
-          if constexpr (kK) {
-            m = _mm256_mul_ps(m, LoadFactors(scales + kPanelCols + half * 8));
+          __m256i mins;
+          if constexpr (Shape::kHalves) {
+            mins = _mm256_srli_epi16(HalfFactors(factors + half * 16), 4);
+          } else if constexpr (Shape::kWhole) {
+            m = _mm256_mul_ps(
+                m, LoadFactors<false>(factors + kPanelCols + half * 8));
           }
 #pragma GCC unroll 4
           for (int r = 0; r < kRows; ++r) {
-            const float* s = reinterpret_cast<const float*>(
-                row_s + r * a_stride + to_scaled_sum);
-            acc[r] = _mm256_fmadd_ps(m, _mm256_set1_ps(*s), acc[r]);
+            const uint8_t* of_row = row_s + r * a_stride;
+            __m256 sum;
+            if constexpr (Shape::kHalves) {
+              sum = _mm256_mul_ps(
+                  _mm256_set1_ps(*reinterpret_cast<const float*>(of_row)),
+                  _mm256_cvtepi32_ps(
+                      _mm256_madd_epi16(mins, Broadcast4(of_row + to_sum))));
+            } else {
+              sum = _mm256_set1_ps(
+                  *reinterpret_cast<const float*>(of_row + to_scaled_sum));
+            }
+            acc[r] = _mm256_fmadd_ps(m, sum, acc[r]);
           }
         }
         a += kQuantBlock;
         row_s += 4;
         codes += Shape::kCodeBytes;
-        if constexpr (kK) scales += 32;
+        if constexpr (Shape::kGroup > 1) factors += Shape::kFactorBytes;
       }
+      scales += Shape::kScaleBytes;
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {

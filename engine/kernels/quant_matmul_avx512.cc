@@ -1,7 +1,5 @@
 // The quantized product on AVX-512 with VNNI: vpdpbusd multiplies four codes of
 // each of 16 columns with four activations at a time.
-#include <utility>
-
 // The order of these includes matters.
 // clang-format off
 #include "engine/kernels/simd_avx512.h"
@@ -25,14 +23,27 @@ XCACHE_INLINE __m512 LoadHalves(const uint8_t* p) {
 }
 
 // Integer scales of 16 columns as floats.
+template <bool kSigned>
 XCACHE_INLINE __m512 LoadFactors(const uint8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-      _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(kSigned ? _mm512_cvtepi8_epi32(bytes)
+                                    : _mm512_cvtepu8_epi32(bytes));
 }
 
-template <int kBits, bool kMin, bool kK>
+// 128 more than what the codes stand for.
+XCACHE_INLINE __m512i Iq4Codes(Words codes) {
+  const __m128i values = _mm_xor_si128(
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4Values)),
+      _mm_set1_epi8(static_cast<char>(0x80)));
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values),
+                             reinterpret_cast<__m512i>(codes));
+}
+
+template <QuantFormat kFormat>
 struct Panel {
-  using Shape = PanelShape<kBits, kMin, kK>;
+  using Shape = PanelShape<kFormat>;
+  static constexpr int kBits = Shape::kBits;
+  static constexpr bool kMin = Shape::kMin;
 
   // kRows activation rows times kPanels panels of equal shape. Two panels share
   // the loads of the activations, which would bind otherwise.
@@ -47,6 +58,9 @@ struct Panel {
     const uint8_t* row_sum = row_s + num_blocks * 8;
     const uint8_t* codes[kPanels];
     const uint8_t* scales[kPanels];
+    // Of block b of a group at 32 b: where 6 bits are kept, unpacked.
+    const uint8_t* factors[kPanels];
+    alignas(64) uint8_t unpacked[kPanels][kSuperBlocks * 32];
     __m512 acc[kPanels][kRows];
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
@@ -63,23 +77,28 @@ struct Panel {
       for (int p = 0; p < kPanels; ++p) {
         group_d[p] = LoadHalves(scales[p]);
         if constexpr (kMin) group_m[p] = LoadHalves(scales[p] + 32);
-        scales[p] += Shape::kHalfBytes;
+        factors[p] = scales[p] + Shape::kHalfBytes;
+        if constexpr (Shape::kSixBits) {
+          UnpackFactors(factors[p], unpacked[p]);
+          factors[p] = unpacked[p];
+        }
       }
       for (int b = 0; b < Shape::kGroup; ++b) {
         if (ahead != 0) {
 #pragma GCC unroll 2
           for (int p = 0; p < kPanels; ++p) {
-            PrefetchBlock<kBits>(codes[p] + ahead, scales[p] + ahead);
+            PrefetchBlock<kBits>(codes[p] + ahead, scales[p] + b * 32 + ahead);
           }
         }
         __m512i dot[kPanels][kRows];
-        DotBlock<kRows, kPanels>(a, a_stride, codes, scales, w.format.offset,
-                                 row_sum, dot);
+        DotBlock<kRows, kPanels>(a, a_stride, codes, factors,
+                                 kFormat.iq4 ? 128 : w.format.offset, row_sum,
+                                 dot);
 #pragma GCC unroll 2
         for (int p = 0; p < kPanels; ++p) {
           __m512 d = group_d[p];
-          if constexpr (kMin && kK) {
-            d = _mm512_mul_ps(d, LoadFactors(scales[p]));
+          if constexpr (Shape::kWhole) {
+            d = _mm512_mul_ps(d, LoadFactors<!kMin>(factors[p]));
           }
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
@@ -91,23 +110,40 @@ struct Panel {
           }
           if constexpr (kMin) {
             __m512 m = group_m[p];
-            if constexpr (kK) {
-              m = _mm512_mul_ps(m, LoadFactors(scales[p] + kPanelCols));
+            __m512i mins;
+            if constexpr (Shape::kHalves) {
+              mins = _mm512_srli_epi16(HalfFactors(factors[p]), 4);
+            } else if constexpr (Shape::kWhole) {
+              m = _mm512_mul_ps(m, LoadFactors<false>(factors[p] + kPanelCols));
             }
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; ++r) {
-              const float* s =
-                  reinterpret_cast<const float*>(row_scaled_sum + r * a_stride);
-              acc[p][r] = _mm512_fmadd_ps(m, _mm512_set1_ps(*s), acc[p][r]);
+              __m512 sum;
+              if constexpr (Shape::kHalves) {
+                const float* s =
+                    reinterpret_cast<const float*>(row_s + r * a_stride);
+                sum = _mm512_mul_ps(
+                    _mm512_set1_ps(*s),
+                    _mm512_cvtepi32_ps(_mm512_madd_epi16(
+                        mins, Broadcast4(row_sum + r * a_stride))));
+              } else {
+                sum = _mm512_set1_ps(*reinterpret_cast<const float*>(
+                    row_scaled_sum + r * a_stride));
+              }
+              acc[p][r] = _mm512_fmadd_ps(m, sum, acc[p][r]);
             }
           }
           codes[p] += Shape::kCodeBytes;
-          if constexpr (kK) scales[p] += 32;
+          if constexpr (Shape::kGroup > 1) factors[p] += Shape::kFactorBytes;
         }
         a += kQuantBlock;
         row_s += 4;
         row_scaled_sum += 4;
         row_sum += 4;
+      }
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p) {
+        scales[p] += Shape::kScaleBytes;
       }
     }
 #pragma GCC unroll 2
@@ -120,6 +156,14 @@ struct Panel {
   }
 
  private:
+  // The integer scales of halves of blocks, 16 bits each: x, or, where there
+  // are minima, x and y in a byte.
+  static XCACHE_INLINE __m512i HalfFactors(const uint8_t* factors) {
+    const __m256i bytes =
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(factors));
+    return kMin ? _mm512_cvtepu8_epi16(bytes) : _mm512_cvtepi8_epi16(bytes);
+  }
+
   // The integer sums of one block: codes less their offset times activations.
   template <int kRows, int kPanels>
   static XCACHE_INLINE void DotBlock(const uint8_t* a, int64_t a_stride,
@@ -130,7 +174,7 @@ struct Panel {
     // With few sums at a time, a second set hides vpdpbusd's latency. Where a
     // block's halves have scales of their own, each has a set.
     constexpr bool kTwoSets = kRows * kPanels <= 4 || Shape::kHalves;
-    constexpr bool kHighNibbles = kBits == 4 && kTwoSets;
+    constexpr bool kHighNibbles = kBits == 4 && !kFormat.iq4 && kTwoSets;
     __m512i other[kPanels][kRows];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -151,6 +195,8 @@ struct Panel {
         if (kHighNibbles && i % 2 == 1) {  // 16 times the code
           chunk[p] = reinterpret_cast<__m512i>(
               LoadWords(codes[p] + i / 2 * 64) & 0xf0f0);
+        } else if (kFormat.iq4) {
+          chunk[p] = Iq4Codes(CodesOf<kBits>(codes[p], i));
         } else {
           chunk[p] = reinterpret_cast<__m512i>(CodesOf<kBits>(codes[p], i));
         }
@@ -170,8 +216,9 @@ struct Panel {
     for (int p = 0; p < kPanels; ++p) {
       __m512i scale0, scale1;
       if constexpr (Shape::kHalves) {
-        const __m512i pairs = _mm512_cvtepi8_epi16(
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(factors[p])));
+        __m512i pairs = HalfFactors(factors[p]);
+        if constexpr (kMin)
+          pairs = _mm512_and_si512(pairs, _mm512_set1_epi16(15));
         scale0 = _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16);
         scale1 = _mm512_srai_epi32(pairs, 16);
       }

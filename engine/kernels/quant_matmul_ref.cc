@@ -55,33 +55,33 @@ float Dot(const QuantMatrix& w, const uint8_t* base, int n) {
   const int num_blocks = w.cols / kQuantBlock;
   const int8_t* codes = reinterpret_cast<const int8_t*>(base);
   const float* s = reinterpret_cast<const float*>(base + w.cols);
-  const float* scaled_sums = s + num_blocks;
   const uint8_t* panel = w.data + n / kPanelCols * w.panel_bytes;
   const uint8_t* panel_scales = panel + num_blocks * QuantCodeBytes(f);
   const int c = n % kPanelCols;
-  const int group = f.k_scales ? kSuperBlocks : 1;
+  const int group = f.factors != QuantFactors::kNone ? kSuperBlocks : 1;
   float acc = 0.0f;
   for (int b = 0; b < num_blocks; ++b) {
-    int dot[2] = {};
+    int dot[2] = {}, sum[2] = {};
     for (int k = 0; k < kQuantBlock; ++k) {
+      const int a = codes[b * kQuantBlock + k];
       const int code = QuantCodeAt(f.bits, panel + b * QuantCodeBytes(f), c, k);
-      dot[k / 16] += codes[b * kQuantBlock + k] * (code - f.offset);
+      dot[k / 16] += a * QuantValue(f, code);
+      sum[k / 16] += a;
     }
     const uint8_t* scales = panel_scales + b / group * QuantScaleBytes(f);
+    const QuantFactorPair by = QuantFactorsAt(f, scales, b % group, c);
     float d = HalfAt(scales, c);
     float m = f.has_min ? HalfAt(scales, kPanelCols + c) : 0.0f;
-    if (f.k_scales) {
-      const uint8_t* factors = scales + (f.has_min ? 64 : 32) + b % group * 32;
-      if (f.has_min) {
-        d *= static_cast<float>(factors[c]);
-        m *= static_cast<float>(factors[kPanelCols + c]);
-      } else {
-        dot[0] *= static_cast<int8_t>(factors[2 * c]);
-        dot[1] *= static_cast<int8_t>(factors[2 * c + 1]);
-      }
+    if (f.factors == QuantFactors::kOf16) {
+      for (int h = 0; h < 2; ++h) dot[h] *= by.x[h], sum[h] *= by.y[h];
+    } else {
+      d *= static_cast<float>(by.x[0]);
+      m *= static_cast<float>(by.y[0]);
     }
     acc = std::fma(static_cast<float>(dot[0] + dot[1]), d * s[b], acc);
-    if (f.has_min) acc = std::fma(m, scaled_sums[b], acc);
+    if (f.has_min) {
+      acc = std::fma(m, s[b] * static_cast<float>(sum[0] + sum[1]), acc);
+    }
   }
   return acc;
 }

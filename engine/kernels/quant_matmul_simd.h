@@ -1,13 +1,16 @@
 // What the quantized product does the same way on every vector instruction set:
 // quantizing rows, walking panels and rows, finishing outputs. The panel's
 // arithmetic itself is in the files of the instruction sets: they provide
-//   template <int bits, bool has_min, bool k_scales>
+//   template <QuantFormat format>  // one of kQuantFormats
 //   struct Panel {
 //     template <int rows, int panels> static void Dot(...);  // a DotFn
 //   };
 // Include after simd_*.h, simd_math.h.
 #ifndef XCACHE_ENGINE_KERNELS_QUANT_MATMUL_SIMD_H_
 #define XCACHE_ENGINE_KERNELS_QUANT_MATMUL_SIMD_H_
+
+#include <iterator>
+#include <utility>
 
 #include "engine/kernels/isa_tables.h"
 
@@ -51,14 +54,22 @@ void QuantizeRows(const float* x, int64_t x_stride, int num_rows,
 }
 
 // What a block of a panel is made of; see QuantMatrix.
-template <int kBits, bool kMin, bool kK>
+template <QuantFormat kFormat>
 struct PanelShape {
+  static constexpr int kBits = kFormat.bits;
+  static constexpr bool kMin = kFormat.has_min;
   static constexpr bool kOffset = !kMin;  // a matrix has one or the other
-  static constexpr bool kHalves = kK && !kMin;
+  // Integer scales: of halves of blocks; of blocks; these in 6 bits.
+  static constexpr bool kHalves = kFormat.factors == QuantFactors::kOf16;
+  static constexpr bool kWhole = kFormat.factors == QuantFactors::kOf32;
+  static constexpr bool kSixBits = kWhole && kMin;
   static constexpr int kCodeBytes = 64 * kBits;
   // Of as many blocks as share scales, of which these have integer ones.
-  static constexpr int kGroup = kK ? kSuperBlocks : 1;
+  static constexpr int kGroup = kHalves || kWhole ? kSuperBlocks : 1;
   static constexpr int kHalfBytes = kMin ? 64 : 32;
+  static constexpr int kScaleBytes = static_cast<int>(QuantScaleBytes(kFormat));
+  // Of the integer scales of a block, unpacked.
+  static constexpr int kFactorBytes = kWhole && !kMin ? 16 : 32;
 };
 
 XCACHE_INLINE Words LoadWords(const uint8_t* p) {
@@ -73,6 +84,12 @@ XCACHE_INLINE Words LoadWords(const uint8_t* p) {
 template <int kBits>
 XCACHE_INLINE Words CodesOf(const uint8_t* codes, int i) {
   if constexpr (kBits == 8) return LoadWords(codes + i * 64);
+  if constexpr (kBits < 4) {
+    const Words pairs = LoadWords(codes + i / 4 * 64) >> (i % 4 * 2) & 0x0303;
+    if constexpr (kBits == 2) return pairs;
+    const Words third = LoadWords(codes + 128);
+    return pairs | ((i <= 2 ? third << (2 - i) : third >> (i - 2)) & 0x0404);
+  }
   if constexpr (kBits == 6) {
     const uint8_t* v = codes + i / 4 * 192;
     if (i % 4 < 3) return LoadWords(v + i % 4 * 64) & 0x3f3f;
@@ -86,11 +103,25 @@ XCACHE_INLINE Words CodesOf(const uint8_t* codes, int i) {
   return nibble | ((i <= 4 ? fifth << (4 - i) : fifth >> (i - 4)) & 0x1010);
 }
 
+// The integer scales of eight blocks, kept in 6 bits: x[16] of block b at
+// out + 32 b, y[16] after them. Done for all at once, it costs a few
+// instructions a block.
+XCACHE_INLINE void UnpackFactors(const uint8_t* factors, uint8_t* out) {
+#pragma GCC unroll 2
+  for (size_t at = 0; at < 64; at += sizeof(Words)) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Words bytes = CodesOf<6>(factors + at, i);
+      __builtin_memcpy(out + i * 64 + at, &bytes, sizeof(bytes));
+    }
+  }
+}
+
 // Asks for a block's codes and scales, to be used one or two panels later.
 // Asked for between the products of one block and those of the next, as many
-// loads are under way as memory can serve: faster than bringing a panel into the
-// caches before its products (kernels_bench, Zen 4: Q8_0 1.2 times with one row,
-// 1.5 times with 8).
+// loads are under way as memory can serve: faster than bringing a panel into
+// the caches before its products (kernels_bench, Zen 4: Q8_0 1.2 times with one
+// row, 1.5 times with 8).
 template <int kBits>
 XCACHE_INLINE void PrefetchBlock(const uint8_t* codes, const uint8_t* scales) {
 #pragma GCC unroll 8
@@ -119,24 +150,29 @@ struct DotFns {
 constexpr int kRowsAtATime = 4;
 
 template <typename P>
-XCACHE_INLINE DotFns DotsOf() {
+constexpr DotFns DotsOf() {
   return {
       {{P::template Dot<1, 1>, P::template Dot<2, 1>, P::template Dot<4, 1>},
        {P::template Dot<1, 2>, P::template Dot<2, 2>, P::template Dot<4, 2>}}};
 }
 
-template <template <int, bool, bool> typename Panel>
-DotFns ChooseDots(const QuantFormat& f) {
-  if (f.bits == 8) return DotsOf<Panel<8, false, false>>();
-  if (f.bits == 6) return DotsOf<Panel<6, false, true>>();
-  if (f.bits == 5) {
-    return f.k_scales  ? DotsOf<Panel<5, true, true>>()
-           : f.has_min ? DotsOf<Panel<5, true, false>>()
-                       : DotsOf<Panel<5, false, false>>();
-  }
-  return f.k_scales  ? DotsOf<Panel<4, true, true>>()
-         : f.has_min ? DotsOf<Panel<4, true, false>>()
-                     : DotsOf<Panel<4, false, false>>();
+// Of kQuantFormats, in their order.
+struct FormatDots {
+  DotFns of[std::size(kQuantFormats)];
+};
+template <template <QuantFormat> typename Panel, size_t... kIndices>
+constexpr FormatDots AllDots(std::index_sequence<kIndices...>) {
+  return {{DotsOf<Panel<kQuantFormats[kIndices]>>()...}};
+}
+
+template <template <QuantFormat> typename Panel>
+const DotFns& ChooseDots(QuantFormat format) {
+  static constexpr auto kDots =
+      AllDots<Panel>(std::make_index_sequence<std::size(kQuantFormats)>());
+  format.offset = 0;
+  size_t i = 0;
+  while (!(kQuantFormats[i] == format)) ++i;
+  return kDots.of[i];
 }
 
 // All rows times one or two panels of equal shape: calls finish(row, rows) for
@@ -170,9 +206,9 @@ XCACHE_INLINE void FinishProducts(const float* products, int rows, int cols,
   }
 }
 
-template <template <int, bool, bool> typename Panel>
+template <template <QuantFormat> typename Panel>
 void QuantMatmul(const QuantMatmulArgs& args, int first, int last) {
-  const DotFns dots = ChooseDots<Panel>(args.w.format);
+  const DotFns& dots = ChooseDots<Panel>(args.w.format);
   const bool add = args.epilogue == Epilogue::kAdd;
   alignas(64) float products[2][kRowsAtATime * kPanelCols];
   float* const to[2] = {products[0], products[1]};
@@ -208,10 +244,10 @@ XCACHE_INLINE void FinishGateUp(const float* gate, const float* up, int rows,
   }
 }
 
-template <template <int, bool, bool> typename Panel>
+template <template <QuantFormat> typename Panel>
 void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
-  const DotFns gate_dots = ChooseDots<Panel>(args.gate.format);
-  const DotFns up_dots = ChooseDots<Panel>(args.up.format);
+  const DotFns& gate_dots = ChooseDots<Panel>(args.gate.format);
+  const DotFns& up_dots = ChooseDots<Panel>(args.up.format);
   const bool alike = args.gate.format == args.up.format;
   alignas(64) float products[2][kRowsAtATime * kPanelCols];
   float* const to[2] = {products[0], products[1]};
@@ -245,7 +281,7 @@ void QuantGateUp(const QuantGateUpArgs& args, int first, int last) {
   }
 }
 
-template <template <int, bool, bool> typename Panel>
+template <template <QuantFormat> typename Panel>
 XCACHE_INLINE void SetQuantMatmul(Kernels* table) {
   table->quant_row_tile = kRowsAtATime;
   table->quantize_rows = QuantizeRows;

@@ -137,6 +137,59 @@ void DequantizeQ6_K(const uint8_t* block, float* out) {
   }
 }
 
+// 16 sub-blocks of 16, each with a 4-bit scale and a 4-bit minimum; 64 bytes of
+// bit pairs, of each half of 128 elements 32 bytes, pair j its elements 32 j
+// ...
+void DequantizeQ2_K(const uint8_t* block, float* out) {
+  const float d = LoadHalf(block + 80), dmin = LoadHalf(block + 82);
+  for (int i = 0; i < 256; ++i) {
+    const int pairs = block[16 + 32 * (i / 128) + i % 32];
+    const int code = pairs >> (2 * (i / 32 % 4)) & 3;
+    out[i] =
+        d * static_cast<float>(block[i / 16] & 15) * static_cast<float>(code) -
+        dmin * static_cast<float>(block[i / 16] >> 4);
+  }
+}
+
+// The same pairs; third bits, of element i bit i / 32 of byte i % 32; a 6-bit
+// scale less 32 for 16 elements, low nibbles in 8 bytes, high pairs in 4.
+void DequantizeQ3_K(const uint8_t* block, float* out) {
+  const uint8_t* scales = block + 96;
+  const float d = LoadHalf(block + 108);
+  for (int i = 0; i < 256; ++i) {
+    const int pairs = block[32 + 32 * (i / 128) + i % 32];
+    const int code = (pairs >> (2 * (i / 32 % 4)) & 3) |
+                     (block[i % 32] >> (i / 32) & 1) << 2;
+    const int s = i / 16;
+    const int scale = (scales[s % 8] >> (s / 8 * 4) & 15) |
+                      (scales[8 + s % 4] >> (2 * (s / 4)) & 3) << 4;
+    out[i] = d * static_cast<float>(scale - 32) * static_cast<float>(code - 4);
+  }
+}
+
+// What the codes of IQ4 types stand for (ggml's kvalues_iq4nl).
+constexpr float kIq4Values[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                1,    13,   25,  38,  53,  69,  89,  113};
+
+void DequantizeIQ4_NL(const uint8_t* block, float* out) {
+  const float d = LoadHalf(block);
+  ForNibbles(block + 2, 0, out, [d](int q) { return d * kIq4Values[q]; });
+}
+
+// A 6-bit scale less 32 for 32 elements: low nibbles in 4 bytes, high pairs in
+// a 16-bit word.
+void DequantizeIQ4_XS(const uint8_t* block, float* out) {
+  const float d = LoadHalf(block);
+  const int high = Load<uint16_t>(block + 2);
+  for (int s = 0; s < 8; ++s) {
+    const int scale =
+        (block[4 + s / 2] >> (s % 2 * 4) & 15) | (high >> (2 * s) & 3) << 4;
+    const float sub_d = d * static_cast<float>(scale - 32);
+    ForNibbles(block + 8 + 16 * s, 0, out + 32 * s,
+               [sub_d](int q) { return sub_d * kIq4Values[q]; });
+  }
+}
+
 using BlockFn = void (*)(const uint8_t* block, float* out);
 
 BlockFn BlockFnOf(GgufType type) {
@@ -160,12 +213,20 @@ BlockFn BlockFnOf(GgufType type) {
       return DequantizeQ5_1;
     case GgufType::kQ8_0:
       return DequantizeQ8_0;
+    case GgufType::kQ2_K:
+      return DequantizeQ2_K;
+    case GgufType::kQ3_K:
+      return DequantizeQ3_K;
     case GgufType::kQ4_K:
       return DequantizeQ4_K;
     case GgufType::kQ5_K:
       return DequantizeQ5_K;
     case GgufType::kQ6_K:
       return DequantizeQ6_K;
+    case GgufType::kIQ4_NL:
+      return DequantizeIQ4_NL;
+    case GgufType::kIQ4_XS:
+      return DequantizeIQ4_XS;
   }
   return nullptr;
 }

@@ -45,6 +45,10 @@ std::optional<GgufTypeInfo> InfoOf(GgufType type) {
       return GgufTypeInfo{"Q5_1", 32, 4 + 4 + 16};
     case GgufType::kQ8_0:  // fp16 d, int8
       return GgufTypeInfo{"Q8_0", 32, 2 + 32};
+    case GgufType::kQ2_K:  // 16 x (4-bit scale, min), bit pairs, fp16 d, dmin
+      return GgufTypeInfo{"Q2_K", 256, 16 + 64 + 4};
+    case GgufType::kQ3_K:  // third bits, bit pairs, 16 6-bit scales, fp16 d
+      return GgufTypeInfo{"Q3_K", 256, 32 + 64 + 12 + 2};
     case GgufType::kQ4_K:  // fp16 d, fp16 dmin, 8 x (6-bit scale, min), nibbles
       return GgufTypeInfo{"Q4_K", 256, 4 + 12 + 128};
     case GgufType::kQ5_K:
@@ -52,8 +56,17 @@ std::optional<GgufTypeInfo> InfoOf(GgufType type) {
     case GgufType::kQ6_K:  // low nibbles, high bit pairs, 16 int8 scales, fp16
                            // d
       return GgufTypeInfo{"Q6_K", 256, 128 + 64 + 16 + 2};
+    case GgufType::kIQ4_NL:  // fp16 d, nibbles
+      return GgufTypeInfo{"IQ4_NL", 32, 2 + 16};
+    case GgufType::kIQ4_XS:  // fp16 d, 8 6-bit scales, nibbles
+      return GgufTypeInfo{"IQ4_XS", 256, 2 + 2 + 4 + 128};
   }
   return std::nullopt;
+}
+
+Digest GgufFile::fingerprint() const {
+  if (digest_.has_value()) return *digest_;
+  return Sha256().Update(bytes_.data(), bytes_.size()).Finish();
 }
 
 const GgufTensor* GgufFile::FindTensor(std::string_view name) const {

@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/base/file.h"
+#include "engine/base/sha256.h"
 
 namespace xcache {
 
@@ -30,9 +31,13 @@ enum class GgufType : uint32_t {
   kQ5_0 = 6,
   kQ5_1 = 7,
   kQ8_0 = 8,
+  kQ2_K = 10,
+  kQ3_K = 11,
   kQ4_K = 12,
   kQ5_K = 13,
   kQ6_K = 14,
+  kIQ4_NL = 20,
+  kIQ4_XS = 23,
   kBF16 = 30,
 };
 
@@ -83,6 +88,8 @@ class GgufFile {
   uint32_t version() const { return version_; }
   const std::string& path() const { return path_; }
   std::span<const uint8_t> bytes() const { return bytes_; }  // the whole file
+  // SHA-256 of them; of bytes that were given it is computed by each call.
+  Digest fingerprint() const;
   // Of the file as it was read; nothing for bytes that were given.
   std::optional<FileStamp> stamp() const {
     return file_.has_value() ? std::optional(file_->stamp()) : std::nullopt;
@@ -126,6 +133,7 @@ class GgufFile {
   uint32_t version_ = 0;
   std::string path_;
   std::optional<FileBytes> file_;  // where it was opened
+  std::optional<Digest> digest_;   // of all bytes, there
   std::span<const uint8_t> bytes_;
   std::map<std::string, GgufValue, std::less<>> metadata_;
   std::vector<GgufEntry> entries_;  // borrows from bytes_

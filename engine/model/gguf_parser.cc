@@ -435,8 +435,10 @@ class ParsedGguf : public GgufFile {
     return parser.ParseTensors(alignment_, &tensors_, &tensor_index_);
   }
 
-  absl::Status Own(FileBytes bytes, const std::string& path) {
+  absl::Status Own(FileBytes bytes, const Digest& digest,
+                   const std::string& path) {
     file_ = std::move(bytes);
+    digest_ = digest;
     return Parse(file_->bytes(), path);
   }
 };
@@ -458,13 +460,15 @@ absl::Status CheckStart(std::span<const uint8_t> start,
 
 absl::StatusOr<std::unique_ptr<const GgufFile>> GgufFile::Open(
     const std::string& path) {
-  XC_ASSIGN_OR_RETURN(
-      FileBytes bytes,
-      FileBytes::Read(path, [&](std::span<const uint8_t> start) {
-        return CheckStart(start, path);
-      }));
+  Digest digest;
+  XC_ASSIGN_OR_RETURN(FileBytes bytes, FileBytes::Read(
+                                           path,
+                                           [&](std::span<const uint8_t> start) {
+                                             return CheckStart(start, path);
+                                           },
+                                           &digest));
   auto file = std::make_unique<ParsedGguf>();
-  XC_RETURN_IF_ERROR(file->Own(std::move(bytes), path));
+  XC_RETURN_IF_ERROR(file->Own(std::move(bytes), digest, path));
   return file;
 }
 

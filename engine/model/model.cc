@@ -183,8 +183,7 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::FromGguf(
     for (int64_t dim : tensor.dims) num_elements *= dim;
     model->num_parameters_ += num_elements;
   }
-  model->fingerprint_ =
-      Sha256().Update(file.bytes().data(), file.bytes().size()).Finish();
+  model->fingerprint_ = file.fingerprint();
   return std::shared_ptr<const Model>(model);
 }
 

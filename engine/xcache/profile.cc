@@ -2,9 +2,7 @@
 // computed is in profile_make.cc.
 #include "engine/xcache/profile.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -16,6 +14,7 @@
 #include "engine/base/crc32c.h"
 #include "engine/base/file.h"
 #include "engine/base/log.h"
+#include "engine/base/replace_file.h"
 #include "engine/base/status_macros.h"
 #include "engine/xcache/little_endian.h"
 #include "engine/xcache/profile_impl.h"
@@ -79,49 +78,14 @@ absl::Status Corrupt(std::string_view field, uint64_t expected,
                                           found));
 }
 
-absl::Status FileError(std::string_view what, const std::string& path) {
-  return absl::InternalError(absl::StrCat("cannot ", std::string(what), " ",
-                                          path, ": ", std::strerror(errno)));
-}
-
-absl::Status WriteAll(int fd, std::string_view bytes, const std::string& path) {
-  while (!bytes.empty()) {
-    const ssize_t n = write(fd, bytes.data(), bytes.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return FileError("write", path);
-    bytes.remove_prefix(static_cast<size_t>(n));
-  }
-  return fsync(fd) == 0 ? absl::OkStatus() : FileError("sync", path);
-}
-
-// All or nothing, also when the machine stops: written under another name,
-// synced, renamed, and the folder synced.
-absl::Status WriteFileAtomically(const std::string& dir,
-                                 const std::string& path,
-                                 std::string_view bytes) {
-  std::string temporary = path + ".XXXXXX";
-  const int fd = mkostemp(temporary.data(), O_CLOEXEC);
-  if (fd < 0) return FileError("create", temporary);
-  absl::Status status = WriteAll(fd, bytes, temporary);
-  if (close(fd) != 0 && status.ok()) status = FileError("close", temporary);
-  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) {
-    status = FileError("rename to", path);
-  }
-  if (!status.ok()) {
-    unlink(temporary.c_str());
-    return status;
-  }
-  const int dir_fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (dir_fd < 0) return FileError("open", dir);
-  if (fsync(dir_fd) != 0) status = FileError("sync", dir);
-  close(dir_fd);
-  return status;
+std::string NameOf(ProfileKind kind, const Digest& model_fp) {
+  return absl::StrCat(std::string(ProfileKindName(kind)), "-",
+                      ToHex(model_fp).substr(0, 16), ".xcpf");
 }
 
 std::string PathOf(const std::string& dir, ProfileKind kind,
                    const Digest& model_fp) {
-  return absl::StrCat(dir, "/", std::string(ProfileKindName(kind)), "-",
-                      ToHex(model_fp).substr(0, 16), ".xcpf");
+  return absl::StrCat(dir, "/", NameOf(kind, model_fp));
 }
 
 }  // namespace
@@ -257,10 +221,12 @@ absl::StatusOr<std::unique_ptr<const Profile>> Profile::Parse(
 absl::Status Profile::Save(const Profile& profile, const std::string& dir,
                            const Digest& model_fp) {
   if (mkdir(dir.c_str(), 0700) != 0 && errno != EEXIST) {
-    return FileError("create", dir);
+    return absl::InternalError(
+        absl::StrCat("cannot create ", dir, ": ", std::strerror(errno)));
   }
-  return WriteFileAtomically(dir, PathOf(dir, profile.kind(), model_fp),
-                             profile.Serialize());
+  const std::string bytes = profile.Serialize();
+  const std::string_view parts[] = {bytes};
+  return ReplaceFile(dir, NameOf(profile.kind(), model_fp), parts);
 }
 
 std::optional<size_t> Profile::BytesOnDisk(const std::string& dir,

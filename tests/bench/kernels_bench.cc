@@ -40,11 +40,15 @@ void Report(benchmark::State& state, const char* name, double each) {
 
 // The argument `type`.
 constexpr QuantFormat kFormats[] = {
-    {.bits = 4, .has_min = true},                    // 0: Q4_1
-    {.bits = 8, .offset = 128},                      // 1: Q8_0
-    {.bits = 4, .has_min = true, .k_scales = true},  // 2: Q4_K
-    {.bits = 5, .has_min = true, .k_scales = true},  // 3: Q5_K
-    {.bits = 6, .offset = 32, .k_scales = true},     // 4: Q6_K
+    {.bits = 4, .has_min = true},                                  // 0: Q4_1
+    {.bits = 8, .offset = 128},                                    // 1: Q8_0
+    {.bits = 4, .has_min = true, .factors = QuantFactors::kOf32},  // 2: Q4_K
+    {.bits = 5, .has_min = true, .factors = QuantFactors::kOf32},  // 3: Q5_K
+    {.bits = 6, .offset = 32, .factors = QuantFactors::kOf16},     // 4: Q6_K
+    {.bits = 2, .has_min = true, .factors = QuantFactors::kOf16},  // 5: Q2_K
+    {.bits = 3, .offset = 4, .factors = QuantFactors::kOf16},      // 6: Q3_K
+    {.bits = 4, .iq4 = true},                                      // 7: IQ4_NL
+    {.bits = 4, .factors = QuantFactors::kOf32, .iq4 = true},      // 8: IQ4_XS
 };
 
 PackedMatrix MakeMatrix(int rows, int cols, const QuantFormat& format) {
@@ -58,7 +62,7 @@ PackedMatrix MakeMatrix(int rows, int cols, const QuantFormat& format) {
         out->d = 0.25f;
         out->m = format.has_min ? -0.5f : 0.0f;
         out->scales[0] = 3;
-        out->scales[1] = block % 64;
+        out->mins[0] = format.has_min ? block % 16 : 0;
       });
   return *std::move(packed);
 }
@@ -113,7 +117,8 @@ BENCHMARK(BM_QuantMatmul)
     ->ArgsProduct({{2, 1}, {1, 8, 64}, {576}, {1536}, {0}})
     ->ArgsProduct({{2, 1}, {1, 8, 64}, {49152}, {576}, {1}})
     ->ArgsProduct({{2, 1}, {1}, {131072}, {1536}, {0}})
-    ->ArgsProduct({{2, 1}, {1, 8, 64}, {32768}, {2048}, {0, 1, 2, 3, 4}});
+    ->ArgsProduct(
+        {{2, 1}, {1, 8, 64}, {32768}, {2048}, {0, 1, 2, 3, 4, 5, 6, 7, 8}});
 
 // isa, M
 void BM_QuantizeRows(benchmark::State& state) {

@@ -26,6 +26,10 @@ BLOCKS = {
     "Q4_K": (12, 256, 144, [(0, 0.00014), (2, 0.00105)]),
     "Q5_K": (13, 256, 176, [(0, 0.00007), (2, 0.00105)]),
     "Q6_K": (14, 256, 210, [(208, 0.000015)]),
+    "Q2_K": (10, 256, 84, [(80, 0.001), (82, 0.0015)]),
+    "Q3_K": (11, 256, 110, [(108, 0.0005)]),
+    "IQ4_NL": (20, 32, 18, [(0, 0.0003)]),
+    "IQ4_XS": (23, 256, 136, [(0, 0.000015)]),
 }
 
 
@@ -100,7 +104,8 @@ def main():
     p.add_argument("out")
     p.add_argument("--like", required=True, help="a GGUF of architecture llama")
     p.add_argument("--type", default="Q4_K_M", choices=[
-        "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M", "Q5_K_M"])
+        "Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
+        "IQ4_XS", "Q4_K_M", "Q5_K_M"])
     p.add_argument("--layers", type=int, default=16)
     p.add_argument("--width", type=int, default=2048)
     p.add_argument("--inner", type=int, default=8192)

@@ -8,7 +8,7 @@ python=$1 make=$2/tests/xcache-tiny-model
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-types=(0 1 2 3 6 7 8 12 13 14 30)
+types=(0 1 2 3 6 7 8 10 11 12 13 14 20 23 30)
 for model in "${types[@]/#/qwen2:}" "${types[@]/#/qwen3:}" gemma3:1 gemma3:14; do
   architecture=${model%:*} type=${model#*:}  # as GGUF files number types
   "$make" "$work/model.gguf" "arch=$architecture" "type=$type" tied=0 layers=7 \

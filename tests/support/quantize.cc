@@ -155,6 +155,104 @@ void AppendQ6_K(std::string* out, std::span<const float> x) {
   *out += d_bytes;
 }
 
+// Q2_K: 16 sub-blocks with 4-bit scales and minima.
+void AppendQ2_K(std::string* out, std::span<const float> x) {
+  float scales[16], mins[16];
+  for (size_t s = 0; s < 16; ++s) {
+    const auto [low, high] = std::ranges::minmax(x.subspan(16 * s, 16));
+    mins[s] = std::max(0.0f, -low);
+    scales[s] = std::max(0.0f, high + mins[s]) / 3.0f;
+  }
+  std::string halves;
+  const float d = AppendHalf(&halves, MaxAbs(scales) / 15.0f);
+  const float dmin = AppendHalf(&halves, MaxAbs(mins) / 15.0f);
+  uint8_t factors[16], pairs[64] = {};
+  for (size_t s = 0; s < 16; ++s) {
+    factors[s] = static_cast<uint8_t>(Code(scales[s], d, 0, 15) |
+                                      Code(mins[s], dmin, 0, 15) << 4);
+  }
+  for (size_t i = 0; i < 256; ++i) {
+    const int by = factors[i / 16];
+    const int code = Code(x[i] + dmin * static_cast<float>(by >> 4),
+                          d * static_cast<float>(by & 15), 0, 3);
+    pairs[32 * (i / 128) + i % 32] |=
+        static_cast<uint8_t>(code << (2 * (i / 32 % 4)));
+  }
+  out->append(reinterpret_cast<const char*>(factors), sizeof(factors));
+  out->append(reinterpret_cast<const char*>(pairs), sizeof(pairs));
+  *out += halves;
+}
+
+// Q3_K: 16 sub-blocks with 6-bit scales, kept 32 higher.
+void AppendQ3_K(std::string* out, std::span<const float> x) {
+  float scales[16];
+  for (size_t s = 0; s < 16; ++s) {
+    scales[s] = MaxAbs(x.subspan(16 * s, 16)) / 3.5f;
+  }
+  std::string d_bytes;
+  const float d = AppendHalf(&d_bytes, MaxAbs(scales) / 31.0f);
+  uint8_t third[32] = {}, pairs[64] = {}, factors[12] = {};
+  for (size_t i = 0; i < 256; ++i) {
+    const size_t s = i / 16;
+    const int factor = Code(scales[s], d, -32, 31);
+    const int code = 4 + Code(x[i], d * static_cast<float>(factor), -4, 3);
+    third[i % 32] |= static_cast<uint8_t>((code >> 2) << (i / 32));
+    pairs[32 * (i / 128) + i % 32] |=
+        static_cast<uint8_t>((code & 3) << (2 * (i / 32 % 4)));
+    if (i % 16 != 0) continue;
+    const int stored = factor + 32;
+    factors[s % 8] |= static_cast<uint8_t>((stored & 15) << (s / 8 * 4));
+    factors[8 + s % 4] |= static_cast<uint8_t>((stored >> 4) << (2 * (s / 4)));
+  }
+  out->append(reinterpret_cast<const char*>(third), sizeof(third));
+  out->append(reinterpret_cast<const char*>(pairs), sizeof(pairs));
+  out->append(reinterpret_cast<const char*>(factors), sizeof(factors));
+  *out += d_bytes;
+}
+
+int NearestIq4(float x) {
+  constexpr float kValues[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                               1,    13,   25,  38,  53,  69,  89,  113};
+  int best = 0;
+  for (int i = 1; i < 16; ++i) {
+    if (std::fabs(x - kValues[i]) < std::fabs(x - kValues[best])) best = i;
+  }
+  return best;
+}
+
+// 32 codes of IQ4_NL or of a sub-block of IQ4_XS; `step` is its scale.
+void AppendIq4Codes(std::string* out, std::span<const float> x, float step) {
+  const float inverse = step == 0.0f ? 0.0f : 1.0f / step;
+  for (size_t j = 0; j < 16; ++j) {
+    Append(out, static_cast<uint8_t>(NearestIq4(x[j] * inverse) |
+                                     NearestIq4(x[j + 16] * inverse) << 4));
+  }
+}
+
+void AppendIQ4_NL(std::string* out, std::span<const float> x) {
+  AppendIq4Codes(out, x, AppendHalf(out, MaxAbs(x) / 120.0f));
+}
+
+// IQ4_XS: 8 sub-blocks with 6-bit scales, kept 32 higher.
+void AppendIQ4_XS(std::string* out, std::span<const float> x) {
+  const float d = AppendHalf(out, MaxAbs(x) / 120.0f / 31.0f);
+  int factors[8];
+  uint16_t high = 0;
+  uint8_t low[4] = {};
+  for (size_t s = 0; s < 8; ++s) {
+    factors[s] = Code(MaxAbs(x.subspan(32 * s, 32)) / 120.0f, d, -32, 31);
+    const int stored = factors[s] + 32;
+    high = static_cast<uint16_t>(high | (stored >> 4) << (2 * s));
+    low[s / 2] |= static_cast<uint8_t>((stored & 15) << (s % 2 * 4));
+  }
+  Append(out, high);
+  out->append(reinterpret_cast<const char*>(low), sizeof(low));
+  for (size_t s = 0; s < 8; ++s) {
+    AppendIq4Codes(out, x.subspan(32 * s, 32),
+                   d * static_cast<float>(factors[s]));
+  }
+}
+
 }  // namespace
 
 std::string Quantize(GgufType type, std::span<const float> values) {
@@ -190,6 +288,18 @@ std::string Quantize(GgufType type, std::span<const float> values) {
         break;
       case GgufType::kQ8_0:
         AppendQ8_0(&out, x);
+        break;
+      case GgufType::kQ2_K:
+        AppendQ2_K(&out, x);
+        break;
+      case GgufType::kQ3_K:
+        AppendQ3_K(&out, x);
+        break;
+      case GgufType::kIQ4_NL:
+        AppendIQ4_NL(&out, x);
+        break;
+      case GgufType::kIQ4_XS:
+        AppendIQ4_XS(&out, x);
         break;
       case GgufType::kQ4_K:
         AppendKPairs(&out, x, 4);

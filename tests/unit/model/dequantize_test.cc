@@ -15,9 +15,10 @@ namespace xcache {
 namespace {
 
 constexpr GgufType kTypes[] = {
-    GgufType::kF32,  GgufType::kF16,  GgufType::kBF16, GgufType::kQ4_0,
-    GgufType::kQ4_1, GgufType::kQ5_0, GgufType::kQ5_1, GgufType::kQ8_0,
-    GgufType::kQ4_K, GgufType::kQ5_K, GgufType::kQ6_K};
+    GgufType::kF32,  GgufType::kF16,    GgufType::kBF16,  GgufType::kQ4_0,
+    GgufType::kQ4_1, GgufType::kQ5_0,   GgufType::kQ5_1,  GgufType::kQ8_0,
+    GgufType::kQ4_K, GgufType::kQ5_K,   GgufType::kQ6_K,  GgufType::kQ2_K,
+    GgufType::kQ3_K, GgufType::kIQ4_NL, GgufType::kIQ4_XS};
 
 std::vector<uint8_t> FromHex(const std::string& hex) {
   std::vector<uint8_t> bytes;
@@ -85,7 +86,9 @@ TEST(DequantizeTest, RowsAreFoundByTheirIndex) {
         power += x * x;
       }
       // A 4-bit code of a sine: steps of 2/15, error of rms step/sqrt(12).
-      EXPECT_LT(error / power, 0.02) << InfoOf(type)->name << " row " << r;
+      const bool coarse = type == GgufType::kQ2_K || type == GgufType::kQ3_K;
+      EXPECT_LT(error / power, coarse ? 0.1 : 0.02)
+          << InfoOf(type)->name << " row " << r;
     }
   }
 }

@@ -207,7 +207,8 @@ std::vector<Reference> TinyModels() {
     for (const GgufType type :
          {GgufType::kF32, GgufType::kF16, GgufType::kBF16, GgufType::kQ4_0,
           GgufType::kQ4_1, GgufType::kQ5_0, GgufType::kQ5_1, GgufType::kQ8_0,
-          GgufType::kQ4_K, GgufType::kQ5_K, GgufType::kQ6_K}) {
+          GgufType::kQ4_K, GgufType::kQ5_K, GgufType::kQ6_K, GgufType::kQ2_K,
+          GgufType::kQ3_K, GgufType::kIQ4_NL, GgufType::kIQ4_XS}) {
       out.push_back(Tiny(architecture, type));
     }
   }

@@ -250,7 +250,8 @@ TEST(ModelTest, EveryTensorTypeLoads) {
   for (GgufType type :
        {GgufType::kF32, GgufType::kF16, GgufType::kBF16, GgufType::kQ4_0,
         GgufType::kQ4_1, GgufType::kQ5_0, GgufType::kQ5_1, GgufType::kQ8_0,
-        GgufType::kQ4_K, GgufType::kQ5_K, GgufType::kQ6_K}) {
+        GgufType::kQ4_K, GgufType::kQ5_K, GgufType::kQ6_K, GgufType::kQ2_K,
+        GgufType::kQ3_K, GgufType::kIQ4_NL, GgufType::kIQ4_XS}) {
     TinyModelOptions options;
     options.num_layers = 1;
     options.d_model = 256;

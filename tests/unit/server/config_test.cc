@@ -226,6 +226,16 @@ TEST_F(ConfigTest, RestoreAndSpeculateAreOneOfThree) {
               HasSubstr("--speculate"));
 }
 
+TEST_F(ConfigTest, PackedWeightsAreKeptWhereTheFlagSays) {
+  EXPECT_EQ(Parse({"--model", "m"})->config.weights_cache_dir, "");
+  EXPECT_EQ(Parse({"--model", "m", "--weights-cache", "/var/w"})
+                ->config.weights_cache_dir,
+            "/var/w");
+  EXPECT_EQ(Parse({"--model", "m", "--weights-cache", "none"})
+                ->config.weights_cache_dir,
+            "");
+}
+
 TEST_F(ConfigTest, StoreNoneIsMemoryOnly) {
   const auto parsed = Parse({"--model", "m", "--store-dir", "none"});
   ASSERT_TRUE(parsed.ok());

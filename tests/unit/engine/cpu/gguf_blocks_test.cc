@@ -88,13 +88,13 @@ TEST_P(GgufBlocksTest, BlocksAreTheDequantizedWeights) {
       for (int i = 0; i < 32; ++i) {
         ASSERT_LT(w.codes[i], 1 << format->bits);
         float d = w.d, m = w.m;
-        if (format->k_scales) {
-          const int factor = w.scales[format->has_min ? 0 : i / 16];
-          d *= static_cast<float>(factor);
-          m *= static_cast<float>(w.scales[1]);
+        if (format->factors != QuantFactors::kNone) {
+          const int h = format->factors == QuantFactors::kOf16 ? i / 16 : 0;
+          d *= static_cast<float>(w.scales[h]);
+          m *= static_cast<float>(w.mins[h]);
         }
         const float actual =
-            d * static_cast<float>(w.codes[i] - format->offset) + m;
+            d * static_cast<float>(QuantValue(*format, w.codes[i])) + m;
         const float want = expected[static_cast<size_t>(32 * block + i)];
         // Exact, in one rounding or another of the same terms.
         const float tolerance = 2e-7f * (std::fabs(want) + 2 * std::fabs(m));
@@ -121,8 +121,9 @@ TEST_P(PackedRowsTest, AreTheDequantizedOnesBitForBit) {
 }
 
 constexpr GgufType kQuantized[] = {
-    GgufType::kQ4_0, GgufType::kQ4_1, GgufType::kQ5_0, GgufType::kQ5_1,
-    GgufType::kQ8_0, GgufType::kQ4_K, GgufType::kQ5_K, GgufType::kQ6_K};
+    GgufType::kQ4_0, GgufType::kQ4_1, GgufType::kQ5_0,   GgufType::kQ5_1,
+    GgufType::kQ8_0, GgufType::kQ2_K, GgufType::kQ3_K,   GgufType::kQ4_K,
+    GgufType::kQ5_K, GgufType::kQ6_K, GgufType::kIQ4_NL, GgufType::kIQ4_XS};
 constexpr GgufType kFloats[] = {GgufType::kF32, GgufType::kF16,
                                 GgufType::kBF16};
 

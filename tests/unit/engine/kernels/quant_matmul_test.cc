@@ -20,23 +20,31 @@ constexpr QuantFormat kFormats[] = {
     {.bits = 5, .offset = 16},
     {.bits = 5, .has_min = true},
     {.bits = 8, .offset = 128},
-    {.bits = 4, .has_min = true, .k_scales = true},
-    {.bits = 5, .has_min = true, .k_scales = true},
-    {.bits = 6, .offset = 32, .k_scales = true},
-    {.bits = 6, .offset = 128, .k_scales = true},
+    {.bits = 4, .has_min = true, .factors = QuantFactors::kOf32},
+    {.bits = 5, .has_min = true, .factors = QuantFactors::kOf32},
+    {.bits = 6, .offset = 32, .factors = QuantFactors::kOf16},
+    {.bits = 6, .offset = 128, .factors = QuantFactors::kOf16},
+    {.bits = 2, .has_min = true, .factors = QuantFactors::kOf16},
+    {.bits = 3, .offset = 4, .factors = QuantFactors::kOf16},
+    {.bits = 4, .iq4 = true},
+    {.bits = 4, .factors = QuantFactors::kOf32, .iq4 = true},
     {.bits = 4},
     {.bits = 8},
 };
 
+bool HasFactors(const QuantFormat& format) {
+  return format.factors != QuantFactors::kNone;
+}
+
 // Inputs as a format takes them: `k`, or 1, 2, 3, .. times 256 as k grows.
 int ColsOf(const QuantFormat& format, int k) {
-  return format.k_scales ? 256 * (k / 64 + 1) : k;
+  return HasFactors(format) ? 256 * (k / 64 + 1) : k;
 }
 
 std::string Name(const QuantFormat& f) {
   return absl::StrCat(f.bits, " bits, offset ", f.offset,
-                      f.has_min ? ", a minimum" : "",
-                      f.k_scales ? ", integer scales" : "");
+                      f.has_min ? ", a minimum" : "", f.iq4 ? ", a table" : "",
+                      ", integer scales ", static_cast<int>(f.factors));
 }
 
 WeightBlock MakeBlock(const QuantFormat& format, int row, int block) {
@@ -51,18 +59,26 @@ WeightBlock MakeBlock(const QuantFormat& format, int row, int block) {
   const bool high = row % 5 == 0, low = row % 5 == 1;
   if (high) std::fill_n(result.codes, 32, (1 << format.bits) - 1);
   if (low) std::fill_n(result.codes, 32, uint8_t{0});
-  std::mt19937& of_scales = format.k_scales ? shared : bits;
+  std::mt19937& of_scales = HasFactors(format) ? shared : bits;
   const auto random = [&] {
     const float x = static_cast<float>(of_scales() % 2048) / 1024.0f - 1.0f;
     return F16ToF32(F32ToF16(x));
   };
   result.d = random();
   if (format.has_min) result.m = random();
-  if (format.k_scales) {
-    for (int& scale : result.scales) {
-      scale = static_cast<int>(bits() % 256) - (format.has_min ? 0 : 128);
-      if (high && row % 2 == 0) scale = format.has_min ? 255 : -128;
-      if (low && row % 2 == 0) scale = format.has_min ? 0 : 127;
+  if (HasFactors(format)) {
+    // In [-128, 127], or of as many bits as the format has beside minima.
+    const bool halves = format.factors == QuantFactors::kOf16;
+    const int least = format.has_min ? 0 : -128;
+    const int most = !format.has_min ? 127 : halves ? 15 : 63;
+    for (size_t h = 0; h < (halves ? 2 : 1); ++h) {
+      const auto factor = [&] {
+        if (high && row % 2 == 0) return format.has_min ? most : least;
+        if (low && row % 2 == 0) return format.has_min ? least : most;
+        return least + static_cast<int>(bits() % 256) % (most - least + 1);
+      };
+      result.scales[h] = factor();
+      if (format.has_min) result.mins[h] = factor();
     }
   }
   return result;
@@ -160,8 +176,7 @@ TEST_P(QuantMatmulTest, QuantizedRowsAreWithinHalfAStep) {
       const int8_t* first = codes + b * 32 + half * 16;
       sums[half] = static_cast<int16_t>(std::accumulate(first, first + 16, 0));
     }
-    EXPECT_EQ(scales[3 + b],
-              scales[b] * static_cast<float>(sums[0] + sums[1]));
+    EXPECT_EQ(scales[3 + b], scales[b] * static_cast<float>(sums[0] + sums[1]));
     std::memcpy(found, a.rows.data + cols + 24 + b * 4, 4);
     EXPECT_EQ(found[0], sums[0]);
     EXPECT_EQ(found[1], sums[1]);
@@ -221,9 +236,9 @@ TEST_P(QuantMatmulTest, ExtremeActivationsDoNotSaturate) {
 
 TEST_P(QuantMatmulTest, RowsDependNeitherOnOtherRowsNorOnPanelSplits) {
   const int m = 17, n = 70;
-  for (const QuantFormat& format :
-       {kFormats[1], kFormats[4], kFormats[5], kFormats[7]}) {
-    const int k = format.k_scales ? 256 : 96;
+  for (const QuantFormat& format : {kFormats[1], kFormats[4], kFormats[5],
+                                    kFormats[7], kFormats[9], kFormats[12]}) {
+    const int k = HasFactors(format) ? 256 : 96;
     const PackedMatrix w = Pack(format, n, k);
     const std::vector<float> x =
         MakeValues(Values::kNormal, static_cast<size_t>(m * k), 24);
@@ -300,15 +315,12 @@ TEST(QuantMatmulRefTest, MatchesDoubleWithinTheRoundingBound) {
           const WeightBlock block = MakeBlock(format, j, b);
           double dot = 0.0, sum = 0.0;
           for (int e = 0; e < 32; ++e) {
+            const int h = format.factors == QuantFactors::kOf16 ? e / 16 : 0;
             const double code = static_cast<int8_t>(row[b * 32 + e]);
-            double weight = block.codes[e] - format.offset;
-            if (format.k_scales) {
-              weight *= block.scales[format.has_min ? 0 : e / 16];
-            }
-            dot += code * weight;
-            sum += code;
+            const int value = QuantValue(format, block.codes[e]);
+            dot += code * value * (HasFactors(format) ? block.scales[h] : 1);
+            sum += code * (HasFactors(format) ? block.mins[h] : 1);
           }
-          if (format.k_scales) sum *= block.scales[1];
           const double s = scales[b];
           exact += s * block.d * dot + s * block.m * sum;
           magnitude +=
@@ -343,7 +355,9 @@ TEST(PackedMatrixTest, RefusesWhatItCannotHold) {
   EXPECT_EQ(code(3, 64, {.bits = 8, .has_min = true}, good), invalid);
   EXPECT_EQ(code(3, 64, {.bits = 4, .offset = 8, .has_min = true}, good),
             invalid);
-  EXPECT_EQ(code(3, 256, {.bits = 4, .k_scales = true}, good), invalid);
+  EXPECT_EQ(code(3, 256, {.bits = 4, .factors = QuantFactors::kOf16}, good),
+            invalid);
+  EXPECT_EQ(code(3, 256, {.bits = 4, .offset = 8, .iq4 = true}, good), invalid);
 
   WeightBlock big_code = good;
   big_code.codes[31] = 16;
@@ -363,24 +377,30 @@ TEST(PackedMatrixTest, RefusesWhatItCannotHold) {
 }
 
 TEST(PackedMatrixTest, RefusesFactorsThatItCannotHold) {
-  const QuantFormat with_min = {.bits = 4, .has_min = true, .k_scales = true};
-  const QuantFormat halves = {.bits = 6, .offset = 32, .k_scales = true};
+  const QuantFormat with_min = {
+      .bits = 4, .has_min = true, .factors = QuantFactors::kOf32};
+  const QuantFormat halves = {
+      .bits = 6, .offset = 32, .factors = QuantFactors::kOf16};
   const auto ok = [](const QuantFormat& format, int cols, int factor,
                      float last_d) {
     const auto packed = PackedMatrix::Pack(
         2, cols, format, [&](int, int block, WeightBlock* out) {
           out->d = block == cols / kQuantBlock - 1 ? last_d : 0.5f;
-          out->scales[1] = factor;
+          out->scales[0] = factor;
         });
     return packed.ok();
   };
-  EXPECT_TRUE(ok(with_min, 512, 255, 0.5f));
-  EXPECT_FALSE(ok(with_min, 512, 256, 0.5f));
+  EXPECT_TRUE(ok(with_min, 512, 63, 0.5f));
+  EXPECT_FALSE(ok(with_min, 512, 64, 0.5f));
   EXPECT_FALSE(ok(with_min, 512, -1, 0.5f));
   EXPECT_TRUE(ok(halves, 512, -128, 0.5f));
   EXPECT_FALSE(ok(halves, 512, 128, 0.5f));
   EXPECT_FALSE(ok(halves, 512, 1, 0.25f));  // not that of its eight blocks
   EXPECT_FALSE(ok(halves, 320, 1, 0.5f));
+  const QuantFormat nibbles = {
+      .bits = 2, .has_min = true, .factors = QuantFactors::kOf16};
+  EXPECT_TRUE(ok(nibbles, 512, 15, 0.5f));
+  EXPECT_FALSE(ok(nibbles, 512, 16, 0.5f));
 }
 
 TEST(PackedMatrixTest, TakesItsOwnBits) {
@@ -393,9 +413,20 @@ TEST(PackedMatrixTest, TakesItsOwnBits) {
   EXPECT_EQ(bits({.bits = 5, .offset = 16}), 5.5);
   EXPECT_EQ(bits({.bits = 5, .has_min = true}), 6.0);
   EXPECT_EQ(bits({.bits = 8, .offset = 128}), 8.5);
-  EXPECT_EQ(bits({.bits = 4, .has_min = true, .k_scales = true}), 4.625);
-  EXPECT_EQ(bits({.bits = 5, .has_min = true, .k_scales = true}), 5.625);
-  EXPECT_EQ(bits({.bits = 6, .offset = 32, .k_scales = true}), 6.5625);
+  EXPECT_EQ(bits({.bits = 4, .has_min = true, .factors = QuantFactors::kOf32}),
+            4.5);
+  EXPECT_EQ(bits({.bits = 5, .has_min = true, .factors = QuantFactors::kOf32}),
+            5.5);
+  EXPECT_EQ(bits({.bits = 6, .offset = 32, .factors = QuantFactors::kOf16}),
+            6.5625);
+  EXPECT_EQ(bits({.bits = 2, .has_min = true, .factors = QuantFactors::kOf16}),
+            2.625);
+  // 6-bit scales are kept in 8 bits: the file has 3.4375 and 4.25.
+  EXPECT_EQ(bits({.bits = 3, .offset = 4, .factors = QuantFactors::kOf16}),
+            3.5625);
+  EXPECT_EQ(bits({.bits = 4, .iq4 = true}), 4.5);
+  EXPECT_EQ(bits({.bits = 4, .factors = QuantFactors::kOf32, .iq4 = true}),
+            4.3125);
 }
 
 TEST(WeightArenaTest, HoldsManyMatricesApart) {
