@@ -77,15 +77,16 @@ class Load:
             self.problems.append(error)
 
     def step(self, rng, client, mine, number):
-        if not mine or rng.random() < 0.3:
-            mine.append(f"s{number}-{rng.randrange(1 << 40)}")
-            client.sessions.CreateSession(spb.CreateSessionRequest(
-                id=mine[-1], codec=rng.choice(CODECS),
-                system_prompt=text(rng, 20)))
         if len(mine) > 20:
             gone = mine.pop(rng.randrange(len(mine)))
             client.sessions.DeleteSession(spb.DeleteSessionRequest(id=gone))
         try:
+            if not mine or rng.random() < 0.3:
+                new = f"s{number}-{rng.randrange(1 << 40)}"
+                client.sessions.CreateSession(spb.CreateSessionRequest(
+                    id=new, codec=rng.choice(CODECS),
+                    system_prompt=text(rng, 20)))
+                mine.append(new)
             client.chat(rng.choice(mine), text(rng, rng.choice([5, 60, 150])),
                         params=params(max_tokens=8, ignore_eos=True))
             self.turns += 1

@@ -35,7 +35,7 @@ def peak_bytes(server):
 
 
 def answer(server):
-    return server.client().chat("s", "What is on the shelf?", params=params(
+    return server.client().chat("", "What is on the shelf?", params=params(
         max_tokens=12, ignore_eos=True, logprobs=1)).bits
 
 
