@@ -165,15 +165,20 @@ class Rebuild {
     options.paranoid_checks = false;
     status = read();
     if (!repaired.ok() || !status.ok()) {
-      XC_LOG_WARN("the repair failed", "repaired={} detail={}",
-                  LogValue(repaired.ToString()),
-                  LogValue(std::string(status.message())));
+      XC_LOG_WARN(
+          "the repair failed: what is in its tables is taken, which may "
+          "bring deleted sessions back",
+          "repaired={} detail={}", LogValue(repaired.ToString()),
+          LogValue(std::string(status.message())));
+      // So it does where a kill left a table beside what was made of it: the
+      // logs are tables by then.
+      ReadTables(scratch, options);
     }
-    ReadLeftOut(scratch + "/lost", options);
+    // Those with a damaged block, which RocksDB's repair leaves out.
+    ReadTables(scratch + "/lost", options);
   }
 
-  // RocksDB's repair leaves out a table with a damaged block.
-  void ReadLeftOut(const std::string& folder, const rocksdb::Options& options) {
+  void ReadTables(const std::string& folder, const rocksdb::Options& options) {
     std::error_code error;
     for (const auto& file : fs::directory_iterator(folder, error)) {
       if (file.path().extension() != ".sst") continue;
