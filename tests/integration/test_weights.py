@@ -44,12 +44,13 @@ def answer(server):
 @pytest.mark.parametrize("start", ["packed", "read"])
 def test_weights_are_in_memory_once(heavy_model, light_model, tmp_path, start):
     """From the first byte read to the end: a file's bytes go as they are
-    packed. What the program has without weights is taken off."""
+    packed. What the program has without weights is taken off. Each thread has
+    a part of them at hand."""
     peaks, sizes = [], []
     for name, model in ("heavy", heavy_model), ("light", light_model):
         folder = tmp_path / name
         folder.mkdir()
-        flags = ("--weights-cache", folder / "weights")
+        flags = ("--weights-cache", folder / "weights", "--threads", "2")
         if start == "read":
             with harness.Server(model, folder, *flags) as server:
                 server.stop()

@@ -271,7 +271,9 @@ TEST(ModelTest, EveryTensorTypeLoads) {
       }
     }
     EXPECT_NEAR(sum / 65536, 0.0, 0.002) << InfoOf(type)->name;
-    EXPECT_NEAR(std::sqrt(squares / 65536), 1.5 / 16, 0.003)
+    // Of two bits a weight the rounding shows.
+    EXPECT_NEAR(std::sqrt(squares / 65536), 1.5 / 16,
+                type == GgufType::kQ2_K ? 0.01 : 0.003)
         << InfoOf(type)->name;
   }
 }
