@@ -7,15 +7,8 @@ import requests
 
 import harness
 from harness import user
-from openai_fixtures import HTTP
+from openai_fixtures import server  # noqa: F401
 from xcache.v1 import sessions_pb2
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model, tmp_path_factory):
-    with harness.Server(tiny_model, tmp_path_factory.mktemp("sessions"),
-                        *HTTP) as running:
-        yield running
 
 
 @pytest.fixture

@@ -20,18 +20,6 @@ Harness::Options Wide() {
   return options;
 }
 
-// The turn's answer is the one that is computed from nothing, and its tokens
-// are reused or computed, each once.
-FinalInfo Ask(Harness& h, const std::string& id, const std::string& text) {
-  const std::vector<TokenId> prompt = h.PromptOf(h.Record(id), text);
-  const auto sink = h.Chat(h.Turn(id, text));
-  EXPECT_TRUE(sink->status().ok()) << sink->status();
-  EXPECT_EQ(sink->text(), h.Greedy(prompt));
-  const FinalInfo final = sink->final();
-  EXPECT_EQ(final.reused.total() + final.prefilled_tokens, final.prompt_tokens);
-  return final;
-}
-
 uint64_t Windows(uint64_t num_tokens) { return num_tokens / 256 * 256; }
 
 TEST(CoreExactWindowTest, ASessionComesBackWithItsFullWindows) {

@@ -2,6 +2,8 @@
 #ifndef XCACHE_TESTS_UNIT_SERVER_CORE_CORE_HARNESS_H_
 #define XCACHE_TESTS_UNIT_SERVER_CORE_CORE_HARNESS_H_
 
+#include <gtest/gtest.h>
+
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -244,6 +246,19 @@ inline GenerateRequest RawPrompt(size_t n, uint32_t seed, int64_t max_tokens) {
   request.options.max_tokens = max_tokens;
   request.options.ignore_eos = true;
   return request;
+}
+
+// A turn of a session. Its answer is the one that is computed from nothing, and
+// its tokens are reused or computed, each once.
+inline FinalInfo Ask(Harness& h, const std::string& id,
+                     const std::string& text) {
+  const std::vector<TokenId> prompt = h.PromptOf(h.Record(id), text);
+  const auto sink = h.Chat(h.Turn(id, text));
+  EXPECT_TRUE(sink->status().ok()) << sink->status();
+  EXPECT_EQ(sink->text(), h.Greedy(prompt));
+  const FinalInfo final = sink->final();
+  EXPECT_EQ(final.reused.total() + final.prefilled_tokens, final.prompt_tokens);
+  return final;
 }
 
 inline std::shared_ptr<CollectSink> Start(Harness& h, GenerateRequest request) {
